@@ -1,0 +1,59 @@
+"""KV cache: a list of LayerCache, one per layer, each k and v [B J S D]; new rows in -> the same cache, written.
+
+Columns are positions. A row of length 3 in a cache of S = 6, writing its next position:
+
+    start = 3          | k0 k1 k2 .. .. .. |   ->   | k0 k1 k2 k3 .. .. |
+    visible (mask)     | 1  1  1  1  0  0  |   columns j <= position of the query
+
+What lies beyond a row's position is garbage (a longer neighbour's padding, an earlier owner's tail): it is overwritten
+by the very step that makes it visible, so nothing is ever cleared and rows cannot see one another.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from qwen3_jax.shapes import Bool, Float, Int
+
+
+class LayerCache(NamedTuple):
+    """Keys (rotated) and values of one layer."""
+
+    k: jax.Array  # [B J S D]
+    v: jax.Array  # [B J S D]
+
+
+KVCache = list[LayerCache]
+
+
+def empty(layers: int, rows: int, kv_heads: int, columns: int, head_dim: int, dtype: jnp.dtype) -> KVCache:
+    """A cache of zeros for ``layers`` layers. Bytes: 2 x layers x B x J x S x D x itemsize."""
+    shape = (rows, kv_heads, columns, head_dim)
+    return [LayerCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for _ in range(layers)]
+
+
+def write(cache: LayerCache, k: Float["B T J D"], v: Float["B T J D"], start: Int["B"]) -> LayerCache:
+    """Write T new columns into each row, from that row's own ``start``; start + T <= S is the caller's promise."""
+
+    def put(row: Float["J S D"], new: Float["J T D"], at: Int[""]) -> Float["J S D"]:
+        return jax.lax.dynamic_update_slice(row, new, (0, at, 0))
+
+    put_rows = jax.vmap(put)
+    return LayerCache(
+        put_rows(cache.k, jnp.swapaxes(k, 1, 2).astype(cache.k.dtype), start),
+        put_rows(cache.v, jnp.swapaxes(v, 1, 2).astype(cache.v.dtype), start),
+    )
+
+
+def causal_mask(start: Int["B"], length: int, columns: int) -> Bool["B T S"]:
+    """Query t of a row (at position start + t) sees columns 0 .. start + t."""
+    positions = start[:, None] + jnp.arange(length)
+    return jnp.arange(columns) <= positions[..., None]
+
+
+def grow(cache: KVCache, columns: int) -> KVCache:
+    """The same cache with S = ``columns`` (not fewer than it has)."""
+    extra = columns - cache[0].k.shape[2]
+    widths = ((0, 0), (0, 0), (0, extra), (0, 0))
+    return cache if extra == 0 else [LayerCache(jnp.pad(c.k, widths), jnp.pad(c.v, widths)) for c in cache]

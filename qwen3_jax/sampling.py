@@ -1,0 +1,118 @@
+"""Logits [B V] float32 -> ids [B] int32, every parameter traced and per row, so that no request recompiles anything.
+
+The order is that of transformers' generate (generation/logits_process.py): repetition penalty, suppressed ids, minimum
+length, then temperature, top-k, top-p. A row draws with its own key: its ids do not depend on who shares the batch.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import msgspec
+
+from qwen3_jax.config import GenerationConfig
+from qwen3_jax.shapes import F32, Bool, Int, Key
+
+MIN_FRAMES = 2  # min_new_tokens of the published package
+
+
+class Sampling(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How a request draws; names as in ``generation_config.json`` (``subtalker_`` is the code predictor).
+
+    Raises:
+        ValueError: temperature not above 0, top_k below 0 (0 = off), top_p outside (0, 1], repetition_penalty not above 0.
+    """
+
+    do_sample: bool = True
+    temperature: float = 0.9
+    top_k: int = 50
+    top_p: float = 1.0
+    repetition_penalty: float = 1.05
+    subtalker_dosample: bool = True
+    subtalker_temperature: float = 0.9
+    subtalker_top_k: int = 50
+    subtalker_top_p: float = 1.0
+
+    def __post_init__(self) -> None:
+        for prefix in ("", "subtalker_"):
+            temperature, top_k, top_p = (getattr(self, prefix + name) for name in ("temperature", "top_k", "top_p"))
+            if not temperature > 0:
+                switch = "do_sample" if not prefix else "subtalker_dosample"
+                raise ValueError(f"{prefix}temperature = {temperature}: must be above 0 (for greedy decoding set {switch}=False)")
+            if top_k < 0:
+                raise ValueError(f"{prefix}top_k = {top_k}: must be 0 (off) or more")
+            if not 0 < top_p <= 1:
+                raise ValueError(f"{prefix}top_p = {top_p}: must be above 0 and at most 1 (1 = off)")
+        if not self.repetition_penalty > 0:
+            raise ValueError(f"repetition_penalty = {self.repetition_penalty}: must be above 0 (1 = off)")
+
+    @classmethod
+    def defaults(cls, config: GenerationConfig) -> "Sampling":
+        """The checkpoint's own defaults."""
+        return cls(**{name: getattr(config, name) for name in cls.__struct_fields__})
+
+
+class Draws(NamedTuple):
+    """One drawing rule per row."""
+
+    sample: Bool["B"]  # else the most likely id
+    temperature: F32["B"]
+    top_k: Int["B"]  # 0 = off
+    top_p: F32["B"]
+
+
+class Rules(NamedTuple):
+    """Everything that a batch draws by."""
+
+    talker: Draws
+    predictor: Draws
+    penalty: F32["B"]
+
+
+def rules(rows: list[Sampling]) -> Rules:
+    """Host values -> device rows."""
+
+    def draws(prefix: str, switch: str) -> Draws:
+        return Draws(
+            jnp.array([getattr(row, switch) for row in rows], bool),
+            jnp.array([getattr(row, prefix + "temperature") for row in rows], jnp.float32),
+            jnp.array([getattr(row, prefix + "top_k") for row in rows], jnp.int32),
+            jnp.array([getattr(row, prefix + "top_p") for row in rows], jnp.float32),
+        )
+
+    penalty = jnp.array([row.repetition_penalty for row in rows], jnp.float32)
+    return Rules(draws("", "do_sample"), draws("subtalker_", "subtalker_dosample"), penalty)
+
+
+def restrict(logits: F32["B V"], seen: Bool["B V"], step: Int["B"], penalty: F32["B"], eos_id: int) -> F32["B V"]:
+    """Penalty over book-0 ids generated so far, suppression of the control ids (last 1024, but not eos), minimum length."""
+    penalty = penalty[:, None]
+    logits = jnp.where(seen, jnp.where(logits < 0, logits * penalty, logits / penalty), logits)
+    ids = jnp.arange(logits.shape[1])
+    banned = (ids >= logits.shape[1] - 1024) & (ids != eos_id) | (ids == eos_id) & (step[:, None] < MIN_FRAMES)
+    return jnp.where(banned, -jnp.inf, logits)
+
+
+def draw(logits: F32["B V"], keys: Key["B"], by: Draws) -> Int["B"]:
+    """One id per row."""
+    likeliest = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+
+    def sampled() -> jax.Array:
+        kept = _filter(logits / by.temperature[:, None], by.top_k, by.top_p)
+        noise = jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[1:], jnp.float32))(keys)
+        return jnp.where(by.sample, jnp.argmax(kept + noise, axis=-1).astype(jnp.int32), likeliest)
+
+    return jax.lax.cond(jnp.any(by.sample), sampled, lambda: likeliest)
+
+
+def _filter(logits: F32["B V"], top_k: Int["B"], top_p: F32["B"]) -> F32["B V"]:
+    """Keep the k likeliest (ties with the k-th stay), then those before which less than top_p of the mass lies."""
+    size = logits.shape[1]
+    ordered = jnp.sort(logits, axis=-1, descending=True)
+    last = jnp.where(top_k > 0, jnp.minimum(top_k, size), size) - 1
+    floor = jnp.take_along_axis(ordered, last[:, None], axis=-1)
+    mass = jax.nn.softmax(jnp.where(ordered >= floor, ordered, -jnp.inf), axis=-1)
+    before = jnp.cumsum(mass, axis=-1) - mass
+    inside = ((before < top_p[:, None]) | (top_p[:, None] >= 1)) & (ordered >= floor)
+    floor = jnp.min(jnp.where(inside, ordered, jnp.inf), axis=-1, keepdims=True)
+    return jnp.where(logits >= floor, logits, -jnp.inf)
