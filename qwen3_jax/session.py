@@ -1,0 +1,139 @@
+"""Requests of one batch -> chunks of pcm [B N*1920] float32 at 24 kHz, the codec inside the same compiled call.
+
+A Session owns its state and hands it through ``speak_chunk``, which donates it: nothing is computed twice and no audio is
+decoded again for context. Rows are padded to a batch bucket by rows that have ended before they begin.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from qwen3_jax import generate
+from qwen3_jax.codec.decoder import DecoderState, init_state
+from qwen3_jax.generate import FINISH_REASONS, GenState, bucket
+from qwen3_jax.model import Model
+from qwen3_jax.prompt import Prompt
+from qwen3_jax.sampling import Sampling, rules
+from qwen3_jax.shapes import F32, Int, NpF32, NpInt
+
+BATCH_BUCKETS = (1, 2, 4, 8, 16, 32)
+REFERENCE_BUCKETS = (64, 128, 256, 512, 1024)  # frames of reference that prime the codec; one trace each
+
+
+class Request(NamedTuple):
+    """One row of a batch."""
+
+    prompt: Prompt
+    sampling: Sampling
+    seed: int
+    max_frames: int
+    reference_codes: NpInt["N K"] | None = None  # in-context cloning: what the codec has "said" before
+
+
+class Piece(NamedTuple):
+    """What one row got from one chunk."""
+
+    pcm: NpF32["F"]  # 1920 samples a frame
+    codes: NpInt["N K"]
+
+
+@functools.partial(jax.jit, static_argnames=("talker_graph", "decoder_graph", "size"), donate_argnames=("state", "codec_state"))
+def speak_chunk(
+    talker_graph: Any, decoder_graph: Any, talker: Any, decoder: Any, state: GenState, codec_state: DecoderState, *, size: int
+) -> tuple[GenState, DecoderState, Int["B N K"], Int["B"], F32["B F"]]:
+    """``size`` frames of every row, from its text to its samples. Rows that end midway have fewer; see the counts."""
+    state, made = generate.chunk(nnx.merge(talker_graph, talker), state, jnp.int32(size), size)
+    codes = jnp.swapaxes(made.codes, 0, 1)
+    pcm, codec_state = nnx.merge(decoder_graph, decoder)(codes, codec_state)
+    return state, codec_state, codes, made.counts, pcm
+
+
+@functools.partial(jax.jit, static_argnames=("graph",), donate_argnames=("state",))
+def prime(graph: Any, decoder: Any, codes: Int["B N K"], valid: Int["B"], state: DecoderState) -> DecoderState:
+    """The codec's state after each row's first ``valid`` frames; their audio is not kept."""
+    return nnx.merge(graph, decoder)(codes, state, valid)[1]
+
+
+class Session:
+    """One batch from prefill to its end.
+
+    Args:
+        model: the checkpoint.
+        requests: at most ``BATCH_BUCKETS[-1]``.
+
+    Raises:
+        ValueError: too many requests, or one that does not fit.
+    """
+
+    def __init__(self, model: Model, requests: Sequence[Request]) -> None:
+        self._model = model
+        self._count = len(requests)
+        rows = bucket(self._count, BATCH_BUCKETS, "requests in one batch")
+        padded = [*requests, *[requests[0]._replace(max_frames=0, reference_codes=None)] * (rows - self._count)]
+        prompts = generate.stack([request.prompt for request in padded], model.config.talker_config.hidden_size)
+        self._position = int(prompts.length.max()) - 1
+        self._columns = generate.columns_for(prompts.text.shape[1], 1)
+        self._state = generate.prefill(
+            model.graphs.talker,
+            model.params["talker"],
+            prompts,
+            jnp.stack([jax.random.key(request.seed) for request in padded]),
+            rules([request.sampling for request in padded]),
+            np.array([request.max_frames for request in padded], np.int32),
+            np.int32(model.config.tts_pad_token_id),
+            columns=self._columns,
+        )
+        self._codec_state = self._primed([request.reference_codes for request in padded])
+
+    def _primed(self, references: list[NpInt["N K"] | None]) -> DecoderState:
+        config = self._model.codec_config.decoder_config
+        state = init_state(config, len(references))
+        lengths = np.array([0 if codes is None else len(codes) for codes in references], np.int32)
+        if not lengths.any():
+            return state
+        frames = bucket(int(lengths.max()), REFERENCE_BUCKETS, "frames of reference")
+        codes = np.zeros((len(references), frames, config.num_quantizers), np.int32)
+        for row, reference in enumerate(references):
+            if reference is not None:
+                codes[row, : len(reference)] = reference
+        return prime(self._model.graphs.codec_decoder, self._model.params["codec"]["decoder"], codes, lengths, state)
+
+    @property
+    def running(self) -> bool:
+        """Whether any row has more to say. Waits for the device."""
+        return bool((np.asarray(self._state.reason) == generate.RUNNING).any())
+
+    @property
+    def finish_reasons(self) -> list[str | None]:
+        """Per request: ``eos``, ``length``, or None while it is running."""
+        return [FINISH_REASONS.get(int(reason)) for reason in np.asarray(self._state.reason)[: self._count]]
+
+    @property
+    def books(self) -> int:
+        """Codes per frame."""
+        return self._model.config.talker_config.num_code_groups
+
+    def step(self, size: int) -> list[Piece]:
+        """Make ``size`` more frames of every row that is running. Returns one Piece per request, empty where a row had ended.
+
+        Raises:
+            ValueError: the utterance has outgrown the largest cache.
+        """
+        columns = generate.columns_for(self._position + 1, size)
+        if columns > self._columns:
+            self._state, self._columns = generate.grow_state(self._state, columns=columns), columns
+        graphs, params = self._model.graphs, self._model.params
+        self._state, self._codec_state, codes, counts, pcm = speak_chunk(
+            graphs.talker, graphs.codec_decoder, params["talker"], params["codec"]["decoder"], self._state, self._codec_state, size=size
+        )
+        self._position += size
+        host_codes, host_counts, host_pcm = jax.device_get((codes, counts, pcm))
+        samples = self._model.codec_config.decode_upsample_rate
+        return [
+            Piece(host_pcm[row, : samples * host_counts[row]], host_codes[row, : host_counts[row]]) for row in range(self._count)
+        ]
