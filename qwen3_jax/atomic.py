@@ -1,0 +1,78 @@
+"""Write a whole folder or nothing: work goes into a temporary sibling that is renamed when everything is on the disk."""
+
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """Yield an empty temporary folder; on a clean exit it becomes ``folder``, otherwise it is removed.
+
+    A process that is killed leaves only its temporary folder, ``.NAME.partial-XXXX``, which the next call for the same
+    ``folder`` removes. A folder that a living process is writing is locked, and left alone.
+
+    Raises:
+        ValueError: ``folder`` exists and is not empty.
+    """
+    folder = folder.absolute()
+    _refuse_existing(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    _remove_stale(folder)
+    temporary = Path(tempfile.mkdtemp(prefix=_prefix(folder), dir=folder.parent))
+    lock = os.open(temporary, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        temporary.chmod(0o755)  # mkdtemp makes 0700
+        yield temporary
+        _sync(temporary)
+        _refuse_existing(folder)
+        os.rename(temporary, folder)  # an empty folder of that name is replaced
+        _sync_one(folder.parent)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    finally:
+        os.close(lock)
+
+
+def _prefix(folder: Path) -> str:
+    return f".{folder.name}.partial-"
+
+
+def _refuse_existing(folder: Path) -> None:
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise ValueError(f"{folder} exists and is not an empty folder; remove it or choose another name")
+
+
+def _remove_stale(folder: Path) -> None:
+    for leftover in folder.parent.glob(f"{_prefix(folder)}*"):
+        lock = os.open(leftover, os.O_RDONLY)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            continue  # its writer lives
+        else:
+            shutil.rmtree(leftover)
+        finally:
+            os.close(lock)
+
+
+def _sync(folder: Path) -> None:
+    """Force every file and folder below ``folder`` to the disk."""
+    for root, _, files in os.walk(folder):
+        for name in files:
+            _sync_one(Path(root, name))
+        _sync_one(Path(root))
+
+
+def _sync_one(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,218 @@
+"""Published tensor names and shapes + the abstract parameter tree -> Plan: which source fills which target (and slot).
+
+The whole conversion is these tables: tensors keep their published names and layouts, the parts get a place in the tree,
+and tables that exist once per codebook are stacked along a new axis 0. It is a bijection: whatever does not fit raises.
+Names and shapes only; no file is opened here (published.py does that).
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+PARTS = {
+    # source prefix -> place in the tree; the first two are in model.safetensors, the others in speech_tokenizer/
+    "talker.": "talker.",
+    "speaker_encoder.": "speaker_encoder.",  # Base checkpoints only
+    "decoder.": "codec.decoder.",
+    "encoder.": "codec.encoder.",
+}
+
+_ENCODER_RVQ = "encoder.quantizer.{part}_residual_vector_quantizer"
+_SURPLUS_BOOKS = "the file has 31 acoustic codebooks, encoding uses the first encoder_valid_num_quantizers - 1 = 15"
+
+
+@dataclass(frozen=True)
+class Stack:
+    """``source`` with a book number at {i} -> slot i of ``target``. With ``surplus``, slots past the target are ignored."""
+
+    source: str
+    target: str
+    surplus: str | None = None
+
+
+STACKED = (
+    # the predictor's heads and input tables, one per book 1..15: indexed by a traced book number, so they are one array
+    Stack("talker.code_predictor.lm_head.{i}.weight", "talker.code_predictor.lm_head.weight"),
+    Stack("talker.code_predictor.model.codec_embedding.{i}.weight", "talker.code_predictor.model.codec_embedding.weight"),
+    # the decoder's codebooks (book 0, then books 1..15): all looked up in one gather
+    Stack("decoder.quantizer.rvq_first.vq.layers.{i}._codebook.embedding_sum", "codec.decoder.quantizer.rvq_first.vq.embedding_sum"),
+    Stack("decoder.quantizer.rvq_first.vq.layers.{i}._codebook.cluster_usage", "codec.decoder.quantizer.rvq_first.vq.cluster_usage"),
+    Stack("decoder.quantizer.rvq_rest.vq.layers.{i}._codebook.embedding_sum", "codec.decoder.quantizer.rvq_rest.vq.embedding_sum"),
+    Stack("decoder.quantizer.rvq_rest.vq.layers.{i}._codebook.cluster_usage", "codec.decoder.quantizer.rvq_rest.vq.cluster_usage"),
+    # the encoder's codebooks: searched one after the other in a scan
+    *(
+        Stack(f"{rvq}.layers.{{i}}.codebook.{table}", f"codec.{rvq}.{table}", surplus)
+        for rvq, surplus in ((_ENCODER_RVQ.format(part="semantic"), None), (_ENCODER_RVQ.format(part="acoustic"), _SURPLUS_BOOKS))
+        for table in ("embed_sum", "cluster_usage")
+    ),
+)
+
+IGNORED = (
+    # pattern, reason
+    (r"encoder\.quantizer\.\w+\.layers\.\d+\.codebook\.initialized", "a flag of the codebooks' training"),
+    (r"decoder\.quantizer\.rvq_(first|rest)\.input_proj\.weight", "of the encoding direction, which the decoder does not go"),
+    (r"encoder\.quantizer\.\w+\.output_proj\.weight", "of the decoding direction, which the encoder does not go"),
+)
+
+_STACKED = tuple((re.compile(re.escape(row.source).replace(r"\{i\}", r"(0|[1-9]\d*)")), row) for row in STACKED)
+_IGNORED = tuple((re.compile(pattern), reason) for pattern, reason in IGNORED)
+_STACK_OF = {row.target: row for row in STACKED}
+
+Shape = tuple[int, ...]
+
+
+class ConversionError(ValueError):
+    """A checkpoint that cannot be mapped one to one onto the model."""
+
+
+class UnmatchedTensor(ConversionError):
+    """A source tensor that no row of the table, or no parameter of the model, takes."""
+
+
+class DuplicateTensor(ConversionError):
+    """Two source tensors for one place."""
+
+
+class UnfilledTensor(ConversionError):
+    """A parameter, or one slot of a stacked parameter, for which there is no source tensor."""
+
+
+class MisshapedTensor(ConversionError):
+    """A source tensor whose shape is not that of its place."""
+
+
+class Target(NamedTuple):
+    """A place in the tree: dotted path, and the index along axis 0 when several sources are stacked there."""
+
+    path: str
+    slot: int | None
+
+
+class Ignored(NamedTuple):
+    """A source tensor that is left out on purpose."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything there is to do: per target its sources in slot order (``stacked`` says whether there is an axis 0 for them)."""
+
+    sources: dict[str, list[str]] = field(default_factory=dict)
+    stacked: frozenset[str] = frozenset()
+    ignored: dict[str, str] = field(default_factory=dict)  # source name -> reason
+
+
+def target_of(name: str) -> Target | Ignored:
+    """The table, looked up.
+
+    Raises:
+        UnmatchedTensor: no row knows the name.
+    """
+    for pattern, reason in _IGNORED:
+        if pattern.fullmatch(name):
+            return Ignored(reason)
+    for pattern, row in _STACKED:
+        if match := pattern.fullmatch(name):
+            return Target(row.target, int(match[1]))
+    for prefix, place in PARTS.items():
+        if name.startswith(prefix):
+            return Target(place + name.removeprefix(prefix), None)
+    raise UnmatchedTensor(
+        f"unmatched tensor {name!r}: expected a name that starts with one of {', '.join(PARTS)}; "
+        "this is not a Qwen3-TTS 12 Hz checkpoint, or a file of another model lies in the folder"
+    )
+
+
+def source_of(target: Target) -> str:
+    """The inverse of ``target_of``: the published name of a place."""
+    if target.slot is not None:
+        return _STACK_OF[target.path].source.replace("{i}", str(target.slot))
+    prefix, place = next((prefix, place) for prefix, place in PARTS.items() if target.path.startswith(place))
+    return prefix + target.path.removeprefix(place)
+
+
+def make_plan(shapes: Mapping[str, Shape], abstract: Mapping[str, Any]) -> Plan:
+    """Match source names and shapes with the parameters of a model, one to one.
+
+    Args:
+        shapes: source name -> shape.
+        abstract: the (nested) parameter tree; leaves have a ``shape``.
+
+    Raises:
+        UnmatchedTensor, DuplicateTensor, UnfilledTensor, MisshapedTensor: name the tensor, what was expected and found.
+    """
+    wanted = {path: tuple(leaf.shape) for path, leaf in flatten(abstract).items()}
+    filled: dict[Target, str] = {}
+    ignored: dict[str, str] = {}
+    for name, shape in shapes.items():
+        target = target_of(name)
+        if isinstance(target, Ignored):
+            ignored[name] = target.reason
+            continue
+        path, slot = target
+        if path not in wanted:
+            raise UnmatchedTensor(
+                f"unmatched tensor {name!r} {list(shape)}: the model that config.json describes has no parameter {path!r}; "
+                "check that config.json (sizes, tts_model_type) belongs to these weights"
+            )
+        if slot is not None and slot >= wanted[path][0]:
+            surplus = _STACK_OF[path].surplus
+            if surplus is None:
+                raise UnmatchedTensor(
+                    f"unmatched tensor {name!r}: {path!r} has {wanted[path][0]} slots (0..{wanted[path][0] - 1}), found slot {slot}; "
+                    "check that config.json belongs to these weights"
+                )
+            ignored[name] = surplus
+            continue
+        if target in filled:
+            raise DuplicateTensor(f"duplicate tensor {name!r}: {_place(target)} is already filled by {filled[target]!r}; remove one of the two")
+        expected = wanted[path] if slot is None else wanted[path][1:]
+        if tuple(shape) != expected:
+            raise MisshapedTensor(
+                f"misshaped tensor {name!r}: expected {list(expected)} for {_place(target)}, found {list(shape)}; "
+                "check that config.json belongs to these weights"
+            )
+        filled[target] = name
+    sources = {path: [_filled_by(filled, target) for target in targets(path, shape)] for path, shape in wanted.items()}
+    return Plan(sources, frozenset(_STACK_OF) & wanted.keys(), ignored)
+
+
+def targets(path: str, shape: Shape) -> list[Target]:
+    """The places of a parameter: one per slot where sources are stacked, else one."""
+    """All places of a parameter: one, or one per book."""
+    return [Target(path, slot) for slot in range(shape[0])] if path in _STACK_OF else [Target(path, None)]
+
+
+def _filled_by(filled: Mapping[Target, str], target: Target) -> str:
+    if target not in filled:
+        raise UnfilledTensor(
+            f"unfilled parameter {_place(target)}: expected a tensor {source_of(target)!r}, found none; "
+            "the download is incomplete (fetch the folder again) or config.json belongs to other weights"
+        )
+    return filled[target]
+
+
+def _place(target: Target) -> str:
+    return repr(target.path) if target.slot is None else f"{target.path!r} slot {target.slot}"
+
+
+def flatten(tree: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dicts -> {dotted path: leaf}, in the tree's order. Keys may be strings or the ints of a list."""
+    return dict(_walk(tree, prefix))
+
+
+def _walk(tree: Mapping[Any, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _walk(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def unflatten(flat: Mapping[str, Any], abstract: Mapping[Any, Any], prefix: str = "") -> dict[Any, Any]:
+    """{dotted path: leaf} -> nested dicts with the keys (and key types) of ``abstract``."""
+    return {
+        key: unflatten(flat, value, f"{prefix}{key}.") if isinstance(value, Mapping) else flat[f"{prefix}{key}"] for key, value in abstract.items()
+    }
