@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from qwen3_jax import audio, compilation, hub
-from qwen3_jax.encode import encode_reference
+from qwen3_jax.encode import encode_codes, encode_x_vector
 from qwen3_jax.model import Model, load
 from qwen3_jax.prompt import AUTO, build, language_id, speaker_name
 from qwen3_jax.sampling import Sampling
@@ -182,7 +182,8 @@ class Qwen3TTS:
             self._text(transcript, "transcript")
         wave = audio.load_audio(audio_in)
         audio.check_reference(wave)
-        x_vector, codes = encode_reference(self.model, wave, with_codes=transcript is not None)
+        x_vector = encode_x_vector(self.model, wave)
+        codes = None if transcript is None else encode_codes(self.model, wave)
         if name is None:
             name = "voice" if isinstance(audio_in, tuple) else Path(audio_in).stem
         return Voice(x_vector, codes, transcript, name)

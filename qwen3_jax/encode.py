@@ -1,0 +1,61 @@
+"""A reference recording [F] at 24 kHz -> x-vector [H] and codes [N 16]: what cloning needs to know of a speaker.
+
+Clips are padded to a few lengths, so that a new clip compiles nothing; padding changes no result (see codec/encoder.py and
+speaker.py).
+"""
+
+import functools
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from qwen3_jax.audio import SAMPLE_RATE, mel_spectrogram
+from qwen3_jax.generate import bucket
+from qwen3_jax.model import Model
+from qwen3_jax.shapes import F32, Int, NpF32, NpInt
+
+SECOND_BUCKETS = (4, 8, 16, 32, 64)  # one trace each
+_HOP = 256  # samples between frames of the mel
+
+
+@functools.partial(jax.jit, static_argnames=("graph",))
+def _codes(graph: Any, params: Any, wave: F32["B F"], valid: Int["B"]) -> Int["B N K"]:
+    return nnx.merge(graph, params)(wave, valid)
+
+
+@functools.partial(jax.jit, static_argnames=("graph",))
+def _x_vector(graph: Any, params: Any, mel: F32["B F 128"], length: Int["B"]) -> F32["B H"]:
+    return nnx.merge(graph, params)(mel, length)
+
+
+def encode_codes(model: Model, wave: NpF32["F"]) -> NpInt["N K"]:
+    """The clip's frames by the codec encoder: int32 [ceil(F / 1920), 16].
+
+    Raises:
+        ValueError: longer than the largest bucket.
+    """
+    valid = np.array([len(wave)], np.int32)
+    codes = _codes(model.graphs.codec_encoder, model.params["codec"]["encoder"], _padded(wave, 1), valid)
+    return np.asarray(codes[0, : -(-len(wave) // model.codec_config.encode_downsample_rate)])
+
+
+def encode_x_vector(model: Model, wave: NpF32["F"]) -> NpF32["H"]:
+    """The clip's speaker embedding, float32 [H]; Base checkpoints only.
+
+    Raises:
+        ValueError: longer than the largest bucket, or a checkpoint without a speaker encoder.
+    """
+    if model.graphs.speaker_encoder is None:
+        raise ValueError(f"a {model.config.tts_model_type} checkpoint has no speaker encoder: load a Base checkpoint")
+    mel = mel_spectrogram(wave)
+    length = np.array([len(mel)], np.int32)
+    return np.asarray(_x_vector(model.graphs.speaker_encoder, model.params["speaker_encoder"], _padded(mel, _HOP), length)[0])
+
+
+def _padded(array: np.ndarray, samples: int) -> np.ndarray:
+    """[1, a bucket's worth, ...]; one entry of ``array`` is ``samples`` samples long."""
+    seconds = bucket(-(-len(array) * samples // SAMPLE_RATE), SECOND_BUCKETS, "seconds of reference")
+    target = -(-seconds * SAMPLE_RATE // samples)
+    return np.pad(array, ((0, target - len(array)), *((0, 0) for _ in array.shape[1:])))[None]

@@ -1,0 +1,136 @@
+"""Random checkpoints in the published layout, tiny by default: (kind, seed) -> a folder that loads, clones and "speaks" noise.
+
+For tests, notebooks' CI and benchmarks; never the product's model. The numbers come from NumPy's PCG64 by tensor name, so a
+folder can be made again anywhere, bit for bit, from its seed.
+"""
+
+import json
+import zlib
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+from safetensors.numpy import save_file
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
+
+from qwen3_jax.config import CodecConfig, GenerationConfig, ModelConfig, parse
+from qwen3_jax.mapping import flatten, source_of, targets
+from qwen3_jax.model import abstract
+
+_LANGUAGES = {
+    "chinese": 2055, "english": 2050, "german": 2053, "italian": 2070, "portuguese": 2071,
+    "spanish": 2054, "japanese": 2058, "korean": 2064, "french": 2061, "russian": 2069,
+}  # fmt: skip
+_DIALECTS = {"sichuan_dialect": 2062, "beijing_dialect": 2074}
+_SPEAKERS: dict[str, tuple[int, str | bool]] = {"ryan": (3061, False), "eric": (2875, "sichuan_dialect")}
+_SPECIAL = ("<|im_start|>", "<|im_end|>", "<tts_pad>", "<tts_bos>", "<tts_eos>")
+_TEXT_VOCABULARY = 320  # 256 bytes, "assistant", the special tokens, and room
+
+
+def tiny_config(kind: str = "base") -> dict[str, Any]:
+    """``config.json`` of a talker of 3 layers and hidden size 48."""
+    custom = kind == "custom_voice"
+    return {
+        "architectures": ["Qwen3TTSForConditionalGeneration"], "model_type": "qwen3_tts", "tokenizer_type": "qwen3_tts_tokenizer_12hz",
+        "tts_model_size": "tiny", "tts_model_type": kind,
+        "assistant_token_id": 256, "im_start_token_id": 257, "im_end_token_id": 258,
+        "tts_pad_token_id": 259, "tts_bos_token_id": 260, "tts_eos_token_id": 261,
+        "speaker_encoder_config": {
+            "enc_dim": 48, "sample_rate": 24000, "enc_channels": [16, 16, 16, 16, 48], "enc_attention_channels": 8,
+            "enc_se_channels": 8, "enc_res2net_scale": 4,
+        },
+        "talker_config": {
+            "hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2,
+            "head_dim": 16, "rope_theta": 1000000,
+            "rope_scaling": {"interleaved": True, "mrope_section": [4, 2, 2], "rope_type": "default", "type": "default"},
+            "max_position_embeddings": 32768, "vocab_size": 3072, "text_vocab_size": _TEXT_VOCABULARY, "text_hidden_size": 32,
+            "num_code_groups": 16, "rms_norm_eps": 1e-6, "hidden_act": "silu", "position_id_per_seconds": 13,
+            "codec_bos_id": 2149, "codec_eos_token_id": 2150, "codec_pad_id": 2148, "codec_think_id": 2154,
+            "codec_nothink_id": 2155, "codec_think_bos_id": 2156, "codec_think_eos_id": 2157,
+            "codec_language_id": _LANGUAGES | (_DIALECTS if custom else {}),
+            "spk_id": {name: number for name, (number, _) in _SPEAKERS.items()} if custom else {},
+            "spk_is_dialect": {name: dialect for name, (_, dialect) in _SPEAKERS.items()} if custom else {},
+            "code_predictor_config": {
+                "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+                "head_dim": 16, "rope_theta": 1000000, "rope_scaling": None, "max_position_embeddings": 65536, "vocab_size": 2048,
+                "num_code_groups": 16, "rms_norm_eps": 1e-6,
+            },
+        },
+    }  # fmt: skip
+
+
+def tiny_codec_config() -> dict[str, Any]:
+    """``speech_tokenizer/config.json`` of a codec with 24 decoder channels."""
+    return {
+        "model_type": "qwen3_tts_tokenizer_12hz", "architectures": ["Qwen3TTSTokenizerV2Model"], "encoder_valid_num_quantizers": 16,
+        "input_sample_rate": 24000, "output_sample_rate": 24000, "decode_upsample_rate": 1920, "encode_downsample_rate": 1920,
+        "encoder_config": {
+            "audio_channels": 1, "num_filters": 2, "kernel_size": 7, "residual_kernel_size": 3, "last_kernel_size": 3,
+            "num_residual_layers": 1, "compress": 2, "dilation_growth_rate": 2, "upsampling_ratios": [8, 6, 5, 4], "hidden_size": 16,
+            "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 8, "intermediate_size": 32,
+            "hidden_act": "gelu", "norm_eps": 1e-5, "layer_scale_initial_scale": 0.01, "rope_theta": 10000.0,
+            "max_position_embeddings": 8000, "sliding_window": 16, "num_quantizers": 32, "num_semantic_quantizers": 1,
+            "codebook_size": 2048, "codebook_dim": 8, "vector_quantization_hidden_dimension": 8, "pad_mode": "constant",
+            "use_causal_conv": True, "use_conv_shortcut": False, "normalize": False, "sampling_rate": 24000, "frame_rate": 12.5,
+            "_frame_rate": 12.5, "upsample_groups": 16, "trim_right_ratio": 1.0,
+        },
+        "decoder_config": {
+            "latent_dim": 32, "codebook_dim": 16, "codebook_size": 2048, "decoder_dim": 48, "hidden_size": 16, "intermediate_size": 32,
+            "layer_scale_initial_scale": 0.01, "head_dim": 8, "num_attention_heads": 2, "num_hidden_layers": 2,
+            "num_key_value_heads": 2, "num_quantizers": 16, "num_semantic_quantizers": 1, "rms_norm_eps": 1e-5, "rope_theta": 10000,
+            "semantic_codebook_size": 4096, "sliding_window": 12, "upsample_rates": [8, 5, 4, 3], "upsampling_ratios": [2, 2],
+            "max_position_embeddings": 8000,
+        },
+    }  # fmt: skip
+
+
+def random_tensor(name: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
+    """float32 values of a size that keeps activations near 1 and the waveform inside [-1, 1]."""
+    noise = np.random.default_rng([seed, zlib.crc32(name.encode())])
+    if name.endswith("cluster_usage"):
+        return noise.uniform(0.5, 3.5, shape).astype(np.float32)
+    values = noise.standard_normal(shape, np.float32)
+    if len(shape) == 1:
+        if "norm" in name and name.endswith("weight"):
+            return 1 + 0.1 * values
+        return values * (0.3 if name.endswith((".scale", "gamma")) else 0.05)
+    if "embed" in name:
+        return 0.7 * values
+    values /= np.sqrt(np.prod(shape[1:], dtype=np.float32))
+    if name == "talker.codec_head.weight":
+        values[2150] *= 6  # so that end of speech is drawn now and then
+    return values * 0.02 if name == "decoder.decoder.6.conv.weight" else values
+
+
+def write_checkpoint(folder: Path, kind: str = "base", seed: int = 0, *, with_tokenizer: bool = True) -> Path:
+    """Make a tiny random checkpoint (about 5 MB, float32) in the published layout. Returns ``folder``."""
+    config, codec = tiny_config(kind), tiny_codec_config()
+    _, tree = abstract(parse(ModelConfig, config), parse(CodecConfig, codec))
+    files: dict[str, dict[str, np.ndarray]] = {"model.safetensors": {}, "speech_tokenizer/model.safetensors": {}}
+    for path, leaf in flatten(tree).items():
+        file = "speech_tokenizer/model.safetensors" if path.startswith("codec.") else "model.safetensors"
+        for target in targets(path, tuple(leaf.shape)):
+            name = source_of(target)
+            files[file][name] = random_tensor(name, tuple(leaf.shape if target.slot is None else leaf.shape[1:]), seed)
+    (folder / "speech_tokenizer").mkdir(parents=True)
+    for file, tensors in files.items():
+        save_file(tensors, folder / file, {"format": "pt"})
+    generation = msgspec.to_builtins(GenerationConfig(max_new_tokens=8192))
+    for file, values in (("config.json", config), ("speech_tokenizer/config.json", codec), ("generation_config.json", generation)):
+        (folder / file).write_text(json.dumps(values, indent=1), "utf-8")
+    if with_tokenizer:
+        byte_tokenizer().save(str(folder / "tokenizer.json"))
+    return folder
+
+
+def byte_tokenizer() -> Tokenizer:
+    """One token a byte; "assistant" and the special tokens are whole, with the ids that ``tiny_config`` states."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({token: number for number, token in enumerate(alphabet)}, []))
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_tokens([AddedToken("assistant", normalized=False)])
+    tokenizer.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in _SPECIAL])
+    return tokenizer

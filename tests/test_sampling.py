@@ -1,0 +1,107 @@
+"""Restriction and drawing against a plain NumPy account of transformers' processors; one row at a time there, batched here."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qwen3_jax.config import GenerationConfig
+from qwen3_jax.sampling import Draws, Sampling, _filter, draw, restrict, rules
+
+VOCAB, EOS = 3072, 2150
+
+
+def reference_filter(logits: np.ndarray, top_k: int, top_p: float) -> np.ndarray:
+    """TopKLogitsWarper, then TopPLogitsWarper (ascending order, cumulative mass at or below 1 - p removed)."""
+    logits = logits.astype(np.float64).copy()
+    if top_k > 0:
+        logits[logits < np.sort(logits)[-min(top_k, len(logits))]] = -np.inf
+    if top_p < 1:
+        order = np.argsort(logits, kind="stable")
+        mass = np.exp(logits[order] - logits.max())
+        removed = np.cumsum(mass / mass.sum()) <= 1 - top_p
+        removed[-1] = False
+        logits[order[removed]] = -np.inf
+    return logits
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**31), st.integers(0, 40), st.floats(0.05, 1.0), st.floats(0.2, 3.0))
+def test_filter_keeps_what_transformers_keeps(seed: int, top_k: int, top_p: float, temperature: float) -> None:
+    logits = np.random.default_rng(seed).standard_normal(64).astype(np.float32) * 3 / np.float32(temperature)
+    ours = np.asarray(_filter(jnp.asarray(logits)[None], jnp.array([top_k]), jnp.array([top_p], jnp.float32)))[0]
+    expected = reference_filter(logits, top_k, top_p)
+    differing = np.isinf(ours) != np.isinf(expected)
+    if differing.any():  # only a token on the very edge of the mass may fall on either side, by rounding
+        order = np.sort(np.exp(reference_filter(logits, top_k, 1.0) - logits.max()))[::-1]
+        edges = np.cumsum(order / order.sum())
+        assert differing.sum() == 1 and np.abs(edges - top_p).min() < 1e-6
+
+
+def test_ties_with_the_kth_stay() -> None:
+    kept = _filter(jnp.array([[3.0, 1.0, 2.0, 2.0, 0.0]]), jnp.array([2]), jnp.array([1.0]))
+    assert np.isfinite(np.asarray(kept[0])).tolist() == [True, False, True, True, False]
+
+
+def test_penalty_divides_positive_and_multiplies_negative_once() -> None:
+    logits = jnp.zeros((1, VOCAB)).at[0, :3].set(jnp.array([2.0, -2.0, 2.0]))
+    seen = jnp.zeros((1, VOCAB), bool).at[0, :2].set(True)
+    out = restrict(logits, seen, jnp.array([5]), jnp.array([1.25]), EOS)
+    assert np.asarray(out[0, :3]).tolist() == [1.6, -2.5, 2.0]
+
+
+def test_control_ids_are_suppressed_and_eos_waits_two_frames() -> None:
+    out = np.asarray(restrict(jnp.zeros((3, VOCAB)), jnp.zeros((3, VOCAB), bool), jnp.array([0, 1, 2]), jnp.ones(3), EOS))
+    allowed = np.isfinite(out)
+    assert allowed[:, :2048].all()
+    assert allowed[:, EOS].tolist() == [False, False, True]
+    assert allowed[:, 2048:].sum() == 1  # row 2's eos and nothing else
+
+
+def one_rule(rows: int, **changes: object) -> Draws:
+    return rules([Sampling(**changes)] * rows).talker
+
+
+def test_greedy_rows_take_the_likeliest_whatever_their_neighbours_do() -> None:
+    logits = jax.random.normal(jax.random.key(0), (4, 50))
+    mixed = rules([Sampling(do_sample=row % 2 == 0) for row in range(4)]).talker
+    ids = draw(logits, jax.random.split(jax.random.key(1), 4), mixed)
+    assert ids[1] == jnp.argmax(logits[1]) and ids[3] == jnp.argmax(logits[3])
+
+
+def test_a_row_draws_the_same_alone_and_in_a_batch() -> None:
+    logits, keys = jax.random.normal(jax.random.key(0), (5, 300)), jax.random.split(jax.random.key(1), 5)
+    batch = draw(logits, keys, one_rule(5))
+    alone = [int(draw(logits[row : row + 1], keys[row : row + 1], one_rule(1))[0]) for row in range(5)]
+    assert batch.tolist() == alone
+
+
+def test_draws_follow_the_distribution() -> None:
+    logits = jnp.log(jnp.array([0.5, 0.3, 0.15, 0.05]))
+    count = 4000
+    ids = draw(jnp.broadcast_to(logits, (count, 4)), jax.random.split(jax.random.key(3), count), one_rule(count, temperature=1.0, top_k=3))
+    shares = np.bincount(np.asarray(ids), minlength=4) / count
+    assert shares[3] == 0
+    np.testing.assert_allclose(shares[:3], np.array([0.5, 0.3, 0.15]) / 0.95, atol=0.03)
+
+
+def test_defaults_come_from_the_checkpoint() -> None:
+    assert Sampling.defaults(GenerationConfig(temperature=0.7, subtalker_top_k=7)) == Sampling(temperature=0.7, subtalker_top_k=7)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"temperature": 0.0}, "temperature = 0.0: must be above 0.*do_sample=False"),
+        ({"subtalker_temperature": -1.0}, "subtalker_temperature = -1.0.*subtalker_dosample=False"),
+        ({"top_k": -1}, "top_k = -1: must be 0"),
+        ({"top_p": 0.0}, "top_p = 0.0: must be above 0"),
+        ({"subtalker_top_p": 1.5}, "subtalker_top_p = 1.5"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty = 0.0"),
+    ],
+)
+def test_bad_values_are_named(changes: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Sampling(**changes)
