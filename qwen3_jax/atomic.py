@@ -20,7 +20,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
         ValueError: ``folder`` exists and is not empty.
     """
     folder = folder.absolute()
-    _refuse_existing(folder)
+    check_free(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     _remove_stale(folder)
     temporary = Path(tempfile.mkdtemp(prefix=_prefix(folder), dir=folder.parent))
@@ -30,7 +30,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
         temporary.chmod(0o755)  # mkdtemp makes 0700
         yield temporary
         _sync(temporary)
-        _refuse_existing(folder)
+        check_free(folder)
         os.rename(temporary, folder)  # an empty folder of that name is replaced
         _sync_one(folder.parent)
     except BaseException:
@@ -44,13 +44,16 @@ def _prefix(folder: Path) -> str:
     return f".{folder.name}.partial-"
 
 
-def _refuse_existing(folder: Path) -> None:
+def check_free(folder: Path) -> None:
+    """Raise ValueError if ``folder`` exists and is not an empty folder."""
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise ValueError(f"{folder} exists and is not an empty folder; remove it or choose another name")
 
 
 def _remove_stale(folder: Path) -> None:
-    for leftover in folder.parent.glob(f"{_prefix(folder)}*"):
+    for leftover in folder.parent.iterdir():
+        if not leftover.name.startswith(_prefix(folder)):
+            continue
         lock = os.open(leftover, os.O_RDONLY)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

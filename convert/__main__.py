@@ -1,0 +1,145 @@
+"""``python -m convert SRC DST`` and ``python -m convert verify CHECKPOINT GOLDEN``."""
+
+import sys
+from collections.abc import Callable
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import jax
+import numpy as np
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Column, Table
+from typer.core import TyperGroup
+
+from convert.verify import Result, verify
+from qwen3_jax import checkpoint, compilation, hub, model, published
+from qwen3_jax.atomic import check_free
+from qwen3_jax.mapping import PARTS, flatten, make_plan
+
+console, errors = Console(), Console(stderr=True)
+
+
+class Dtype(StrEnum):
+    """What ``--dtype`` takes."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+
+
+class _DefaultIsConvert(TyperGroup):
+    """``SRC DST`` without a command's name means ``convert SRC DST``."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if args and args[0] not in self.commands and args[0] not in ctx.help_option_names:
+            args = ["convert", *args]
+        return super().parse_args(ctx, args)
+
+
+app = typer.Typer(cls=_DefaultIsConvert, no_args_is_help=True, add_completion=False, help="python -m convert SRC DST, or a command:")
+
+
+@app.command("convert")
+def convert_command(
+    source: Annotated[str, typer.Argument(metavar="SRC", help="A folder in the published layout, or a hub id (org/name).")],
+    destination: Annotated[Path, typer.Argument(metavar="DST", help="The folder to make.")],
+    dtype: Annotated[Dtype | None, typer.Option(help="Of the talker; default: the file's. Codec and speaker encoder: float32.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of the hub repository.")] = None,
+) -> None:
+    """Convert a published checkpoint. (The command's name may be left out.)"""
+    jax.config.update("jax_platforms", "cpu")  # nothing is computed, so leave accelerators to others
+    convert(source, destination, dtype, revision)
+
+
+@app.command("verify")
+def verify_command(
+    folder: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="A converted checkpoint, or a folder in the published layout.")],
+    golden: Annotated[Path, typer.Argument(metavar="GOLDEN", help="A safetensors file of what the reference computed with it.")],
+) -> None:
+    """Compare with results of the reference implementation, in float32; exit status 1 past a tolerance."""
+    compilation.use_persistent_cache()
+    results = verify(folder, golden)
+    console.print(_verdicts(results))
+    failed = [result.part for result in results if not result.passed]
+    if failed:
+        errors.print(f"{len(failed)} of {len(results)} parts differ: {', '.join(failed)}", style="red", highlight=False, soft_wrap=True)
+        raise typer.Exit(1)
+
+
+def convert(source: str, destination: Path, dtype: str | None = None, revision: str | None = None) -> str:
+    """Convert ``source`` (folder or hub id) into the new folder ``destination``; prints a report, returns the fingerprint.
+
+    Raises:
+        FileNotFoundError: no such source.
+        ValueError: the source does not fit, or the destination exists; says what to do.
+    """
+    check_free(destination)
+    folder = hub.local_folder(source, revision)
+    if checkpoint.is_converted(folder):
+        raise ValueError(f"{folder} is a converted checkpoint already; give the published folder it came from")
+    config, codec, _ = model.read_configs(folder)
+    sources = published.scan(folder)
+    _, abstract = model.abstract(config, codec, np.dtype(dtype) if dtype else published.talker_dtype(sources))
+    plan = make_plan({name: tensor.shape for name, tensor in sources.items()}, abstract)
+    with _progress() as bars:
+        params = published.load_published(folder, abstract, device=jax.devices("cpu")[0], progress=_bar(bars, "reading", abstract))
+    with console.status("writing"):
+        fingerprint = checkpoint.save(destination, params, folder)
+    console.print(_parts(params, plan.sources, plan.ignored))
+    if not any((folder / name).is_file() for name in checkpoint.TOKENIZER_FILES):
+        console.print(f"note: {folder} has no tokenizer files, so the checkpoint cannot read text until they are copied in", soft_wrap=True)
+    console.print(f"{destination}: {config.tts_model_type}, sha256 {fingerprint}", highlight=False, soft_wrap=True)
+    return fingerprint
+
+
+def _progress() -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=console, transient=True)
+
+
+def _bar(bars: Progress, what: str, abstract: dict[str, Any]) -> Callable[[str, int], None]:
+    total = sum(int(np.prod(leaf.shape)) * np.dtype(leaf.dtype).itemsize for leaf in flatten(abstract).values())
+    task = bars.add_task(what, total=total)
+    return lambda path, size: bars.advance(task, size)
+
+
+def _parts(params: dict[str, Any], sources: dict[str, list[str]], ignored: dict[str, str]) -> Table:
+    table = Table("part", "dtype", *(_right(name) for name in ("tensors", "parameters", "bytes")))
+    flat = flatten(params)
+    for place in PARTS.values():
+        paths = [path for path in flat if path.startswith(place)]
+        if paths:
+            sizes = sum(flat[path].size for path in paths), sum(flat[path].nbytes for path in paths)
+            tensors = sum(len(sources[path]) for path in paths)
+            table.add_row(place.rstrip("."), str(flat[paths[0]].dtype), f"{tensors:,}", *(f"{size:,}" for size in sizes))
+    for reason in dict.fromkeys(ignored.values()):
+        table.add_row(f"left out: {reason}", "", f"{sum(other == reason for other in ignored.values()):,}", "", "", style="dim")
+    return table
+
+
+def _right(name: str) -> Column:
+    return Column(name, justify="right")
+
+
+def _verdicts(results: list[Result]) -> Table:
+    table = Table("part", _right("max abs error"), _right("relative error"), "codes equal", "verdict")
+    for result in results:
+        error = ["" if value is None else f"{value:.2e}" for value in (result.error, result.relative)]
+        codes = "" if result.codes_equal is None else ("yes" if result.codes_equal else "NO")
+        table.add_row(result.part, *error, codes, "ok" if result.passed else "[red]FAILED[/red]" + (f": {result.note}" if result.note else ""))
+    return table
+
+
+def main() -> None:
+    """Run the command line; what the user can put right is one line on stderr and exit status 2."""
+    try:
+        app()
+    except (ValueError, OSError) as error:
+        errors.print(f"error: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,147 @@
+"""Checkpoint + golden file -> one Result per part: what the reference implementation computed, computed again in float32.
+
+Relative error = greatest absolute error / root mean square of the reference. Generation is greedy, as the golden's was.
+"""
+
+import functools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from convert.golden import FRAMES, Expected, Golden, read_golden
+from qwen3_jax import encode, generate, prompt
+from qwen3_jax.audio import mel_spectrogram
+from qwen3_jax.codec.decoder import DecoderState, init_state
+from qwen3_jax.model import Model, load
+from qwen3_jax.sampling import Sampling, rules
+from qwen3_jax.shapes import F32, Int
+
+TOLERANCE = 1e-4  # of the root mean square: mel, x-vector, waves, hidden states; codes must be identical
+GREEDY = Sampling(do_sample=False, subtalker_dosample=False)
+
+
+class Result(NamedTuple):
+    """A row of the table."""
+
+    part: str
+    error: float | None  # greatest absolute error
+    relative: float | None
+    codes_equal: bool | None
+    passed: bool
+    note: str = ""
+
+
+def verify(folder: Path, golden_file: Path) -> list[Result]:
+    """Run everything that the golden file holds.
+
+    Args:
+        folder: a checkpoint, converted or in the published layout.
+        golden_file: see golden.py.
+
+    Raises:
+        FileNotFoundError: no checkpoint, or no golden file.
+        ValueError: a file that cannot be used, or a golden of another kind of checkpoint.
+    """
+    golden = read_golden(golden_file)
+    model = load(folder, dtype=jnp.dtype(jnp.float32))
+    with jax.default_matmul_precision("highest"):  # float32 on GPUs and TPUs too
+        results = [*_encoders(model, golden), *_decoder(model, golden)]
+        for (name, streaming), rows in golden.cases.items():
+            results += _generation(model, golden, f"{name}_{'st' if streaming else 'ns'}", rows, streaming)
+    if not results:
+        raise ValueError(f"{golden_file} holds nothing to compare; make it again")
+    return results
+
+
+def _encoders(model: Model, golden: Golden) -> Iterator[Result]:
+    arrays = golden.arrays
+    if "wav" not in arrays:
+        return
+    if "mel" in arrays:
+        yield _close("mel", mel_spectrogram(arrays["wav"]), arrays["mel"])
+    if "spk" in arrays:
+        yield _close("x-vector", encode.encode_x_vector(model, arrays["wav"]), arrays["spk"])
+    if "codec_codes" in arrays:
+        equal = np.array_equal(encode.encode_codes(model, arrays["wav"]), arrays["codec_codes"])
+        yield Result("codec encode", None, None, equal, equal)
+
+
+@functools.partial(jax.jit, static_argnames=("graph",), donate_argnames=("state",))
+def _decode(graph: Any, params: Any, codes: Int["B N K"], state: DecoderState) -> tuple[F32["B F"], DecoderState]:
+    return nnx.merge(graph, params)(codes, state)
+
+
+def _decoder(model: Model, golden: Golden) -> Iterator[Result]:
+    if not {"dec_codes", "dec_wav_full"} <= golden.arrays.keys():
+        return
+    codes, wave = golden.arrays["dec_codes"].astype(np.int32), golden.arrays["dec_wav_full"]
+    for part, size in (("codec decode, whole", codes.shape[1]), ("codec decode, frame by frame", 1)):
+        state = init_state(model.codec_config.decoder_config, len(codes))
+        pieces = []
+        for begin in range(0, codes.shape[1], size):
+            pcm, state = _decode(model.graphs.codec_decoder, model.params["codec"]["decoder"], codes[:, begin : begin + size], state)
+            pieces.append(np.asarray(pcm[0]))
+        yield _close(part, np.concatenate(pieces), wave)
+
+
+def _generation(model: Model, golden: Golden, name: str, rows: list[Expected], streaming: bool) -> Iterator[Result]:
+    prompts = generate.stack([_prompt(model, golden, row, streaming) for row in rows], model.config.talker_config.hidden_size)
+    state = generate.prefill(
+        model.graphs.talker,
+        model.params["talker"],
+        prompts,
+        jnp.stack([jax.random.key(0)] * len(rows)),
+        rules([GREEDY] * len(rows)),
+        np.full(len(rows), FRAMES, np.int32),
+        np.int32(model.config.tts_pad_token_id),
+        columns=generate.columns_for(prompts.text.shape[1], FRAMES),
+    )
+    state, chunk = generate.generate_chunk(model.graphs.talker, model.params["talker"], state, jnp.int32(FRAMES), size=FRAMES)
+    codes, hidden, counts, reasons = jax.device_get((chunk.codes, chunk.hidden, chunk.counts, state.reason))
+    for number, row in enumerate(rows):
+        ours = codes[: counts[number], number]
+        equal = np.array_equal(ours, row.codes)
+        note = "" if equal else f"{len(ours)} frames for {len(row.codes)}, equal up to frame {_agreement(ours, row.codes)}"
+        if equal and (reasons[number] == generate.EOS) != (len(row.codes) < FRAMES):
+            equal, note = False, f"finish reason {generate.FINISH_REASONS[int(reasons[number])]} after {len(ours)} frames"
+        # up to the first difference both have read the same codes, so their hidden states compare
+        shared = min(_agreement(ours, row.codes) + 1, len(ours), len(row.codes))
+        close = _close(f"{name}.{number}", hidden[:shared, number], row.hidden[:shared])
+        yield close._replace(codes_equal=equal, passed=close.passed and equal, note=note)
+
+
+def _agreement(ours: np.ndarray, theirs: np.ndarray) -> int:
+    """How many frames are equal before the first that differs."""
+    shared = min(len(ours), len(theirs))
+    differ = np.flatnonzero((ours[:shared] != theirs[:shared]).any(axis=1))
+    return int(differ[0]) if len(differ) else shared
+
+
+def _prompt(model: Model, golden: Golden, expected: Expected, streaming: bool) -> prompt.Prompt:
+    row = expected.row
+    return prompt.build(
+        model.config,
+        expected.input_ids,
+        language=row.language,
+        speaker=row.speaker,
+        x_vector=row.x_vector * golden.arrays["spk"] if row.x_vector else None,
+        reference_ids=expected.ref_ids,
+        reference_codes=golden.arrays[row.reference] if row.reference else None,
+        instruct_ids=expected.instruct_ids,
+        streaming_text=streaming,
+    )
+
+
+def _close(part: str, ours: np.ndarray, theirs: np.ndarray) -> Result:
+    if ours.shape != theirs.shape:
+        return Result(part, None, None, None, False, f"shape {list(ours.shape)}, expected {list(theirs.shape)}")
+    if not theirs.size:
+        return Result(part, 0.0, 0.0, None, True)
+    error = float(np.abs(ours.astype(np.float64) - theirs).max())
+    relative = error / float(np.sqrt(np.mean(np.square(theirs, dtype=np.float64))))
+    return Result(part, error, relative, None, bool(relative <= TOLERANCE))  # NaN fails

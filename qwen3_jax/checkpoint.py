@@ -1,0 +1,173 @@
+"""A converted checkpoint: parameter tree <-> a folder with Orbax weights, the configs, the tokenizer and a fingerprint.
+
+    folder/ weights/                     Orbax, flat: one array per dotted path
+            config.json generation_config.json speech_tokenizer/config.json
+            vocab.json merges.txt ...    whichever tokenizer files the source has
+            fingerprint.json             written last: without it the folder does not load
+
+The folder appears in one rename when all of it is on the disk (atomic.py), so an interrupted conversion leaves nothing
+that loads. Arrays are restored straight into the dtype and onto the device asked for, a few at a time.
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from qwen3_jax.atomic import new_folder
+from qwen3_jax.mapping import ConversionError, MisshapedTensor, UnfilledTensor, UnmatchedTensor, flatten, unflatten
+from qwen3_jax.published import Progress
+
+FORMAT = 1
+FINGERPRINT = "fingerprint.json"
+WEIGHTS = "weights"
+CONFIG_FILES = ("config.json", "generation_config.json", "speech_tokenizer/config.json")
+TOKENIZER_FILES = ("vocab.json", "merges.txt", "tokenizer_config.json", "tokenizer.json")
+_STORED_CHUNK = 32 << 20  # bytes; the unit in which weights are written and read
+_GROUP = 32 << 20  # bytes restored at once: bounds the copies that are in flight
+
+
+class NotConverted(ConversionError):
+    """A folder that is not a complete converted checkpoint of a format this version reads."""
+
+
+def is_converted(folder: str | Path) -> bool:
+    """Whether ``folder`` holds Orbax weights rather than the published safetensors; it may still be damaged."""
+    return (Path(folder) / FINGERPRINT).is_file() or (Path(folder) / WEIGHTS).is_dir()
+
+
+def save(folder: str | Path, params: Mapping[str, Any], source: str | Path) -> str:
+    """Write a converted checkpoint, atomically.
+
+    Args:
+        folder: to be made; must not exist (or be empty).
+        params: the tree, in the dtypes to keep.
+        source: the folder whose configs and tokenizer files are copied.
+
+    Returns:
+        The fingerprint.
+
+    Raises:
+        ValueError: ``folder`` exists and is not empty.
+    """
+    import orbax.checkpoint as ocp  # half a second and 100 MB that reading the published layout does not need
+
+    flat = flatten(params)
+    with new_folder(Path(folder)) as temporary:
+        for name in CONFIG_FILES + TOKENIZER_FILES:
+            if (Path(source) / name).is_file():
+                (temporary / name).parent.mkdir(exist_ok=True)
+                shutil.copyfile(Path(source) / name, temporary / name)
+        # no compression: it saves a fifth and costs more than the disk does; the device-host limit bounds the copies made
+        handler = ocp.PyTreeCheckpointHandler(use_compression=False, save_device_host_concurrent_gb=1)
+        with ocp.Checkpointer(handler) as writer:
+            arguments = {path: ocp.SaveArgs(chunk_byte_size=_STORED_CHUNK) for path in flat}
+            writer.save(temporary / WEIGHTS, args=ocp.args.PyTreeSave(flat, save_args=arguments))
+        digest = fingerprint(params, temporary)
+        (temporary / FINGERPRINT).write_text(json.dumps(_description(flat, digest), indent=1), "utf-8")
+    return digest
+
+
+def _description(flat: Mapping[str, Any], digest: str) -> dict[str, Any]:
+    from qwen3_jax import __version__  # the package imports this module
+
+    arrays = {path: [str(array.dtype), list(array.shape)] for path, array in sorted(flat.items())}
+    return {"format": FORMAT, "qwen3_jax": __version__, "sha256": digest, "arrays": arrays}
+
+
+def fingerprint(params: Mapping[str, Any], folder: str | Path) -> str:
+    """sha256 (hex) over the configs in ``folder`` and every array's path, dtype, shape and bytes, in sorted order."""
+    digest = hashlib.sha256(f"qwen3-jax {FORMAT}\n".encode())
+    for name in CONFIG_FILES:
+        if (Path(folder) / name).is_file():
+            digest.update(f"{name}\n".encode() + (Path(folder) / name).read_bytes())
+    for path, array in sorted(flatten(params).items()):
+        digest.update(f"{path} {array.dtype} {list(array.shape)}\n".encode())
+        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+    return digest.hexdigest()
+
+
+def describe(folder: str | Path) -> dict[str, Any]:
+    """``fingerprint.json``: format, qwen3_jax (version that wrote it), sha256, arrays {path: [dtype, shape]}.
+
+    Raises:
+        NotConverted: the file is missing or cannot be read, or the format is another.
+    """
+    file = Path(folder) / FINGERPRINT
+    if not file.is_file():
+        raise NotConverted(f"{folder} is not a complete converted checkpoint: it has no {FINGERPRINT}; remove it and run the conversion again")
+    try:
+        found: dict[str, Any] = json.loads(file.read_text("utf-8"))
+        version, _, _ = found["format"], found["sha256"], found["arrays"].items()
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise NotConverted(f"{file} cannot be read ({error!r}); remove the folder and run the conversion again") from error
+    if version != FORMAT:
+        raise NotConverted(f"{folder} has format {version!r}, this version reads {FORMAT}; convert the published checkpoint again")
+    return found
+
+
+def load(folder: str | Path, abstract: Mapping[str, Any], *, device: Any = None, progress: Progress | None = None) -> dict[str, Any]:
+    """Restore a converted checkpoint.
+
+    Args:
+        folder: made by ``save``.
+        abstract: nested dict whose leaves have ``shape`` and ``dtype``; arrays are cast to that dtype.
+        device: a jax device or sharding; None is jax's default device.
+        progress: called with (path, bytes) after each parameter.
+
+    Raises:
+        ConversionError: the folder is incomplete, of another format, or holds other arrays than ``abstract`` wants.
+    """
+    import orbax.checkpoint as ocp  # see save
+
+    folder = Path(folder).absolute()
+    wanted = flatten(abstract)
+    _compare(folder, describe(folder)["arrays"], wanted)
+    device = jax.devices()[0] if device is None else device
+    sharding = jax.sharding.SingleDeviceSharding(device) if isinstance(device, jax.Device) else device
+    flat: dict[str, jax.Array] = {}
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+        for group in _groups(wanted):
+            item = {path: jax.ShapeDtypeStruct(wanted[path].shape, wanted[path].dtype, sharding=sharding) for path in group}
+            arguments = {path: ocp.ArrayRestoreArgs(sharding=sharding, dtype=wanted[path].dtype) for path in group}
+            restored = reader.restore(folder / WEIGHTS, args=ocp.args.PyTreeRestore(item, restore_args=arguments, partial_restore=True))
+            flat.update(restored)
+            for path, array in restored.items():
+                if progress is not None:
+                    progress(path, array.nbytes)
+    return unflatten(flat, abstract)
+
+
+def _compare(folder: Path, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    fix = "config.json was changed after the conversion, or another version wrote the folder: convert again"
+    for path, leaf in wanted.items():
+        if path not in stored:
+            raise UnfilledTensor(f"unfilled parameter {path!r} {list(leaf.shape)}: {folder} has no such array; {fix}")
+        if list(leaf.shape) != stored[path][1]:
+            raise MisshapedTensor(f"misshaped array {path!r}: expected {list(leaf.shape)}, found {stored[path][1]} in {folder}; {fix}")
+    for path in stored:
+        if path not in wanted:
+            raise UnmatchedTensor(f"unmatched array {path!r} in {folder}: the model of its config.json has no such parameter; {fix}")
+
+
+def _groups(wanted: Mapping[str, Any]) -> Iterator[list[str]]:
+    """Paths in groups of at most _GROUP bytes, the largest first: the copies in flight then meet the fewest finished arrays."""
+    group: list[str] = []
+    total = 0
+    for path in sorted(wanted, key=lambda path: -_bytes(wanted[path])):
+        if group and total + _bytes(wanted[path]) > _GROUP:
+            yield group
+            group, total = [], 0
+        group.append(path)
+        total += _bytes(wanted[path])
+    if group:
+        yield group
+
+
+def _bytes(leaf: Any) -> int:
+    return int(np.prod(leaf.shape, dtype=np.int64)) * np.dtype(leaf.dtype).itemsize

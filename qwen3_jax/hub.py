@@ -1,0 +1,53 @@
+"""A path or a hub id such as ``Qwen/Qwen3-TTS-12Hz-0.6B-Base`` -> a local folder, downloaded once (resumable) if need be."""
+
+import re
+from pathlib import Path
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+
+# Every file that is read, and nothing else of a repository.
+FILES = (
+    "config.json", "generation_config.json", "model.safetensors", "model.safetensors.index.json", "model-*.safetensors",
+    "vocab.json", "merges.txt", "tokenizer_config.json", "tokenizer.json",
+    "speech_tokenizer/config.json", "speech_tokenizer/model.safetensors",
+    "speech_tokenizer/model.safetensors.index.json", "speech_tokenizer/model-*.safetensors",
+)  # fmt: skip
+_NETWORK = (OSError, *HfHubHTTPError.__bases__)  # the bases: the error class of whichever HTTP client the hub library uses
+_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+def local_folder(path: str | Path, revision: str | None = None) -> Path:
+    """The folder itself if it exists, else a download of the hub repository of that name into the hub's own cache.
+
+    Args:
+        path: a folder, or ``org/name``.
+        revision: branch, tag or commit of the repository.
+
+    Raises:
+        FileNotFoundError: neither a folder nor a repository that can be reached; says how to place the files by hand.
+    """
+    folder = Path(path)
+    if folder.is_dir():
+        return folder
+    name = str(path)
+    if not _ID.fullmatch(name):
+        raise FileNotFoundError(f"{name} is not a folder, and not a hub id (org/name) either; give the folder of a checkpoint")
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=list(FILES)))
+    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
+        at = "" if revision is None else f" at revision {revision}"
+        raise FileNotFoundError(
+            f"{name}{at} is neither a folder here nor a repository on the hub that can be read; check the spelling (and, if it is private, log in)"
+        ) from error
+    except _NETWORK as error:
+        raise FileNotFoundError(f"{name} is not a folder here, and the hub cannot be reached ({type(error).__name__}). {by_hand(name)}") from error
+
+
+def by_hand(name: str) -> str:
+    """How to do without the hub, in one line."""
+    folder = name.rsplit("/", 1)[-1]
+    return (
+        f"Fetch its files elsewhere, place them in a folder, say ./{folder}/ (config.json, generation_config.json, model.safetensors, "
+        f"vocab.json, merges.txt, tokenizer_config.json) with ./{folder}/speech_tokenizer/ inside (config.json, model.safetensors), and give that folder"
+    )
