@@ -1,0 +1,36 @@
+"""Tiny random checkpoints, made once per run, the same as those behind tests/golden."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import jax.numpy as jnp
+import pytest
+
+from qwen3_jax.model import Model, load
+from qwen3_jax.testing import GOLDEN_SEEDS, write_checkpoint
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """kind -> a folder in the published layout. Not to be written to."""
+    made: dict[str, Path] = {}
+
+    def get(kind: str) -> Path:
+        if kind not in made:
+            made[kind] = write_checkpoint(tmp_path_factory.mktemp("checkpoints") / kind, kind, GOLDEN_SEEDS[kind])
+        return made[kind]
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def model(checkpoint: Callable[[str], Path]) -> Callable[[str], Model]:
+    """kind -> that checkpoint in float32."""
+    made: dict[str, Model] = {}
+
+    def get(kind: str) -> Model:
+        if kind not in made:
+            made[kind] = load(checkpoint(kind), dtype=jnp.dtype(jnp.float32))
+        return made[kind]
+
+    return get
