@@ -1,0 +1,188 @@
+"""The messages of ``/api/v1/speak``: JSON text <-> structs. Pure: no socket, no engine.
+
+Field names are camelCase on the wire. Unknown fields are ignored, and so is a message whose ``type`` nobody knows.
+"""
+
+from typing import Annotated, Literal, TypeAlias
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+
+LANGUAGES = ("English", "Japanese", "Chinese", "Korean", "German", "French", "Russian", "Portuguese", "Spanish", "Italian")
+ENCODINGS, SAMPLE_RATES, TRANSPORTS = ("pcm16",), (24000,), ("binary",)
+
+Name: TypeAlias = Annotated[str, Meta(max_length=128)]
+Code: TypeAlias = Literal[
+    "MODEL_LOADING",
+    "SYNTHESIS_ERROR",
+    "INVALID_TEXT",
+    "INVALID_MESSAGE",
+    "VOICE_NOT_FOUND",
+    "TIMEOUT",
+    "RATE_LIMITED",
+    "CANCELLED",
+]
+UNRECOVERABLE: frozenset[Code] = frozenset({"INVALID_TEXT"})  # the same input will fail again; the session lives on all the same
+
+
+class InvalidMessage(ValueError):
+    """Not JSON, or a field that is missing or of the wrong type; the message says which."""
+
+
+class _Message(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", rename="camel"):
+    """Base of all messages."""
+
+
+class Start(_Message, tag="start", frozen=True, kw_only=True):
+    """Configure the session. What is not given keeps its default."""
+
+    sample_rate: int = 24000
+    encoding: str = "pcm16"
+    transport: str = "binary"
+    voice: Name | None = None
+    language: Name | None = None
+    auth_token: str | None = None
+    contract_id: Name | None = None
+
+
+class Speak(_Message, tag="speak", frozen=True, kw_only=True):
+    """Speak a text."""
+
+    text: str
+    priority: Literal["normal", "high"] = "normal"
+    voice: Name | None = None
+    request_id: Name | None = None
+    continue_: bool = msgspec.field(default=False, name="continue")
+    seed: Annotated[int, Meta(ge=0, lt=2**32)] | None = None
+    temperature: Annotated[float, Meta(gt=0, le=10)] | None = None
+    top_k: Annotated[int, Meta(ge=0, le=2048)] | None = None
+    top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
+
+
+class Flush(_Message, tag="flush", frozen=True, kw_only=True):
+    """End of a text that came in pieces."""
+
+    request_id: Name | None = None
+
+
+class Cancel(_Message, tag="cancel", frozen=True, kw_only=True):
+    """Stop what is spoken and what waits; with ``requestId``, only that one."""
+
+    request_id: Name | None = None
+
+
+class Stop(_Message, tag="stop", frozen=True, kw_only=True):
+    """End the session."""
+
+    reason: Name = "user_requested"
+
+
+ClientMessage: TypeAlias = Start | Speak | Flush | Cancel | Stop
+
+
+class Capabilities(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """Part of ``ready``."""
+
+    streaming: bool
+    languages: tuple[str, ...]
+    encodings: tuple[str, ...]
+    sample_rates: tuple[int, ...]
+    max_text_chars: int
+    voices: tuple[str, ...]
+
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """Part of ``ready``."""
+
+    max_message_bytes: int
+    max_waiting: int
+
+
+class Ready(_Message, tag="ready", frozen=True, kw_only=True):
+    """Sent at once; ``voiceLoaded`` is empty while the model loads."""
+
+    session_id: str
+    voice_loaded: str
+    capabilities: Capabilities
+    limits: Limits
+
+
+class Started(_Message, tag="started", frozen=True, kw_only=True):
+    """What is really in force."""
+
+    sample_rate: int
+    encoding: str
+    voice: str
+    language: str
+    transport: str
+
+
+class Complete(_Message, tag="complete", frozen=True, kw_only=True):
+    """After the last byte of an utterance. Times run from the arrival of ``speak``."""
+
+    duration_ms: int
+    characters_processed: int
+    audio_length_ms: int
+    ttfa_ms: int | None
+    finish_reason: str
+    request_id: str | UnsetType = UNSET
+
+
+class Error(_Message, tag="error", frozen=True, kw_only=True):
+    """Something failed; the session lives on unless the socket closes."""
+
+    code: Code
+    message: str
+    recoverable: bool
+    request_id: str | UnsetType = UNSET
+
+
+class Stopped(_Message, tag="stopped", frozen=True, kw_only=True):
+    """The last message of a session."""
+
+    reason: str
+
+
+ServerMessage: TypeAlias = Ready | Started | Complete | Error | Stopped
+
+
+class _Kind(msgspec.Struct):
+    type: str
+
+
+_KNOWN = frozenset({"start", "speak", "flush", "cancel", "stop"})
+_kind = msgspec.json.Decoder(_Kind)
+_message = msgspec.json.Decoder(ClientMessage)
+
+
+def parse(data: str | bytes | None) -> ClientMessage | None:
+    """A frame -> its message, or None for a type that nobody knows.
+
+    Raises:
+        InvalidMessage: a binary frame (an empty one arrives as None), not JSON, or a field missing, mistyped or out of range.
+    """
+    if not isinstance(data, str):
+        raise InvalidMessage("binary frames are not expected here: send JSON text")
+    try:
+        if _kind.decode(data).type not in _KNOWN:
+            return None
+        return _message.decode(data)
+    except (msgspec.DecodeError, UnicodeEncodeError) as error:  # a lone surrogate cannot be encoded
+        raise InvalidMessage(str(error)) from error
+
+
+def encode(message: ServerMessage) -> str:
+    """A message -> JSON text."""
+    return msgspec.json.encode(message).decode()
+
+
+def error(code: Code, message: str, request_id: str | None = None, *, recoverable: bool | None = None) -> Error:
+    """An ``error`` with the code's own ``recoverable``, unless told otherwise."""
+    if recoverable is None:
+        recoverable = code not in UNRECOVERABLE
+    return Error(code=code, message=message, recoverable=recoverable, request_id=UNSET if request_id is None else request_id)
+
+
+def language(name: str) -> str | None:
+    """The name as ``capabilities`` spells it, whatever its case; ``Auto`` too. None if there is no such language."""
+    return next((known for known in (*LANGUAGES, "Auto") if known.casefold() == name.casefold()), None)

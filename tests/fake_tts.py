@@ -1,0 +1,84 @@
+"""A stand-in for Qwen3TTS whose every step a test can hold: it sees the server's side of the model's API, and no array of a model."""
+
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from qwen3_jax import Sampling, Voice
+from qwen3_jax.config import GenerationConfig
+
+FRAME = 1920
+LIMIT = 10.0  # seconds that any wait of a test may take
+
+
+def tone(index: int) -> np.ndarray:
+    """The audio of a piece: one value, so that a test can tell which piece it was."""
+    return np.full(FRAME, (index + 1) / 100, np.float32)
+
+
+@dataclass
+class FakeTTS:
+    """Speaks ``pieces`` frames a text. With ``gate`` set, waits for one release per piece; "fail" in a text raises, "refuse" is refused."""
+
+    pieces: int = 3
+    gate: threading.Semaphore | None = None
+    model_type: str = "base"
+    speakers: tuple[str, ...] = ()
+    streams: list["FakeStream"] = field(default_factory=list)
+    cloned: list[tuple[str, str | None]] = field(default_factory=list)
+    warm: int = 0
+
+    @property
+    def model(self) -> Any:
+        return SimpleNamespace(generation=GenerationConfig(max_new_tokens=100))
+
+    def warmup(self) -> None:
+        self.warm += 1
+
+    def create_voice(self, audio_in: Any, transcript: str | None = None, *, name: str | None = None) -> Voice:
+        self.cloned.append((name or "voice", transcript))
+        codes = None if transcript is None else np.zeros((1, 16), np.int32)
+        return Voice(np.zeros(4, np.float32), codes, transcript, name or "voice")
+
+    def stream(self, text: str, *, voice: Any, language: str, seed: int | None, sampling: Sampling) -> "FakeStream":
+        if "refuse" in text:
+            raise ValueError("text 'refuse': is refused; say something else")
+        stream = FakeStream(self, text, voice, language, seed, sampling)
+        self.streams.append(stream)
+        return stream
+
+
+class FakeStream:
+    """As SpeechStream. ``closed`` is set when the engine's thread lets go of it."""
+
+    def __init__(self, tts: FakeTTS, text: str, voice: Any, language: str, seed: int | None, sampling: Sampling) -> None:
+        self.text, self.voice, self.language, self.seed, self.sampling = text, voice, language, seed, sampling
+        self.finish_reason: str | None = None
+        self.cancelled, self.closed = threading.Event(), threading.Event()
+        self._tts = tts
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        for index in range(self._tts.pieces):
+            if self._tts.gate is not None and not self._tts.gate.acquire(timeout=LIMIT):
+                raise TimeoutError("the test never opened the gate")
+            if "fail" in self.text and index == 1:
+                raise RuntimeError("the fake failed")
+            if self.cancelled.is_set():
+                self.finish_reason = "cancelled"
+                return
+            yield tone(index)
+        self.finish_reason = "eos"
+
+    def cancel(self) -> None:
+        self.cancelled.set()
+
+    def __enter__(self) -> "FakeStream":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.cancelled.set()
+        self.closed.set()

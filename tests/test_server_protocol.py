@@ -1,0 +1,73 @@
+"""server/protocol.py: JSON text <-> messages."""
+
+import json
+
+import pytest
+
+from server import protocol
+from server.protocol import Cancel, InvalidMessage, Speak, Start, Stop
+
+
+def test_start_defaults_are_the_specifications() -> None:
+    start = protocol.parse('{"type": "start"}')
+    assert start == Start(sample_rate=24000, encoding="pcm16", transport="binary", voice=None, language=None)
+
+
+def test_every_field_of_speak_arrives() -> None:
+    text = '{"type":"speak","text":"Hi","priority":"high","voice":"a","requestId":"r","seed":7,"temperature":1,"topK":5,"topP":0.5}'
+    expected = Speak(text="Hi", priority="high", voice="a", request_id="r", seed=7, temperature=1.0, top_k=5, top_p=0.5)
+    assert protocol.parse(text) == expected
+
+
+def test_cancel_and_stop() -> None:
+    assert protocol.parse('{"type": "cancel"}') == Cancel(request_id=None)
+    assert protocol.parse('{"type": "stop"}') == Stop(reason="user_requested")
+
+
+def test_unknown_fields_and_unknown_types_are_ignored() -> None:
+    assert protocol.parse('{"type": "cancel", "colour": "red"}') == Cancel()
+    assert protocol.parse('{"type": "sing"}') is None
+
+
+@pytest.mark.parametrize(
+    ("frame", "said"),
+    [
+        ("not json", "malformed"),
+        ("[1]", "object"),
+        ("{}", "type"),
+        ('{"type": 1}', "type"),
+        ('{"type": "speak"}', "text"),
+        ('{"type": "speak", "text": 1}', "text"),
+        ('{"type": "speak", "text": "a", "seed": -1}', "seed"),
+        ('{"type": "speak", "text": "a", "topP": 0}', "topP"),
+        ('{"type": "start", "sampleRate": "high"}', "sampleRate"),
+        ('{"type": "speak", "text": "\udc00"}', "surrogates"),
+        (b"\0\0", "binary"),
+        (None, "binary"),
+    ],
+)
+def test_what_is_wrong_is_named(frame: str | bytes | None, said: str) -> None:
+    with pytest.raises(InvalidMessage, match=f"(?i){said}"):
+        protocol.parse(frame)
+
+
+def test_errors_carry_their_codes_recoverability() -> None:
+    assert json.loads(protocol.encode(protocol.error("CANCELLED", "m", "r"))) == {
+        "type": "error",
+        "code": "CANCELLED",
+        "message": "m",
+        "recoverable": True,
+        "requestId": "r",
+    }
+    assert json.loads(protocol.encode(protocol.error("INVALID_TEXT", "m"))) == {
+        "type": "error",
+        "code": "INVALID_TEXT",
+        "message": "m",
+        "recoverable": False,
+    }
+
+
+def test_languages_in_any_case() -> None:
+    assert protocol.language("english") == "English"
+    assert protocol.language("AUTO") == "Auto"
+    assert protocol.language("Klingon") is None
