@@ -210,10 +210,10 @@ def generate_chunk(graphdef: Any, params: Any, state: GenState, limit: Int[""], 
     return chunk(nnx.merge(graphdef, params), state, limit, size)
 
 
-@functools.partial(jax.jit, static_argnames=("columns",), donate_argnames=("state",))
-def grow_state(state: GenState, *, columns: int) -> GenState:
-    """The same state with S = ``columns``."""
-    return state._replace(caches=grow(state.caches, columns))
+@functools.partial(jax.jit, static_argnames=("columns",))
+def grow_caches(caches: KVCache, *, columns: int) -> KVCache:
+    """The same caches with S = ``columns``."""
+    return grow(caches, columns)
 
 
 def columns_for(position: int, size: int) -> int:

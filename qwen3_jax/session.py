@@ -126,7 +126,8 @@ class Session:
         """
         columns = generate.columns_for(self._position + 1, size)
         if columns > self._columns:
-            self._state, self._columns = generate.grow_state(self._state, columns=columns), columns
+            self._state = self._state._replace(caches=generate.grow_caches(self._state.caches, columns=columns))
+            self._columns = columns
         graphs, params = self._model.graphs, self._model.params
         self._state, self._codec_state, codes, counts, pcm = speak_chunk(
             graphs.talker, graphs.codec_decoder, params["talker"], params["codec"]["decoder"], self._state, self._codec_state, size=size

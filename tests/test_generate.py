@@ -122,7 +122,7 @@ def test_growing_the_cache_changes_nothing(base: Model) -> None:
     _, state = run(base, prompts(base)[:1], SAMPLED, [2])
     kept = jax.tree.map(jnp.copy, state)
     one, _ = generate.generate_chunk(base.graphs.talker, base.params["talker"], state, jnp.int32(4), size=4)
-    grown = generate.grow_state(kept, columns=256)
+    grown = kept._replace(caches=generate.grow_caches(kept.caches, columns=256))
     assert grown.caches[0].k.shape[2] == 256
     two, _ = generate.generate_chunk(base.graphs.talker, base.params["talker"], grown, jnp.int32(4), size=4)
     np.testing.assert_allclose(one.inputs, two.inputs, atol=1e-6)

@@ -49,7 +49,7 @@ def test_penalty_divides_positive_and_multiplies_negative_once() -> None:
     logits = jnp.zeros((1, VOCAB)).at[0, :3].set(jnp.array([2.0, -2.0, 2.0]))
     seen = jnp.zeros((1, VOCAB), bool).at[0, :2].set(True)
     out = restrict(logits, seen, jnp.array([5]), jnp.array([1.25]), EOS)
-    assert np.asarray(out[0, :3]).tolist() == [1.6, -2.5, 2.0]
+    np.testing.assert_allclose(out[0, :3], [1.6, -2.5, 2.0], rtol=1e-6)
 
 
 def test_control_ids_are_suppressed_and_eos_waits_two_frames() -> None:
