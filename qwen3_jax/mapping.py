@@ -152,7 +152,7 @@ def make_plan(shapes: Mapping[str, Shape], abstract: Mapping[str, Any]) -> Plan:
             ignored[name] = target.reason
             continue
         path, slot = target
-        if path not in wanted:
+        if path not in wanted or (slot is None and path in _STACK_OF):  # the latter: a stacked table's own name, whole
             raise UnmatchedTensor(
                 f"unmatched tensor {name!r} {list(shape)}: the model that config.json describes has no parameter {path!r}; "
                 "check that config.json (sizes, tts_model_type) belongs to these weights"
