@@ -1,0 +1,144 @@
+"""Sound in and out, in numpy: a file or an array -> mono float32 [F] at 24 kHz; a wave -> log-mel [F 128], PCM16 or a file.
+
+Sources: the mel is that of `qwen-tts` 0.1.1 (core/models/modeling_qwen3_tts.py, mel_spectrogram); its filters are Slaney's
+Auditory Toolbox bank (linear below 1 kHz, logarithmic above, triangles of equal area), as in `librosa.filters.mel`.
+"""
+
+import functools
+import os
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import soxr
+
+from qwen3_jax.shapes import NpF32
+
+SAMPLE_RATE = 24000
+MIN_SECONDS, MAX_SECONDS = 1.0, 60.0
+SILENCE_DBFS = -60.0  # root mean square of the whole clip; speech recorded at a sane level is above -40
+
+_FFT, _HOP, _MELS = 1024, 256, 128
+
+Source = str | os.PathLike[str] | tuple[np.ndarray, int]
+
+
+def load_audio(source: Source) -> NpF32:
+    """Read a sound and make it mono float32 at 24 kHz.
+
+    Args:
+        source: a path to any format that soundfile reads, or (samples, rate): samples [F] or [F channels], floats in
+            [-1, 1] or signed integers of full scale; rate in Hz.
+
+    Returns:
+        [F] float32; channels are averaged, other rates are resampled by soxr (HQ).
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is not a sound that soundfile reads, or the array's shape, type or rate is not one of the above.
+    """
+    samples, rate = _check_array(*source) if isinstance(source, tuple) else _read_file(Path(source))
+    mono = samples if samples.ndim == 1 else samples.mean(axis=1)
+    return mono if rate == SAMPLE_RATE or not len(mono) else soxr.resample(mono, rate, SAMPLE_RATE, quality="HQ")
+
+
+def _read_file(path: Path) -> tuple[NpF32, int]:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such audio file")
+    try:
+        return soundfile.read(path, dtype="float32", always_2d=True)
+    except soundfile.LibsndfileError as error:
+        known = ", ".join(sorted(soundfile.available_formats()))
+        raise ValueError(f"{path}: not a readable sound ({error}); convert it to one of {known}") from error
+
+
+def _check_array(samples: np.ndarray, rate: int) -> tuple[NpF32, int]:
+    samples = np.asarray(samples)
+    if samples.ndim not in (1, 2) or (samples.ndim == 2 and samples.shape[1] > 16):
+        raise ValueError(f"audio array: shape {samples.shape} is not [samples] or [samples, channels] (at most 16); transpose or squeeze it")
+    if rate <= 0:
+        raise ValueError(f"audio array: rate {rate} must be above 0 Hz; pass (samples, rate)")
+    if np.issubdtype(samples.dtype, np.signedinteger):
+        samples = samples / -float(np.iinfo(samples.dtype).min)
+    elif not np.issubdtype(samples.dtype, np.floating):
+        raise ValueError(f"audio array: dtype {samples.dtype} is not a float or signed integer type; convert it to float32 in [-1, 1]")
+    return samples.astype(np.float32), rate
+
+
+def check_reference(wave: NpF32) -> None:
+    """Refuse a reference clip that no voice can be cloned from.
+
+    Args:
+        wave: [F] float32, 24 kHz mono, as `load_audio` returns it.
+
+    Raises:
+        ValueError: empty, NaN or infinite, shorter than 1 s, longer than 60 s, or below -60 dBFS RMS; says which and the fix.
+    """
+    seconds = len(wave) / SAMPLE_RATE
+    if not len(wave):
+        raise ValueError("reference audio is empty (0 samples); pass 3 to 30 s of clear speech")
+    bad = int(np.count_nonzero(~np.isfinite(wave)))
+    if bad:
+        raise ValueError(f"reference audio has {bad} NaN or infinite samples of {len(wave)}; every sample must be finite, so export the clip again")
+    if seconds < MIN_SECONDS:
+        raise ValueError(f"reference audio lasts {seconds:.2f} s; the minimum is {MIN_SECONDS:g} s, so pass 3 s or more of clear speech")
+    if seconds > MAX_SECONDS:
+        raise ValueError(f"reference audio lasts {seconds:.1f} s; the maximum is {MAX_SECONDS:g} s, so cut it to 3 to 30 s of clear speech")
+    rms = float(np.sqrt(np.mean(np.square(wave, dtype=np.float64))))
+    level = 20 * np.log10(max(rms, 1e-10))
+    if level < SILENCE_DBFS:
+        raise ValueError(f"reference audio is silent: {level:.0f} dBFS RMS, the minimum is {SILENCE_DBFS:g}; pass a clip with audible speech")
+
+
+def mel_spectrogram(wave: NpF32) -> NpF32:
+    """Log-mel spectrogram of the speaker encoder.
+
+    Args:
+        wave: [F] float32, 24 kHz mono, at least 385 samples (`check_reference` asks for more).
+
+    Returns:
+        [frames 128] float32, frames = F // 256 from 1024 samples on: natural logarithm of the mel magnitude, floor 1e-5.
+    """
+    pad = (_FFT - _HOP) // 2
+    padded = np.pad(wave.astype(np.float64), pad, mode="reflect")
+    window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(_FFT) / _FFT)  # periodic Hann
+    frames = np.lib.stride_tricks.sliding_window_view(padded, _FFT)[::_HOP]
+    spectrum = np.fft.rfft(frames * window, axis=1)
+    magnitude = np.sqrt(spectrum.real**2 + spectrum.imag**2 + 1e-9)
+    return np.log(np.maximum(magnitude @ _mel_filters().T, 1e-5)).astype(np.float32)
+
+
+@functools.cache
+def _mel_filters() -> np.ndarray:
+    """Slaney triangles from 0 to 12 kHz, [128 513] float64."""
+    edges = _mel_to_hz(np.linspace(0.0, _hz_to_mel(SAMPLE_RATE / 2), _MELS + 2))
+    bins = np.linspace(0.0, SAMPLE_RATE / 2, _FFT // 2 + 1)
+    low, centre, high = edges[:-2, None], edges[1:-1, None], edges[2:, None]
+    triangles = np.minimum((bins - low) / (centre - low), (high - bins) / (high - centre))
+    return np.maximum(triangles, 0.0) * (2.0 / (high - low))
+
+
+# Slaney's scale: 3 mel per 200 Hz up to 1 kHz (15 mel), from there 27 mel per factor of 6.4.
+_BEND_HZ, _BEND_MEL, _STEP = 1000.0, 15.0, np.log(6.4) / 27.0
+
+
+def _hz_to_mel(hz: float) -> float:
+    return hz * 3.0 / 200.0 if hz < _BEND_HZ else _BEND_MEL + float(np.log(hz / _BEND_HZ)) / _STEP
+
+
+def _mel_to_hz(mel: np.ndarray) -> np.ndarray:
+    return np.where(mel < _BEND_MEL, mel * 200.0 / 3.0, _BEND_HZ * np.exp(_STEP * (mel - _BEND_MEL)))
+
+
+def to_pcm16(wave: NpF32) -> bytes:
+    """[F] float32 in [-1, 1] -> little-endian 16-bit PCM, 2 bytes a sample; rounded to nearest, clipped beyond +-1."""
+    return _quantise(wave).tobytes()
+
+
+def _quantise(wave: NpF32) -> np.ndarray:
+    return np.rint(np.clip(wave, -1.0, 1.0) * 32767.0).astype("<i2")
+
+
+def write_wav(path: str | os.PathLike[str], wave: NpF32, sample_rate: int = SAMPLE_RATE) -> None:
+    """Write [F] float32 in [-1, 1] as a mono 16-bit WAV file, with the samples of `to_pcm16`."""
+    soundfile.write(path, _quantise(wave), sample_rate, subtype="PCM_16", format="WAV")

@@ -1,0 +1,165 @@
+"""Codec decoder: codes [B N K] and state -> pcm [B N*1920] at 24 kHz and state. One forward for one frame or for all.
+
+    codes -> RVQ -> conv k3 -> transformer (window 72) -> 2 x (x2, ConvNeXt) -> conv k7 -> 4 x (Snake, x8/5/4/3, 3 residual
+    units) -> Snake -> conv k7 -> clamp
+
+Every part is causal and hands its past on, so decoding in chunks of any size equals decoding everything at once. Activations
+are [C B T], see conv.py.
+Source of the formulas: `qwen-tts` 0.1.1, core/tokenizer_12hz/modeling_qwen3_tts_tokenizer_v2.py (Qwen3TTSTokenizerV2Decoder).
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from qwen3_jax.cache import LayerCache
+from qwen3_jax.codec.conv import CausalConv, PointwiseConv, TransposedConv, Upsample, dense, over_channels
+from qwen3_jax.codec.rvq import SplitDecoder
+from qwen3_jax.codec.snake import SnakeBeta
+from qwen3_jax.codec.transformer import WindowTransformer
+from qwen3_jax.config import CodecDecoderConfig
+from qwen3_jax.layers import LayerNorm, Linear
+from qwen3_jax.shapes import F32, Int
+
+
+class BlockState(NamedTuple):
+    """State of one upsampling block."""
+
+    overlap: jax.Array  # [B C rate], see TransposedConv
+    units: list[jax.Array]  # of each residual unit: [B C 6 * dilation], see CausalConv
+
+
+class DecoderState(NamedTuple):
+    """All that the decoder remembers. Every array has the rows as its first axis, so a row can be reset or moved alone."""
+
+    position: jax.Array  # [B] int32: frames decoded so far
+    pre_conv: jax.Array  # [B C 2]
+    window: list[LayerCache]  # of each transformer layer: k and v [B J W-1 D]
+    convnext: list[jax.Array]  # of each doubling: [B C 6]
+    first_conv: jax.Array  # [B C 6]
+    blocks: list[BlockState]
+    last_conv: jax.Array  # [B C 6]
+
+
+class ConvNeXt(nnx.Module):
+    """Depthwise causal convolution, then a per-position MLP; added to the input."""
+
+    def __init__(self, width: int) -> None:
+        self.dwconv = CausalConv(width, width, 7, grouped=True)
+        self.norm = LayerNorm(width, 1e-6)
+        self.pwconv1 = Linear(width, 4 * width, bias=True)
+        self.pwconv2 = Linear(4 * width, width, bias=True)
+        self.gamma = nnx.Param(jnp.ones((width,)))
+
+    def __call__(self, x: F32["C B T"], tail: F32["B C 6"], valid: Int["B"] | None) -> tuple[F32["C B T"], F32["B C 6"]]:
+        y, tail = self.dwconv(x, tail, valid)
+        y = jax.nn.gelu(dense(self.pwconv1, over_channels(self.norm, y)), approximate=False)
+        return x + self.gamma[...][:, None, None] * dense(self.pwconv2, y), tail
+
+
+class ResidualUnit(nnx.Module):
+    """Snake, dilated convolution, Snake, 1x1 convolution; added to the input."""
+
+    def __init__(self, channels: int, dilation: int) -> None:
+        self.act1 = SnakeBeta(channels)
+        self.conv1 = CausalConv(channels, channels, 7, dilation=dilation)
+        self.act2 = SnakeBeta(channels)
+        self.conv2 = PointwiseConv(channels, channels)
+
+    def __call__(self, x: F32["C B T"], tail: F32["B C P"], valid: Int["B"] | None) -> tuple[F32["C B T"], F32["B C P"]]:
+        y, tail = self.conv1(self.act1(x), tail, valid)
+        return x + self.conv2(self.act2(y)), tail
+
+
+class UpsamplingBlock(nnx.Module):
+    """Snake, transposed convolution to ``rate`` times the length and half the channels, three residual units."""
+
+    def __init__(self, channels: int, rate: int) -> None:
+        half, self.rate = channels // 2, rate
+        units = [ResidualUnit(half, dilation) for dilation in (1, 3, 9)]
+        self.block = nnx.List([SnakeBeta(channels), TransposedConv(channels, half, rate), *units])
+
+    def initial(self, rows: int) -> BlockState:
+        return BlockState(self.block[1].initial(rows), [unit.conv1.initial(rows) for unit in self.block[2:]])
+
+    def __call__(self, x: F32["C B T"], state: BlockState, valid: Int["B"] | None) -> tuple[F32["C/2 B T*rate"], BlockState]:
+        x, overlap = self.block[1](self.block[0](x), state.overlap, valid)
+        valid = _scaled(valid, self.rate)
+        tails = []
+        for unit, tail in zip(self.block[2:], state.units, strict=True):
+            x, tail = unit(x, tail, valid)
+            tails.append(tail)
+        return x, BlockState(overlap, tails)
+
+
+def _scaled(valid: Int["B"] | None, rate: int) -> Int["B"] | None:
+    return None if valid is None else valid * rate
+
+
+class Decoder(nnx.Module):
+    """The speech tokenizer's decoder. See the module's docstring."""
+
+    def __init__(self, cfg: CodecDecoderConfig) -> None:
+        last = cfg.decoder_dim // 2 ** len(cfg.upsample_rates)
+        self.quantizer = SplitDecoder(cfg.num_quantizers, cfg.codebook_size, cfg.codebook_dim)
+        self.pre_conv = CausalConv(cfg.codebook_dim, cfg.latent_dim, 3)
+        self.pre_transformer = WindowTransformer(cfg)
+        width = cfg.latent_dim
+        self.upsample = nnx.List([nnx.List([Upsample(width, width, rate), ConvNeXt(width)]) for rate in cfg.upsampling_ratios])
+        blocks = [UpsamplingBlock(cfg.decoder_dim // 2**i, rate) for i, rate in enumerate(cfg.upsample_rates)]
+        self.decoder = nnx.List([CausalConv(cfg.latent_dim, cfg.decoder_dim, 7), *blocks, SnakeBeta(last), CausalConv(last, 1, 7)])
+
+    def initial(self, rows: int) -> DecoderState:
+        """The state at the start of a stream; zeros everywhere."""
+        first, *blocks, _, last = self.decoder
+        return DecoderState(
+            position=jnp.zeros((rows,), jnp.int32),
+            pre_conv=self.pre_conv.initial(rows),
+            window=self.pre_transformer.initial(rows),
+            convnext=[stage[1].dwconv.initial(rows) for stage in self.upsample],
+            first_conv=first.initial(rows),
+            blocks=[block.initial(rows) for block in blocks],
+            last_conv=last.initial(rows),
+        )
+
+    def __call__(self, codes: Int["B N K"], state: DecoderState, valid: Int["B"] | None = None) -> tuple[F32["B N*1920"], DecoderState]:
+        """Decode N more frames of each row.
+
+        Args:
+            codes: [B N K] int32; -1 (padding) counts as 0.
+            state: of these rows, from `init_state` or an earlier call.
+            valid: [B] int32, 0 to N: only this many frames of each row are real. Default: all.
+
+        Returns:
+            pcm [B N*1920] float32 in [-1, 1] at 24 kHz, of which a row's first valid * 1920 samples count, and the state
+            after the valid frames. Working memory is about 15 MB per row and frame of N at full size.
+        """
+        # float32 all the way: without this, GPUs and TPUs multiply float32 matrices in fewer bits
+        with jax.default_matmul_precision("highest"):
+            return self._decode(jnp.maximum(codes, 0), state, valid)
+
+    def _decode(self, codes: Int["B N K"], state: DecoderState, valid: Int["B"] | None) -> tuple[F32["B N*1920"], DecoderState]:
+        position = state.position + (codes.shape[1] if valid is None else valid)
+        x, pre_conv = self.pre_conv(jnp.moveaxis(self.quantizer(codes), -1, 0), state.pre_conv, valid)
+        x, window = self.pre_transformer(x, state.window, state.position, valid)
+        convnext = []
+        for (stretch, mix), tail in zip(self.upsample, state.convnext, strict=True):
+            valid = _scaled(valid, stretch.rate)
+            x, tail = mix(stretch(x), tail, valid)
+            convnext.append(tail)
+        first, *blocks, snake, last = self.decoder
+        x, first_conv = first(x, state.first_conv, valid)
+        block_states = []
+        for block, block_state in zip(blocks, state.blocks, strict=True):
+            x, block_state = block(x, block_state, valid)
+            valid = _scaled(valid, block.rate)
+            block_states.append(block_state)
+        x, last_conv = last(snake(x), state.last_conv, valid)
+        return jnp.clip(x[0], -1.0, 1.0), DecoderState(position, pre_conv, window, convnext, first_conv, block_states, last_conv)
+
+
+def init_state(cfg: CodecDecoderConfig, rows: int) -> DecoderState:
+    """The state of ``rows`` streams that have not begun. Bytes at full size: about 7.5 MB a row."""
+    return nnx.eval_shape(lambda: Decoder(cfg)).initial(rows)

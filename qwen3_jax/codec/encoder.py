@@ -1,0 +1,109 @@
+"""Codec encoder (Mimi): wave [B F] at 24 kHz -> codes [B N K], N = ceil(F / 1920). For cloning; it sees a clip at once.
+
+    wave -> conv k7 -> 4 x (residual block, ELU, strided conv) -> ELU, conv k3 -> transformer -> stride-2 conv -> split RVQ
+
+Waves are padded to a bucket's length and must give the codes of the unpadded wave. All is causal, so padding can only act
+through a strided convolution whose last window is part real, part padding. The published encoder completes that window with
+zeros at the convolution's own input (the stride-2 convolution: with its last input), so that is what is put there here.
+Source of the formulas: `transformers` 4.57.3, models/mimi/modeling_mimi.py (MimiModel._encode_frame, MimiConv1d).
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from qwen3_jax.codec.conv import Kernel, convolve
+from qwen3_jax.codec.rvq import SplitEncoder
+from qwen3_jax.codec.transformer import EncoderTransformer
+from qwen3_jax.config import CodecEncoderConfig
+from qwen3_jax.shapes import F32, Int
+
+
+def _ceil_div(a: Int["B"], b: int) -> Int["B"]:
+    return -(-a // b)
+
+
+class PaddedConv(nnx.Module):
+    """Causal convolution of a whole clip: x [I B T], of which each row's first ``valid`` count -> [O B ceil(T / stride)]."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, *, stride: int = 1, bias: bool = True, replicate: bool = False) -> None:
+        self.conv = Kernel((outputs, inputs, kernel), outputs, bias=bias)
+        self.past, self.stride, self.replicate = kernel - stride, stride, replicate
+
+    def __call__(self, x: F32["I B T"], valid: Int["B"]) -> tuple[F32["O B T'"], Int["B"]]:
+        if self.stride > 1:
+            x = self._end_at(jnp.pad(x, ((0, 0), (0, 0), (0, -x.shape[2] % self.stride))), valid)
+        x = jnp.pad(x, ((0, 0), (0, 0), (self.past, 0)), mode="edge" if self.replicate else "constant")
+        y = convolve(x, self.conv.weight[...], stride=self.stride)
+        if self.conv.bias is not None:
+            y = y + self.conv.bias[...][:, None, None]
+        return y, _ceil_div(valid, self.stride)
+
+    def _end_at(self, x: F32["I B T"], valid: Int["B"]) -> F32["I B T"]:
+        """What follows the valid part: zeros, or its last value."""
+        inside = jnp.arange(x.shape[2]) < valid[:, None]
+        last = jnp.take_along_axis(x, jnp.maximum(valid - 1, 0)[None, :, None], axis=2) if self.replicate else 0.0
+        return jnp.where(inside, x, last)
+
+
+class ResidualBlock(nnx.Module):
+    """ELU, convolution to half the channels, ELU, 1x1 convolution back; added to the input."""
+
+    def __init__(self, channels: int, inner: int, kernel: int) -> None:
+        self.block = nnx.Dict({"1": PaddedConv(channels, inner, kernel), "3": PaddedConv(inner, channels, 1)})
+
+    def __call__(self, x: F32["C B T"], valid: Int["B"]) -> tuple[F32["C B T"], Int["B"]]:
+        y, _ = self.block["1"](jax.nn.elu(x), valid)
+        y, _ = self.block["3"](jax.nn.elu(y), valid)
+        return x + y, valid
+
+
+class ConvEncoder(nnx.Module):
+    """wave [1 B F] -> [H B T], T = ceil(F / 960). The published list also counts the activations, hence the gaps."""
+
+    def __init__(self, cfg: CodecEncoderConfig) -> None:
+        channels = cfg.num_filters
+        layers: dict[str, nnx.Module] = {"0": PaddedConv(1, channels, cfg.kernel_size)}
+        for i, rate in enumerate(reversed(cfg.upsampling_ratios)):
+            layers[str(3 * i + 1)] = ResidualBlock(channels, channels // cfg.compress, cfg.residual_kernel_size)
+            layers[str(3 * i + 3)] = PaddedConv(channels, 2 * channels, 2 * rate, stride=rate)
+            channels *= 2
+        layers[str(3 * len(cfg.upsampling_ratios) + 2)] = PaddedConv(channels, cfg.hidden_size, cfg.last_kernel_size)
+        self.layers = nnx.Dict(layers)
+
+    def __call__(self, wave: F32["1 B F"], valid: Int["B"]) -> tuple[F32["H B T"], Int["B"]]:
+        x = wave
+        for index in sorted(self.layers, key=int):
+            layer = self.layers[index]
+            # an ELU stands before every plain convolution but the first; a residual block brings its own
+            if index != "0" and isinstance(layer, PaddedConv):
+                x = jax.nn.elu(x)
+            x, valid = layer(x, valid)
+        return x, valid
+
+
+class Encoder(nnx.Module):
+    """The speech tokenizer's encoder. See the module's docstring."""
+
+    def __init__(self, cfg: CodecEncoderConfig, books: int) -> None:
+        self.encoder = ConvEncoder(cfg)
+        self.encoder_transformer = EncoderTransformer(cfg)
+        self.downsample = PaddedConv(cfg.hidden_size, cfg.hidden_size, 4, stride=2, bias=False, replicate=True)
+        self.quantizer = SplitEncoder(books, cfg.codebook_size, cfg.codebook_dim, cfg.hidden_size)
+
+    def __call__(self, wave: F32["B F"], valid: Int["B"]) -> Int["B N K"]:
+        """Encode clips.
+
+        Args:
+            wave: [B F] float32, 24 kHz mono.
+            valid: [B] int32, samples of each row that are real (1 <= valid <= F); what follows them changes nothing.
+
+        Returns:
+            codes [B N K] int32, N = ceil(F / 1920); frames from ceil(valid / 1920) on are -1.
+        """
+        with jax.default_matmul_precision("highest"):  # as in the decoder
+            x, steps = self.encoder(wave[None], valid)
+            x, frames = self.downsample(self.encoder_transformer(x), steps)
+            codes = self.quantizer(jnp.moveaxis(x, 0, -1))
+        return jnp.where(jnp.arange(codes.shape[1])[:, None] < frames[:, None, None], codes, -1)
+
