@@ -44,10 +44,23 @@ class FakeTTS:
         codes = None if transcript is None else np.zeros((1, 16), np.int32)
         return Voice(np.zeros(4, np.float32), codes, transcript, name or "voice")
 
-    def stream(self, text: str, *, voice: Any, language: str, seed: int | None, sampling: Sampling) -> "FakeStream":
+    def stream(
+        self,
+        text: str,
+        *,
+        voice: Any = None,
+        language: str = "Auto",
+        instruct: str | None = None,
+        seed: int | None = None,
+        sampling: Sampling | None = None,
+        max_frames: int | None = None,
+    ) -> "FakeStream":
         if "refuse" in text:
             raise ValueError("text 'refuse': is refused; say something else")
-        stream = FakeStream(self, text, voice, language, seed, sampling)
+        request = SimpleNamespace(
+            text=text, voice=voice, language=language, instruct=instruct, seed=seed, sampling=sampling, max_frames=max_frames
+        )
+        stream = FakeStream(self, request)
         self.streams.append(stream)
         return stream
 
@@ -55,9 +68,12 @@ class FakeTTS:
 class FakeStream:
     """As SpeechStream. ``closed`` is set when the engine's thread lets go of it."""
 
-    def __init__(self, tts: FakeTTS, text: str, voice: Any, language: str, seed: int | None, sampling: Sampling) -> None:
-        self.text, self.voice, self.language, self.seed, self.sampling = text, voice, language, seed, sampling
+    sample_rate = 24000
+
+    def __init__(self, tts: FakeTTS, request: SimpleNamespace) -> None:
+        self.request, self.seed = request, request.seed
         self.finish_reason: str | None = None
+        self.frames = np.zeros((tts.pieces, 16), np.int32)
         self.cancelled, self.closed = threading.Event(), threading.Event()
         self._tts = tts
 
@@ -65,7 +81,7 @@ class FakeStream:
         for index in range(self._tts.pieces):
             if self._tts.gate is not None and not self._tts.gate.acquire(timeout=LIMIT):
                 raise TimeoutError("the test never opened the gate")
-            if "fail" in self.text and index == 1:
+            if "fail" in self.request.text and index == 1:
                 raise RuntimeError("the fake failed")
             if self.cancelled.is_set():
                 self.finish_reason = "cancelled"

@@ -127,7 +127,7 @@ async def test_happy_path(voices: Path) -> None:
         assert await hear(connection) == {"type": "stopped", "reason": "done"}
         await asyncio.wait_for(connection.wait_closed(), LIMIT)
         assert connection.close_code == 1000
-    [stream] = tts.streams
+    [stream] = [stream.request for stream in tts.streams]
     assert (stream.text, stream.voice.name, stream.language, stream.seed) == ("Hello.", "anna", "English", 5)
     assert (stream.sampling.temperature, stream.sampling.top_k) == (0.5, 50)
     assert tts.warm == 1
@@ -143,7 +143,7 @@ async def test_speak_without_start_uses_the_defaults(voices: Path) -> None:
             assert audio == WHOLE
             assert complete["type"] == "complete"
             assert "requestId" not in complete
-    assert [stream.voice.name for stream in tts.streams] == ["makima", "makima"]
+    assert [stream.request.voice.name for stream in tts.streams] == ["makima", "makima"]
     assert len(tts.cloned) == 1, "a voice is cloned once"
 
 
@@ -196,7 +196,7 @@ async def test_unknown_voice_is_told_and_the_default_is_used(voices: Path) -> No
         assert (await hear(connection))["voice"] == "makima"
         await say(connection, type="speak", text="Hello.", voice="anna")
         assert (await utterance(connection))[1]["type"] == "complete"
-    assert tts.streams[0].voice.name == "anna"
+    assert tts.streams[0].request.voice.name == "anna"
 
 
 async def test_cancel_lets_no_byte_follow(voices: Path) -> None:
@@ -222,7 +222,7 @@ async def test_cancel_lets_no_byte_follow(voices: Path) -> None:
         audio, complete = await utterance(connection)
         assert audio == WHOLE
         assert complete["type"] == "complete"
-    assert [stream.text for stream in tts.streams] == ["Long.", "Short."]
+    assert [stream.request.text for stream in tts.streams] == ["Long.", "Short."]
     assert tts.streams[0].cancelled.is_set()
 
 
@@ -263,7 +263,7 @@ async def test_sessions_speak_in_turn(voices: Path) -> None:
         assert (await utterance(first))[1]["type"] == "complete"
         audio, complete = await utterance(second)
         assert (audio, complete["type"]) == (WHOLE, "complete")
-    assert [stream.text for stream in tts.streams] == ["First.", "Second."]
+    assert [stream.request.text for stream in tts.streams] == ["First.", "Second."]
 
 
 async def test_waiting_for_the_turn_has_a_limit(voices: Path) -> None:
@@ -277,7 +277,7 @@ async def test_waiting_for_the_turn_has_a_limit(voices: Path) -> None:
         assert (error["code"], error["recoverable"], error["requestId"]) == ("TIMEOUT", True, "r")
         tts.gate.release(2)
         assert (await utterance(first))[1]["type"] == "complete"
-    assert [stream.text for stream in tts.streams] == ["First."]
+    assert [stream.request.text for stream in tts.streams] == ["First."]
 
 
 async def test_a_client_that_vanishes_ends_the_generation(voices: Path) -> None:
@@ -381,7 +381,7 @@ async def test_preset_speakers_are_voices(tmp_path: Path) -> None:
         assert (await hear(connection))["voice"] == "ryan"
         await say(connection, type="speak", text="Hello.")
         assert (await utterance(connection))[1]["type"] == "complete"
-    assert tts.streams[0].voice == "ryan"
+    assert tts.streams[0].request.voice == "ryan"
 
 
 async def test_health(voices: Path) -> None:

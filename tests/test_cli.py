@@ -1,0 +1,193 @@
+"""``python -m qwen3_jax``: commands, and errors in one line with exit status 2. Most of it with a model that only counts."""
+
+import io
+import sys
+import wave
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from qwen3_jax import Qwen3TTS, Voice
+from qwen3_jax.__main__ import main
+from qwen3_jax.audio import to_pcm16
+from qwen3_jax.testing import write_checkpoint
+from tests.fake_tts import FakeTTS, tone
+
+Run = Callable[..., tuple[int, bytes, str]]
+WHOLE = b"".join(to_pcm16(tone(index)) for index in range(3))
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsysbinary: pytest.CaptureFixture[bytes]) -> Run:
+    """Run the program: exit status, stdout, stderr."""
+    for name in ("TTS_MODEL_ID", "TTS_VOICES_DIR", "TTS_DEFAULT_VOICE", "TTS_DEVICE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run(*arguments: str | Path) -> tuple[int, bytes, str]:
+        monkeypatch.setattr(sys, "argv", ["qwen3_jax", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        out, err = capsysbinary.readouterr()
+        assert isinstance(ended.value.code, int)
+        return ended.value.code, out, err.decode()
+
+    return run
+
+
+@pytest.fixture
+def tts(monkeypatch: pytest.MonkeyPatch) -> FakeTTS:
+    """Every checkpoint is a fake."""
+    fake = FakeTTS()
+    monkeypatch.setattr(Qwen3TTS, "from_pretrained", lambda *_, **__: fake)
+    return fake
+
+
+@pytest.fixture
+def voices(tmp_path: Path) -> Path:
+    """A folder of two voices."""
+    folder = tmp_path / "voices"
+    for name, transcript in (("anna", "Good evening."), ("boris", None)):
+        (folder / name).mkdir(parents=True)
+        write_wav(folder / name / "reference.wav")
+        if transcript:
+            (folder / name / "transcript.txt").write_text(transcript, "utf-8")
+    (folder / "anna" / "metadata.json").write_text('{"name": "Anna A.", "licence": "CC0", "colour": "red"}', "utf-8")
+    return folder
+
+
+def write_wav(path: Path, seconds: float = 2.0) -> None:
+    samples = np.random.default_rng(0).normal(0, 0.1, int(24000 * seconds)).astype(np.float32)
+    with wave.open(str(path), "wb") as file:
+        file.setparams((1, 2, 24000, 0, "NONE", ""))
+        file.writeframes(to_pcm16(samples))
+
+
+def read_wav(path: Path) -> tuple[bytes, int]:
+    with wave.open(str(path)) as file:
+        assert (file.getnchannels(), file.getsampwidth()) == (1, 2)
+        return file.readframes(file.getnframes()), file.getframerate()
+
+
+def test_say_writes_a_wav(run: Run, tts: FakeTTS, voices: Path, tmp_path: Path) -> None:
+    code, out, err = run(
+        "say", "Hi.", "-o", tmp_path / "a.wav", "--model", "m", "--voices-dir", voices, "--voice", "anna",
+        "--language", "English", "--seed", "3", "--temperature", "0.5", "--max-frames", "9",
+    )  # fmt: skip
+    assert (code, out) == (0, b"")
+    assert "0.24 s, ended by eos, seed 3" in err
+    assert read_wav(tmp_path / "a.wav") == (WHOLE, 24000)
+    request = tts.streams[0].request
+    assert (request.text, request.voice.name, request.language, request.seed, request.max_frames) == ("Hi.", "anna", "English", 3, 9)
+    assert (request.sampling.temperature, request.sampling.top_k) == (0.5, 50)
+    assert tts.cloned == [("anna", "Good evening.")]
+
+
+def test_stream_writes_only_pcm_to_stdout(run: Run, tts: FakeTTS, voices: Path) -> None:
+    code, out, err = run("say", "Hi.", "--stream", "--model", "m", "--voices-dir", voices, "--voice", voices / "boris")
+    assert (code, out) == (0, WHOLE)
+    assert "ended by eos" in err
+    assert tts.cloned == [("boris", None)]
+
+
+def test_dash_reads_stdin(run: Run, tts: FakeTTS, voices: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("From a pipe."))
+    assert run("say", "-", "--stream", "--model", "m", "--voices-dir", voices)[0] == 0
+    assert tts.streams[0].request.text == "From a pipe."
+    assert tts.cloned[0][0] == "anna", "the first of the folder is the default"
+
+
+def test_a_reference_or_a_saved_voice(run: Run, tts: FakeTTS, tmp_path: Path) -> None:
+    write_wav(tmp_path / "ref.wav")
+    assert run("say", "Hi.", "--stream", "--model", "m", "--reference", tmp_path / "ref.wav", "--transcript", "So.")[0] == 0
+    assert tts.cloned == [("voice", "So.")]
+    Voice(np.zeros(4, np.float32), name="saved").save(tmp_path / "v.safetensors")
+    assert run("say", "Hi.", "--stream", "--model", "m", "--voice", tmp_path / "v.safetensors")[0] == 0
+    assert tts.streams[1].request.voice.name == "saved"
+
+
+def test_a_preset_speaker(run: Run, tts: FakeTTS) -> None:
+    tts.model_type, tts.speakers = "custom_voice", ("ryan",)
+    assert run("say", "Hi.", "--stream", "--model", "m", "--voice", "ryan", "--instruct", "Softly.")[0] == 0
+    assert (tts.streams[0].request.voice, tts.streams[0].request.instruct) == ("ryan", "Softly.")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["say", "Hi.", "-o", "a.wav"], "no model: name a checkpoint with --model"),
+        (["say", "Hi.", "--model", "m"], "give either -o FILE.wav or --stream"),
+        (["say", "Hi.", "--model", "m", "-o", "a.wav", "--stream"], "give either -o FILE.wav or --stream"),
+        (["say", "Hi.", "--model", "m", "-o", "nowhere/a.wav"], "there is no folder nowhere"),
+        (["say", "Hi.", "--model", "m", "--stream", "--transcript", "So."], "give that too"),
+        (["say", "Hi.", "--model", "m", "--stream", "--voice", "a", "--reference", "b"], "either --voice or --reference"),
+        (["say", "Hi.", "--model", "m", "--stream"], "no voice: give --reference"),
+        (["say", "Hi.", "--model", "m", "--stream", "--voice", "zoe"], "voice 'zoe' is not in voices (there is: nothing)"),
+        (["say", "Hi.", "--model", "m", "--stream", "--voice", "zoe.safetensors"], "no voice file zoe.safetensors"),
+        (["say", "Hi.", "--model", "m", "--stream", "--temperature", "0"], "no voice"),
+        (["info", "--model", "nowhere"], "nowhere is not a folder"),
+        (["serve", "--port", "99999"], "TTS_PORT = 99999"),
+        (["convert", "nowhere", "there"], "nowhere is not a folder"),
+    ],
+)
+def test_errors_are_one_line_and_status_2(
+    arguments: list[str], said: str, run: Run, tts: FakeTTS, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run(*arguments)
+    assert (code, out) == (2, b"")
+    [line] = [line for line in err.splitlines() if line.strip()]
+    assert line.startswith("error: ")
+    assert said in line
+
+
+def test_bad_usage_is_status_2(run: Run) -> None:
+    assert run("say")[0] == 2
+    assert run("sing")[0] == 2
+
+
+def test_voices_lists_the_folder(run: Run, voices: Path, tmp_path: Path) -> None:
+    code, out, _ = run("voices", "--voices-dir", voices)
+    assert code == 0
+    anna, boris = [line for line in out.decode().splitlines() if "anna" in line or "boris" in line]
+    assert all(word in anna for word in ("icl", "2.0", "Anna A.", "CC0"))
+    assert "xVector" in boris
+    assert b"holds no voice" in run("voices", "--voices-dir", tmp_path / "none")[1]
+
+
+def test_a_voice_whose_metadata_is_broken_is_named(run: Run, voices: Path) -> None:
+    (voices / "anna" / "metadata.json").write_text("[]", "utf-8")
+    code, _, err = run("voices", "--voices-dir", voices)
+    assert code == 2
+    assert "anna/metadata.json is not a voice's metadata" in err
+
+
+def test_info_describes_a_checkpoint(run: Run, tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path / "tiny", "custom_voice")
+    code, out, _ = run("info", "--model", folder)
+    assert code == 0
+    for word in ("custom_voice", "24000 Hz", "english", "ryan", "parameters", "cpu:0"):
+        assert word in out.decode()
+
+
+def test_convert_passes_its_arguments_on(run: Run) -> None:
+    code, out, _ = run("convert", "verify", "--help")
+    assert code == 0
+    assert b"GOLDEN" in out
+
+
+def test_end_to_end_on_a_tiny_checkpoint(run: Run, tmp_path: Path) -> None:
+    """The real model: a WAV and a stream of the same seed hold the same samples."""
+    model = write_checkpoint(tmp_path / "tiny")
+    write_wav(tmp_path / "ref.wav")
+    given = ["--model", model, "--reference", tmp_path / "ref.wav", "--transcript", "Hm.", "--seed", "1", "--max-frames", "7"]
+    code, _, err = run("say", "Hello there.", "-o", tmp_path / "a.wav", *given)
+    assert code == 0, err
+    code, streamed, _ = run("say", "Hello there.", "--stream", *given)
+    assert code == 0
+    pcm, rate = read_wav(tmp_path / "a.wav")
+    assert (pcm, rate) == (streamed, 24000)
+    assert len(pcm) % (2 * 1920) == 0
+    assert np.frombuffer(pcm, "<i2").any()

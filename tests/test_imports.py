@@ -1,0 +1,82 @@
+"""Data flows one way: each module imports only modules of lower rows of the table; a module that is not in the table fails."""
+
+import ast
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+# Lowest first. Modules of one row do not import each other.
+LAYERS = [
+    {"qwen3_jax.shapes", "qwen3_jax.config", "qwen3_jax.mapping", "qwen3_jax.atomic", "qwen3_jax.compilation", "qwen3_jax.hub"},
+    {"qwen3_jax.audio", "qwen3_jax.text", "qwen3_jax.voice", "qwen3_jax.sampling", "qwen3_jax.published"},
+    {"qwen3_jax.cache", "qwen3_jax.voice_folder", "qwen3_jax.checkpoint", "qwen3_jax.codec.snake"},
+    {"qwen3_jax.layers"},
+    {"qwen3_jax.codec.conv", "qwen3_jax.predictor"},
+    {"qwen3_jax.codec.rvq", "qwen3_jax.codec.transformer", "qwen3_jax.speaker", "qwen3_jax.talker"},
+    {"qwen3_jax.codec.decoder", "qwen3_jax.codec.encoder"},
+    {"qwen3_jax.codec"},
+    {"qwen3_jax.model", "qwen3_jax.prompt"},
+    {"qwen3_jax.generate", "qwen3_jax.testing"},
+    {"qwen3_jax.encode", "qwen3_jax.session"},
+    {"qwen3_jax.tts"},
+    {"qwen3_jax"},  # the public API
+    {"convert", "convert.golden", "server", "server.settings", "server.protocol"},
+    {"convert.verify", "server.engine"},
+    {"convert.__main__", "server.websocket"},
+    {"server.transport"},
+    {"server.app"},
+    {"server.__main__"},
+    # The program: it starts everything, convert and serve included (imported inside their commands), and nothing imports it.
+    {"qwen3_jax.__main__"},
+]
+RANK = {module: rank for rank, row in enumerate(LAYERS) for module in row}
+# (importer, imported): why it may go up all the same
+EXCEPTIONS = {("qwen3_jax.checkpoint", "qwen3_jax"): "only __version__, inside the function that writes it into a checkpoint"}
+PACKAGES = ("qwen3_jax", "server", "convert")
+
+
+def modules() -> dict[str, Path]:
+    """Every module of the product."""
+    found = {}
+    for package in PACKAGES:
+        for path in (ROOT / package).rglob("*.py"):
+            parts = path.relative_to(ROOT).with_suffix("").parts
+            found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def imported(source: str, known: set[str]) -> set[str]:
+    """Modules of the product that a source imports; ``from a import b`` is ``a.b`` where that is a module, else ``a``."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            names |= {f"{node.module}.{alias.name}" if f"{node.module}.{alias.name}" in known else str(node.module) for alias in node.names}
+    return {name for name in names if name.split(".")[0] in PACKAGES}
+
+
+def test_every_module_has_its_place() -> None:
+    assert set(modules()) == set(RANK)
+
+
+def test_imports_go_down() -> None:
+    found = modules()
+    wrong = [
+        f"{module} imports {name}"
+        for module, path in sorted(found.items())
+        for name in sorted(imported(path.read_text("utf-8"), set(found)))
+        if (name not in RANK or RANK[name] >= RANK.get(module, -1)) and (module, name) not in EXCEPTIONS
+    ]
+    assert not wrong
+
+
+def test_only_checkpoint_imports_orbax() -> None:
+    assert [module for module, path in modules().items() if "orbax" in path.read_text("utf-8")] == ["qwen3_jax.checkpoint"]
+
+
+def test_the_rule_can_fail() -> None:
+    known = {"qwen3_jax", "qwen3_jax.tts"}
+    assert imported("from qwen3_jax import tts\nimport numpy", known) == {"qwen3_jax.tts"}
+    assert imported("def f():\n from qwen3_jax import Voice", known) == {"qwen3_jax"}
