@@ -128,7 +128,8 @@ def _verdicts(results: list[Result]) -> Table:
     for result in results:
         error = ["" if value is None else f"{value:.2e}" for value in (result.error, result.relative)]
         codes = "" if result.codes_equal is None else ("yes" if result.codes_equal else "NO")
-        table.add_row(result.part, *error, codes, "ok" if result.passed else "[red]FAILED[/red]" + (f": {result.note}" if result.note else ""))
+        failed = "[red]FAILED[/red]" + (f": {result.note}" if result.note else "")
+        table.add_row(result.part, *error, codes, "ok" if result.passed else failed)
     return table
 
 

@@ -76,7 +76,8 @@ def read_golden(file: Path) -> Golden:
             continue
         match = _ROW.fullmatch(key)
         if match is None or match["name"] not in CASES:
-            raise ValueError(f"{file}: unknown key {key!r}; known are {', '.join(sorted(PARTS))} and NAME_st|ns.ROW.* with NAME of {', '.join(CASES)}")
+            known = f"{', '.join(sorted(PARTS))} and NAME_st|ns.ROW.* with NAME of {', '.join(CASES)}"
+            raise ValueError(f"{file}: unknown key {key!r}; known are {known}")
         rows = found.setdefault((match["name"], match["text"] == "st"), {})
         rows.setdefault(int(match["row"]), {})[match["what"]] = array
     return Golden(arrays, {case: _rows(file, case[0], rows, arrays) for case, rows in found.items()})

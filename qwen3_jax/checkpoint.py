@@ -100,12 +100,12 @@ def describe(folder: str | Path) -> dict[str, Any]:
     """
     file = Path(folder) / FINGERPRINT
     if not file.is_file():
-        raise NotConverted(f"{folder} is not a complete converted checkpoint: it has no {FINGERPRINT}; remove it and run the conversion again")
+        raise NotConverted(f"{folder} is not a complete converted checkpoint: it has no {FINGERPRINT}; remove it and convert again")
     try:
         found: dict[str, Any] = json.loads(file.read_text("utf-8"))
         version, _, _ = found["format"], found["sha256"], found["arrays"].items()
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise NotConverted(f"{file} cannot be read ({error!r}); remove the folder and run the conversion again") from error
+        raise NotConverted(f"{file} cannot be read ({error!r}); remove the folder and convert again") from error
     if version != FORMAT:
         raise NotConverted(f"{folder} has format {version!r}, this version reads {FORMAT}; convert the published checkpoint again")
     return found

@@ -38,10 +38,12 @@ def local_folder(path: str | Path, revision: str | None = None) -> Path:
     except (RepositoryNotFoundError, RevisionNotFoundError) as error:
         at = "" if revision is None else f" at revision {revision}"
         raise FileNotFoundError(
-            f"{name}{at} is neither a folder here nor a repository on the hub that can be read; check the spelling (and, if it is private, log in)"
+            f"{name}{at} is neither a folder here nor a repository on the hub that can be read; "
+            "check the spelling (and, if it is private, log in)"
         ) from error
     except _NETWORK as error:
-        raise FileNotFoundError(f"{name} is not a folder here, and the hub cannot be reached ({type(error).__name__}). {by_hand(name)}") from error
+        why = f"{name} is not a folder here, and the hub cannot be reached ({type(error).__name__})"
+        raise FileNotFoundError(f"{why}. {by_hand(name)}") from error
 
 
 def by_hand(name: str) -> str:
@@ -49,5 +51,6 @@ def by_hand(name: str) -> str:
     folder = name.rsplit("/", 1)[-1]
     return (
         f"Fetch its files elsewhere, place them in a folder, say ./{folder}/ (config.json, generation_config.json, model.safetensors, "
-        f"vocab.json, merges.txt, tokenizer_config.json) with ./{folder}/speech_tokenizer/ inside (config.json, model.safetensors), and give that folder"
+        f"vocab.json, merges.txt, tokenizer_config.json) with ./{folder}/speech_tokenizer/ inside (config.json, model.safetensors), "
+        "and give that folder"
     )

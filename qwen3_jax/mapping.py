@@ -167,7 +167,8 @@ def make_plan(shapes: Mapping[str, Shape], abstract: Mapping[str, Any]) -> Plan:
             ignored[name] = surplus
             continue
         if target in filled:
-            raise DuplicateTensor(f"duplicate tensor {name!r}: {_place(target)} is already filled by {filled[target]!r}; remove one of the two")
+            place = f"{_place(target)} is already filled by {filled[target]!r}"
+            raise DuplicateTensor(f"duplicate tensor {name!r}: {place}; remove one of the two")
         expected = wanted[path] if slot is None else wanted[path][1:]
         if tuple(shape) != expected:
             raise MisshapedTensor(
@@ -214,5 +215,6 @@ def _walk(tree: Mapping[Any, Any], prefix: str) -> Iterator[tuple[str, Any]]:
 def unflatten(flat: Mapping[str, Any], abstract: Mapping[Any, Any], prefix: str = "") -> dict[Any, Any]:
     """{dotted path: leaf} -> nested dicts with the keys (and key types) of ``abstract``."""
     return {
-        key: unflatten(flat, value, f"{prefix}{key}.") if isinstance(value, Mapping) else flat[f"{prefix}{key}"] for key, value in abstract.items()
+        key: unflatten(flat, value, f"{prefix}{key}.") if isinstance(value, Mapping) else flat[f"{prefix}{key}"]
+        for key, value in abstract.items()
     }

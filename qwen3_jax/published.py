@@ -9,9 +9,8 @@ themselves plus that buffer; on an accelerator it is one tensor on the host. For
 """
 
 import json
-import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -31,6 +30,7 @@ DTYPES = {"F32": np.dtype(np.float32), "BF16": np.dtype(ml_dtypes.bfloat16), "F1
 _CODES = {dtype: code for code, dtype in DTYPES.items()}
 _ALIGNMENT = 64  # what the CPU backend asks of a buffer that it takes over
 _CHUNK = 16 << 20  # bytes read at a time when the dtype changes
+_DISAGREE = "index and shards are of different downloads, fetch both"
 
 Progress = Callable[[str, int], None]  # target path, bytes placed
 
@@ -92,10 +92,10 @@ def _scan_part(folder: Path) -> dict[str, Source]:
     for name, shard in index.items():
         if name not in found or found[name].file.name != shard:
             where = f"it is in {found[name].file.name!r}" if name in found else "found in no shard"
-            raise DamagedFile(f"{folder / INDEX} expects tensor {name!r} in {shard!r}, {where}; index and shards are of different downloads, fetch both")
+            raise DamagedFile(f"{folder / INDEX} expects tensor {name!r} in {shard!r}, {where}; {_DISAGREE}")
     for name, source in found.items():
         if name not in index:
-            raise DamagedFile(f"{source.file} holds tensor {name!r}, which {INDEX} does not list; index and shards are of different downloads, fetch both")
+            raise DamagedFile(f"{source.file} holds tensor {name!r}, which {INDEX} does not list; {_DISAGREE}")
     return found
 
 
@@ -111,9 +111,12 @@ def _header(file: Path) -> dict[str, Source]:
     entries.pop("__metadata__", None)
     for name, entry in entries.items():
         if entry["dtype"] not in DTYPES:
-            raise DamagedFile(f"{file}: tensor {name!r} has dtype {entry['dtype']}, expected one of {', '.join(DTYPES)}; use the unquantized checkpoint")
+            raise DamagedFile(
+                f"{file}: tensor {name!r} has dtype {entry['dtype']}, expected one of {', '.join(DTYPES)}; use the unquantized checkpoint"
+            )
     return {
-        name: Source(file, DTYPES[entry["dtype"]], tuple(entry["shape"]), 8 + length + entry["data_offsets"][0]) for name, entry in entries.items()
+        name: Source(file, DTYPES[entry["dtype"]], tuple(entry["shape"]), 8 + length + entry["data_offsets"][0])
+        for name, entry in entries.items()
     }
 
 
@@ -122,7 +125,9 @@ def talker_dtype(sources: Mapping[str, Source]) -> np.dtype[Any]:
     return next(source.dtype for name, source in sources.items() if name.startswith("talker."))
 
 
-def load_published(folder: str | Path, abstract: Mapping[str, Any], *, device: Any = None, progress: Progress | None = None) -> dict[str, Any]:
+def load_published(
+    folder: str | Path, abstract: Mapping[str, Any], *, device: Any = None, progress: Progress | None = None
+) -> dict[str, Any]:
     """Read a published folder into the tree ``abstract``, one tensor after the other.
 
     Args:

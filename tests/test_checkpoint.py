@@ -105,7 +105,9 @@ def test_other_arrays_than_wanted_are_named(tmp_path: Path, source: Path) -> Non
         checkpoint.load(tmp_path / "c", other)
 
 
-@pytest.mark.parametrize(("content", "words"), [(None, "has no fingerprint.json"), ("{", "cannot be read"), ('{"format": 1}', "cannot be read")])
+@pytest.mark.parametrize(
+    ("content", "words"), [(None, "has no fingerprint.json"), ("{", "cannot be read"), ('{"format": 1}', "cannot be read")]
+)
 def test_an_incomplete_folder_does_not_load(tmp_path: Path, source: Path, content: str | None, words: str) -> None:
     checkpoint.save(tmp_path / "c", params(), source)
     file = tmp_path / "c" / "fingerprint.json"

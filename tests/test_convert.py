@@ -47,7 +47,9 @@ def test_the_command_as_written(tmp_path: Path, published: Path) -> None:
     assert (tmp_path / "c" / "tokenizer.json").is_file()
 
 
-def test_dtype_and_the_note_about_a_missing_tokenizer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_dtype_and_the_note_about_a_missing_tokenizer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     source = write_checkpoint(tmp_path / "s", "voice_design", with_tokenizer=False)
     assert run(monkeypatch, "--dtype", "bfloat16", source, tmp_path / "c") == 0  # options first, and no command's name
     output = capsys.readouterr().out
@@ -169,7 +171,15 @@ def test_verify(tmp_path: Path, published: Path, monkeypatch: pytest.MonkeyPatch
     file = tmp_path / "golden.safetensors"
     made = golden_of(published, file)
     results = {result.part: result for result in verify(published, file)}
-    assert results.keys() == {"mel", "x-vector", "codec encode", "codec decode, whole", "codec decode, frame by frame", "batch_st.0", "batch_st.1"}
+    assert results.keys() == {
+        "mel",
+        "x-vector",
+        "codec encode",
+        "codec decode, whole",
+        "codec decode, frame by frame",
+        "batch_st.0",
+        "batch_st.1",
+    }
     assert all(result.passed for result in results.values())
 
     # every part can fail, alone

@@ -11,7 +11,17 @@ import pytest
 
 from qwen3_jax import mapping
 from qwen3_jax.config import CodecConfig, ModelConfig, read
-from qwen3_jax.mapping import DuplicateTensor, Ignored, MisshapedTensor, Target, UnfilledTensor, UnmatchedTensor, make_plan, source_of, target_of
+from qwen3_jax.mapping import (
+    DuplicateTensor,
+    Ignored,
+    MisshapedTensor,
+    Target,
+    UnfilledTensor,
+    UnmatchedTensor,
+    make_plan,
+    source_of,
+    target_of,
+)
 from qwen3_jax.model import abstract
 
 REFERENCE = Path(__file__).parent / "reference"

@@ -49,7 +49,10 @@ def shard(folder: Path) -> dict[str, str]:
 
 
 def tree(talker: Any) -> dict[str, Any]:
-    return {part: jax.tree.map(lambda l: jax.ShapeDtypeStruct(l.shape, talker if part == "talker" else jnp.float32), SMALL_TREE[part]) for part in SMALL_TREE}
+    def leaves(part: str, dtype: Any) -> Any:
+        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), SMALL_TREE[part])
+
+    return {"talker": leaves("talker", talker), "codec": leaves("codec", jnp.float32)}
 
 
 def same(a: Any, b: Any) -> bool:
