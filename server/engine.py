@@ -18,6 +18,7 @@ from qwen3_jax import Qwen3TTS, Sampling, Voice, voice_folder
 from qwen3_jax.config import GenerationConfig
 from server.settings import Settings
 
+WARM_UP, WARM_UP_FRAMES = "Ready.", 6  # a first piece and a later one: the programs that an utterance needs are compiled before readyz
 log = logging.getLogger(__name__)
 
 
@@ -48,9 +49,17 @@ class Tts(Protocol):
     def model_type(self) -> str: ...
     @property
     def speakers(self) -> tuple[str, ...]: ...
-    def warmup(self) -> None: ...
     def create_voice(self, audio_in: Any, transcript: str | None = None, *, name: str | None = None) -> Voice: ...
-    def stream(self, text: str, *, voice: Voice | str | None, language: str, seed: int | None, sampling: Sampling) -> Stream: ...
+    def stream(
+        self,
+        text: str,
+        *,
+        voice: Voice | str | None = None,
+        language: str = "Auto",
+        seed: int | None = None,
+        sampling: Sampling | None = None,
+        max_frames: int | None = None,
+    ) -> Stream: ...
 
 
 class Refused(ValueError):
@@ -213,10 +222,11 @@ class Engine:
                 f"no voice in {self._settings.voices_dir}: a Base checkpoint speaks in cloned voices; put a recording and what it says "
                 f"into {self._settings.voices_dir}/NAME/{voice_folder.REFERENCE} and {voice_folder.TRANSCRIPT}"
             )
-        tts.warmup()
         self._tts = tts
         name = self.default_voice
-        self.voice(name)
+        with tts.stream(WARM_UP, voice=self.voice(name), max_frames=WARM_UP_FRAMES) as stream:
+            for _ in stream:
+                pass
         if name != self._settings.default_voice:
             log.warning("there is no voice %r: %r is the default", self._settings.default_voice, name)
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from qwen3_jax import Sampling, Voice
 from qwen3_jax.config import GenerationConfig
+from server.engine import WARM_UP
 
 FRAME = 1920
 LIMIT = 10.0  # seconds that any wait of a test may take
@@ -36,9 +37,6 @@ class FakeTTS:
     def model(self) -> Any:
         return SimpleNamespace(generation=GenerationConfig(max_new_tokens=100))
 
-    def warmup(self) -> None:
-        self.warm += 1
-
     def create_voice(self, audio_in: Any, transcript: str | None = None, *, name: str | None = None) -> Voice:
         self.cloned.append((name or "voice", transcript))
         codes = None if transcript is None else np.zeros((1, 16), np.int32)
@@ -60,6 +58,9 @@ class FakeTTS:
         request = SimpleNamespace(
             text=text, voice=voice, language=language, instruct=instruct, seed=seed, sampling=sampling, max_frames=max_frames
         )
+        if text == WARM_UP:
+            self.warm += 1
+            return FakeStream(FakeTTS(pieces=1), request)
         stream = FakeStream(self, request)
         self.streams.append(stream)
         return stream

@@ -12,7 +12,6 @@ import pytest
 from qwen3_jax import Qwen3TTS, Voice
 from qwen3_jax.__main__ import main
 from qwen3_jax.audio import to_pcm16
-from qwen3_jax.testing import write_checkpoint
 from tests.fake_tts import FakeTTS, tone
 
 Run = Callable[..., tuple[int, bytes, str]]
@@ -164,9 +163,8 @@ def test_a_voice_whose_metadata_is_broken_is_named(run: Run, voices: Path) -> No
     assert "anna/metadata.json is not a voice's metadata" in err
 
 
-def test_info_describes_a_checkpoint(run: Run, tmp_path: Path) -> None:
-    folder = write_checkpoint(tmp_path / "tiny", "custom_voice")
-    code, out, _ = run("info", "--model", folder)
+def test_info_describes_a_checkpoint(run: Run, checkpoint: Callable[[str], Path]) -> None:
+    code, out, _ = run("info", "--model", checkpoint("custom_voice"))
     assert code == 0
     for word in ("custom_voice", "24000 Hz", "english", "ryan", "parameters", "cpu:0"):
         assert word in out.decode()
@@ -178,11 +176,10 @@ def test_convert_passes_its_arguments_on(run: Run) -> None:
     assert b"GOLDEN" in out
 
 
-def test_end_to_end_on_a_tiny_checkpoint(run: Run, tmp_path: Path) -> None:
+def test_end_to_end_on_a_tiny_checkpoint(run: Run, checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
     """The real model: a WAV and a stream of the same seed hold the same samples."""
-    model = write_checkpoint(tmp_path / "tiny")
     write_wav(tmp_path / "ref.wav")
-    given = ["--model", model, "--reference", tmp_path / "ref.wav", "--transcript", "Hm.", "--seed", "1", "--max-frames", "7"]
+    given = ["--model", checkpoint("base"), "--reference", tmp_path / "ref.wav", "--transcript", "Hm.", "--seed", "1", "--max-frames", "7"]
     code, _, err = run("say", "Hello there.", "-o", tmp_path / "a.wav", *given)
     assert code == 0, err
     code, streamed, _ = run("say", "Hello there.", "--stream", *given)

@@ -10,17 +10,20 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypercorn.config import Config
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
-from qwen3_jax.audio import to_pcm16
+from qwen3_jax import Qwen3TTS, Sampling
+from qwen3_jax.audio import to_pcm16, write_wav
 from server.app import create_app
 from server.settings import Settings
 from server.transport import serve
 from tests.fake_tts import LIMIT, FakeTTS, tone
 
+MINUTES = 240.0  # where a real model compiles
 Message = dict[str, Any]
 
 
@@ -37,7 +40,7 @@ def voices(tmp_path: Path) -> Path:
 
 
 @asynccontextmanager
-async def running(voices: Path, tts: Callable[[], Any], *, wait: bool = True, **chosen: Any) -> AsyncIterator[str]:
+async def running(voices: Path, tts: Callable[[], Any], *, wait: bool = True, limit: float = LIMIT, **chosen: Any) -> AsyncIterator[str]:
     """A server; the URL of ``speak``."""
     listener = socket.create_server(("127.0.0.1", 0))
     url = f"ws://127.0.0.1:{listener.getsockname()[1]}/api/v1/speak"
@@ -55,7 +58,7 @@ async def running(voices: Path, tts: Callable[[], Any], *, wait: bool = True, **
 
     server = asyncio.create_task(serve(app, settings, stop=stop, bound=bind))
     try:
-        async with asyncio.timeout(LIMIT):
+        async with asyncio.timeout(limit):
             await up.wait()
             if wait:
                 await app.extensions["engine"].loaded
@@ -382,6 +385,30 @@ async def test_preset_speakers_are_voices(tmp_path: Path) -> None:
         await say(connection, type="speak", text="Hello.")
         assert (await utterance(connection))[1]["type"] == "complete"
     assert tts.streams[0].request.voice == "ryan"
+
+
+async def test_end_to_end_on_a_tiny_checkpoint(voices: Path, checkpoint: Callable[[str], Path]) -> None:
+    """The real model behind the socket: the bytes are those of ``stream`` with the same seed, and come in several frames."""
+    for name in ("anna", "makima"):
+        samples = np.random.default_rng(1).normal(0, 0.1, 36000).astype(np.float32)
+        write_wav(voices / name / "reference.wav", samples)
+    tts = Qwen3TTS.from_pretrained(checkpoint("base"))
+    voice = tts.create_voice(voices / "makima" / "reference.wav", "Good evening.")
+    text = "Hello, this is all."
+    stream = tts.stream(text, voice=voice, language="English", seed=2, sampling=Sampling(temperature=0.7))
+    expected = np.concatenate(list(stream))
+    async with running(voices, lambda: tts, limit=MINUTES) as url, connect(url) as connection:
+        assert (await hear(connection))["voiceLoaded"] == "makima"
+        await say(connection, type="speak", text=text, seed=2, temperature=0.7)
+        frames = []
+        while isinstance(frame := await asyncio.wait_for(connection.recv(), MINUTES), bytes):
+            frames.append(frame)
+        complete = json.loads(frame)
+    assert complete["type"] == "complete"
+    assert b"".join(frames) == to_pcm16(expected)
+    assert len(frames[0]) == 2 * 1920, "the first piece is one frame"
+    assert complete["audioLengthMs"] == round(len(expected) / 24)
+    assert complete["finishReason"] == stream.finish_reason
 
 
 async def test_health(voices: Path) -> None:
