@@ -1,7 +1,8 @@
-"""Requests of one batch -> chunks of pcm [B N*1920] float32 at 24 kHz, the codec inside the same compiled call.
+"""Requests of one batch -> chunks of pcm [B N*1920] float32 at 24 kHz.
 
-A Session owns its state and hands it through ``speak_chunk``, which donates it: nothing is computed twice and no audio is
-decoded again for context. Rows are padded to a batch bucket by rows that have ended before they begin.
+A Session owns its states and hands them through two compiled calls, which donate them: nothing is computed twice and no
+audio is decoded again for context. Two calls, not one: the loop is compiled per cache bucket and the codec per chunk size, so
+together they would be compiled for every pair. Rows are padded to a batch bucket by rows that have ended before they begin.
 """
 
 import functools
@@ -42,15 +43,10 @@ class Piece(NamedTuple):
     codes: NpInt["N K"]
 
 
-@functools.partial(jax.jit, static_argnames=("talker_graph", "decoder_graph", "size"), donate_argnames=("state", "codec_state"))
-def speak_chunk(
-    talker_graph: Any, decoder_graph: Any, talker: Any, decoder: Any, state: GenState, codec_state: DecoderState, *, size: int
-) -> tuple[GenState, DecoderState, Int["B N K"], Int["B"], F32["B F"]]:
-    """``size`` frames of every row, from its text to its samples. Rows that end midway have fewer; see the counts."""
-    state, made = generate.chunk(nnx.merge(talker_graph, talker), state, jnp.int32(size), size)
-    codes = jnp.swapaxes(made.codes, 0, 1)
-    pcm, codec_state = nnx.merge(decoder_graph, decoder)(codes, codec_state)
-    return state, codec_state, codes, made.counts, pcm
+@functools.partial(jax.jit, static_argnames=("graph",), donate_argnames=("state",))
+def decode(graph: Any, decoder: Any, codes: Int["N B K"], state: DecoderState) -> tuple[F32["B F"], DecoderState]:
+    """The samples of every row's next N frames; codes of -1 (rows that have ended) make noise that nobody reads."""
+    return nnx.merge(graph, decoder)(jnp.swapaxes(codes, 0, 1), state)
 
 
 @functools.partial(jax.jit, static_argnames=("graph",), donate_argnames=("state",))
@@ -124,17 +120,48 @@ class Session:
         Raises:
             ValueError: the utterance has outgrown the largest cache.
         """
-        columns = generate.columns_for(self._position + 1, size)
+        self._grow(generate.columns_for(self._position + 1, size))
+        graphs, params = self._model.graphs, self._model.params
+        self._state, made = generate.generate_chunk(graphs.talker, params["talker"], self._state, np.int32(size), size=size)
+        pcm, self._codec_state = decode(graphs.codec_decoder, params["codec"]["decoder"], made.codes, self._codec_state)
+        self._position += size
+        host_codes, host_counts, host_pcm = jax.device_get((made.codes, made.counts, pcm))
+        samples = self._model.codec_config.decode_upsample_rate
+        return [
+            Piece(host_pcm[row, : samples * host_counts[row]], host_codes[: host_counts[row], row]) for row in range(self._count)
+        ]
+
+    def _grow(self, columns: int) -> None:
         if columns > self._columns:
             self._state = self._state._replace(caches=generate.grow_caches(self._state.caches, columns=columns))
             self._columns = columns
-        graphs, params = self._model.graphs, self._model.params
-        self._state, self._codec_state, codes, counts, pcm = speak_chunk(
-            graphs.talker, graphs.codec_decoder, params["talker"], params["codec"]["decoder"], self._state, self._codec_state, size=size
-        )
-        self._position += size
-        host_codes, host_counts, host_pcm = jax.device_get((codes, counts, pcm))
-        samples = self._model.codec_config.decode_upsample_rate
-        return [
-            Piece(host_pcm[row, : samples * host_counts[row]], host_codes[row, : host_counts[row]]) for row in range(self._count)
-        ]
+
+
+def warm_up(model: Model, sizes: Sequence[int], prompt_rows: Sequence[int], columns: Sequence[int], reference_frames: Sequence[int]) -> None:
+    """Compile, by running them once on silence, every program that single requests of these sizes need.
+
+    Args:
+        model: the checkpoint.
+        sizes: frames per chunk.
+        prompt_rows: prompt buckets.
+        columns: cache buckets, ascending.
+        reference_frames: buckets of in-context references; only Base checkpoints clone.
+    """
+    config = model.config
+    books = config.talker_config.num_code_groups
+
+    def silence(rows: int, frames: int = 0) -> Request:
+        pad = np.full(rows, config.tts_pad_token_id, np.int32)
+        prompt = Prompt(pad, np.full((rows, books), -1, np.int32), np.zeros(rows, bool), None, pad[:0])
+        reference = np.zeros((frames, books), np.int32) if frames else None
+        return Request(prompt, Sampling(), seed=0, max_frames=sum(sizes) * len(columns), reference_codes=reference)
+
+    for rows in prompt_rows:
+        Session(model, [silence(rows)])
+    for frames in reference_frames if config.tts_model_type == "base" else ():
+        Session(model, [silence(prompt_rows[0], frames)])
+    session = Session(model, [silence(prompt_rows[0])])
+    for bucket_columns in columns:
+        session._grow(bucket_columns)
+        for size in sizes:
+            session.step(size)

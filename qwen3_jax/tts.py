@@ -11,7 +11,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,15 +22,14 @@ from qwen3_jax.encode import encode_codes, encode_x_vector
 from qwen3_jax.model import Model, load
 from qwen3_jax.prompt import AUTO, build, language_id, speaker_name
 from qwen3_jax.sampling import Sampling
-from qwen3_jax.session import BATCH_BUCKETS, Request, Session
+from qwen3_jax.session import BATCH_BUCKETS, Request, Session, warm_up
 from qwen3_jax.shapes import NpF32, NpInt
 from qwen3_jax.text import Tokenizer
 from qwen3_jax.voice import Voice
 
 FIRST_CHUNK, CHUNK, OFFLINE_CHUNK = 1, 4, 8  # frames per compiled call: first sound soon, then fewer calls
+WARM_PROMPTS, WARM_COLUMNS, WARM_REFERENCES = (32, 64, 128), (128, 256, 512), (64, 128)  # what `warmup` compiles
 FRAMES_PER_TOKEN, SPARE_FRAMES = 25, 125  # default cap on an utterance: 2 s a text token and 10 s on top
-
-Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,7 +140,7 @@ class Qwen3TTS:
         try:
             tokenizer = Tokenizer.from_folder(folder, model.config)
         except FileNotFoundError:
-            tokenizer = None  # such a checkpoint can be verified and measured; `_text` says what is missing when text comes
+            tokenizer = None  # such a checkpoint can be verified and measured; `_reader` says what is missing when text comes
         return cls(model, tokenizer, folder)
 
     @property
@@ -179,7 +178,7 @@ class Qwen3TTS:
         if self.model_type != "base":
             raise ValueError(f"a {self.model_type} checkpoint cannot clone voices: load a Base checkpoint")
         if transcript is not None:
-            self._text(transcript, "transcript")
+            self._reader(transcript, "transcript").reference(transcript)  # refuse a bad one before any other work
         wave = audio.load_audio(audio_in)
         audio.check_reference(wave)
         x_vector = encode_x_vector(self.model, wave)
@@ -251,6 +250,13 @@ class Qwen3TTS:
         request = self._request(text, voice, language, instruct, streaming_text, seed, sampling, max_frames)
         return SpeechStream(Session(self.model, [request]), request.seed, first_chunk, chunk, self.sample_rate)
 
+    def warmup(self) -> None:
+        """Compile ahead what a stream of up to about 40 s needs at default chunk sizes; seconds to minutes on a cold cache.
+
+        Programs are kept in the user's cache folder, so a later process finds them there.
+        """
+        warm_up(self.model, (FIRST_CHUNK, CHUNK), WARM_PROMPTS, WARM_COLUMNS, WARM_REFERENCES)
+
     def _speak(self, requests: list[Request]) -> list[Speech]:
         session = Session(self.model, requests)
         pieces: list[list[Any]] = [[] for _ in requests]
@@ -284,16 +290,16 @@ class Qwen3TTS:
         if instruct is not None:
             self._check_instruct()
         language_id(config, language, speaker)  # refuse a bad name before any other work
-        ids = self._text(text, "text").assistant(text)
+        ids = self._reader(text, "text").assistant(text)
         prompt = build(
             config,
             ids,
             language=language,
             speaker=speaker,
             x_vector=None if cloned is None else cloned.x_vector,
-            reference_ids=None if cloned is None or cloned.transcript is None else self._text(cloned.transcript, "transcript").reference(cloned.transcript),
+            reference_ids=None if cloned is None or cloned.transcript is None else self._reader(cloned.transcript, "transcript").reference(cloned.transcript),
             reference_codes=None if cloned is None else cloned.codes,
-            instruct_ids=None if instruct is None else self._text(instruct, "instruct").instruction(instruct),
+            instruct_ids=None if instruct is None else self._reader(instruct, "instruct").instruction(instruct),
             streaming_text=self.model_type == "base" if streaming_text is None else streaming_text,
         )
         most = self.model.generation.max_new_tokens - 1  # the published loop's last token never becomes a frame
@@ -329,7 +335,7 @@ class Qwen3TTS:
         if self.model.config.tts_model_size == "0b6":
             raise ValueError("instruct: the 0.6B checkpoints were not trained on instructions; leave it out, or load a 1.7B checkpoint")
 
-    def _text(self, text: str, what: str) -> Tokenizer:
+    def _reader(self, text: str, what: str) -> Tokenizer:
         if not isinstance(text, str):
             raise ValueError(f"{what} of type {type(text).__name__}: must be a string")
         return self._tokenizer or Tokenizer.from_folder(self._folder, self.model.config)

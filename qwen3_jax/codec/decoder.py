@@ -8,6 +8,7 @@ are [C B T], see conv.py.
 Source of the formulas: `qwen-tts` 0.1.1, core/tokenizer_12hz/modeling_qwen3_tts_tokenizer_v2.py (Qwen3TTSTokenizerV2Decoder).
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -162,4 +163,9 @@ class Decoder(nnx.Module):
 
 def init_state(cfg: CodecDecoderConfig, rows: int) -> DecoderState:
     """The state of ``rows`` streams that have not begun. Bytes at full size: about 7.5 MB a row."""
-    return nnx.eval_shape(lambda: Decoder(cfg)).initial(rows)
+    return _definition(cfg).initial(rows)
+
+
+@functools.cache
+def _definition(cfg: CodecDecoderConfig) -> Decoder:
+    return nnx.eval_shape(lambda: Decoder(cfg))  # its states' shapes are asked for at the start of every utterance

@@ -1,0 +1,235 @@
+"""The public API on a tiny checkpoint: frozen names, streamed == whole, cloning, batches, and errors by name."""
+
+import inspect
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+import qwen3_jax
+from qwen3_jax import Qwen3TTS, Sampling, Speech, Voice
+from qwen3_jax.codec import init_state
+from qwen3_jax.session import decode
+
+SECONDS = 2
+WAVE = (0.1 * np.random.RandomState(0).standard_normal(24000 * SECONDS)).astype(np.float32)
+TEXT = "Hello there."
+FRAMES = 12  # enough for chunks of every size, few enough to be quick
+
+
+@pytest.fixture(scope="module")
+def tts(checkpoint: Callable[[str], Path]) -> Qwen3TTS:
+    return Qwen3TTS.from_pretrained(checkpoint("base"), device="cpu")
+
+
+@pytest.fixture(scope="module")
+def voice(tts: Qwen3TTS) -> Voice:
+    return tts.create_voice((WAVE, 24000))
+
+
+@pytest.fixture(scope="module")
+def icl_voice(tts: Qwen3TTS) -> Voice:
+    return tts.create_voice((WAVE, 24000), "What was said.", name="reference")
+
+
+def assert_same_sound(ours: np.ndarray, expected: np.ndarray) -> None:
+    """float32 noise: 1e-4 of the wave's RMS, and no single sample ten times that."""
+    assert ours.shape == expected.shape
+    level = np.sqrt(np.mean(np.square(expected)))
+    assert np.sqrt(np.mean(np.square(ours - expected))) < 1e-4 * level
+    assert np.abs(ours - expected).max() < 1e-3 * level
+
+
+def long(tts: Qwen3TTS, voice: Voice, text: str = TEXT, **more: object) -> Speech:
+    """An utterance of FRAMES frames: the seed is one that does not end sooner."""
+    for seed in range(20):
+        speech = tts.generate(text, voice=voice, seed=seed, max_frames=FRAMES, **more)
+        if len(speech.frames) == FRAMES:
+            return speech
+    raise AssertionError("no seed of twenty speaks that long")
+
+
+def test_the_public_names_are_frozen() -> None:
+    assert sorted(qwen3_jax.__all__) == ["Qwen3TTS", "Sampling", "Speech", "SpeechStream", "Voice"]
+    public = {name for name in vars(Qwen3TTS) if not name.startswith("_")}
+    assert public == {"from_pretrained", "generate", "stream", "create_voice", "warmup", "languages", "speakers", "model_type", "sample_rate"}
+    assert list(inspect.signature(Qwen3TTS.from_pretrained).parameters) == ["path", "device", "dtype"]
+    request = ["self", "text", "voice", "language", "instruct", "streaming_text", "seed", "sampling", "max_frames"]
+    assert list(inspect.signature(Qwen3TTS.generate).parameters) == request
+    assert list(inspect.signature(Qwen3TTS.stream).parameters) == [*request, "first_chunk", "chunk"]
+    assert list(inspect.signature(Qwen3TTS.create_voice).parameters) == ["self", "audio_in", "transcript", "name"]
+    assert list(inspect.signature(Speech).parameters) == ["pcm", "sample_rate", "frames", "finish_reason", "seed"]
+    assert list(inspect.signature(Voice).parameters) == ["x_vector", "codes", "transcript", "name"]
+
+
+def test_a_speech_is_whole(tts: Qwen3TTS, voice: Voice, tmp_path: Path) -> None:
+    speech = long(tts, voice)
+    assert speech.finish_reason == "length" and speech.frames.shape == (FRAMES, 16)
+    assert speech.pcm.shape == (FRAMES * 1920,) and speech.pcm.dtype == np.float32
+    assert speech.seconds == pytest.approx(FRAMES * 0.08)
+    assert 0.001 < speech.pcm.std() < 1
+    speech.save(tmp_path / "out.wav")
+    assert (tmp_path / "out.wav").stat().st_size == 44 + 2 * FRAMES * 1920
+
+
+@pytest.mark.parametrize("chunks", [(1, 4), (8, 8), (1, 1)])
+def test_streamed_equals_whole(tts: Qwen3TTS, voice: Voice, icl_voice: Voice, chunks: tuple[int, int]) -> None:
+    for one in (voice, icl_voice):
+        whole = long(tts, one)
+        stream = tts.stream(TEXT, voice=one, seed=whole.seed, max_frames=FRAMES, first_chunk=chunks[0], chunk=chunks[1])
+        pieces = list(stream)
+        assert len(pieces[0]) == chunks[0] * 1920
+        assert_same_sound(np.concatenate(pieces), whole.pcm)
+        np.testing.assert_array_equal(stream.frames, whole.frames)
+        assert stream.finish_reason == whole.finish_reason
+
+
+def test_in_context_cloning_continues_the_reference(tts: Qwen3TTS, icl_voice: Voice) -> None:
+    """The audio is the tail of decoding the reference's frames and the new ones together, as the official package does it."""
+    speech = long(tts, icl_voice)
+    together = np.concatenate([icl_voice.codes, speech.frames])[:, None]
+    state = init_state(tts.model.codec_config.decoder_config, 1)
+    pcm, _ = decode(tts.model.graphs.codec_decoder, tts.model.params["codec"]["decoder"], together, state)
+    assert_same_sound(speech.pcm, np.asarray(pcm[0, -len(speech.pcm) :]))
+
+
+def test_a_batch_equals_its_rows(tts: Qwen3TTS, voice: Voice, icl_voice: Voice) -> None:
+    texts, voices, languages = [TEXT, "A longer text, in another voice.", "Third"], [voice, icl_voice, voice], ["english", "auto", "French"]
+    batch = tts.generate(texts, voice=voices, language=languages, seed=[1, 2, 3], max_frames=FRAMES)
+    for row, speech in enumerate(batch):
+        alone = tts.generate(texts[row], voice=voices[row], language=languages[row], seed=row + 1, max_frames=FRAMES)
+        np.testing.assert_array_equal(speech.frames, alone.frames)
+        assert_same_sound(speech.pcm, alone.pcm)
+        assert speech.finish_reason == alone.finish_reason
+
+
+def test_a_fresh_seed_is_told(tts: Qwen3TTS, voice: Voice) -> None:
+    first = tts.generate(TEXT, voice=voice, max_frames=FRAMES)
+    again = tts.generate(TEXT, voice=voice, max_frames=FRAMES, seed=first.seed)
+    np.testing.assert_array_equal(first.frames, again.frames)
+
+
+def test_cancel_from_another_thread_ends_the_stream(tts: Qwen3TTS, voice: Voice) -> None:
+    whole = long(tts, voice)
+    stream = tts.stream(TEXT, voice=voice, seed=whole.seed, max_frames=FRAMES)
+    first = next(stream)
+    canceller = threading.Thread(target=stream.cancel)
+    canceller.start()
+    canceller.join(10)
+    assert list(stream) == []
+    assert stream.finish_reason == "cancelled"
+    np.testing.assert_allclose(first, whole.pcm[:1920], atol=1e-5)
+
+
+def test_leaving_the_context_cancels(tts: Qwen3TTS, voice: Voice) -> None:
+    with tts.stream(TEXT, voice=voice, seed=long(tts, voice).seed, max_frames=FRAMES) as stream:
+        next(stream)
+    assert list(stream) == [] and stream.finish_reason == "cancelled"
+
+
+def test_requests_of_one_bucket_compile_nothing_new(tts: Qwen3TTS, voice: Voice) -> None:
+    def speak(text: str, seed: int, temperature: float) -> None:
+        list(tts.stream(text, voice=voice, seed=seed, sampling=Sampling(temperature=temperature), max_frames=FRAMES))
+
+    speak("One text.", 1, 0.9)
+    with jax.no_tracing(True):
+        speak("Another text, some words longer.", 2, 0.5)
+
+
+def test_voices_are_saved_and_loaded(tts: Qwen3TTS, voice: Voice, icl_voice: Voice, tmp_path: Path) -> None:
+    for number, one in enumerate((voice, icl_voice)):
+        path = tmp_path / f"{number}.safetensors"
+        one.save(path)
+        back = Voice.load(path)
+        assert (back.name, back.transcript, back.mode) == (one.name, one.transcript, one.mode)
+        np.testing.assert_array_equal(back.x_vector, one.x_vector)
+        assert (back.codes is None) == (one.codes is None)
+        if one.codes is not None:
+            np.testing.assert_array_equal(back.codes, one.codes)
+    assert icl_voice.codes is not None and icl_voice.codes.shape == (25, 16)
+
+
+def test_what_is_not_a_voice_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="there is no voice file"):
+        Voice.load(tmp_path / "none")
+    (tmp_path / "bad").write_bytes(b"nonsense")
+    with pytest.raises(ValueError, match="bad is not a voice file"):
+        Voice.load(tmp_path / "bad")
+    with pytest.raises(ValueError, match="both codes and transcript"):
+        Voice(np.zeros(4, np.float32), transcript="words")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"text": "  "}, "is empty: give at least one character"),
+        ({"text": "word " * 2000}, "text tokens: .* is more than the 2048 that fit; split the text"),
+        ({"text": 5}, "text of type int: must be a string"),
+        ({"language": "Klingon"}, "unknown language 'Klingon': this checkpoint speaks chinese"),
+        ({"voice": None}, "no voice: a Base checkpoint speaks in cloned voices; make one with create_voice"),
+        ({"voice": "ryan"}, "voice 'ryan': a Base checkpoint speaks in cloned voices"),
+        ({"instruct": "softly"}, "a Base checkpoint takes no instruction"),
+        ({"seed": -1}, "seed = -1: must be from 0"),
+        ({"max_frames": 0}, "max_frames = 0: must be from 1 to 8191"),
+        ({"first_chunk": 0}, "first_chunk = 0: must be from 1 to 64"),
+    ],
+)
+def test_bad_requests_are_named(tts: Qwen3TTS, voice: Voice, changes: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        tts.stream(**({"text": TEXT, "voice": voice} | changes))
+
+
+def test_columns_of_a_batch_must_match(tts: Qwen3TTS, voice: Voice) -> None:
+    with pytest.raises(ValueError, match="language: 2 values for 3 texts"):
+        tts.generate(["a", "b", "c"], voice=voice, language=["english", "french"])
+
+
+@pytest.mark.parametrize(
+    ("wave", "message"),
+    [
+        (np.zeros(48000, np.float32), "silent"),
+        (np.full(48000, np.nan, np.float32), "NaN"),
+        (WAVE[:4800], "lasts 0.20 s; the minimum is 1 s"),
+    ],
+)
+def test_bad_references_are_named(tts: Qwen3TTS, wave: np.ndarray, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        tts.create_voice((wave, 24000))
+
+
+def test_a_reference_transcript_must_say_something(tts: Qwen3TTS) -> None:
+    with pytest.raises(ValueError, match="is empty"):
+        tts.create_voice((WAVE, 24000), "  ")
+
+
+def test_other_kinds_of_checkpoint(checkpoint: Callable[[str], Path], voice: Voice) -> None:
+    custom = Qwen3TTS.from_pretrained(checkpoint("custom_voice"))
+    assert custom.speakers == ("eric", "ryan") and custom.model_type == "custom_voice"
+    assert len(custom.generate(TEXT, voice="Ryan", instruct="Softly.", seed=1, max_frames=3).frames) in (2, 3)
+    with pytest.raises(ValueError, match="a custom_voice checkpoint cannot clone voices: load a Base checkpoint"):
+        custom.create_voice((WAVE, 24000))
+    with pytest.raises(ValueError, match="cannot speak in a cloned voice"):
+        custom.generate(TEXT, voice=voice)
+    with pytest.raises(ValueError, match="unknown speaker 'bob': this checkpoint has eric, ryan"):
+        custom.generate(TEXT, voice="bob")
+    with pytest.raises(ValueError, match="no voice: this checkpoint speaks as one of eric, ryan"):
+        custom.generate(TEXT)
+    design = Qwen3TTS.from_pretrained(checkpoint("voice_design"))
+    assert len(design.generate(TEXT, instruct="A low voice.", language="Chinese", seed=1, max_frames=3).frames) in (2, 3)
+    with pytest.raises(ValueError, match="takes its voice from instruct"):
+        design.generate(TEXT, voice="ryan")
+
+
+@pytest.mark.parametrize(("changes", "message"), [({"dtype": "float16"}, "float16 overflows"), ({"device": "abacus"}, "device 'abacus' is not to be had")])
+def test_bad_devices_and_dtypes_are_named(checkpoint: Callable[[str], Path], changes: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Qwen3TTS.from_pretrained(checkpoint("base"), **changes)
+
+
+def test_bfloat16_speaks(checkpoint: Callable[[str], Path], voice: Voice) -> None:
+    tts = Qwen3TTS.from_pretrained(checkpoint("base"), dtype="bfloat16")
+    speech = tts.generate(TEXT, voice=voice, seed=1, max_frames=4)
+    assert len(speech.frames) >= 2 and np.isfinite(speech.pcm).all()
