@@ -88,7 +88,7 @@ def fingerprint(params: Mapping[str, Any], folder: str | Path) -> str:
             digest.update(f"{name}\n".encode() + (Path(folder) / name).read_bytes())
     for path, array in sorted(flatten(params).items()):
         digest.update(f"{path} {array.dtype} {list(array.shape)}\n".encode())
-        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
 
 

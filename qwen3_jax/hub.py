@@ -13,7 +13,10 @@ FILES = (
     "speech_tokenizer/config.json", "speech_tokenizer/model.safetensors",
     "speech_tokenizer/model.safetensors.index.json", "speech_tokenizer/model-*.safetensors",
 )  # fmt: skip
-_NETWORK = (OSError, *HfHubHTTPError.__bases__)  # the bases: the error class of whichever HTTP client the hub library uses
+_NETWORK: tuple[type[Exception], ...] = (
+    OSError,
+    *(base for base in HfHubHTTPError.__bases__ if issubclass(base, Exception)),
+)  # the bases: the error class of whichever HTTP client the hub library uses
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 

@@ -199,7 +199,7 @@ class _Reader:
 
 
 def _read_exactly(stream: BinaryIO, into: np.ndarray, name: str, source: Source) -> None:
-    view = memoryview(into)
+    view = into.data
     while view:
         count = stream.readinto(view)  # type: ignore[attr-defined]  # typeshed's BinaryIO lacks it, files have it
         if not count:
@@ -271,4 +271,4 @@ def _write_file(stream: BinaryIO, sources: Mapping[str, Source], dtype: np.dtype
     text += b" " * (-len(text) % 8)
     stream.write(len(text).to_bytes(8, "little") + text)
     for name in sources:
-        stream.write(np.ascontiguousarray(value(name), dtype=dtype).reshape(-1).view(np.uint8))
+        stream.write(np.ascontiguousarray(value(name), dtype=dtype).reshape(-1).view(np.uint8).data)
