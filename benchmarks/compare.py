@@ -1,0 +1,181 @@
+"""This project beside the official package, same weights and request, one run. Prints a table; figures are this machine's.
+
+usage: python -m benchmarks.compare CHECKPOINT [--official-python PYTHON] [--dtype float32|bfloat16] [--json OUT]
+
+CHECKPOINT: a published folder, or one that benchmarks.full_size made. PYTHON: an interpreter that has `qwen-tts` 0.1.1;
+without it the table has our rows only. Ours is measured twice, before and after the official package, since machines drift.
+"""
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.workload import FRAMES, request
+from qwen3_jax.cache import empty
+from qwen3_jax.codec import init_state
+from qwen3_jax.model import Model, load
+from qwen3_jax.prompt import build
+from qwen3_jax.sampling import Sampling
+from qwen3_jax.session import Request, Session, decode
+from qwen3_jax.talker import Talker
+
+OFFICIAL = Path(__file__).parent / "official.py"
+CHUNK, COLUMNS, SECONDS_PER_FRAME = 4, 256, 0.08
+
+
+def median_seconds(call: Callable[[], Any], repeats: int = 5) -> float:
+    jax.block_until_ready(call())
+    taken = []
+    for _ in range(repeats):
+        begin = time.perf_counter()
+        jax.block_until_ready(call())
+        taken.append(time.perf_counter() - begin)
+    return statistics.median(taken)
+
+
+def bandwidth() -> float:
+    """Bytes a second at which one matrix-vector product after another streams fresh weights (256 MiB each)."""
+    matrices = [jnp.ones((8192, 8192), jnp.float32) for _ in range(4)]
+    product = jax.jit(lambda x, ms: [x @ m.T for m in ms])
+    return len(matrices) * matrices[0].nbytes / median_seconds(lambda: product(jnp.ones((1, 8192)), matrices))
+
+
+def stages(model: Model, frames: int) -> dict[str, float]:
+    """Milliseconds per frame of each part alone."""
+    width = model.config.talker_config.hidden_size
+    dtype = jax.tree.leaves(model.params["talker"])[0].dtype
+
+    def talker_step(params: Any, x: jax.Array, cache: Any) -> jax.Array:
+        talker: Talker = nnx.merge(model.graphs.talker, params)
+        return talker.codec_head(talker.model(x, cache, jnp.full(1, 100))[0])
+
+    def predictor(params: Any, hidden: jax.Array) -> jax.Array:
+        talker: Talker = nnx.merge(model.graphs.talker, params)
+        return talker.code_predictor.predict(hidden, hidden, lambda logits, _: jnp.argmax(logits, axis=-1).astype(jnp.int32))
+
+    talker: Talker = nnx.merge(model.graphs.talker, model.params["talker"])
+    layers, kv_heads, head_dim = talker.kv_shape
+    cache = empty(layers, 1, kv_heads, COLUMNS, head_dim, dtype)
+    step, predict = jax.jit(talker_step), jax.jit(predictor)
+    x = jnp.ones((1, 1, width), dtype)
+    codes = np.zeros((frames, 1, 16), np.int32)
+    decoder = model.params["codec"]["decoder"]
+
+    def codec() -> jax.Array:
+        return decode(model.graphs.codec_decoder, decoder, codes, init_state(model.codec_config.decoder_config, 1))[0]
+
+    return {
+        "talker": 1e3 * median_seconds(lambda: step(model.params["talker"], x, cache)),
+        "predictor": 1e3 * median_seconds(lambda: predict(model.params["talker"], x[:, 0])),
+        "codec": 1e3 * median_seconds(codec) / frames,
+    }
+
+
+def bytes_per_frame(model: Model) -> float:
+    """Weights that one frame reads: the layers of the talker once, the predictor's sixteen times, and the heads."""
+    talker = model.params["talker"]
+    size = lambda tree: sum(leaf.nbytes for leaf in jax.tree.leaves(tree))  # noqa: E731
+    predictor = talker["code_predictor"]
+    layers = size(talker["model"]["layers"]) + size(talker["codec_head"])
+    return layers + (predictor["lm_head"]["weight"].shape[0]) * size(predictor["model"]["layers"]) + size(predictor["lm_head"])
+
+
+def speak(model: Model) -> dict[str, float]:
+    """The workload, streamed: one frame first, then CHUNK at a time; everything compiled before."""
+    given = request(model.config.talker_config.hidden_size)
+    prompt = build(
+        model.config, given["input_ids"], language="english", x_vector=given["x_vector"],
+        reference_ids=given["reference_ids"], reference_codes=given["reference_codes"],
+    )  # fmt: skip
+    row = Request(prompt, Sampling(), seed=1, max_frames=FRAMES + 1, reference_codes=given["reference_codes"])
+
+    def run() -> dict[str, float]:
+        begin = time.perf_counter()
+        session = Session(model, [row])
+        jax.block_until_ready(session._state)
+        prefilled = time.perf_counter()
+        made = len(session.step(1)[0].codes)
+        first = time.perf_counter()
+        while made < FRAMES:
+            made += len(session.step(CHUNK)[0].codes)
+        total = time.perf_counter() - begin
+        return {"prefill": prefilled - begin, "first": first - begin, "total": total, "frames": made}
+
+    run()
+    return run()
+
+
+def official(python: str, folder: Path, dtype: str) -> dict[str, float]:
+    with tempfile.TemporaryDirectory() as scratch:
+        out = Path(scratch) / "speed"
+        subprocess.run([python, str(OFFICIAL), "speed", str(folder), dtype, str(out)], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        result: dict[str, float] = json.loads(out.with_suffix(".json").read_text())
+        return result
+
+
+def ours(folder: Path, dtype: str) -> dict[str, float]:
+    """One measured run, in a process of its own (peak memory is a process's)."""
+    if dtype not in ("float32", "bfloat16"):
+        raise ValueError(f"dtype {dtype!r}: float32 or bfloat16")
+    code = f"from benchmarks import compare; compare.print_ours({str(folder)!r}, {dtype!r})"
+    done = subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.PIPE, text=True)
+    result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+def print_ours(folder: str, dtype: str) -> None:
+    """The child's part of ``ours``."""
+    model = load(Path(folder), dtype=jnp.dtype(dtype))
+    result = speak(model) | stages(model, CHUNK) | {"bytes": bytes_per_frame(model), "bandwidth": bandwidth()}
+    result["peak_rss"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    print(json.dumps(result))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("--official-python")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--json", type=Path)
+    given = parser.parse_args()
+    rows: dict[str, dict[str, float]] = {f"ours {given.dtype}": ours(given.checkpoint, given.dtype)}
+    if given.official_python:
+        for dtype in ("float32", "bfloat16"):
+            rows[f"qwen-tts {dtype}"] = official(given.official_python, given.checkpoint, dtype)
+        rows[f"ours {given.dtype}, again"] = ours(given.checkpoint, given.dtype)
+    table = Table("", "talker ms", "predictor ms", "codec ms", "RTF", "first audio s", "of it prefill s", "peak RSS GB")
+    for name, row in rows.items():
+        per = (1, 1, 1) if "bytes" in row else (1e3 / row["frames"],) * 3
+        parts = [f"{row[part] * scale:.0f}" for part, scale in zip(("talker", "predictor", "codec"), per, strict=True)]
+        rtf = row["total"] / row["frames"] / SECONDS_PER_FRAME
+        row["rtf"] = rtf
+        first = f"{row.get('first', row['total']):.2f}"
+        table.add_row(name, *parts, f"{rtf:.2f}", first, f"{row['prefill']:.2f}" if "prefill" in row else "", f"{row['peak_rss'] / 1e9:.1f}")
+    console = Console()
+    console.print(table)
+    last = list(rows.values())[-1]
+    bound = last["bytes"] / last["bandwidth"]
+    made = (last["talker"] + last["predictor"]) / 1e3
+    console.print(f"weights read per frame {last['bytes'] / 1e9:.2f} GB; memory streams {last['bandwidth'] / 1e9:.1f} GB/s, so at least {bound * 1e3:.0f} ms;")
+    console.print(f"talker and predictor reach {bound / made:.2f} of that bound. Device: {jax.devices()[0].device_kind}")
+    if given.json:
+        given.json.write_text(json.dumps(rows, indent=1))
+
+
+if __name__ == "__main__":
+    main()

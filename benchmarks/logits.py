@@ -1,0 +1,84 @@
+"""Teacher-forced logits at full size against the official package, in float32 and in bfloat16. Prints a table.
+
+usage: python -m benchmarks.logits CHECKPOINT --official-python PYTHON
+
+CHECKPOINT: a published folder, or one that benchmarks.full_size made. PYTHON: an interpreter that has `qwen-tts` 0.1.1.
+Error = RMS of the difference from the official float32 logits, over their RMS. In bfloat16 ours should not exceed 1.2 times
+the official package's own.
+"""
+
+import argparse
+import subprocess
+import tempfile
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.workload import request
+from qwen3_jax.cache import empty
+from qwen3_jax.model import load
+from qwen3_jax.talker import Talker
+
+OFFICIAL = Path(__file__).parent / "official.py"
+
+
+def ours(folder: Path, dtype: str) -> dict[str, np.ndarray]:
+    """The same rows and codes through our talker and predictor."""
+    model = load(folder, dtype=jnp.dtype(dtype))
+    given = request(model.config.talker_config.hidden_size)
+
+    @jax.jit
+    def forward(params: dict) -> tuple[jax.Array, jax.Array]:
+        talker: Talker = nnx.merge(model.graphs.talker, params)
+        codes = given["forced_codes"].astype(np.int32)
+        rows = jnp.concatenate([talker.text_rows(given["input_ids"][None]), talker.code_rows(codes[None])], axis=1)
+        layers, kv_heads, head_dim = talker.kv_shape
+        hidden, _ = talker.model(rows, empty(layers, 1, kv_heads, rows.shape[1], head_dim, rows.dtype), jnp.zeros(1, jnp.int32))
+        predictor = talker.code_predictor
+        inputs = jnp.concatenate(
+            [hidden[0, -len(codes) - 1 : -1, None], talker.model.codec_embedding(codes[:, :1]), predictor.embed(codes[:, 1:])[:, :-1]], axis=1
+        )
+        layers, kv_heads, head_dim = predictor.kv_shape
+        cache = empty(layers, len(codes), kv_heads, predictor.books + 1, head_dim, rows.dtype)
+        states, _ = predictor.hidden(inputs, cache, jnp.zeros(len(codes), jnp.int32))
+        heads = jnp.stack([predictor.logits(states[:, book + 1], jnp.int32(book)) for book in range(predictor.books)], axis=1)
+        return talker.codec_head(hidden)[0].astype(jnp.float32), heads
+
+    talker, predictor = forward(model.params["talker"])
+    return {"talker": np.asarray(talker), "predictor": np.asarray(predictor)}
+
+
+def official(python: str, folder: Path, dtype: str) -> dict[str, np.ndarray]:
+    """What the official package computes, in its own process."""
+    with tempfile.TemporaryDirectory() as scratch:
+        out = Path(scratch) / "logits"
+        subprocess.run([python, str(OFFICIAL), "logits", str(folder), dtype, str(out)], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        return dict(np.load(out.with_suffix(".npz")))
+
+
+def error(logits: np.ndarray, reference: np.ndarray) -> float:
+    return float(np.sqrt(np.mean((logits - reference) ** 2) / np.mean(reference**2)))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("--official-python", required=True)
+    given = parser.parse_args()
+    reference = official(given.official_python, given.checkpoint, "float32")
+    table = Table("logits", "ours f32", "ours bf16", "official bf16", "ours / official", title="relative RMS error against the official float32")
+    half = official(given.official_python, given.checkpoint, "bfloat16")
+    ours_full, ours_half = ours(given.checkpoint, "float32"), ours(given.checkpoint, "bfloat16")
+    for part, expected in reference.items():
+        exact, low, theirs = (error(found[part], expected) for found in (ours_full, ours_half, half))
+        table.add_row(part, f"{exact:.1e}", f"{low:.2e}", f"{theirs:.2e}", f"{low / theirs:.2f}")
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()
