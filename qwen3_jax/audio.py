@@ -55,7 +55,9 @@ def _read_file(path: Path) -> tuple[NpF32, int]:
 def _check_array(samples: np.ndarray, rate: int) -> tuple[NpF32, int]:
     samples = np.asarray(samples)
     if samples.ndim not in (1, 2) or (samples.ndim == 2 and samples.shape[1] > 16):
-        raise ValueError(f"audio array: shape {samples.shape} is not [samples] or [samples, channels] (at most 16); transpose or squeeze it")
+        raise ValueError(
+            f"audio array: shape {samples.shape} is not [samples] or [samples, channels] (at most 16); transpose or squeeze it"
+        )
     if rate <= 0:
         raise ValueError(f"audio array: rate {rate} must be above 0 Hz; pass (samples, rate)")
     if np.issubdtype(samples.dtype, np.signedinteger):
@@ -79,7 +81,9 @@ def check_reference(wave: NpF32) -> None:
         raise ValueError("reference audio is empty (0 samples); pass 3 to 30 s of clear speech")
     bad = int(np.count_nonzero(~np.isfinite(wave)))
     if bad:
-        raise ValueError(f"reference audio has {bad} NaN or infinite samples of {len(wave)}; every sample must be finite, so export the clip again")
+        raise ValueError(
+            f"reference audio has {bad} NaN or infinite samples of {len(wave)}; every sample must be finite, so export the clip again"
+        )
     if seconds < MIN_SECONDS:
         raise ValueError(f"reference audio lasts {seconds:.2f} s; the minimum is {MIN_SECONDS:g} s, so pass 3 s or more of clear speech")
     if seconds > MAX_SECONDS:
@@ -87,7 +91,9 @@ def check_reference(wave: NpF32) -> None:
     rms = float(np.sqrt(np.mean(np.square(wave, dtype=np.float64))))
     level = 20 * np.log10(max(rms, 1e-10))
     if level < SILENCE_DBFS:
-        raise ValueError(f"reference audio is silent: {level:.0f} dBFS RMS, the minimum is {SILENCE_DBFS:g}; pass a clip with audible speech")
+        raise ValueError(
+            f"reference audio is silent: {level:.0f} dBFS RMS, the minimum is {SILENCE_DBFS:g}; pass a clip with audible speech"
+        )
 
 
 def mel_spectrogram(wave: NpF32) -> NpF32:

@@ -14,7 +14,7 @@ from flax import nnx
 from qwen3_jax.codec.conv import Kernel
 from qwen3_jax.config import SpeakerEncoderConfig
 from qwen3_jax.layers import matmul
-from qwen3_jax.shapes import F32, Bool, Int
+from qwen3_jax.shapes import F32, Int
 
 _VARIANCE_FLOOR = 1e-12
 

@@ -133,9 +133,7 @@ class TransposedConv(nnx.Module):
         """The state at the start of a stream."""
         return jnp.zeros((rows, self.outputs, self.rate), jnp.float32)
 
-    def __call__(
-        self, x: F32["I B T"], tail: F32["B O rate"], valid: Int["B"] | None = None
-    ) -> tuple[F32["O B T*rate"], F32["B O rate"]]:
+    def __call__(self, x: F32["I B T"], tail: F32["B O rate"], valid: Int["B"] | None = None) -> tuple[F32["O B T*rate"], F32["B O rate"]]:
         spread = _spread(x, self.conv.weight[...])
         own, reach = spread[..., : self.rate], spread[..., self.rate :]
         reach = jnp.concatenate([tail[:, None], reach], axis=1)

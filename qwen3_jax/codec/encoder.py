@@ -106,4 +106,3 @@ class Encoder(nnx.Module):
             x, frames = self.downsample(self.encoder_transformer(x), steps)
             codes = self.quantizer(jnp.moveaxis(x, 0, -1))
         return jnp.where(jnp.arange(codes.shape[1])[:, None] < frames[:, None, None], codes, -1)
-

@@ -90,7 +90,9 @@ class WindowTransformer(nnx.Module):
         """The state at the start of a stream: what it holds is never seen, since it lies before position 0."""
         return empty(len(self.layers), rows, self.kv_heads, self.window - 1, self.head_dim, jnp.dtype(jnp.float32))
 
-    def __call__(self, x: F32["H B N"], past: list[LayerCache], position: Int["B"], valid: Int["B"] | None) -> tuple[F32["H B N"], list[LayerCache]]:
+    def __call__(
+        self, x: F32["H B N"], past: list[LayerCache], position: Int["B"], valid: Int["B"] | None
+    ) -> tuple[F32["H B N"], list[LayerCache]]:
         length, kept = x.shape[2], self.window - 1
         queries = position[:, None] + jnp.arange(length)
         keys = position[:, None] + jnp.arange(-kept, length)
