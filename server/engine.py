@@ -18,7 +18,7 @@ from qwen3_jax import Qwen3TTS, Sampling, Voice, voice_folder
 from qwen3_jax.config import GenerationConfig
 from server.settings import Settings
 
-WARM_UP, WARM_UP_FRAMES = "Ready.", 6  # a first piece and a later one: the programs that an utterance needs are compiled before readyz
+WARM_UP, WARM_UP_FRAMES = "Ready.", 6  # a first piece and a later one, in the default voice
 log = logging.getLogger(__name__)
 
 
@@ -49,6 +49,7 @@ class Tts(Protocol):
     def model_type(self) -> str: ...
     @property
     def speakers(self) -> tuple[str, ...]: ...
+    def warmup(self) -> None: ...
     def create_voice(self, audio_in: Any, transcript: str | None = None, *, name: str | None = None) -> Voice: ...
     def stream(
         self,
@@ -224,6 +225,8 @@ class Engine:
             )
         self._tts = tts
         name = self.default_voice
+        if self._settings.warmup == "all":
+            tts.warmup()
         with tts.stream(WARM_UP, voice=self.voice(name), max_frames=WARM_UP_FRAMES) as stream:
             for _ in stream:
                 pass

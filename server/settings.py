@@ -21,6 +21,7 @@ class Settings(BaseSettings):
     voices_dir: Path = Path("voices")
     default_voice: str = "makima"
     default_language: str = "English"
+    warmup: Literal["all", "first"] = "all"  # compiled before readyz: every common size, or what the default voice's first words need
 
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8000

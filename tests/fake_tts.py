@@ -31,11 +31,14 @@ class FakeTTS:
     speakers: tuple[str, ...] = ()
     streams: list["FakeStream"] = field(default_factory=list)
     cloned: list[tuple[str, str | None]] = field(default_factory=list)
-    warm: int = 0
+    warm: list[str] = field(default_factory=list)
 
     @property
     def model(self) -> Any:
         return SimpleNamespace(generation=GenerationConfig(max_new_tokens=100))
+
+    def warmup(self) -> None:
+        self.warm.append("all")
 
     def create_voice(self, audio_in: Any, transcript: str | None = None, *, name: str | None = None) -> Voice:
         self.cloned.append((name or "voice", transcript))
@@ -59,7 +62,7 @@ class FakeTTS:
             text=text, voice=voice, language=language, instruct=instruct, seed=seed, sampling=sampling, max_frames=max_frames
         )
         if text == WARM_UP:
-            self.warm += 1
+            self.warm.append(voice.name if isinstance(voice, Voice) else voice)
             return FakeStream(FakeTTS(pieces=1), request)
         stream = FakeStream(self, request)
         self.streams.append(stream)

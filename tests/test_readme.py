@@ -80,7 +80,7 @@ def test_serving_and_the_client(folder: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
     (folder / "client.py").write_text(CLIENT.replace("8000", port), "utf-8")
-    with subprocess.Popen(SERVE.split(), cwd=folder, env=environment(TTS_PORT=port)) as server:
+    with subprocess.Popen(SERVE.split(), cwd=folder, env=environment(TTS_PORT=port, TTS_WARMUP="first")) as server:
         try:
             wait_until_ready(server, f"http://127.0.0.1:{port}/readyz")
             heard = run(folder, "python client.py")

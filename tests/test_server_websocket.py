@@ -133,7 +133,7 @@ async def test_happy_path(voices: Path) -> None:
     [stream] = [stream.request for stream in tts.streams]
     assert (stream.text, stream.voice.name, stream.language, stream.seed) == ("Hello.", "anna", "English", 5)
     assert (stream.sampling.temperature, stream.sampling.top_k) == (0.5, 50)
-    assert tts.warm == 1
+    assert tts.warm == ["all", "makima"]
     assert tts.cloned == [("makima", "Good evening."), ("anna", None)]
 
 
@@ -397,7 +397,7 @@ async def test_end_to_end_on_a_tiny_checkpoint(voices: Path, checkpoint: Callabl
     text = "Hello, this is all."
     stream = tts.stream(text, voice=voice, language="English", seed=2, sampling=Sampling(temperature=0.7))
     expected = np.concatenate(list(stream))
-    async with running(voices, lambda: tts, limit=MINUTES) as url, connect(url) as connection:
+    async with running(voices, lambda: tts, limit=MINUTES, warmup="first") as url, connect(url) as connection:
         assert (await hear(connection))["voiceLoaded"] == "makima"
         await say(connection, type="speak", text=text, seed=2, temperature=0.7)
         frames = []
