@@ -10,6 +10,8 @@ from server.app import create_app
 from server.settings import Settings
 from server.transport import serve
 
+log = logging.getLogger("server")
+
 
 def main(**chosen: object) -> None:
     """Serve until SIGTERM or SIGINT.
@@ -20,14 +22,15 @@ def main(**chosen: object) -> None:
     Raises:
         ValueError, FileNotFoundError: a setting, a voice or a checkpoint that cannot be used.
     """
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:
         settings = Settings(**{name: value for name, value in chosen.items() if value is not None})  # type: ignore[arg-type]  # checked by pydantic
     except ValidationError as error:
         raise ValueError(
             "; ".join(f"TTS_{'_'.join(map(str, e['loc'])).upper()} = {e['input']!r}: {e['msg']}" for e in error.errors())
         ) from error
-    logging.info("http://%s:%d  model %s  voices %s", settings.host, settings.port, settings.model_id, settings.voices_dir)
+    log.setLevel(logging.INFO)  # the server's own words, not every library's
+    log.info("http://%s:%d  model %s  voices %s", settings.host, settings.port, settings.model_id, settings.voices_dir)
     asyncio.run(serve(create_app(settings), settings))
 
 

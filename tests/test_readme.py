@@ -86,7 +86,7 @@ def test_serving_and_the_client(folder: Path) -> None:
             heard = run(folder, "python client.py")
         finally:
             server.terminate()
-            assert server.wait(30) == 0, "SIGTERM is a normal end"
+        assert server.wait(30) == 0, "SIGTERM is a normal end"
     kinds = re.findall(r'"type":"(\w+)"', heard)
     assert kinds == ["ready", "started", "complete"]
     assert (folder / "served.wav").stat().st_size > 44
