@@ -22,12 +22,12 @@ import numpy as np
 from qwen3_jax.atomic import new_folder
 from qwen3_jax.mapping import ConversionError, MisshapedTensor, UnfilledTensor, UnmatchedTensor, flatten, unflatten
 from qwen3_jax.published import Progress
+from qwen3_jax.text import TOKENIZER_FILES
 
 FORMAT = 1
 FINGERPRINT = "fingerprint.json"
 WEIGHTS = "weights"
 CONFIG_FILES = ("config.json", "generation_config.json", "speech_tokenizer/config.json")
-TOKENIZER_FILES = ("vocab.json", "merges.txt", "tokenizer_config.json", "tokenizer.json")
 _STORED_CHUNK = 32 << 20  # bytes; the unit in which weights are written and read
 _GROUP = 32 << 20  # bytes restored at once: bounds the copies that are in flight
 

@@ -32,8 +32,7 @@ class Stack:
 
 
 STACKED = (
-    # the predictor's heads and input tables, one per book 1..15: indexed by a traced book number, so they are one array
-    Stack("talker.code_predictor.lm_head.{i}.weight", "talker.code_predictor.lm_head.weight"),
+    # the predictor's input tables, one per book 1..15: looked up by a traced book number, so they are one array
     Stack("talker.code_predictor.model.codec_embedding.{i}.weight", "talker.code_predictor.model.codec_embedding.weight"),
     # the decoder's codebooks (book 0, then books 1..15): all looked up in one gather
     Stack("decoder.quantizer.rvq_first.vq.layers.{i}._codebook.embedding_sum", "codec.decoder.quantizer.rvq_first.vq.embedding_sum"),

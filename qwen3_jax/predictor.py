@@ -2,7 +2,8 @@
 
 Input sequence: hidden, C(code 0), then each chosen code's own embedding; position i + 1 predicts book i + 1 with head i.
 The first two positions run together, the other fourteen in a scan: unrolling them made compilation four times longer and
-the step slower (2-core CPU). Tables indexed by book are stacked along axis 0.
+the step slower (2-core CPU). Embedding tables are stacked along axis 0 and gathered from by book; heads are not, because a
+slice of a stack is copied before it is multiplied (8 MB a step), where a branch per book reads its own head in place.
 Source: `qwen-tts` 0.1.1, modeling_qwen3_tts.py (Qwen3TTSTalkerCodePredictorModelForConditionalGeneration).
 """
 
@@ -14,7 +15,7 @@ from flax import nnx
 
 from qwen3_jax.cache import KVCache, causal_mask, empty
 from qwen3_jax.config import PredictorConfig
-from qwen3_jax.layers import DecoderLayer, Linear, RMSNorm, matmul, rope_angles
+from qwen3_jax.layers import DecoderLayer, Linear, RMSNorm, rope_angles
 from qwen3_jax.shapes import Float, Int
 
 # (logits [B V] float32, index of the drawn book, 1..15) -> codes [B]
@@ -50,7 +51,7 @@ class Predictor(nnx.Module):
 
     def __init__(self, config: PredictorConfig, talker_width: int) -> None:
         self.model = PredictorModel(config, talker_width)
-        self.lm_head = BookTables(config.num_code_groups - 1, config.vocab_size, config.hidden_size)
+        self.lm_head = nnx.List([Linear(config.hidden_size, config.vocab_size) for _ in range(config.num_code_groups - 1)])
         narrower = config.hidden_size != talker_width
         self.small_to_mtp_projection = Linear(talker_width, config.hidden_size, bias=True) if narrower else None
         self.books, self.vocab, self.theta = config.num_code_groups - 1, config.vocab_size, config.rope_theta
@@ -80,7 +81,7 @@ class Predictor(nnx.Module):
 
     def logits(self, hidden: Float["B H"], head: Int[""]) -> Float["B V"]:
         """Head ``head`` (0..14), in float32."""
-        return matmul(hidden, self.lm_head.weight[...][head]).astype(jnp.float32)
+        return jax.lax.switch(head, [linear.__call__ for linear in self.lm_head], hidden).astype(jnp.float32)
 
     def predict(self, hidden: Float["B H"], embedding: Float["B H"], draw: Draw) -> Int["B 15"]:
         """The fifteen codes that follow ``hidden`` and the embedding of book 0, each drawn by ``draw``."""

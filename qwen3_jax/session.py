@@ -23,7 +23,7 @@ from qwen3_jax.sampling import Sampling, rules
 from qwen3_jax.shapes import F32, Int, NpF32, NpInt
 
 BATCH_BUCKETS = (1, 2, 4, 8, 16, 32)
-REFERENCE_BUCKETS = (64, 128, 256, 512, 1024)  # frames of reference that prime the codec; one trace each
+_PRIME = 16  # frames of reference decoded at a time: one trace for every length, and 150 MB of temporaries at full size
 
 
 class Request(NamedTuple):
@@ -33,7 +33,7 @@ class Request(NamedTuple):
     sampling: Sampling
     seed: int
     max_frames: int
-    reference_codes: NpInt["N K"] | None = None  # in-context cloning: what the codec has "said" before
+    codec_state: DecoderState | None = None  # in-context cloning: where the reference leaves the codec, see `prime`; one row
 
 
 class Piece(NamedTuple):
@@ -50,9 +50,25 @@ def decode(graph: Any, decoder: Any, codes: Int["N B K"], state: DecoderState) -
 
 
 @functools.partial(jax.jit, static_argnames=("graph",), donate_argnames=("state",))
-def prime(graph: Any, decoder: Any, codes: Int["B N K"], valid: Int["B"], state: DecoderState) -> DecoderState:
-    """The codec's state after each row's first ``valid`` frames; their audio is not kept."""
+def _remember(graph: Any, decoder: Any, codes: Int["B N K"], valid: Int["B"], state: DecoderState) -> DecoderState:
     return nnx.merge(graph, decoder)(codes, state, valid)[1]
+
+
+def prime(model: Model, reference: NpInt["N K"]) -> DecoderState:
+    """The codec's state after a reference's frames, one row; their audio is not kept. It serves any number of requests."""
+    state = init_state(model.codec_config.decoder_config, 1)
+    for start in range(0, len(reference), _PRIME):
+        piece = np.asarray(reference[start : start + _PRIME], np.int32)
+        codes = np.pad(piece, ((0, _PRIME - len(piece)), (0, 0)))[None]
+        valid = np.array([len(piece)], np.int32)
+        state = _remember(model.graphs.codec_decoder, model.params["codec"]["decoder"], codes, valid, state)
+    return state
+
+
+@jax.jit
+def _side_by_side(states: list[DecoderState]) -> DecoderState:
+    """Rows of one each -> a batch; always a copy, since decoding gives its state away."""
+    return jax.tree.map(lambda *rows: jnp.copy(jnp.concatenate(rows)), *states)
 
 
 class Session:
@@ -70,7 +86,7 @@ class Session:
         self._model = model
         self._count = len(requests)
         rows = bucket(self._count, BATCH_BUCKETS, "requests in one batch")
-        padded = [*requests, *[requests[0]._replace(max_frames=0, reference_codes=None)] * (rows - self._count)]
+        padded = [*requests, *[requests[0]._replace(max_frames=0, codec_state=None)] * (rows - self._count)]
         prompts = generate.stack([request.prompt for request in padded], model.config.talker_config.hidden_size)
         self._position = int(prompts.length.max()) - 1
         self._columns = generate.columns_for(prompts.text.shape[1], 1)
@@ -84,20 +100,8 @@ class Session:
             np.int32(model.config.tts_pad_token_id),
             columns=self._columns,
         )
-        self._codec_state = self._primed([request.reference_codes for request in padded])
-
-    def _primed(self, references: list[NpInt["N K"] | None]) -> DecoderState:
-        config = self._model.codec_config.decoder_config
-        state = init_state(config, len(references))
-        lengths = np.array([0 if codes is None else len(codes) for codes in references], np.int32)
-        if not lengths.any():
-            return state
-        frames = bucket(int(lengths.max()), REFERENCE_BUCKETS, "frames of reference")
-        codes = np.zeros((len(references), frames, config.num_quantizers), np.int32)
-        for row, reference in enumerate(references):
-            if reference is not None:
-                codes[row, : len(reference)] = reference
-        return prime(self._model.graphs.codec_decoder, self._model.params["codec"]["decoder"], codes, lengths, state)
+        fresh = init_state(model.codec_config.decoder_config, 1)
+        self._codec_state = _side_by_side([fresh if request.codec_state is None else request.codec_state for request in padded])
 
     @property
     def running(self) -> bool:
@@ -137,30 +141,26 @@ class Session:
             self._columns = columns
 
 
-def warm_up(model: Model, sizes: Sequence[int], prompt_rows: Sequence[int], columns: Sequence[int], reference_frames: Sequence[int]) -> None:
-    """Compile, by running them once on silence, every program that single requests of these sizes need.
+def warm_up(model: Model, sizes: Sequence[int], prompt_rows: Sequence[int], columns: Sequence[int]) -> None:
+    """Compile, by running them once on silence, the programs that single requests of these sizes need.
 
     Args:
         model: the checkpoint.
         sizes: frames per chunk.
         prompt_rows: prompt buckets.
         columns: cache buckets, ascending.
-        reference_frames: buckets of in-context references; only Base checkpoints clone.
     """
-    config = model.config
-    books = config.talker_config.num_code_groups
+    books = model.config.talker_config.num_code_groups
 
-    def silence(rows: int, frames: int = 0) -> Request:
-        pad = np.full(rows, config.tts_pad_token_id, np.int32)
+    def silence(rows: int) -> Request:
+        pad = np.full(rows, model.config.tts_pad_token_id, np.int32)
         prompt = Prompt(pad, np.full((rows, books), -1, np.int32), np.zeros(rows, bool), None, pad[:0])
-        reference = np.zeros((frames, books), np.int32) if frames else None
-        return Request(prompt, Sampling(), seed=0, max_frames=sum(sizes) * len(columns), reference_codes=reference)
+        return Request(prompt, Sampling(), seed=0, max_frames=sum(sizes) * len(columns))
 
     for rows in prompt_rows:
-        Session(model, [silence(rows)])
-    for frames in reference_frames if config.tts_model_type == "base" else ():
-        Session(model, [silence(prompt_rows[0], frames)])
-    session = Session(model, [silence(prompt_rows[0])])
+        session = Session(model, [silence(rows)])
+    if model.config.tts_model_type == "base":
+        prime(model, np.zeros((1, books), np.int32))
     for bucket_columns in columns:
         session._grow(bucket_columns)
         for size in sizes:

@@ -8,6 +8,7 @@
 
 import secrets
 import threading
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,17 +19,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from qwen3_jax import audio, compilation, hub
+from qwen3_jax.codec import DecoderState
 from qwen3_jax.encode import encode_codes, encode_x_vector
 from qwen3_jax.model import Model, load
 from qwen3_jax.prompt import AUTO, build, language_id, speaker_name
 from qwen3_jax.sampling import Sampling
-from qwen3_jax.session import BATCH_BUCKETS, Request, Session, warm_up
+from qwen3_jax.session import BATCH_BUCKETS, Request, Session, prime, warm_up
 from qwen3_jax.shapes import NpF32, NpInt
 from qwen3_jax.text import Tokenizer
 from qwen3_jax.voice import Voice
 
 FIRST_CHUNK, CHUNK, OFFLINE_CHUNK = 1, 4, 8  # frames per compiled call: first sound soon, then fewer calls
-WARM_PROMPTS, WARM_COLUMNS, WARM_REFERENCES = (32, 64, 128), (128, 256, 512), (64, 128)  # what `warmup` compiles
+WARM_PROMPTS, WARM_COLUMNS = (32, 64, 96, 128, 192), (128, 256, 512)  # what `warmup` compiles
+PREPARED_VOICES = 16  # kept ready for in-context cloning, 5 MB each
 FRAMES_PER_TOKEN, SPARE_FRAMES = 25, 125  # default cap on an utterance: 2 s a text token and 10 s on top
 
 
@@ -114,6 +117,8 @@ class Qwen3TTS:
         self.model = model
         self._tokenizer = tokenizer
         self._folder = folder
+        self._prepared: OrderedDict[Voice, DecoderState] = OrderedDict()  # by identity, least recently used first
+        self._lock = threading.Lock()
 
     @classmethod
     def from_pretrained(cls, path: str | Path, *, device: str | None = None, dtype: str | None = None) -> "Qwen3TTS":
@@ -187,6 +192,21 @@ class Qwen3TTS:
             name = "voice" if isinstance(audio_in, tuple) else Path(audio_in).stem
         return Voice(x_vector, codes, transcript, name)
 
+    def prepare(self, voice: Voice) -> None:
+        """Do ahead what the first utterance in a voice has to do: decode its reference, which in-context cloning continues."""
+        self._codec_state(voice)
+
+    def _codec_state(self, voice: Voice) -> DecoderState | None:
+        if voice.codes is None:
+            return None
+        with self._lock:  # two utterances in a new voice decode its reference once
+            if voice not in self._prepared:
+                self._prepared[voice] = prime(self.model, voice.codes)
+            self._prepared.move_to_end(voice)
+            while len(self._prepared) > PREPARED_VOICES:
+                self._prepared.popitem(last=False)
+            return self._prepared[voice]
+
     def generate(
         self,
         text: str | Sequence[str],
@@ -255,7 +275,7 @@ class Qwen3TTS:
 
         Programs are kept in the user's cache folder, so a later process finds them there.
         """
-        warm_up(self.model, (FIRST_CHUNK, CHUNK), WARM_PROMPTS, WARM_COLUMNS, WARM_REFERENCES)
+        warm_up(self.model, (FIRST_CHUNK, CHUNK), WARM_PROMPTS, WARM_COLUMNS)
 
     def _speak(self, requests: list[Request]) -> list[Speech]:
         session = Session(self.model, requests)
@@ -310,8 +330,8 @@ class Qwen3TTS:
         seed = secrets.randbits(32) if seed is None else seed
         if not 0 <= seed < 2**32:
             raise ValueError(f"seed = {seed}: must be from 0 to {2**32 - 1}")
-        codes = None if cloned is None else cloned.codes
-        return Request(prompt, sampling or Sampling.defaults(self.model.generation), seed, max_frames, codes)
+        state = None if cloned is None else self._codec_state(cloned)
+        return Request(prompt, sampling or Sampling.defaults(self.model.generation), seed, max_frames, state)
 
     def _voice(self, voice: Voice | str | None) -> tuple[Voice | None, str | None]:
         """(cloned voice, preset speaker) as this checkpoint takes them."""

@@ -53,19 +53,19 @@ def leaf(*shape: int) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(shape, jnp.float32)
 
 
-# A model small enough to see: two heads stacked, one plain tensor, one codebook that is used of the file's two.
-HEADS = "talker.code_predictor.lm_head"
+# A model small enough to see: two tables stacked, one plain tensor, one codebook that is used of the file's two.
+TABLES = "talker.code_predictor.model.codec_embedding"
 BOOKS = "encoder.quantizer.acoustic_residual_vector_quantizer"
 SMALL: Shapes = {
     "talker.codec_head.weight": (5, 3),
-    f"{HEADS}.0.weight": (4, 3),
-    f"{HEADS}.1.weight": (4, 3),
+    f"{TABLES}.0.weight": (4, 3),
+    f"{TABLES}.1.weight": (4, 3),
     f"{BOOKS}.layers.0.codebook.embed_sum": (8, 2),
     f"{BOOKS}.layers.1.codebook.embed_sum": (8, 2),
     f"{BOOKS}.layers.0.codebook.initialized": (1,),
 }
 SMALL_TREE: dict[str, Any] = {
-    "talker": {"codec_head": {"weight": leaf(5, 3)}, "code_predictor": {"lm_head": {"weight": leaf(2, 4, 3)}}},
+    "talker": {"codec_head": {"weight": leaf(5, 3)}, "code_predictor": {"model": {"codec_embedding": {"weight": leaf(2, 4, 3)}}}},
     "codec": {"encoder": {"quantizer": {"acoustic_residual_vector_quantizer": {"embed_sum": leaf(1, 8, 2)}}}},
 }
 
@@ -101,9 +101,9 @@ def test_every_row_of_the_table_is_used() -> None:
 
 def test_stacking_keeps_the_order_of_the_slots() -> None:
     plan = make_plan(dict(reversed(SMALL.items())), SMALL_TREE)
-    assert plan.sources["talker.code_predictor.lm_head.weight"] == [f"{HEADS}.0.weight", f"{HEADS}.1.weight"]
+    assert plan.sources["talker.code_predictor.model.codec_embedding.weight"] == [f"{TABLES}.0.weight", f"{TABLES}.1.weight"]
     assert plan.sources["talker.codec_head.weight"] == ["talker.codec_head.weight"]
-    assert plan.stacked == {"talker.code_predictor.lm_head.weight", f"codec.{BOOKS}.embed_sum"}
+    assert plan.stacked == {"talker.code_predictor.model.codec_embedding.weight", f"codec.{BOOKS}.embed_sum"}
     assert plan.ignored.keys() == {f"{BOOKS}.layers.1.codebook.embed_sum", f"{BOOKS}.layers.0.codebook.initialized"}
 
 
@@ -112,13 +112,13 @@ def test_stacking_keeps_the_order_of_the_slots() -> None:
     [
         ({"lm_head.weight": (1,)}, UnmatchedTensor, ["'lm_head.weight'", "starts with one of talker."]),
         ({"talker.extra.bias": (7,)}, UnmatchedTensor, ["'talker.extra.bias' [7]", "no parameter 'talker.extra.bias'", "config.json"]),
-        ({f"{HEADS}.2.weight": (4, 3)}, UnmatchedTensor, [f"'{HEADS}.2.weight'", "2 slots (0..1), found slot 2"]),
-        ({f"{HEADS}.weight": (2, 4, 3)}, UnmatchedTensor, [f"'{HEADS}.weight'"]),
-        ({f"{HEADS}.00.weight": (4, 3)}, UnmatchedTensor, [f"'{HEADS}.00.weight'"]),
+        ({f"{TABLES}.2.weight": (4, 3)}, UnmatchedTensor, [f"'{TABLES}.2.weight'", "2 slots (0..1), found slot 2"]),
+        ({f"{TABLES}.weight": (2, 4, 3)}, UnmatchedTensor, [f"'{TABLES}.weight'"]),
+        ({f"{TABLES}.00.weight": (4, 3)}, UnmatchedTensor, [f"'{TABLES}.00.weight'"]),
         ({"talker.codec_head.weight": None}, UnfilledTensor, ["'talker.codec_head.weight'", "found none", "fetch"]),
-        ({f"{HEADS}.1.weight": None}, UnfilledTensor, ["slot 1", f"'{HEADS}.1.weight'"]),
+        ({f"{TABLES}.1.weight": None}, UnfilledTensor, ["slot 1", f"'{TABLES}.1.weight'"]),
         ({"talker.codec_head.weight": (3, 5)}, MisshapedTensor, ["'talker.codec_head.weight'", "expected [5, 3]", "found [3, 5]"]),
-        ({f"{HEADS}.1.weight": (4, 2)}, MisshapedTensor, [f"'{HEADS}.1.weight'", "expected [4, 3]", "slot 1", "found [4, 2]"]),
+        ({f"{TABLES}.1.weight": (4, 2)}, MisshapedTensor, [f"'{TABLES}.1.weight'", "expected [4, 3]", "slot 1", "found [4, 2]"]),
     ],
 )
 def test_what_does_not_fit_is_named(change: dict[str, tuple[int, ...] | None], kind: type[ValueError], words: list[str]) -> None:

@@ -20,7 +20,7 @@ from qwen3_jax.published import DamagedFile, load_published, write_published
 from qwen3_jax.testing import write_checkpoint
 from tests.test_mapping import SMALL, SMALL_TREE
 
-HEADS = "talker.code_predictor.lm_head"
+TABLES = "talker.code_predictor.model.codec_embedding"
 CODEC_NAMES = [name for name in SMALL if name.startswith("encoder.")]
 
 
@@ -72,8 +72,8 @@ def test_values_and_dtypes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stor
     head = params["talker"]["codec_head"]["weight"]
     assert head.dtype == wanted
     np.testing.assert_array_equal(head, tensors["talker.codec_head.weight"].astype(wanted))
-    heads = params["talker"]["code_predictor"]["lm_head"]["weight"]
-    np.testing.assert_array_equal(heads, np.stack([tensors[f"{HEADS}.{i}.weight"] for i in range(2)]).astype(wanted))
+    tables = params["talker"]["code_predictor"]["model"]["codec_embedding"]["weight"]
+    np.testing.assert_array_equal(tables, np.stack([tensors[f"{TABLES}.{i}.weight"] for i in range(2)]).astype(wanted))
     books = params["codec"]["encoder"]["quantizer"]["acoustic_residual_vector_quantizer"]["embed_sum"]
     assert books.dtype == jnp.float32
     np.testing.assert_array_equal(books[0], tensors[CODEC_NAMES[0]])
@@ -135,7 +135,7 @@ def test_tensors_that_do_not_fit_are_named(tmp_path: Path) -> None:
     for number, (kind, changed) in enumerate(
         [
             (UnmatchedTensor, tensors | {"talker.extra": np.zeros(1, np.float32)}),
-            (UnfilledTensor, {name: tensor for name, tensor in tensors.items() if name != f"{HEADS}.1.weight"}),
+            (UnfilledTensor, {name: tensor for name, tensor in tensors.items() if name != f"{TABLES}.1.weight"}),
             (MisshapedTensor, tensors | {"talker.codec_head.weight": np.zeros((3, 5), np.float32)}),
         ]
     ):

@@ -55,7 +55,7 @@ def long(tts: Qwen3TTS, voice: Voice, text: str = TEXT, **more: object) -> Speec
 def test_the_public_names_are_frozen() -> None:
     assert sorted(qwen3_jax.__all__) == ["Qwen3TTS", "Sampling", "Speech", "SpeechStream", "Voice"]
     public = {name for name in vars(Qwen3TTS) if not name.startswith("_")}
-    assert public == {"from_pretrained", "generate", "stream", "create_voice", "warmup", "languages", "speakers", "model_type", "sample_rate"}
+    assert public == {"from_pretrained", "generate", "stream", "create_voice", "prepare", "warmup", "languages", "speakers", "model_type", "sample_rate"}
     assert list(inspect.signature(Qwen3TTS.from_pretrained).parameters) == ["path", "device", "dtype"]
     request = ["self", "text", "voice", "language", "instruct", "streaming_text", "seed", "sampling", "max_frames"]
     assert list(inspect.signature(Qwen3TTS.generate).parameters) == request
