@@ -1,0 +1,1 @@
+"""Training: sentences -> teacher speech -> a checkpoint. Nothing here is imported by what speaks."""
