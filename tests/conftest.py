@@ -1,7 +1,12 @@
 """Tiny random checkpoints, made once per run, the same as those behind tests/golden."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
+
+# Before JAX reads it: the tests' own processes (CLI, notebook, README) and later runs share what is compiled.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "xla"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 
 import jax.numpy as jnp
 import pytest
