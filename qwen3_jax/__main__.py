@@ -1,7 +1,7 @@
-"""``python -m qwen3_jax``: say, voices, info, convert, serve. The program above the packages; nothing imports it.
+"""``python -m qwen3_jax``: say, voices, info, convert, evaluate, serve. The program above the packages; nothing imports it.
 
 What the user can put right is one line on stderr and exit status 2. ``convert`` and ``serve`` belong to packages that stand above
-this one, so they are imported inside their commands (tests/test_imports.py knows).
+this one and ``evaluate`` is asked for seldom, so they are imported inside their commands (tests/test_imports.py knows).
 """
 
 import os
@@ -181,6 +181,14 @@ def convert(context: typer.Context) -> None:
     from convert.__main__ import app as program
 
     program(context.args, prog_name="python -m qwen3_jax convert")
+
+
+@app.command(add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def evaluate(context: typer.Context) -> None:
+    """Judge a checkpoint's speech, its codec, or a folder of wavs, by independent judges (extra `eval`)."""
+    from qwen3_jax.evaluate.command import app as program
+
+    program(context.args, prog_name="python -m qwen3_jax evaluate", obj=find_voice)
 
 
 @app.command()
