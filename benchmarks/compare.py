@@ -4,7 +4,8 @@ usage: python -m benchmarks.compare CHECKPOINT [--official-python PYTHON] [--dty
 
 CHECKPOINT: a published folder, or one that benchmarks.full_size made. PYTHON: an interpreter that has `qwen-tts` 0.1.1;
 without it the table has our rows only. "RTF + voice" adds the decoding of the reference, which this project does once per
-voice and the official package in every call (its RTF has it). Ours is measured twice, before and after the official package, since machines drift.
+voice and the official package in every call (its RTF has it). Ours is measured twice, before and after the official
+package, since machines drift.
 """
 
 import argparse
@@ -133,7 +134,9 @@ def speak(model: Model) -> dict[str, float]:
 def official(python: str, folder: Path, dtype: str) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as scratch:
         out = Path(scratch) / "speed"
-        subprocess.run([python, str(OFFICIAL), "speed", str(folder), dtype, str(out)], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        subprocess.run(
+            [python, str(OFFICIAL), "speed", str(folder), dtype, str(out)], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
         result: dict[str, float] = json.loads(out.with_suffix(".json").read_text())
         return result
 
@@ -176,14 +179,24 @@ def main() -> None:
         row["rtf"] = rtf
         whole = (row["total"] + row.get("voice", 0)) / row["frames"] / SECONDS_PER_FRAME
         first = f"{row.get('first', row['total']):.2f}"
-        table.add_row(name, *parts, f"{rtf:.2f}", f"{whole:.2f}", first, f"{row['prefill']:.2f}" if "prefill" in row else "", f"{row['peak_rss'] / 1e9:.1f}")
-    console = Console()
+        table.add_row(
+            name,
+            *parts,
+            f"{rtf:.2f}",
+            f"{whole:.2f}",
+            first,
+            f"{row['prefill']:.2f}" if "prefill" in row else "",
+            f"{row['peak_rss'] / 1e9:.1f}",
+        )
+    console = Console(width=120)
     console.print(table)
     last = list(rows.values())[-1]
     bound = last["bytes"] / last["bandwidth"]
     made = (last["talker"] + last["predictor"]) / 1e3
-    console.print(f"weights read per frame {last['bytes'] / 1e9:.2f} GB; memory streams {last['bandwidth'] / 1e9:.1f} GB/s, so at least {bound * 1e3:.0f} ms;")
-    console.print(f"talker and predictor reach {bound / made:.2f} of that bound. Device: {jax.devices()[0].device_kind}")
+    console.print(f"weights read per frame: {last['bytes'] / 1e9:.2f} GB; this memory streams {last['bandwidth'] / 1e9:.1f} GB/s")
+    console.print(
+        f"so a frame takes at least {bound * 1e3:.0f} ms; talker and predictor reach {bound / made:.2f} of that bound. Device: {jax.devices()[0].device_kind}"
+    )
     if given.json:
         given.json.write_text(json.dumps(rows, indent=1))
 

@@ -41,7 +41,8 @@ def ours(folder: Path, dtype: str) -> dict[str, np.ndarray]:
         hidden, _ = talker.model(rows, empty(layers, 1, kv_heads, rows.shape[1], head_dim, rows.dtype), jnp.zeros(1, jnp.int32))
         predictor = talker.code_predictor
         inputs = jnp.concatenate(
-            [hidden[0, -len(codes) - 1 : -1, None], talker.model.codec_embedding(codes[:, :1]), predictor.embed(codes[:, 1:])[:, :-1]], axis=1
+            [hidden[0, -len(codes) - 1 : -1, None], talker.model.codec_embedding(codes[:, :1]), predictor.embed(codes[:, 1:])[:, :-1]],
+            axis=1,
         )
         layers, kv_heads, head_dim = predictor.kv_shape
         cache = empty(layers, len(codes), kv_heads, predictor.books + 1, head_dim, rows.dtype)
@@ -57,7 +58,12 @@ def official(python: str, folder: Path, dtype: str) -> dict[str, np.ndarray]:
     """What the official package computes, in its own process."""
     with tempfile.TemporaryDirectory() as scratch:
         out = Path(scratch) / "logits"
-        subprocess.run([python, str(OFFICIAL), "logits", str(folder), dtype, str(out)], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        subprocess.run(
+            [python, str(OFFICIAL), "logits", str(folder), dtype, str(out)],
+            check=True,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
         return dict(np.load(out.with_suffix(".npz")))
 
 
@@ -71,7 +77,9 @@ def main() -> None:
     parser.add_argument("--official-python", required=True)
     given = parser.parse_args()
     reference = official(given.official_python, given.checkpoint, "float32")
-    table = Table("logits", "ours f32", "ours bf16", "official bf16", "ours / official", title="relative RMS error against the official float32")
+    table = Table(
+        "logits", "ours f32", "ours bf16", "official bf16", "ours / official", title="relative RMS error against the official float32"
+    )
     half = official(given.official_python, given.checkpoint, "bfloat16")
     ours_full, ours_half = ours(given.checkpoint, "float32"), ours(given.checkpoint, "bfloat16")
     for part, expected in reference.items():

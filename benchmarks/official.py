@@ -63,8 +63,18 @@ def speed(folder: Path, dtype: torch.dtype, out: Path) -> None:
     model = load(Qwen3TTSForConditionalGeneration, Qwen3TTSConfig, folder, dtype)
     codec = load(Qwen3TTSTokenizerV2Model, Qwen3TTSTokenizerV2Config, folder / "speech_tokenizer", torch.float32)
     given = {key: torch.from_numpy(value) for key, value in request(model.config.talker_config.hidden_size).items()}
-    voice = {"ref_code": [given["reference_codes"]], "ref_spk_embedding": [given["x_vector"]], "x_vector_only_mode": [False], "icl_mode": [True]}
-    inputs = {"input_ids": [given["input_ids"][None]], "ref_ids": [given["reference_ids"][None]], "languages": ["english"], "voice_clone_prompt": voice}
+    voice = {
+        "ref_code": [given["reference_codes"]],
+        "ref_spk_embedding": [given["x_vector"]],
+        "x_vector_only_mode": [False],
+        "icl_mode": [True],
+    }
+    inputs = {
+        "input_ids": [given["input_ids"][None]],
+        "ref_ids": [given["reference_ids"][None]],
+        "languages": ["english"],
+        "voice_clone_prompt": voice,
+    }
     model.generate(**inputs, max_new_tokens=3)  # allocations and thread pools
     predictor, talker = Stopwatch(), Stopwatch()
     model.talker.code_predictor.generate = predictor.wrap(model.talker.code_predictor.generate)

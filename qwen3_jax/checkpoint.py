@@ -171,3 +171,45 @@ def _groups(wanted: Mapping[str, Any]) -> Iterator[list[str]]:
 
 def _bytes(leaf: Any) -> int:
     return int(np.prod(leaf.shape, dtype=np.int64)) * np.dtype(leaf.dtype).itemsize
+
+
+def write_arrays(folder: str | Path, arrays: Mapping[str, Any], about: Mapping[str, Any]) -> None:
+    """Write any arrays by name, atomically, with a few facts in JSON: the state of a training run.
+
+    Raises:
+        ValueError: ``folder`` exists and is not empty.
+    """
+    import orbax.checkpoint as ocp  # see save
+
+    with new_folder(Path(folder)) as temporary:
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_compression=False)) as writer:
+            writer.save(temporary / WEIGHTS, args=ocp.args.PyTreeSave(dict(arrays)))
+        (temporary / "about.json").write_text(json.dumps(about, indent=1), "utf-8")
+
+
+def read_arrays(folder: str | Path, shapes: Mapping[str, Any]) -> dict[str, Any]:
+    """What ``write_arrays`` wrote, on jax's default device.
+
+    Args:
+        folder: of ``write_arrays``.
+        shapes: name -> anything with the ``shape`` and ``dtype`` that is expected.
+
+    Raises:
+        ConversionError: the folder holds other arrays, or shapes.
+    """
+    import orbax.checkpoint as ocp  # see save
+
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+        stored = reader.metadata(Path(folder).absolute() / WEIGHTS).item_metadata.tree
+        for name in sorted(set(stored) ^ set(shapes)):
+            raise UnmatchedTensor(f"array {name!r} is in only one of {folder} and the state that is expected: another version wrote it")
+        for name, leaf in shapes.items():
+            if tuple(stored[name].shape) != tuple(leaf.shape):
+                raise MisshapedTensor(f"array {name!r} in {folder}: expected {list(leaf.shape)}, found {list(stored[name].shape)}")
+        item = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding) for name, leaf in shapes.items()}
+        arguments = {name: ocp.ArrayRestoreArgs(sharding=sharding, dtype=leaf.dtype) for name, leaf in shapes.items()}
+        restored: dict[str, Any] = reader.restore(
+            Path(folder).absolute() / WEIGHTS, args=ocp.args.PyTreeRestore(item, restore_args=arguments)
+        )
+    return restored

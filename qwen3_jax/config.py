@@ -50,7 +50,12 @@ class PredictorConfig(_Frozen):
     rms_norm_eps: float
 
     def __post_init__(self) -> None:
-        _require(self.max_position_embeddings > self.num_code_groups, "code_predictor.max_position_embeddings", self.max_position_embeddings, "> num_code_groups")
+        _require(
+            self.max_position_embeddings > self.num_code_groups,
+            "code_predictor.max_position_embeddings",
+            self.max_position_embeddings,
+            "> num_code_groups",
+        )
 
 
 class TalkerConfig(_Frozen):
@@ -87,8 +92,15 @@ class TalkerConfig(_Frozen):
     def __post_init__(self) -> None:
         sections = self.rope_scaling.mrope_section
         _require(sum(sections) == self.head_dim // 2, "talker.rope_scaling.mrope_section", sections, f"sum {self.head_dim // 2}")
-        _require(self.num_code_groups == self.code_predictor_config.num_code_groups, "talker.num_code_groups", self.num_code_groups, "the predictor's")
-        _require(self.spk_id.keys() == self.spk_is_dialect.keys(), "talker.spk_is_dialect", sorted(self.spk_is_dialect), f"{sorted(self.spk_id)}")
+        _require(
+            self.num_code_groups == self.code_predictor_config.num_code_groups,
+            "talker.num_code_groups",
+            self.num_code_groups,
+            "the predictor's",
+        )
+        _require(
+            self.spk_id.keys() == self.spk_is_dialect.keys(), "talker.spk_is_dialect", sorted(self.spk_is_dialect), f"{sorted(self.spk_id)}"
+        )
 
     @property
     def languages(self) -> tuple[str, ...]:
@@ -184,7 +196,12 @@ class CodecEncoderConfig(_Frozen):
         _require(self.use_causal_conv, "encoder.use_causal_conv", self.use_causal_conv, "true")
         _require(not self.use_conv_shortcut, "encoder.use_conv_shortcut", self.use_conv_shortcut, "false")
         _require(not self.normalize, "encoder.normalize", self.normalize, "false")
-        _require(self.codebook_dim == self.vector_quantization_hidden_dimension, "encoder.codebook_dim", self.codebook_dim, "vector_quantization_hidden_dimension")
+        _require(
+            self.codebook_dim == self.vector_quantization_hidden_dimension,
+            "encoder.codebook_dim",
+            self.codebook_dim,
+            "vector_quantization_hidden_dimension",
+        )
 
 
 class CodecDecoderConfig(_Frozen):
@@ -226,7 +243,12 @@ class CodecConfig(_Frozen):
     decoder_config: CodecDecoderConfig
 
     def __post_init__(self) -> None:
-        _require(self.input_sample_rate == self.output_sample_rate == 24000, "codec sample rates", (self.input_sample_rate, self.output_sample_rate), "24000")
+        _require(
+            self.input_sample_rate == self.output_sample_rate == 24000,
+            "codec sample rates",
+            (self.input_sample_rate, self.output_sample_rate),
+            "24000",
+        )
         up = 1
         for rate in (*self.decoder_config.upsample_rates, *self.decoder_config.upsampling_ratios):
             up *= rate

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from qwen3_jax.cache import LayerCache, write
+from qwen3_jax.config import PredictorConfig, TalkerConfig
 from qwen3_jax.shapes import Bool, Float, Int
 
 
@@ -130,11 +131,12 @@ class SwiGLU(nnx.Module):
 class DecoderLayer(nnx.Module):
     """Pre-norm attention and pre-norm SwiGLU, each added to the residual stream."""
 
-    def __init__(self, width: int, inner: int, heads: int, kv_heads: int, head_dim: int, eps: float) -> None:
+    def __init__(self, config: TalkerConfig | PredictorConfig) -> None:
+        width, eps = config.hidden_size, config.rms_norm_eps
         self.input_layernorm = RMSNorm(width, eps)
-        self.self_attn = Attention(width, heads, kv_heads, head_dim, eps)
+        self.self_attn = Attention(width, config.num_attention_heads, config.num_key_value_heads, config.head_dim, eps)
         self.post_attention_layernorm = RMSNorm(width, eps)
-        self.mlp = SwiGLU(width, inner)
+        self.mlp = SwiGLU(width, config.intermediate_size)
 
     def __call__(
         self, x: Float["B T H"], rope: tuple[Float["B T D"], Float["B T D"]], cache: LayerCache, start: Int["B"], mask: Bool["B T S"]

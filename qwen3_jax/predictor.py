@@ -33,15 +33,7 @@ class PredictorModel(nnx.Module):
     """Decoder layers, final norm, and the embeddings of books 1..15 (in the talker's width)."""
 
     def __init__(self, config: PredictorConfig, talker_width: int) -> None:
-        self.layers = nnx.List(
-            [
-                DecoderLayer(
-                    config.hidden_size, config.intermediate_size, config.num_attention_heads, config.num_key_value_heads,
-                    config.head_dim, config.rms_norm_eps,
-                )  # fmt: skip
-                for _ in range(config.num_hidden_layers)
-            ]
-        )
+        self.layers = nnx.List([DecoderLayer(config) for _ in range(config.num_hidden_layers)])
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.codec_embedding = BookTables(config.num_code_groups - 1, config.vocab_size, talker_width)
 

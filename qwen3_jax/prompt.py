@@ -120,7 +120,9 @@ def build(
     if (reference_ids is None) != (reference_codes is None):
         raise ValueError("in-context cloning takes both the reference's transcript and its codes; give both or neither")
     if x_vector is not None and np.shape(x_vector) != (talker.hidden_size,):
-        raise ValueError(f"x-vector of shape {np.shape(x_vector)}: this checkpoint takes ({talker.hidden_size},); clone the voice with it again")
+        raise ValueError(
+            f"x-vector of shape {np.shape(x_vector)}: this checkpoint takes ({talker.hidden_size},); clone the voice with it again"
+        )
 
     rows = _Rows(talker.num_code_groups)
     for token in [] if instruct_ids is None else np.asarray(instruct_ids).tolist():

@@ -16,7 +16,7 @@ from flax import nnx
 
 from qwen3_jax import generate
 from qwen3_jax.codec.decoder import DecoderState, init_state
-from qwen3_jax.generate import FINISH_REASONS, GenState, bucket
+from qwen3_jax.generate import FINISH_REASONS, bucket
 from qwen3_jax.model import Model
 from qwen3_jax.prompt import Prompt
 from qwen3_jax.sampling import Sampling, rules
@@ -131,9 +131,7 @@ class Session:
         self._position += size
         host_codes, host_counts, host_pcm = jax.device_get((made.codes, made.counts, pcm))
         samples = self._model.codec_config.decode_upsample_rate
-        return [
-            Piece(host_pcm[row, : samples * host_counts[row]], host_codes[: host_counts[row], row]) for row in range(self._count)
-        ]
+        return [Piece(host_pcm[row, : samples * host_counts[row]], host_codes[: host_counts[row], row]) for row in range(self._count)]
 
     def _grow(self, columns: int) -> None:
         if columns > self._columns:

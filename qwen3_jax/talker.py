@@ -30,15 +30,7 @@ class TalkerModel(nnx.Module):
     """Decoder layers, final norm, and the two input tables."""
 
     def __init__(self, config: TalkerConfig) -> None:
-        self.layers = nnx.List(
-            [
-                DecoderLayer(
-                    config.hidden_size, config.intermediate_size, config.num_attention_heads, config.num_key_value_heads,
-                    config.head_dim, config.rms_norm_eps,
-                )  # fmt: skip
-                for _ in range(config.num_hidden_layers)
-            ]
-        )
+        self.layers = nnx.List([DecoderLayer(config) for _ in range(config.num_hidden_layers)])
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.codec_embedding = Embedding(config.vocab_size, config.hidden_size)
         self.text_embedding = Embedding(config.text_vocab_size, config.text_hidden_size)

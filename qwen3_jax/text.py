@@ -46,7 +46,8 @@ class Tokenizer:
             return cls(tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json")), config)
         if not ((folder / "vocab.json").is_file() and (folder / "merges.txt").is_file()):
             raise FileNotFoundError(
-                f"{folder} has no tokenizer, so it cannot read text: copy vocab.json, merges.txt and tokenizer_config.json (or tokenizer.json) of the published checkpoint into it"
+                f"{folder} has no tokenizer, so it cannot read text: copy vocab.json, merges.txt and tokenizer_config.json "
+                "(or tokenizer.json) of the published checkpoint into it"
             )
         inner = tokenizers.Tokenizer(models.BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt")))
         inner.normalizer = normalizers.NFC()

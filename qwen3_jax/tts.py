@@ -1,9 +1,9 @@
 """The public API: text and a voice -> speech. Everything a user of the library touches first is here.
 
-    tts = Qwen3TTS.from_pretrained("checkpoint")
-    voice = tts.create_voice("reference.wav", "What the reference says.")
-    tts.generate("Hello there.", voice=voice).save("hello.wav")
-    for pcm in tts.stream("Hello there.", voice=voice): ...
+tts = Qwen3TTS.from_pretrained("checkpoint")
+voice = tts.create_voice("reference.wav", "What the reference says.")
+tts.generate("Hello there.", voice=voice).save("hello.wav")
+for pcm in tts.stream("Hello there.", voice=voice): ...
 """
 
 import secrets
@@ -168,7 +168,9 @@ class Qwen3TTS:
         """Preset speakers; empty but for custom_voice checkpoints."""
         return tuple(sorted(self.model.config.talker_config.spk_id))
 
-    def create_voice(self, audio_in: str | Path | tuple[np.ndarray, int], transcript: str | None = None, *, name: str | None = None) -> Voice:
+    def create_voice(
+        self, audio_in: str | Path | tuple[np.ndarray, int], transcript: str | None = None, *, name: str | None = None
+    ) -> Voice:
         """Clone a voice from a recording.
 
         Args:
@@ -211,11 +213,11 @@ class Qwen3TTS:
         self,
         text: str | Sequence[str],
         *,
-        voice: Voice | str | None | Sequence[Voice | str | None] = None,
+        voice: Voice | str | Sequence[Voice | str | None] | None = None,
         language: str | Sequence[str] = AUTO,
-        instruct: str | None | Sequence[str | None] = None,
+        instruct: str | Sequence[str | None] | None = None,
         streaming_text: bool | None = None,
-        seed: int | None | Sequence[int | None] = None,
+        seed: int | Sequence[int | None] | None = None,
         sampling: Sampling | None = None,
         max_frames: int | None = None,
     ) -> Any:
@@ -239,7 +241,10 @@ class Qwen3TTS:
         """
         if isinstance(text, str):
             return self._speak([self._request(text, voice, language, instruct, streaming_text, seed, sampling, max_frames)])[0]
-        columns = [_column(value, len(text), name) for name, value in (("voice", voice), ("language", language), ("instruct", instruct), ("seed", seed))]
+        columns = [
+            _column(value, len(text), name)
+            for name, value in (("voice", voice), ("language", language), ("instruct", instruct), ("seed", seed))
+        ]
         requests = [
             self._request(line, *row[:3], streaming_text, row[3], sampling, max_frames) for line, *row in zip(text, *columns, strict=True)
         ]
@@ -317,7 +322,9 @@ class Qwen3TTS:
             language=language,
             speaker=speaker,
             x_vector=None if cloned is None else cloned.x_vector,
-            reference_ids=None if cloned is None or cloned.transcript is None else self._reader(cloned.transcript, "transcript").reference(cloned.transcript),
+            reference_ids=None
+            if cloned is None or cloned.transcript is None
+            else self._reader(cloned.transcript, "transcript").reference(cloned.transcript),
             reference_codes=None if cloned is None else cloned.codes,
             instruct_ids=None if instruct is None else self._reader(instruct, "instruct").instruction(instruct),
             streaming_text=self.model_type == "base" if streaming_text is None else streaming_text,
@@ -351,7 +358,9 @@ class Qwen3TTS:
 
     def _check_instruct(self) -> None:
         if self.model_type == "base":
-            raise ValueError("instruct: a Base checkpoint takes no instruction; leave it out, or load a custom_voice or voice_design checkpoint")
+            raise ValueError(
+                "instruct: a Base checkpoint takes no instruction; leave it out, or load a custom_voice or voice_design checkpoint"
+            )
         if self.model.config.tts_model_size == "0b6":
             raise ValueError("instruct: the 0.6B checkpoints were not trained on instructions; leave it out, or load a 1.7B checkpoint")
 

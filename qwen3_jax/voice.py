@@ -67,7 +67,9 @@ class Voice:
             with safe_open(str(path), "numpy") as file:
                 metadata = file.metadata() or {}
                 if metadata.get("format") != FORMAT:
-                    raise ValueError(f"{path} is not a voice file (format {metadata.get('format')!r}, expected {FORMAT!r}): save one with Voice.save")
+                    raise ValueError(
+                        f"{path} is not a voice file (format {metadata.get('format')!r}, expected {FORMAT!r}): save one with Voice.save"
+                    )
                 codes = file.get_tensor("codes") if "codes" in file.keys() else None  # noqa: SIM118 (not a dict)
                 return cls(file.get_tensor("x_vector"), codes, metadata.get("transcript"), metadata.get("name", "voice"))
         except SafetensorError as error:

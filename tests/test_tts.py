@@ -55,7 +55,18 @@ def long(tts: Qwen3TTS, voice: Voice, text: str = TEXT, **more: object) -> Speec
 def test_the_public_names_are_frozen() -> None:
     assert sorted(qwen3_jax.__all__) == ["Qwen3TTS", "Sampling", "Speech", "SpeechStream", "Voice"]
     public = {name for name in vars(Qwen3TTS) if not name.startswith("_")}
-    assert public == {"from_pretrained", "generate", "stream", "create_voice", "prepare", "warmup", "languages", "speakers", "model_type", "sample_rate"}
+    assert public == {
+        "from_pretrained",
+        "generate",
+        "stream",
+        "create_voice",
+        "prepare",
+        "warmup",
+        "languages",
+        "speakers",
+        "model_type",
+        "sample_rate",
+    }
     assert list(inspect.signature(Qwen3TTS.from_pretrained).parameters) == ["path", "device", "dtype"]
     request = ["self", "text", "voice", "language", "instruct", "streaming_text", "seed", "sampling", "max_frames"]
     assert list(inspect.signature(Qwen3TTS.generate).parameters) == request
@@ -223,7 +234,9 @@ def test_other_kinds_of_checkpoint(checkpoint: Callable[[str], Path], voice: Voi
         design.generate(TEXT, voice="ryan")
 
 
-@pytest.mark.parametrize(("changes", "message"), [({"dtype": "float16"}, "float16 overflows"), ({"device": "abacus"}, "device 'abacus' is not to be had")])
+@pytest.mark.parametrize(
+    ("changes", "message"), [({"dtype": "float16"}, "float16 overflows"), ({"device": "abacus"}, "device 'abacus' is not to be had")]
+)
 def test_bad_devices_and_dtypes_are_named(checkpoint: Callable[[str], Path], changes: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Qwen3TTS.from_pretrained(checkpoint("base"), **changes)

@@ -108,20 +108,69 @@ class Recorder:
 
         common = {"non_streaming_mode": whole}
         text, ref = (lambda n: self.turn(n, closing=True)), (lambda n: self.turn(n, closing=False))
-        self.run(f"xvec_en_{suffix}", input_ids=[text(14)], ref_ids=None, languages=["english"], voice_clone_prompt=prompt((None, x_vector)), **common)
-        self.run(f"icl_short_{suffix}", input_ids=[text(14)], ref_ids=[ref(7)], languages=["japanese"], voice_clone_prompt=prompt((short, x_vector)), **common)
-        self.run(f"icl_long_{suffix}", input_ids=[text(6)], ref_ids=[ref(5)], languages=["Auto"], voice_clone_prompt=prompt((long, x_vector)), **common)
+        self.run(
+            f"xvec_en_{suffix}",
+            input_ids=[text(14)],
+            ref_ids=None,
+            languages=["english"],
+            voice_clone_prompt=prompt((None, x_vector)),
+            **common,
+        )
+        self.run(
+            f"icl_short_{suffix}",
+            input_ids=[text(14)],
+            ref_ids=[ref(7)],
+            languages=["japanese"],
+            voice_clone_prompt=prompt((short, x_vector)),
+            **common,
+        )
+        self.run(
+            f"icl_long_{suffix}",
+            input_ids=[text(6)],
+            ref_ids=[ref(5)],
+            languages=["Auto"],
+            voice_clone_prompt=prompt((long, x_vector)),
+            **common,
+        )
         two = prompt((short, x_vector), (None, -x_vector))
-        self.run(f"batch_{suffix}", input_ids=[text(14), text(5)], ref_ids=[ref(7), None], languages=["english", "french"], voice_clone_prompt=two, **common)
+        self.run(
+            f"batch_{suffix}",
+            input_ids=[text(14), text(5)],
+            ref_ids=[ref(7), None],
+            languages=["english", "french"],
+            voice_clone_prompt=two,
+            **common,
+        )
 
     def other_cases(self, suffix: str, whole: bool) -> None:
         instruct = self.turn(6, closing=False)
         common = {"non_streaming_mode": whole}
         if self.kind == "custom_voice":
-            self.run(f"ryan_{suffix}", input_ids=[self.turn(14, closing=True)], instruct_ids=[None], languages=["english"], speakers=["Ryan"], **common)
-            self.run(f"dialect_{suffix}", input_ids=[self.turn(11, closing=True)], instruct_ids=[instruct], languages=["auto"], speakers=["eric"], **common)
+            self.run(
+                f"ryan_{suffix}",
+                input_ids=[self.turn(14, closing=True)],
+                instruct_ids=[None],
+                languages=["english"],
+                speakers=["Ryan"],
+                **common,
+            )
+            self.run(
+                f"dialect_{suffix}",
+                input_ids=[self.turn(11, closing=True)],
+                instruct_ids=[instruct],
+                languages=["auto"],
+                speakers=["eric"],
+                **common,
+            )
         else:
-            self.run(f"design_{suffix}", input_ids=[self.turn(14, closing=True)], instruct_ids=[instruct], languages=["chinese"], speakers=None, **common)
+            self.run(
+                f"design_{suffix}",
+                input_ids=[self.turn(14, closing=True)],
+                instruct_ids=[instruct],
+                languages=["chinese"],
+                speakers=None,
+                **common,
+            )
 
 
 @torch.no_grad()

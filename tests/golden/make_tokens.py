@@ -32,7 +32,11 @@ TEXTS = [
     "x" * 40,
     "a\u00a0b\u3000c\u200bd",
 ]
-TEMPLATES = ["<|im_start|>assistant\n{}<|im_end|>\n<|im_start|>assistant\n", "<|im_start|>assistant\n{}<|im_end|>\n", "<|im_start|>user\n{}<|im_end|>\n"]
+TEMPLATES = [
+    "<|im_start|>assistant\n{}<|im_end|>\n<|im_start|>assistant\n",
+    "<|im_start|>assistant\n{}<|im_end|>\n",
+    "<|im_start|>user\n{}<|im_end|>\n",
+]
 
 
 def main(source: Path, out: Path) -> None:
