@@ -3,7 +3,7 @@
 import json
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -37,7 +37,7 @@ def module(monkeypatch: pytest.MonkeyPatch, name: str, **content: Any) -> None:
 
 
 @pytest.fixture
-def whisper(monkeypatch: pytest.MonkeyPatch) -> list[np.ndarray]:
+def whisper(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[np.ndarray]]:
     """A recogniser that hears "the cat sat" whatever is said; the sounds it was given."""
     given: list[np.ndarray] = []
 

@@ -7,6 +7,7 @@ import os
 import signal
 import struct
 import zlib
+from concurrent.futures import Future
 from pathlib import Path
 
 import msgspec
@@ -234,9 +235,9 @@ def test_a_failing_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monk
 class Inline:
     """A pool of one that works at once, in this process."""
 
-    def submit(self, _: object, *job: object) -> "corpus.Future[int]":
-        future: corpus.Future[int] = corpus.Future()
-        future.set_result(make_shard(*job, Hum()))
+    def submit(self, _: object, folder: Path, index: int, who: Speaker, batch: list[Sentence]) -> Future[int]:
+        future: Future[int] = Future()
+        future.set_result(make_shard(folder, index, who, batch, Hum()))
         return future
 
 
