@@ -111,6 +111,11 @@ def describe(folder: str | Path) -> dict[str, Any]:
     return found
 
 
+def talker_dtype(folder: str | Path) -> np.dtype[Any]:
+    """The dtype in which a converted folder keeps its talker."""
+    return np.dtype(next(dtype for path, (dtype, _) in describe(folder)["arrays"].items() if path.startswith("talker.")))
+
+
 def load(folder: str | Path, abstract: Mapping[str, Any], *, device: Any = None, progress: Progress | None = None) -> dict[str, Any]:
     """Restore a converted checkpoint.
 

@@ -1,0 +1,293 @@
+"""Train the small codec, by stages: a corpus -> latents and books -> a decoder -> an encoder -> ``speech_tokenizer/``.
+
+    python -m qwen3_jax.train.codec fit CORPUS RUN         spectrograms, k-means: RUN/latents.safetensors
+    python -m qwen3_jax.train.codec decoder CORPUS RUN     codes -> speech; spectral losses, then adversarial ones too
+    python -m qwen3_jax.train.codec encoder CORPUS RUN     speech -> the latents of its codes
+    python -m qwen3_jax.train.codec export RUN OUT         the averaged weights in the published layout, and what a run goes on from
+    python -m qwen3_jax.train.codec begin FROM RUN         a run that goes on from such an export (moments start anew)
+    python -m qwen3_jax.train.codec reconstruct OUT WAVS TO  speech through an export's codec and back
+
+The same command again goes on from the last checkpoint.
+"""
+
+import functools
+import json
+import shutil
+from pathlib import Path
+from typing import Annotated, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import typer
+from flax import nnx
+from safetensors.numpy import load_file, save_file
+
+from qwen3_jax.atomic import new_folder
+from qwen3_jax.audio import load_audio, write_wav
+from qwen3_jax.codec import init_state
+from qwen3_jax.compilation import use_persistent_cache
+from qwen3_jax.config import CodecConfig
+from qwen3_jax.mapping import flatten, unflatten
+from qwen3_jax.session import decode
+from qwen3_jax.shapes import NpF32, NpInt
+from qwen3_jax.train import data, export, latents, listener, loop, losses, small, vocoder
+from qwen3_jax.train.latents import FRAME, Latents
+
+LATENTS = "latents.safetensors"
+CRITIC = "critic.safetensors"
+CODEC = "speech_tokenizer"
+_PIECE = 16  # frames decoded at a time
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+Option = typer.Option
+Argument = typer.Argument
+Corpus = Annotated[Path, Argument(help="Of qwen3_jax.train.corpus.")]
+Run = Annotated[Path, Argument(help="The run's folder.")]
+Hours = Annotated[float, Option(help="Of each voice, at most.")]
+Pause = Annotated[Path | None, Option(help="Compute nothing while this file exists.")]
+
+
+@app.command()
+def fit(
+    corpus: Corpus, run: Run, hours: Hours = 2.0, size: Annotated[int, Option(help="Numbers of a latent.")] = 80,
+    content: Annotated[int, Option(help="Numbers of a content vector.")] = 24, entries: Annotated[int, Option(help="Of a book.")] = 512,
+    most: Annotated[int, Option(help="Frames in the k-means.")] = 60000,
+) -> None:  # fmt: skip
+    """Fit latents and books."""
+    if (run / LATENTS).exists():
+        raise ValueError(f"{run / LATENTS} exists: codes of other books would mean something else, so take another folder")
+    fitted, report = latents.fit(data.parts_to_fit(corpus, hours), latent=size, content=content, entries=entries, most=most)
+    run.mkdir(parents=True, exist_ok=True)
+    fitted.save(run / LATENTS)
+    text = json.dumps({"kept": report.kept, "unexplained": report.unexplained, "phonemes": report.phonemes, "voices": fitted.names})
+    (run / "latents.json").write_text(text, "utf-8")
+    loop.console.print(text)
+
+
+def configured(fitted: Latents) -> CodecConfig:
+    """The config that goes with these books."""
+    return small.parsed(fitted.latent_size, len(fitted.content))
+
+
+def decoder_start(fitted: Latents, seed: int) -> dict[str, Any]:
+    """The decoder's training state before its first step."""
+    _, shapes = vocoder.decoder_definition(configured(fitted).decoder_config)
+    _, critic = vocoder.critic_definition()
+    generator = vocoder.fill_books(small.random_start(flatten(shapes), seed), fitted.acoustic, fitted.content, fitted.spread)
+    return vocoder.begin(generator, small.random_start(flatten(critic), seed))
+
+
+def encoder_start(fitted: Latents, seed: int) -> dict[str, Any]:
+    """The encoder's training state before its first step."""
+    _, shapes = listener.encoder_definition(configured(fitted).encoder_config, len(fitted.acoustic) + 1)
+    return listener.begin(listener.fill_books(small.random_start(flatten(shapes), seed), fitted))
+
+
+@app.command()
+def decoder(
+    corpus: Corpus, run: Run, hours: Hours = 2.0, pause_file: Pause = None,
+    steps: Annotated[int, Option(help="In all.")] = 1_000_000, minutes: Annotated[float, Option(help="This time.")] = float("inf"),
+    rows: Annotated[int, Option(help="Crops of a step.")] = 6, crop: Annotated[int, Option(help="Frames of a crop.")] = 16,
+    rate: Annotated[float, Option(help="Highest learning rate.")] = 1e-3,
+    adversarial_from: Annotated[int, Option(help="Step from which discriminators take part.")] = 2000,
+    adversarial_rate: Annotated[float, Option(help="Highest rate from there on.")] = 4e-4, seed: int = 0,
+) -> None:  # fmt: skip
+    """Train the decoder on the codes of the corpus's latents."""
+    fitted = Latents.load(run / LATENTS)
+    cfg = configured(fitted).decoder_config
+    place = run / "decoder"
+    streams = data.load_streams(corpus, hours, fitted)
+    context = cfg.sliding_window - crop // 2
+    judged = crop // 2 * FRAME
+
+    def step(state: loop.State, number: int) -> tuple[loop.State, loop.Figures]:
+        batch = data.crops(streams, rows, max(context, vocoder.HEARD[0]), crop, seed, number)
+        if number < adversarial_from:
+            return vocoder.spectral_step(state, batch.codes, batch.wave, rate, cfg=cfg, crop=crop)
+        start = np.random.default_rng([seed, number, 1]).integers(0, batch.wave.shape[1] - judged + 1, rows)
+        return vocoder.adversarial_step(
+            state, batch.codes, batch.wave, start.astype(np.int32), adversarial_rate, adversarial_rate, cfg=cfg, crop=crop, judged=judged
+        )
+
+    def evaluate(state: loop.State, folder: Path) -> loop.Figures:
+        params = {**state["average"], **state["frozen"]}
+        return listen(corpus, fitted, cfg, params, folder)
+
+    state = loop.resume(place, decoder_start(fitted, seed))
+    loop.train(place, state, step, loop.Plan(steps=steps, minutes=minutes, pause=pause_file), evaluate)
+
+
+@app.command()
+def encoder(
+    corpus: Corpus, run: Run, hours: Hours = 2.0, pause_file: Pause = None,
+    steps: Annotated[int, Option(help="In all.")] = 1_000_000, minutes: Annotated[float, Option(help="This time.")] = float("inf"),
+    rows: Annotated[int, Option(help="Crops of a step.")] = 12, crop: Annotated[int, Option(help="Frames of a crop.")] = 32,
+    rate: Annotated[float, Option(help="Highest learning rate.")] = 1e-3, seed: int = 0,
+) -> None:  # fmt: skip
+    """Train the encoder onto the latents."""
+    fitted = Latents.load(run / LATENTS)
+    cfg = configured(fitted)
+    streams = data.load_streams(corpus, hours, fitted)
+
+    def step(state: loop.State, number: int) -> tuple[loop.State, loop.Figures]:
+        found = data.places(streams, rows, crop, seed, number)
+        wave = np.stack([stream.wave[at * FRAME : (at + crop) * FRAME] for stream, at in found]).astype(np.float32) / 32768
+        latent = np.stack([stream.latent[at : at + crop] for stream, at in found])
+        content = np.stack([stream.content[at : at + crop] for stream, at in found])
+        wanted = listener.target(fitted, latent, content)
+        return listener.regression_step(
+            state, wave, wanted, fitted.spread, rate, cfg=cfg.encoder_config, books=cfg.encoder_valid_num_quantizers
+        )
+
+    def evaluate(state: loop.State, folder: Path) -> loop.Figures:
+        return agreement(corpus, fitted, cfg, {**state["average"], **state["frozen"]})
+
+    state = loop.resume(run / "encoder", encoder_start(fitted, seed))
+    plan = loop.Plan(steps=steps, minutes=minutes, pause=pause_file, evaluate_every=1000)
+    loop.train(run / "encoder", state, step, plan, evaluate)
+
+
+def held_out(corpus: Path, each: int) -> list[tuple[str, NpF32]]:
+    """The first clips of every voice that has read the held-out sentences, as (voice-number, wave of whole frames)."""
+    clips = []
+    for folder in sorted(path for path in (corpus / "held_out").glob("*") if path.is_dir()):
+        for path in sorted(folder.glob("*.wav"))[:each]:
+            wave = load_audio(path)
+            clips.append((f"{folder.name}-{path.stem}", np.pad(wave, (0, -len(wave) % FRAME))))
+    return clips
+
+
+def codes_of(fitted: Latents, wave: NpF32, voice: str) -> NpInt:
+    """A clip's codes [N K], by its spectrogram."""
+    latent = fitted.latent(latents.log_mel(wave))
+    return fitted.codes(latent, fitted.content_vector(latent, voice))
+
+
+def decode_all(cfg: Any, params: dict[str, Any], codes: NpInt) -> NpF32:
+    """Codes [N K] -> wave [N*1920], by the decoder that streams."""
+    graph, shapes = vocoder.decoder_definition(cfg)
+    tree = jax.tree.map(jnp.asarray, unflatten(params, shapes))
+    state, pieces = init_state(cfg, 1), []
+    padded = np.pad(codes, ((0, -len(codes) % _PIECE), (0, 0)))  # the decoder is causal: padding comes after all that is kept
+    for start in range(0, len(padded), _PIECE):
+        pcm, state = decode(graph, tree, jnp.asarray(padded[start : start + _PIECE, None]), state)
+        pieces.append(np.asarray(pcm[0]))
+    return np.concatenate(pieces)[: len(codes) * FRAME]
+
+
+def listen(corpus: Path, fitted: Latents, cfg: Any, params: dict[str, Any], folder: Path) -> loop.Figures:
+    """Decode a few held-out clips into ``folder``; the spectral loss on them."""
+    clips = held_out(corpus, 2)
+    found = []
+    for name, wave in clips:
+        made = decode_all(cfg, params, codes_of(fitted, wave, name.rsplit("-", 1)[0]))
+        folder.mkdir(parents=True, exist_ok=True)
+        write_wav(folder / f"{name}.wav", made)
+        found.append(float(losses.spectral(jnp.asarray(made[None]), jnp.asarray(wave[None]))[0]))
+    return {"held_out": float(np.mean(found))} if found else {}
+
+
+def encode_all(cfg: CodecConfig, params: dict[str, Any], wave: NpF32) -> NpInt:
+    """A clip's codes [N K], by the encoder; padded so that few lengths are compiled."""
+    graph, shapes = listener.encoder_definition(cfg.encoder_config, cfg.encoder_valid_num_quantizers)
+    padded = np.pad(wave, (0, -len(wave) % (64 * FRAME)))
+    codes = _encode(graph, jax.tree.map(jnp.asarray, unflatten(params, shapes)), padded[None], np.array([len(wave)], np.int32))
+    return np.asarray(codes[0])[: -(-len(wave) // FRAME)]
+
+
+@functools.partial(jax.jit, static_argnames=("graph",))
+def _encode(graph: Any, params: Any, wave: jax.Array, valid: jax.Array) -> jax.Array:
+    return nnx.merge(graph, params)(wave, valid)
+
+
+def agreement(corpus: Path, fitted: Latents, cfg: CodecConfig, params: dict[str, Any]) -> loop.Figures:
+    """Share of held-out frames whose codes are those of the spectrogram: of book 0, 1, 2, and of all 16 on average."""
+    same = [encode_all(cfg, params, wave) == codes_of(fitted, wave, name.rsplit("-", 1)[0]) for name, wave in held_out(corpus, 5)]
+    if not same:
+        return {}
+    share = np.concatenate(same).mean(axis=0)
+    return {"agrees_0": share[0], "agrees_1": share[1], "agrees_2": share[2], "agrees_all": share.mean()}
+
+
+def averaged(run: Path, fitted: Latents) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """The codec's parameters, by dotted path, from the last checkpoints; and the discriminators'. An untrained half is as it starts."""
+    half = {
+        "decoder": loop.resume(run / "decoder", decoder_start(fitted, 0)),
+        "encoder": loop.resume(run / "encoder", encoder_start(fitted, 0)),
+    }
+    params = {
+        f"{name}.{path}": np.asarray(value)
+        for name, state in half.items()
+        for path, value in {**state["average"], **state["frozen"]}.items()
+    }
+    return params, {path: np.asarray(value) for path, value in half["decoder"]["critic"].items()}
+
+
+@app.command("export")
+def export_command(run: Run, out: Annotated[Path, Argument(help="A folder to be made.")]) -> None:
+    """Write the averaged weights in the published layout, float16, and beside them what a run goes on from."""
+    fitted = Latents.load(run / LATENTS)
+    params, critic = averaged(run, fitted)
+    steps = {name: int(path[-1].name) if (path := loop.saved(run / name)) else 0 for name in ("decoder", "encoder")}
+    with new_folder(out) as temporary:
+        export.write_codec(temporary / CODEC, small.codec_config(fitted.latent_size, len(fitted.content)), params)
+        save_file({path: value.astype(np.float16) for path, value in critic.items()}, temporary / CRITIC)
+        shutil.copyfile(run / LATENTS, temporary / LATENTS)
+        (temporary / "steps.json").write_text(json.dumps(steps), "utf-8")
+    total = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
+    codec = (out / CODEC / export.FILE).stat().st_size
+    loop.console.print(f"{out}: {total / 1e6:.1f} MB, the codec {codec / 1e6:.1f} MB; steps {steps}")
+
+
+@app.command("begin")
+def begin_command(source: Annotated[Path, Argument(help="Of `export`.")], run: Run) -> None:
+    """Make a run that goes on from an export: its weights and steps; the optimisers' moments are empty."""
+    run.mkdir(parents=True, exist_ok=True)
+    if any(run.iterdir()):
+        raise ValueError(f"{run} is not empty; take another folder")
+    fitted = Latents.load(source / LATENTS)
+    shutil.copyfile(source / LATENTS, run / LATENTS)
+    _, params = export.read_codec(source / CODEC)
+    critic = {path: value.astype(np.float32) for path, value in load_file(source / CRITIC).items()}
+    steps = json.loads((source / "steps.json").read_text("utf-8"))
+    for name, start in (("decoder", decoder_start(fitted, 0)), ("encoder", encoder_start(fitted, 0))):
+        mine = {path.removeprefix(f"{name}."): jnp.asarray(value) for path, value in params.items() if path.startswith(f"{name}.")}
+        start["step"] = jnp.asarray(steps[name], jnp.int32)
+        for kind in ("trained", "average"):
+            start[kind] = {path: jnp.copy(mine[path]) for path in start[kind]}
+        if name == "decoder":
+            start["critic"] = {path: jnp.asarray(critic[path]) for path in start["critic"]}
+        if steps[name]:
+            loop.save(run / name, start)
+
+
+@app.command()
+def reconstruct(
+    source: Annotated[Path, Argument(help="Of `export`.")], wavs: Annotated[Path, Argument(help="Clips, *.wav.")],
+    to: Annotated[Path, Argument(help="Where the same names are written.")], limit: int = 100,
+    spectrogram: Annotated[bool, Option("--spectrogram", help="Codes by the spectrogram, not by the encoder.")] = False,
+) -> None:  # fmt: skip
+    """Send clips through the codec and back; ``sentences.txt`` goes along, for ``evaluate --judge``."""
+    cfg, params = export.read_codec(source / CODEC)
+    fitted = Latents.load(source / LATENTS)
+    to.mkdir(parents=True, exist_ok=True)
+    halves = {
+        name: {path.removeprefix(name): value for path, value in params.items() if path.startswith(name)}
+        for name in ("decoder.", "encoder.")
+    }
+    for path in sorted(wavs.glob("*.wav"))[:limit]:
+        wave = load_audio(path)
+        whole = np.pad(wave, (0, -len(wave) % FRAME))
+        codes = codes_of(fitted, whole, wavs.name) if spectrogram else encode_all(cfg, halves["encoder."], whole)
+        write_wav(to / path.name, decode_all(cfg.decoder_config, halves["decoder."], codes)[: len(wave)])
+    if (wavs / "sentences.txt").is_file():
+        lines = (wavs / "sentences.txt").read_text("utf-8").splitlines()[:limit]
+        (to / "sentences.txt").write_text("".join(f"{line}\n" for line in lines), "utf-8")
+
+
+if __name__ == "__main__":
+    use_persistent_cache()
+    try:
+        app(prog_name="python -m qwen3_jax.train.codec")
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"error: {error}") from error

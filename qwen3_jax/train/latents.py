@@ -1,0 +1,245 @@
+"""Speech [F] -> what a codec frame says: a latent [N H], a content vector [N D] and 16 codes [N K], without a network.
+
+A frame is four columns of an 80-bin log-mel spectrogram, side by side: 320 numbers. Their main components are the latent, and the
+15 acoustic books are residual k-means of it. Book 0 is k-means of the content vector, the part of a regression on the teacher's
+phonemes (of each quarter of the frame) that matters most; it sees the frame and the one before it, after the voice's own mean and
+spread are taken out, so that the same sounds of two voices get the same code. No column looks beyond its frame's last sample, so a
+causal encoder can learn all of it. How much is lost: `Report`, printed when the books are fitted.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+from safetensors.numpy import load_file, save_file
+
+from qwen3_jax.shapes import NpF32, NpInt
+
+FRAME, HOP, WINDOW, FFT, BINS = 1920, 480, 960, 1024, 80
+COLUMNS = FRAME // HOP
+UNIT = 600  # samples, of the teachers' durations
+FLOOR = 1e-4  # of a bin's magnitude; a full-scale sine has about 1, and 57 % of teacher speech's bins lie below 1e-3
+_SAMPLE_RATE = 24000
+_FEATURES = 1536  # random ones, for the regression on phonemes
+
+
+def mel_filters(bins: int, fft: int, sample_rate: int = _SAMPLE_RATE) -> NpF32["bins fft/2+1"]:
+    """Triangles of height 1, evenly spaced on the mel scale 2595 log10(1 + f/700), from 0 Hz to half the sample rate."""
+    top = 2595 * np.log10(1 + sample_rate / 2 / 700)
+    edges = 700 * (10 ** (np.linspace(0, top, bins + 2) / 2595) - 1)
+    hertz = np.linspace(0, sample_rate / 2, fft // 2 + 1)
+    low, centre, high = edges[:-2, None], edges[1:-1, None], edges[2:, None]
+    return np.maximum(np.minimum((hertz - low) / (centre - low), (high - hertz) / (high - centre)), 0).astype(np.float32)
+
+
+def log_mel(wave: np.ndarray, block: int = 4096) -> NpF32["N 320"]:
+    """Spectrogram of whole frames.
+
+    Args:
+        wave: [N*1920] int16, or float32 in [-1, 1].
+
+    Returns:
+        [N 320] float32, natural logarithms: four columns of 80 bins. Column j of frame n sees samples 1920n + 480j - 480 to + 480.
+    """
+    if len(wave) % FRAME:
+        raise ValueError(f"a wave of {len(wave)} samples is not whole frames of {FRAME}; pad it")
+    scale = 1 / 32768 if np.issubdtype(wave.dtype, np.integer) else 1.0
+    padded = np.concatenate([np.zeros(WINDOW - HOP, wave.dtype), wave])
+    places = np.lib.stride_tricks.sliding_window_view(padded, WINDOW)[::HOP] if len(wave) else np.zeros((0, WINDOW))
+    hann = (0.5 - 0.5 * np.cos(2 * np.pi * np.arange(WINDOW) / WINDOW)).astype(np.float32) * scale / (WINDOW / 4)
+    filters = mel_filters(BINS, FFT).T
+    rows = [np.abs(np.fft.rfft(places[i : i + block] * hann, FFT)).astype(np.float32) @ filters for i in range(0, len(places), block)]
+    mel = np.concatenate(rows) if rows else np.zeros((0, BINS), np.float32)
+    return np.log(mel + FLOOR).reshape(-1, COLUMNS * BINS)
+
+
+class Latents(msgspec.Struct):
+    """All that was fitted. ``basis`` has the components as rows; ``spread`` is the latent's standard deviation, by component."""
+
+    mean: Any  # [320]
+    basis: Any  # [H 320]
+    spread: Any  # [H]
+    acoustic: Any  # [15 V H]
+    content_in: Any  # [2H F] and
+    content_phase: Any  # [F]: the random features of the regression
+    content_out: Any  # [F+1 D]
+    content: Any  # [V D]
+    voices: Any  # [voices 2 H]: mean and spread of each voice's latents
+    names: list[str]  # of the voices
+
+    @property
+    def latent_size(self) -> int:
+        """Components of a latent, H."""
+        return len(self.basis)
+
+    def latent(self, mel: NpF32["N 320"]) -> NpF32["N H"]:
+        """Main components of a spectrogram's frames."""
+        return (mel - self.mean) @ self.basis.T
+
+    def content_vector(self, latent: NpF32["N H"], voice: str) -> NpF32["N D"]:
+        """What predicts the phonemes best. A voice that was not fitted is measured by itself."""
+        mean, spread = self.voices[self.names.index(voice)] if voice in self.names else _statistics(latent)
+        return _features(latent, mean, spread, self.content_in, self.content_phase) @ self.content_out
+
+    def codes(self, latent: NpF32["N H"], content: NpF32["N D"]) -> NpInt["N K"]:
+        """Book 0 from the content, then book after book of the latent."""
+        found = [nearest(content, self.content)]
+        rest = latent.copy()
+        for book in self.acoustic:
+            found.append(nearest(rest, book))
+            rest -= book[found[-1]]
+        return np.stack(found, axis=1).astype(np.int32)
+
+    def save(self, path: Path) -> None:
+        """Write all of it into one safetensors file."""
+        arrays = {name: np.ascontiguousarray(value) for name, value in msgspec.structs.asdict(self).items() if name != "names"}
+        save_file(arrays, path, {"names": ",".join(self.names)})
+
+    @classmethod
+    def load(cls, path: Path) -> "Latents":
+        """Read what ``save`` wrote."""
+        from safetensors import safe_open
+
+        with safe_open(path, "numpy") as file:
+            names = file.metadata()["names"].split(",")
+        return cls(**load_file(path), names=names)
+
+
+def nearest(x: NpF32["N D"], book: NpF32["V D"], block: int = 8192) -> NpInt["N"]:
+    """The entry nearest to each row, as the codec's encoder finds it."""
+    size = np.square(book).sum(axis=1)
+    return np.concatenate([np.argmin(size - 2 * (x[i : i + block] @ book.T), axis=1) for i in range(0, len(x), block)])
+
+
+def k_means(x: NpF32["N D"], size: int, steps: int, noise: np.random.Generator) -> NpF32["V D"]:
+    """``size`` centres of rows, from random rows on; a centre that nothing is near to goes to a random row."""
+    book = x[noise.choice(len(x), size, replace=len(x) < size)].copy()
+    for _ in range(steps):
+        codes = nearest(x, book)
+        order = np.argsort(codes, kind="stable")
+        used, first = np.unique(codes[order], return_index=True)
+        count = np.diff(np.append(first, len(x)))
+        book[used] = np.add.reduceat(x[order], first, axis=0) / count[:, None]
+        dead = np.setdiff1d(np.arange(size), used)
+        book[dead] = x[noise.choice(len(x), len(dead))]
+    return book
+
+
+def _shipped(book: NpF32["V D"]) -> NpF32["V D"]:
+    """As float16 has it: the exported books are then exactly these, and so are their codes."""
+    return book.astype(np.float16).astype(np.float32)
+
+
+def _statistics(latent: NpF32["N H"]) -> tuple[NpF32["H"], NpF32["H"]]:
+    return latent.mean(axis=0), latent.std(axis=0) + 1e-3
+
+
+def _features(latent: NpF32["N H"], mean: NpF32["H"], spread: NpF32["H"], weight: NpF32["2*H F"], phase: NpF32["F"]) -> NpF32["N F+1"]:
+    """Random cosines of a frame and the one before it, and a one."""
+    x = (latent - mean) / spread
+    pair = np.concatenate([np.concatenate([x[:1], x[:-1]]), x], axis=1)
+    return np.concatenate([np.cos(pair @ weight + phase), np.ones((len(x), 1), np.float32)], axis=1).astype(np.float32)
+
+
+def occupancy(labels: np.ndarray, count: int) -> NpF32["N 4*P"]:
+    """Labels of every unit of 600 samples -> how much of each quarter of a frame each phoneme has."""
+    samples = np.repeat(labels, UNIT // 120)  # all lengths are whole multiples of 120 samples
+    quarters = samples[: len(samples) // 16 * 16].reshape(-1, HOP // 120)
+    shares = (quarters[:, :, None] == np.arange(count)).mean(axis=1, dtype=np.float32)
+    return shares.reshape(-1, COLUMNS * count)
+
+
+class Part(msgspec.Struct):
+    """A voice's speech, for fitting: spectrogram [N 320], and the phonemes' numbers of every 600 samples."""
+
+    voice: str
+    mel: Any
+    labels: Any
+
+
+class Report(msgspec.Struct):
+    """What is kept: variance by the main components; of that, what is unexplained after each acoustic book; and phonemes of quarters
+    that can be read off book 0, off the first acoustic book, and off the regression that book 0 comes from."""
+
+    kept: float
+    unexplained: list[float]
+    phonemes: dict[str, float]
+
+
+def fit(
+    parts: list[Part],
+    *,
+    latent: int = 80,
+    content: int = 24,
+    entries: int = 512,
+    books: int = 15,
+    seed: int = 0,
+    most: int = 60000,
+    steps: int = 12,
+) -> tuple[Latents, Report]:
+    """Fit everything.
+
+    Args:
+        parts: each voice's speech. Voices count alike as far as they can: the smallest first take their share of ``most`` frames,
+            but at most twice what they have.
+        latent: size of a latent; content: of a content vector; entries: of a book; books: acoustic ones.
+        steps: of k-means.
+    """
+    noise = np.random.default_rng(seed)
+    rows, left = {}, most
+    for place, number in enumerate(sorted(range(len(parts)), key=lambda number: len(parts[number].mel))):
+        length = len(parts[number].mel)
+        rows[number] = noise.permutation(np.tile(np.arange(length), 2))[: min(2 * length, left // (len(parts) - place))]
+        left -= len(rows[number])
+    mel = np.concatenate([part.mel[rows[number]] for number, part in enumerate(parts)])
+    mean = mel.mean(axis=0)
+    values, vectors = np.linalg.eigh(np.cov((mel - mean).T))
+    basis = vectors[:, ::-1][:, :latent].T.astype(np.float32)
+    x = (mel - mean) @ basis.T
+    acoustic, unexplained, total, rest = [], [], float(values.sum()), x.copy()
+    for _ in range(books):
+        acoustic.append(_shipped(k_means(rest, entries, steps, noise)))
+        rest -= acoustic[-1][nearest(rest, acoustic[-1])]
+        unexplained.append(float(np.square(rest).sum(axis=1).mean() / np.square(x).sum(axis=1).mean()))
+    # content: ridge regression of the phonemes on random features, cut to the directions in which its answers vary most
+    count = 1 + max(int(part.labels.max()) for part in parts)
+    weight = (noise.standard_normal((2 * latent, _FEATURES)) * (0.5 / np.sqrt(latent))).astype(np.float32)
+    phase = noise.uniform(0, 2 * np.pi, _FEATURES).astype(np.float32)
+    latents = [(part.mel - mean) @ basis.T for part in parts]
+    voices = np.stack([np.stack(_statistics(each)) for each in latents])
+    shares = [occupancy(part.labels, count) for part in parts]
+    features = [_features(each, *voice, weight, phase)[: len(y)] for each, voice, y in zip(latents, voices, shares, strict=True)]
+    takes = [min(len(each), most) for each in features]
+    f = np.concatenate([each[:take] for each, take in zip(features, takes, strict=True)])
+    y = np.concatenate([each[:take] for each, take in zip(shares, takes, strict=True)])
+    solved = np.linalg.solve((f.T @ f + 3.0 * np.eye(f.shape[1], dtype=np.float32)).astype(np.float64), (f.T @ y).astype(np.float64))
+    answer = f @ solved.astype(np.float32)
+    _, directions = np.linalg.eigh(np.cov(answer.T))
+    out = (solved @ directions[:, ::-1][:, :content]).astype(np.float32)
+    out *= np.float32(8.0 / (f @ out).std(axis=0).max())  # to the latent's order of magnitude
+    projected = f @ out
+    book = _shipped(k_means(projected[noise.permutation(len(projected))[:most]], entries, steps, noise))
+    fitted = Latents(
+        mean=mean, basis=basis, spread=x.std(axis=0), acoustic=np.stack(acoustic), content_in=weight, content_phase=phase,
+        content_out=out, content=book, voices=voices, names=[part.voice for part in parts],
+    )  # fmt: skip
+    every = np.concatenate([each[:take] for each, take in zip(latents, takes, strict=True)])
+    read = {
+        "content": _read_off(nearest(projected, book), y, count, entries),
+        "acoustic": _read_off(nearest(every, acoustic[0]), y, count, entries),
+        "regression": _hits(answer, y, count),
+    }
+    return fitted, Report(float(values[::-1][:latent].sum() / total), unexplained, read)
+
+
+def _read_off(codes: NpInt["N"], shares: NpF32["N 4*P"], count: int, entries: int) -> float:
+    """Quarters of frames whose phoneme is the commonest one of their frame's code."""
+    table = np.zeros((entries, shares.shape[1]))
+    np.add.at(table, codes, shares)
+    return _hits(table[codes], shares, count)
+
+
+def _hits(answer: np.ndarray, shares: np.ndarray, count: int) -> float:
+    same = answer.reshape(-1, count).argmax(axis=1) == shares.reshape(-1, count).argmax(axis=1)
+    return float(same.mean())

@@ -1,0 +1,111 @@
+"""The encoder as it is trained: wave [B F] -> the vector before its quantiser [B N H], and the step that moves it onto the latents.
+
+The first D channels of that vector are to be the whitened latent, the next O the content vector; the quantiser's projections take them
+apart again (`fill_books`), so the encoder's codes are the latents' codes as far as it is right.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+from qwen3_jax.codec.encoder import Encoder
+from qwen3_jax.config import CodecEncoderConfig
+from qwen3_jax.mapping import unflatten
+from qwen3_jax.shapes import F32, Int
+from qwen3_jax.train.latents import Latents
+from qwen3_jax.train.vocoder import Flat, optimiser, rate_at
+
+SKIPPED = 4  # frames at a crop's begin, whose past the encoder does not hear
+
+
+@functools.cache
+def encoder_definition(cfg: CodecEncoderConfig, books: int) -> tuple[Any, Flat]:
+    """Graph definition, and shapes by dotted path."""
+    graph, state = nnx.split(nnx.eval_shape(lambda: Encoder(cfg, books)))
+    return graph, nnx.to_pure_dict(state)
+
+
+def trains(path: str) -> bool:
+    """Whether an encoder parameter is trained: all but the quantiser's, which are fitted."""
+    return not path.startswith("quantizer.")
+
+
+def embed(encoder: Encoder, wave: F32["B F"], valid: Int["B"]) -> F32["B N H"]:
+    """What the quantiser is given."""
+    x, steps = encoder.encoder(wave[None], valid)
+    x, _ = encoder.downsample(encoder.encoder_transformer(x), steps)
+    return jnp.moveaxis(x, 0, -1)
+
+
+def fill_books(encoder: Flat, latents: Latents) -> Flat:
+    """Put fitted books and the projections that go with them into an encoder's parameters."""
+    size, (entries, content) = latents.latent_size, latents.content.shape
+    width = encoder["quantizer.semantic_residual_vector_quantizer.input_proj.weight"].shape[1]
+    if size + content > width:
+        raise ValueError(f"latent {size} + content {content} do not fit into the encoder's {width} channels")
+    take_latent, take_content = np.zeros((size, width, 1), np.float32), np.zeros((size, width, 1), np.float32)
+    take_latent[np.arange(size), np.arange(size), 0] = latents.spread
+    take_content[np.arange(content), size + np.arange(content), 0] = 1.0
+    first = np.zeros((1, entries, size), np.float32)
+    first[0, :, :content] = latents.content
+    semantic, acoustic = ("quantizer.semantic_residual_vector_quantizer", "quantizer.acoustic_residual_vector_quantizer")
+    return {
+        **encoder,
+        f"{semantic}.input_proj.weight": take_content, f"{semantic}.embed_sum": first,
+        f"{semantic}.cluster_usage": np.ones((1, entries), np.float32),
+        f"{acoustic}.input_proj.weight": take_latent, f"{acoustic}.embed_sum": np.asarray(latents.acoustic),
+        f"{acoustic}.cluster_usage": np.ones(latents.acoustic.shape[:2], np.float32),
+    }  # fmt: skip
+
+
+def target(latents: Latents, latent: np.ndarray, content: np.ndarray) -> np.ndarray:
+    """What the first channels are to be, [B N D+O]."""
+    return np.concatenate([latent.astype(np.float32) / latents.spread, content.astype(np.float32)], axis=-1)
+
+
+def begin(encoder: Flat) -> dict[str, Any]:
+    """Training state of step 0."""
+    trained = {path: jnp.asarray(value) for path, value in encoder.items() if trains(path)}
+    frozen = {path: jnp.asarray(value) for path, value in encoder.items() if not trains(path)}
+    average = jax.tree.map(jnp.copy, trained)
+    return {
+        "step": jnp.zeros((), jnp.int32),
+        "trained": trained,
+        "frozen": frozen,
+        "average": average,
+        "moments": optimiser().init(trained),
+    }
+
+
+@functools.partial(jax.jit, static_argnames=("cfg", "books"), donate_argnames="state")
+def regression_step(
+    state: dict[str, Any], wave: F32["B F"], wanted: F32["B N D+O"], spread: F32["D"], rate: float, *, cfg: CodecEncoderConfig, books: int
+) -> tuple[dict[str, Any], dict[str, jax.Array]]:
+    """One step. The error is counted as the books' distances count it (so by spread), and a little of it evenly."""
+    graph, shapes = encoder_definition(cfg, books)
+    size = len(spread)
+
+    def loss(trained: Flat) -> tuple[jax.Array, dict[str, jax.Array]]:
+        encoder = nnx.merge(graph, unflatten({**trained, **state["frozen"]}, shapes))
+        found = embed(encoder, wave, jnp.full(len(wave), wave.shape[1], jnp.int32))
+        off = jnp.square(found[:, SKIPPED:, : wanted.shape[2]] - wanted[:, SKIPPED:])
+        power = jnp.square(spread)
+        by_distance = jnp.mean(off[..., :size] @ (power / power.sum()))
+        content = jnp.mean(off[..., size:]) / jnp.mean(jnp.square(wanted[..., size:]))
+        evenly = jnp.mean(off[..., :size])
+        return by_distance + content + 0.2 * evenly, {"latent": by_distance, "content": content, "evenly": evenly}
+
+    (_, terms), gradients = jax.value_and_grad(loss, has_aux=True)(state["trained"])
+    steps, moments = optimiser().update(gradients, state["moments"], state["trained"])
+    now = rate_at(state["step"], rate)
+    trained = jax.tree.map(lambda param, step: param + now * step, state["trained"], steps)
+    keep = jnp.minimum(0.999, (1.0 + state["step"]) / (10.0 + state["step"]))
+    average = jax.tree.map(lambda old, new: keep * old + (1 - keep) * new, state["average"], trained)
+    return {**state, "trained": trained, "average": average, "moments": moments, "step": state["step"] + 1}, {
+        **terms, "gradient": optax.global_norm(gradients)
+    }  # fmt: skip

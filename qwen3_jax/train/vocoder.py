@@ -1,0 +1,182 @@
+"""The decoder as it is trained: codes [B M K] -> the last ``crop`` frames of wave [B crop*1920], and the step that improves it.
+
+What is computed is the decoder's own forward, from the start of a stream, but each part only over as much of the past as the rest can
+still hear: frames before that cost nothing. The codebooks stay as they were fitted; all other parameters train.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+from qwen3_jax.codec.decoder import Decoder
+from qwen3_jax.config import CodecDecoderConfig
+from qwen3_jax.mapping import unflatten
+from qwen3_jax.shapes import F32, Int
+from qwen3_jax.train import losses
+from qwen3_jax.train.discriminators import Discriminators
+from qwen3_jax.train.latents import FRAME
+
+# Frames of past that the parts from here on can hear: from the first stretching on, from the first wide convolution on, and from the
+# second upsampling block on. Dilated convolutions of 6 * (1 + 3 + 9) steps at 400 Hz are most of it.
+HEARD = (11, 6, 1)
+FROZEN = ("quantizer.rvq_first.vq.", "quantizer.rvq_rest.vq.")
+Flat = dict[str, Any]
+
+
+@functools.cache
+def decoder_definition(cfg: CodecDecoderConfig) -> tuple[Any, Flat]:
+    """Graph definition, and shapes by dotted path."""
+    graph, state = nnx.split(nnx.eval_shape(lambda: Decoder(cfg)))
+    return graph, nnx.to_pure_dict(state)
+
+
+@functools.cache
+def critic_definition() -> tuple[Any, Flat]:
+    """The discriminators' graph definition and shapes."""
+    graph, state = nnx.split(nnx.eval_shape(Discriminators))
+    return graph, nnx.to_pure_dict(state)
+
+
+def trains(path: str) -> bool:
+    """Whether a decoder parameter is trained."""
+    return not path.startswith(FROZEN)
+
+
+def decode_crop(decoder: Decoder, codes: Int["B M K"], crop: int) -> F32["B crop*1920"]:
+    """The last ``crop`` frames of what the decoder makes of ``codes``, M >= crop + 11. See HEARD."""
+    wide, mid, near = (crop + heard for heard in HEARD)
+    start = decoder.initial(len(codes))
+    x, _ = decoder.pre_conv(jnp.moveaxis(decoder.quantizer(codes), -1, 0), start.pre_conv)
+    x, _ = decoder.pre_transformer(x, start.window, start.position, None)
+    x, rate = x[:, :, -wide:], 1
+    for (stretch, mix), tail in zip(decoder.upsample, start.convnext, strict=True):
+        x, _ = mix(stretch(x), tail, None)
+        rate *= stretch.rate
+    first, *blocks, snake, last = decoder.decoder
+    x, _ = first(x[:, :, -mid * rate :], start.first_conv)
+    for number, (block, state) in enumerate(zip(blocks, start.blocks, strict=True)):
+        x, _ = block(x, state, None)
+        rate *= block.rate
+        if number == 0:
+            x = x[:, :, -near * rate :]
+    x, _ = last(snake(x), start.last_conv)
+    return x[0, :, -crop * FRAME :]  # not clipped: a clipped sample has no gradient
+
+
+def generate(cfg: CodecDecoderConfig, trained: Flat, frozen: Flat, codes: Int["B M K"], crop: int) -> F32["B crop*1920"]:
+    """`decode_crop` from flat parameters."""
+    graph, shapes = decoder_definition(cfg)
+    return decode_crop(nnx.merge(graph, unflatten({**trained, **frozen}, shapes)), codes, crop)
+
+
+def rate_at(step: jax.Array, peak: float, warm: int = 100, flat: int = 1500) -> jax.Array:
+    """Learning rate: up to ``peak`` in ``warm`` steps, level to ``flat``, then falling as 1 / sqrt(step). It needs no last step."""
+    step = jnp.asarray(step, jnp.float32)
+    return peak * jnp.minimum(1.0, (step + 1) / warm) * jax.lax.rsqrt(jnp.maximum(1.0, step / flat))
+
+
+def optimiser(second: float = 0.99) -> optax.GradientTransformation:
+    """AdamW without its learning rate, which the step passes. Gradients are clipped to length 1."""
+    return optax.chain(optax.clip_by_global_norm(1.0), optax.scale_by_adam(0.8, second), optax.add_decayed_weights(1e-3), optax.scale(-1.0))
+
+
+def _update(gradients: Flat, moments: Any, params: Flat, rate: jax.Array) -> tuple[Flat, Any]:
+    steps, moments = optimiser().update(gradients, moments, params)
+    return jax.tree.map(lambda param, step: param + rate * step, params, steps), moments
+
+
+def begin(generator: Flat, critic: Flat) -> dict[str, Any]:
+    """Training state of step 0: parameters by dotted path, their running average, both optimisers' moments, the step."""
+    trained = {path: jnp.asarray(value) for path, value in generator.items() if trains(path)}
+    frozen = {path: jnp.asarray(value) for path, value in generator.items() if not trains(path)}
+    critic = {path: jnp.asarray(value) for path, value in critic.items()}
+    return {
+        "step": jnp.zeros((), jnp.int32),
+        "trained": trained,
+        "frozen": frozen,
+        "average": jax.tree.map(jnp.copy, trained),
+        "critic": critic,
+        "moments": optimiser().init(trained),
+        "critic_moments": optimiser().init(critic),
+    }
+
+
+def _average(average: Flat, params: Flat, step: jax.Array) -> Flat:
+    keep = jnp.minimum(0.999, (1.0 + step) / (10.0 + step))
+    return jax.tree.map(lambda old, new: keep * old + (1 - keep) * new, average, params)
+
+
+def _finish(state: dict[str, Any], **changed: Any) -> dict[str, Any]:
+    average = _average(state["average"], changed["trained"], state["step"])
+    return {**state, **changed, "average": average, "step": state["step"] + 1}
+
+
+@functools.partial(jax.jit, static_argnames=("cfg", "crop"), donate_argnames="state")
+def spectral_step(
+    state: dict[str, Any], codes: Int["B M K"], wave: F32["B F"], rate: float, *, cfg: CodecDecoderConfig, crop: int
+) -> tuple[dict[str, Any], dict[str, jax.Array]]:
+    """One step on the spectral losses alone."""
+
+    def loss(trained: Flat) -> tuple[jax.Array, dict[str, jax.Array]]:
+        return losses.spectral(generate(cfg, trained, state["frozen"], codes, crop), wave)
+
+    (total, terms), gradients = jax.value_and_grad(loss, has_aux=True)(state["trained"])
+    trained, moments = _update(gradients, state["moments"], state["trained"], rate_at(state["step"], rate))
+    figures = {"spectral": total, **terms, "gradient": optax.global_norm(gradients)}
+    return _finish(state, trained=trained, moments=moments), figures
+
+
+WEIGHTS = {"spectral": 10.0, "adversarial": 1.0, "features": 4.0}
+
+
+@functools.partial(jax.jit, static_argnames=("cfg", "crop", "judged"), donate_argnames="state")
+def adversarial_step(
+    state: dict[str, Any], codes: Int["B M K"], wave: F32["B F"], start: Int["B"], rate: float, critic_rate: float,
+    *, cfg: CodecDecoderConfig, crop: int, judged: int,
+) -> tuple[dict[str, Any], dict[str, jax.Array]]:  # fmt: skip
+    """One step of both sides, from the same forward; discriminators hear ``judged`` samples of each row, from ``start`` on."""
+    graph, shapes = critic_definition()
+    window = jax.vmap(lambda row, at: jax.lax.dynamic_slice_in_dim(row, at, judged))
+    real = window(wave, start)
+
+    def judge(critic: Flat, sound: jax.Array) -> losses.Judgement:
+        return nnx.merge(graph, unflatten(critic, shapes))(sound)
+
+    def loss(trained: Flat) -> tuple[jax.Array, tuple[jax.Array, dict[str, jax.Array]]]:
+        made = generate(cfg, trained, state["frozen"], codes, crop)
+        spectral, terms = losses.spectral(made, wave)
+        heard = judge(state["critic"], window(made, start))
+        terms |= {"spectral": spectral, "adversarial": losses.adversarial(heard)}
+        terms["features"] = losses.feature_matching(judge(state["critic"], real), heard)
+        return sum((WEIGHTS[name] * terms[name] for name in WEIGHTS), jnp.zeros(())), (made, terms)
+
+    (_, (made, terms)), gradients = jax.value_and_grad(loss, has_aux=True)(state["trained"])
+
+    def critic_loss(critic: Flat) -> jax.Array:
+        return losses.discriminator_loss(judge(critic, real), judge(critic, window(made, start)))
+
+    terms["critic"], critic_gradients = jax.value_and_grad(critic_loss)(state["critic"])
+    trained, moments = _update(gradients, state["moments"], state["trained"], rate_at(state["step"], rate))
+    critic, critic_moments = _update(critic_gradients, state["critic_moments"], state["critic"], jnp.asarray(critic_rate))
+    terms["gradient"] = optax.global_norm(gradients)
+    return _finish(state, trained=trained, moments=moments, critic=critic, critic_moments=critic_moments), terms
+
+
+def fill_books(generator: Flat, acoustic: Any, content: Any, spread: Any) -> Flat:
+    """Put fitted books into a decoder's fresh parameters: acoustic vectors whitened into the first channels, content into the rest."""
+    generator = dict(generator)
+    size = acoustic.shape[2]
+    first = jnp.zeros(generator["quantizer.rvq_first.vq.embedding_sum"].shape).at[0, :, : content.shape[1]].set(content)
+    generator |= {
+        "quantizer.rvq_first.vq.embedding_sum": first,
+        "quantizer.rvq_rest.vq.embedding_sum": jnp.asarray(acoustic),
+        "quantizer.rvq_first.vq.cluster_usage": jnp.ones(first.shape[:2]),
+        "quantizer.rvq_rest.vq.cluster_usage": jnp.ones(acoustic.shape[:2]),
+    }
+    rest = jnp.zeros((2 * size, size, 1)).at[jnp.arange(size), jnp.arange(size), 0].set(1 / jnp.asarray(spread))
+    own = jnp.zeros((2 * size, size, 1)).at[size + jnp.arange(size), jnp.arange(size), 0].set(0.2)
+    return generator | {"quantizer.rvq_rest.output_proj.weight": rest, "quantizer.rvq_first.output_proj.weight": own}

@@ -1,0 +1,261 @@
+"""The codec's training: losses against NumPy, latents that come back, steps that learn, runs that go on bit for bit, exports that load."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from qwen3_jax.codec import init_state
+from qwen3_jax.config import CodecConfig, parse
+from qwen3_jax.mapping import flatten, unflatten
+from qwen3_jax.testing import tiny_codec_config
+from qwen3_jax.train import export, latents, listener, loop, losses, small, vocoder
+from qwen3_jax.train.data import Stream, crops
+from qwen3_jax.train.discriminators import Discriminators
+from qwen3_jax.train.latents import FRAME
+
+CROP, ROWS, ENTRIES = 2, 2, 24
+
+
+def tiny() -> dict[str, Any]:
+    config = tiny_codec_config()
+    config["encoder_config"] |= {"codebook_size": ENTRIES, "num_quantizers": 16, "hidden_size": 16}
+    config["decoder_config"] |= {"codebook_size": ENTRIES, "sliding_window": 32}
+    return config
+
+
+CFG = parse(CodecConfig, tiny())
+
+
+def sounds(frames: int, seed: int = 0) -> np.ndarray:
+    """int16 tones and noise."""
+    noise = np.random.default_rng(seed)
+    time = np.arange(frames * FRAME) / 24000
+    pitch = 150 + 60 * np.sin(2 * np.pi * 1.3 * time)
+    wave = 0.3 * np.sin(2 * np.pi * np.cumsum(pitch) / 24000) * (0.6 + 0.4 * np.sin(2 * np.pi * 2.1 * time))
+    return np.rint(32767 * (wave + 0.01 * noise.standard_normal(len(wave)))).astype(np.int16)
+
+
+@pytest.fixture(scope="module")
+def fitted() -> latents.Latents:
+    wave = sounds(160)
+    part = latents.Part("a", latents.log_mel(wave), np.random.default_rng(1).integers(0, 5, len(wave) // 600))
+    return latents.fit([part], latent=8, content=4, entries=ENTRIES, steps=3)[0]
+
+
+@pytest.fixture(scope="module")
+def stream(fitted: latents.Latents) -> Stream:
+    wave = sounds(60)
+    latent = fitted.latent(latents.log_mel(wave))
+    content = fitted.content_vector(latent, "a")
+    return Stream("a", wave, fitted.codes(latent, content), latent, content)
+
+
+def decoder_state(fitted: latents.Latents, seed: int = 0) -> dict[str, Any]:
+    shapes = flatten(vocoder.decoder_definition(CFG.decoder_config)[1])
+    generator = vocoder.fill_books(small.random_start(shapes, seed), fitted.acoustic, fitted.content, fitted.spread)
+    return vocoder.begin(generator, small.random_start(flatten(vocoder.critic_definition()[1]), seed))
+
+
+def batch(stream: Stream, step: int) -> Any:
+    return crops([stream], ROWS, vocoder.HEARD[0] + 3, CROP, 5, step)
+
+
+# losses
+
+
+def numpy_magnitude(wave: np.ndarray, fft: int) -> np.ndarray:
+    window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(fft) / fft)
+    count = (len(wave) - fft) // (fft // 4) + 1
+    return np.abs([np.fft.rfft(window * wave[i * fft // 4 : i * fft // 4 + fft]) for i in range(count)])
+
+
+@pytest.mark.parametrize("fft", losses.RESOLUTIONS)
+def test_spectral_loss_is_numpys(fft: int) -> None:
+    noise = np.random.default_rng(fft)
+    made, real = noise.standard_normal((2, 1, 3 * 2048)) * 0.1
+    loss, terms = losses.spectral(jnp.asarray(made, jnp.float32), jnp.asarray(real, jnp.float32), (fft,))
+    m, r = numpy_magnitude(made[0], fft), numpy_magnitude(real[0], fft)
+    floor = fft / 4 * 1e-5
+    convergence = np.linalg.norm(m - r) / np.sqrt(np.sum(r**2) + 1e-2)
+    log = np.abs(np.log(m + floor) - np.log(r + floor)).mean()
+    filters = latents.mel_filters(losses.MEL_BINS[fft], fft).astype(np.float64)
+    filters = (filters / np.maximum(filters.sum(axis=1, keepdims=True), 1)).T
+    mel = np.abs(np.log(m @ filters + floor) - np.log(r @ filters + floor)).mean()
+    assert [float(terms[name]) for name in ("convergence", "log", "mel")] == pytest.approx([convergence, log, mel], rel=1e-3)
+    assert float(loss) == pytest.approx(convergence + 0.5 * log + mel, rel=1e-3)
+
+
+def test_equal_waves_have_no_loss_and_finite_gradients() -> None:
+    silence = jnp.zeros((1, 4096))
+    assert float(losses.spectral(silence, silence)[0]) < 0.02
+    assert bool(jnp.isfinite(jax.grad(lambda wave: losses.spectral(wave, silence)[0])(silence)).all())
+
+
+# latents
+
+
+def test_a_frame_hears_nothing_after_it() -> None:
+    wave = sounds(6)
+    changed = wave.copy()
+    changed[4 * FRAME :] = 0
+    assert np.array_equal(latents.log_mel(wave)[:4], latents.log_mel(changed)[:4])
+    assert not np.array_equal(latents.log_mel(wave)[4], latents.log_mel(changed)[4])
+
+
+def test_books_explain_more_and_more(stream: Stream, fitted: latents.Latents, tmp_path: Path) -> None:
+    rest, left = stream.latent.copy(), [np.square(stream.latent).sum()]
+    for number, book in enumerate(fitted.acoustic):
+        rest -= book[stream.codes[:, number + 1]]
+        left.append(np.square(rest).sum())
+    assert left[3] < 0.5 * left[0] and left[15] < left[3]
+    fitted.save(tmp_path / "l.safetensors")
+    again = latents.Latents.load(tmp_path / "l.safetensors")
+    assert np.array_equal(again.codes(stream.latent, again.content_vector(stream.latent, "a")), stream.codes)
+
+
+def test_occupancy_counts_every_unit() -> None:
+    shares = latents.occupancy(np.array([0, 1, 1, 2, 2, 2, 2, 0] * 2), 3).reshape(-1, 4, 3)
+    assert shares.shape == (5, 4, 3) and np.allclose(shares.sum(axis=2), 1)
+    assert shares[0, 0].tolist() == [1, 0, 0]  # samples 0..479 of unit 0
+    assert shares[0, 1] == pytest.approx([0.25, 0.75, 0])  # samples 480..959: 120 of unit 0
+
+
+# the decoder in training
+
+
+def test_a_crop_is_what_the_decoder_streams(stream: Stream, fitted: latents.Latents) -> None:
+    state = decoder_state(fitted)
+    params = {**state["trained"], **state["frozen"]}
+    graph, shapes = vocoder.decoder_definition(CFG.decoder_config)
+    decoder = nnx.merge(graph, unflatten(params, shapes))
+    codes = jnp.asarray(stream.codes[None, :18])
+    whole, _ = decoder(codes, init_state(CFG.decoder_config, 1))
+    crop = vocoder.generate(CFG.decoder_config, state["trained"], state["frozen"], codes, CROP)
+    assert float(jnp.abs(whole).max()) > 1e-4
+    np.testing.assert_allclose(crop, whole[:, -CROP * FRAME :], atol=2e-6)
+
+
+def test_everything_that_is_to_train_has_a_gradient(stream: Stream, fitted: latents.Latents) -> None:
+    state = decoder_state(fitted)
+    first = batch(stream, 0)
+
+    def loss(trained: Any) -> jax.Array:
+        return losses.spectral(vocoder.generate(CFG.decoder_config, trained, state["frozen"], first.codes, CROP), first.wave)[0]
+
+    gradients = jax.jit(jax.grad(loss))(state["trained"])
+    assert [path for path, value in gradients.items() if not float(jnp.abs(value).max()) > 0] == []
+    assert {path.rsplit(".", 1)[-1] for path in state["frozen"]} == {"embedding_sum", "cluster_usage"} and len(state["frozen"]) == 4
+
+    critic = nnx.split(nnx.eval_shape(Discriminators))[0]
+    shapes = vocoder.critic_definition()[1]
+
+    def judged(params: Any) -> jax.Array:
+        scores, _ = nnx.merge(critic, unflatten(params, shapes))(first.wave)
+        return sum((jnp.mean(jnp.square(1 - score)) for score in scores), jnp.zeros(()))
+
+    gradients = jax.jit(jax.grad(judged))(state["critic"])
+    assert [path for path, value in gradients.items() if not float(jnp.abs(value).max()) > 0] == []
+
+
+def runner(stream: Stream, adversarial_from: int) -> Any:
+    def step(state: Any, number: int) -> Any:
+        got = batch(stream, number)
+        if number < adversarial_from:
+            return vocoder.spectral_step(state, got.codes, got.wave, 2e-3, cfg=CFG.decoder_config, crop=CROP)
+        start = jnp.zeros(ROWS, jnp.int32)
+        return vocoder.adversarial_step(
+            state, got.codes, got.wave, start, 1e-3, 1e-3, cfg=CFG.decoder_config, crop=CROP, judged=CROP * FRAME
+        )
+
+    return step
+
+
+def test_loss_falls_and_a_run_goes_on_bit_for_bit(stream: Stream, fitted: latents.Latents, tmp_path: Path) -> None:
+    step = runner(stream, 36)
+
+    def evaluate(state: Any, folder: Path) -> dict[str, float]:
+        return {"held_out": 1.0}
+
+    def run(name: str, steps: int) -> Any:
+        plan = loop.Plan(steps=steps, log_every=4, evaluate_at=(8,))
+        return loop.train(tmp_path / name, loop.resume(tmp_path / name, decoder_state(fitted)), step, plan, evaluate)
+
+    whole = run("whole", 40)
+    run("parts", 38)  # both stages, with a break in the second
+    with (tmp_path / "parts" / "log.jsonl").open("a") as file:
+        file.write(json.dumps({"step": 39, "seconds": 1e9}) + "\n")  # of a process that was killed after its checkpoint
+    parts = run("parts", 40)
+    for (path, one), (_, other) in zip(loop.named(whole).items(), loop.named(parts).items(), strict=True):
+        assert np.array_equal(one, other), path
+    assert int(parts["step"]) == 40
+    entries = [json.loads(line) for line in (tmp_path / "parts" / "log.jsonl").read_text().splitlines()]
+    assert [entry["step"] for entry in entries] == [4, 8, 12, 16, 20, 24, 28, 32, 36, 40] and entries[1]["held_out"] == 1.0
+    assert entries[8]["spectral"] < 0.8 * entries[0]["spectral"]
+    assert {"critic", "features", "adversarial"} <= entries[9].keys()
+    assert (tmp_path / "parts" / "loss.png").stat().st_size > 1000
+    assert [path.name for path in loop.saved(tmp_path / "parts")] == ["00000038", "00000040"]
+
+
+def test_a_pause_file_holds_the_run_until_it_goes(tmp_path: Path) -> None:
+    assert loop.wait_while(None) == pytest.approx(0, abs=0.1)
+    (tmp_path / "pause").touch()
+    assert loop.wait_while(tmp_path / "pause", lambda: True) < 0.5  # a run that is told to stop does not wait
+
+
+# the encoder in training, and the export
+
+
+def encoder_state(fitted: latents.Latents) -> dict[str, Any]:
+    shapes = flatten(listener.encoder_definition(CFG.encoder_config, 16)[1])
+    return listener.begin(listener.fill_books(small.random_start(shapes, 0), fitted))
+
+
+def test_a_right_embedding_has_the_latents_codes(stream: Stream, fitted: latents.Latents) -> None:
+    state = encoder_state(fitted)
+    graph, shapes = listener.encoder_definition(CFG.encoder_config, 16)
+    encoder = nnx.merge(graph, unflatten({**state["trained"], **state["frozen"]}, shapes))
+    wanted = listener.target(fitted, stream.latent, stream.content)
+    codes = encoder.quantizer(jnp.pad(wanted, ((0, 0), (0, 16 - wanted.shape[1])))[None])
+    assert (np.asarray(codes[0]) == stream.codes).mean() > 0.99  # ties of float32 apart
+
+
+def test_the_encoder_learns_and_nothing_of_it_is_frozen(stream: Stream, fitted: latents.Latents) -> None:
+    state = encoder_state(fitted)
+    before = jax.tree.map(np.asarray, state["trained"])
+    wave = stream.wave[: 16 * FRAME].reshape(2, -1).astype(np.float32) / 32768
+    wanted = listener.target(fitted, stream.latent[:16].reshape(2, 8, -1), stream.content[:16].reshape(2, 8, -1))
+    seen = []
+    for _ in range(20):
+        state, figures = listener.regression_step(state, wave, wanted, fitted.spread, 2e-2, cfg=CFG.encoder_config, books=16)
+        seen.append(float(figures["latent"]))
+    assert seen[-1] < 0.9 * seen[0]
+    assert [path for path, value in before.items() if np.array_equal(value, state["trained"][path])] == []
+
+
+def test_an_export_is_the_trained_decoder(stream: Stream, fitted: latents.Latents, tmp_path: Path) -> None:
+    sides = {"decoder": decoder_state(fitted), "encoder": encoder_state(fitted)}
+    params = {f"{name}.{path}": value for name, side in sides.items() for path, value in {**side["trained"], **side["frozen"]}.items()}
+    export.write_codec(tmp_path / "speech_tokenizer", tiny(), params)
+    cfg, found = export.read_codec(tmp_path / "speech_tokenizer")
+    assert cfg == CFG and found.keys() == params.keys()
+    for path in found:
+        half = np.asarray(params[path], np.float32).astype(np.float16)
+        assert np.array_equal(found[path], half.astype(np.float32)), path
+    codes = jnp.asarray(stream.codes[None, :14])
+    graph, shapes = vocoder.decoder_definition(cfg.decoder_config)
+    mine = {path.removeprefix("decoder."): value for path, value in found.items() if path.startswith("decoder.")}
+    loaded, _ = nnx.merge(graph, unflatten(mine, shapes))(codes, init_state(cfg.decoder_config, 1))
+    side = sides["decoder"]
+    trained = vocoder.generate(cfg.decoder_config, side["trained"], side["frozen"], codes, CROP)
+    np.testing.assert_allclose(loaded[:, -CROP * FRAME :], trained, atol=0.02 * float(jnp.abs(trained).max()))
+    with pytest.raises(ValueError, match="one side only"):
+        export.write_codec(tmp_path / "other", tiny(), dict(list(params.items())[1:]))
+    first = next(iter(params))
+    with pytest.raises(ValueError, match="cannot hold"):
+        export.write_codec(tmp_path / "other", tiny(), params | {first: jnp.full_like(params[first], 1e6)})
