@@ -41,7 +41,11 @@ def ours(folder: Path, dtype: str) -> dict[str, np.ndarray]:
         hidden, _ = talker.model(rows, empty(layers, 1, kv_heads, rows.shape[1], head_dim, rows.dtype), jnp.zeros(1, jnp.int32))
         predictor = talker.code_predictor
         inputs = jnp.concatenate(
-            [hidden[0, -len(codes) - 1 : -1, None], talker.model.codec_embedding(codes[:, :1]), predictor.embed(codes[:, 1:])[:, :-1]],
+            [
+                hidden[0, -len(codes) - 1 : -1, None],
+                talker.model.codec_embedding(codes[:, :1], rows.dtype),
+                predictor.embed(codes[:, 1:], rows.dtype)[:, :-1],
+            ],
             axis=1,
         )
         layers, kv_heads, head_dim = predictor.kv_shape

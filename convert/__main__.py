@@ -81,7 +81,7 @@ def convert(source: str, destination: Path, dtype: str | None = None, revision: 
         raise ValueError(f"{folder} is a converted checkpoint already; give the published folder it came from")
     config, codec, _ = model.read_configs(folder)
     sources = published.scan(folder)
-    _, abstract = model.abstract(config, codec, np.dtype(dtype) if dtype else published.talker_dtype(sources))
+    _, abstract = model.abstract(config, codec, np.dtype(dtype) if dtype else published.talker_dtype(folder))
     plan = make_plan({name: tensor.shape for name, tensor in sources.items()}, abstract)
     with _progress() as bars:
         params = published.load_published(folder, abstract, device=jax.devices("cpu")[0], progress=_bar(bars, "reading", abstract))

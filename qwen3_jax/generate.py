@@ -162,7 +162,7 @@ def frame(talker: Talker, state: GenState) -> tuple[GenState, Int["B K"], Float[
 
     rest = talker.code_predictor.predict(
         hidden,
-        talker.model.codec_embedding(first),
+        talker.model.codec_embedding(first, talker.dtype),
         lambda scores, book: draw(scores, books[:, book], state.rules.predictor),
     )
     codes = jnp.concatenate([first[:, None], rest], axis=1)

@@ -27,7 +27,7 @@ class Model(NamedTuple):
     """What every other part computes with.
 
     ``params`` = {"talker": ..., "codec": {"decoder": ..., "encoder": ...}, "speaker_encoder": ... (Base only)}; dotted
-    paths are the published tensor names. Talker in ``dtype``; codec and speaker encoder in float32.
+    paths are the published tensor names. Codec and speaker encoder are in float32.
     """
 
     config: ModelConfig
@@ -37,25 +37,33 @@ class Model(NamedTuple):
     params: dict[str, Any]
 
 
-def abstract(config: ModelConfig, codec: CodecConfig, dtype: jnp.dtype = jnp.float32) -> tuple[Graphs, dict[str, Any]]:
-    """Module definitions and the tree of shapes and dtypes that a checkpoint of these configs fills."""
+def abstract(
+    config: ModelConfig, codec: CodecConfig, dtype: jnp.dtype = jnp.float32, stored: jnp.dtype | None = None
+) -> tuple[Graphs, dict[str, Any]]:
+    """Module definitions and the tree of shapes and dtypes that a checkpoint of these configs fills.
+
+    Args:
+        config, codec: the checkpoint's.
+        dtype: of the talker's activations, norms and biases.
+        stored: of its matrices and tables; default ``dtype``.
+    """
     trees: dict[str, Any] = {}
     graphs: dict[str, Any] = {}
 
-    def split(name: str, build: Any, dtype: jnp.dtype) -> Any:
+    def split(name: str, build: Any, dtype: jnp.dtype, stored: jnp.dtype) -> Any:
         graph, state = nnx.split(nnx.eval_shape(build))
         graphs[name] = graph
-        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), nnx.to_pure_dict(state))
+        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, stored if leaf.ndim > 1 else dtype), nnx.to_pure_dict(state))
 
-    trees["talker"] = split("talker", lambda: Talker(config.talker_config), dtype)
+    trees["talker"] = split("talker", lambda: Talker(config.talker_config), dtype, stored or dtype)
     whole = Codec
     trees["codec"] = {
-        "decoder": split("codec_decoder", lambda: whole(codec).decoder, jnp.float32),
-        "encoder": split("codec_encoder", lambda: whole(codec).encoder, jnp.float32),
+        "decoder": split("codec_decoder", lambda: whole(codec).decoder, jnp.float32, jnp.float32),
+        "encoder": split("codec_encoder", lambda: whole(codec).encoder, jnp.float32, jnp.float32),
     }
     graphs["speaker_encoder"] = None
     if config.tts_model_type == "base":
-        trees["speaker_encoder"] = split("speaker_encoder", lambda: SpeakerEncoder(config.speaker_encoder_config), jnp.float32)
+        trees["speaker_encoder"] = split("speaker_encoder", lambda: SpeakerEncoder(config.speaker_encoder_config), jnp.float32, jnp.float32)
     return Graphs(**graphs), trees
 
 
@@ -77,14 +85,25 @@ def read_configs(folder: Path) -> tuple[ModelConfig, CodecConfig, GenerationConf
     )
 
 
-def load(folder: Path, *, dtype: jnp.dtype = jnp.float32, device: jax.Device | None = None) -> Model:
-    """Load a converted checkpoint, or one in the published safetensors layout, into ``dtype`` on ``device``.
+def load(folder: Path, *, dtype: jnp.dtype = jnp.float32, device: jax.Device | None = None, stored: jnp.dtype | None = None) -> Model:
+    """Load a converted checkpoint, or one in the published safetensors layout, onto ``device``.
+
+    Args:
+        folder: the checkpoint.
+        dtype: of the talker's arithmetic.
+        device: default: JAX's first.
+        stored: dtype in which the talker's matrices are kept. Default: ``dtype``; but on a CPU float32 arithmetic keeps
+            weights that were published in bfloat16 as they are, which changes no result and halves the bytes of a frame.
 
     Raises:
         FileNotFoundError: no checkpoint there.
         ValueError: a config or tensor that does not fit; names it.
     """
     configs = read_configs(folder)
-    graphs, shapes = abstract(configs[0], configs[1], dtype)
-    reader = checkpoint.load if checkpoint.is_converted(folder) else published.load_published
+    source = checkpoint if checkpoint.is_converted(folder) else published
+    if stored is None:
+        on_cpu = (device or jax.devices()[0]).platform == "cpu"
+        stored = jnp.dtype(jnp.bfloat16) if on_cpu and source.talker_dtype(folder) == jnp.bfloat16 else dtype
+    graphs, shapes = abstract(configs[0], configs[1], dtype, stored)
+    reader = checkpoint.load if source is checkpoint else published.load_published
     return Model(*configs, graphs, reader(folder, shapes, device=device))

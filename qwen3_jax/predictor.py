@@ -49,14 +49,14 @@ class Predictor(nnx.Module):
         self.books, self.vocab, self.theta = config.num_code_groups - 1, config.vocab_size, config.rope_theta
         self.kv_shape = (config.num_hidden_layers, config.num_key_value_heads, config.head_dim)
 
-    def embed(self, codes: Int["... 15"]) -> Float["... 15 H"]:
+    def embed(self, codes: Int["... 15"], dtype: jnp.dtype) -> Float["... 15 H"]:
         """Each of books 1..15 in its own table."""
-        return self._lookup(jnp.arange(self.books), codes)
+        return self._lookup(jnp.arange(self.books), codes, dtype)
 
-    def _lookup(self, book: Int["..."], codes: Int["..."]) -> Float["... H"]:
+    def _lookup(self, book: Int["..."], codes: Int["..."], dtype: jnp.dtype) -> Float["... H"]:
         # One gather in the flattened tables: slicing a table out first would copy 8 MB to read 4 kB.
         table = self.model.codec_embedding.weight[...]
-        return jnp.take(table.reshape(-1, table.shape[-1]), book * self.vocab + codes, axis=0)
+        return jnp.take(table.reshape(-1, table.shape[-1]), book * self.vocab + codes, axis=0).astype(dtype)
 
     def hidden(self, x: Float["B T H"], cache: KVCache, start: Int["B"]) -> tuple[Float["B T H"], KVCache]:
         """Rows in talker width at positions start.. -> normed hidden states."""
@@ -85,7 +85,7 @@ class Predictor(nnx.Module):
 
         def step(carry: tuple[KVCache, jax.Array], book: jax.Array) -> tuple[tuple[KVCache, jax.Array], jax.Array]:
             cache, code = carry  # code of `book`, whose successor is predicted
-            x = self._lookup(book - 1, code)[:, None]
+            x = self._lookup(book - 1, code, hidden.dtype)[:, None]
             states, cache = self.hidden(x, cache, jnp.broadcast_to(book + 1, (rows,)))
             code = draw(self.logits(states[:, 0], book), book + 1)
             return (cache, code), code

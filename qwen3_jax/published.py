@@ -120,9 +120,9 @@ def _header(file: Path) -> dict[str, Source]:
     }
 
 
-def talker_dtype(sources: Mapping[str, Source]) -> np.dtype[Any]:
-    """The dtype in which a published file keeps its talker."""
-    return next(source.dtype for name, source in sources.items() if name.startswith("talker."))
+def talker_dtype(folder: str | Path) -> np.dtype[Any]:
+    """The dtype in which a published folder keeps its talker."""
+    return next(source.dtype for name, source in scan(Path(folder)).items() if name.startswith("talker."))
 
 
 def load_published(

@@ -59,14 +59,19 @@ class Talker(nnx.Module):
         self.books = config.num_code_groups
         self.kv_shape = (config.num_hidden_layers, config.num_key_value_heads, config.head_dim)
 
+    @property
+    def dtype(self) -> jnp.dtype:
+        """Of all activations. Matrices may be kept narrower than this, norms and biases are not."""
+        return self.model.norm.weight[...].dtype
+
     def text_rows(self, ids: Int["B T"]) -> Float["B T H"]:
         """T(id) of every id; an id of -1 gives a row of zeros."""
-        rows = self.text_projection(self.model.text_embedding(jnp.maximum(ids, 0)))
+        rows = self.text_projection(self.model.text_embedding(jnp.maximum(ids, 0), self.dtype))
         return jnp.where(ids[..., None] >= 0, rows, 0)
 
     def code_rows(self, codes: Int["B T K"]) -> Float["B T H"]:
         """Sum over the books of each code's embedding; a code of -1 adds nothing."""
-        first = self.model.codec_embedding(jnp.maximum(codes[..., :1], 0))
-        rest = self.code_predictor.embed(jnp.maximum(codes[..., 1:], 0))
+        first = self.model.codec_embedding(jnp.maximum(codes[..., :1], 0), self.dtype)
+        rest = self.code_predictor.embed(jnp.maximum(codes[..., 1:], 0), self.dtype)
         rows = jnp.concatenate([first, rest], axis=-2)  # [B T K H]
         return jnp.sum(jnp.where(codes[..., None] >= 0, rows, 0), axis=-2)
