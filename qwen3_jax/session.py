@@ -50,7 +50,7 @@ def decode(graph: Any, decoder: Any, codes: Int["N B K"], state: DecoderState) -
 
 
 @functools.partial(jax.jit, static_argnames=("graph",), donate_argnames=("state",))
-def _remember(graph: Any, decoder: Any, codes: Int["B N K"], valid: Int["B"], state: DecoderState) -> DecoderState:
+def _remember(graph: Any, decoder: Any, codes: Int["B N K"], valid: Int["B"] | None, state: DecoderState) -> DecoderState:
     return nnx.merge(graph, decoder)(codes, state, valid)[1]
 
 
@@ -60,7 +60,7 @@ def prime(model: Model, reference: NpInt["N K"]) -> DecoderState:
     for start in range(0, len(reference), _PRIME):
         piece = np.asarray(reference[start : start + _PRIME], np.int32)
         codes = np.pad(piece, ((0, _PRIME - len(piece)), (0, 0)))[None]
-        valid = np.array([len(piece)], np.int32)
+        valid = None if len(piece) == _PRIME else np.array([len(piece)], np.int32)  # whole pieces are cheaper to remember
         state = _remember(model.graphs.codec_decoder, model.params["codec"]["decoder"], codes, valid, state)
     return state
 
@@ -158,7 +158,7 @@ def warm_up(model: Model, sizes: Sequence[int], prompt_rows: Sequence[int], colu
     for rows in prompt_rows:
         session = Session(model, [silence(rows)])
     if model.config.tts_model_type == "base":
-        prime(model, np.zeros((1, books), np.int32))
+        prime(model, np.zeros((_PRIME + 1, books), np.int32))
     for bucket_columns in columns:
         session._grow(bucket_columns)
         for size in sizes:
