@@ -209,7 +209,9 @@ def fit(
     latents = [(part.mel - mean) @ basis.T for part in parts]
     voices = np.stack([np.stack(_statistics(each)) for each in latents])
     shares = [occupancy(part.labels, count) for part in parts]
-    features = [_features(each, *voice, weight, phase)[: len(y)] for each, voice, y in zip(latents, voices, shares, strict=True)]
+    features = [
+        _features(each, voice[0], voice[1], weight, phase)[: len(y)] for each, voice, y in zip(latents, voices, shares, strict=True)
+    ]
     takes = [min(len(each), most) for each in features]
     f = np.concatenate([each[:take] for each, take in zip(features, takes, strict=True)])
     y = np.concatenate([each[:take] for each, take in zip(shares, takes, strict=True)])

@@ -107,5 +107,5 @@ def regression_step(
     keep = jnp.minimum(0.999, (1.0 + state["step"]) / (10.0 + state["step"]))
     average = jax.tree.map(lambda old, new: keep * old + (1 - keep) * new, state["average"], trained)
     return {**state, "trained": trained, "average": average, "moments": moments, "step": state["step"] + 1}, {
-        **terms, "gradient": optax.global_norm(gradients)
+        **terms, "gradient": optax.tree.norm(gradients)
     }  # fmt: skip

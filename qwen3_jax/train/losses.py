@@ -51,7 +51,7 @@ def spectral(made: F32["B F"], real: F32["B F"], resolutions: Sequence[int] = RE
         Per resolution, averaged: convergence |M - R| / |R| + 0.5 mean |log M - log R| + mean |log mel M - log mel R|; and each of the
         three by name.
     """
-    terms = {"convergence": 0.0, "log": 0.0, "mel": 0.0}
+    terms = dict.fromkeys(("convergence", "log", "mel"), jnp.zeros(()))
     for fft in resolutions:
         m, r = magnitude(made, fft, fft // 4), magnitude(real, fft, fft // 4)
         scale = 1.0 / len(resolutions)
@@ -61,8 +61,7 @@ def spectral(made: F32["B F"], real: F32["B F"], resolutions: Sequence[int] = RE
         terms["log"] += scale * jnp.mean(jnp.abs(jnp.log(m + floor) - jnp.log(r + floor)))
         mel = jnp.asarray(_filters(fft))
         terms["mel"] += scale * jnp.mean(jnp.abs(jnp.log(m @ mel + floor) - jnp.log(r @ mel + floor)))
-    named = {name: jnp.asarray(value) for name, value in terms.items()}
-    return named["convergence"] + 0.5 * named["log"] + named["mel"], named
+    return terms["convergence"] + 0.5 * terms["log"] + terms["mel"], terms
 
 
 Judgement = tuple[list[jax.Array], list[list[jax.Array]]]  # of each discriminator: its scores, and its layers' activations

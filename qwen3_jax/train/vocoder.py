@@ -126,7 +126,7 @@ def spectral_step(
 
     (total, terms), gradients = jax.value_and_grad(loss, has_aux=True)(state["trained"])
     trained, moments = _update(gradients, state["moments"], state["trained"], rate_at(state["step"], rate))
-    figures = {"spectral": total, **terms, "gradient": optax.global_norm(gradients)}
+    figures = {"spectral": total, **terms, "gradient": optax.tree.norm(gradients)}
     return _finish(state, trained=trained, moments=moments), figures
 
 
@@ -162,7 +162,7 @@ def adversarial_step(
     terms["critic"], critic_gradients = jax.value_and_grad(critic_loss)(state["critic"])
     trained, moments = _update(gradients, state["moments"], state["trained"], rate_at(state["step"], rate))
     critic, critic_moments = _update(critic_gradients, state["critic_moments"], state["critic"], jnp.asarray(critic_rate))
-    terms["gradient"] = optax.global_norm(gradients)
+    terms["gradient"] = optax.tree.norm(gradients)
     return _finish(state, trained=trained, moments=moments, critic=critic, critic_moments=critic_moments), terms
 
 
