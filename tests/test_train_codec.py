@@ -62,6 +62,16 @@ def decoder_state(fitted: latents.Latents, seed: int = 0) -> dict[str, Any]:
     return vocoder.begin(generator, small.random_start(flatten(vocoder.critic_definition()[1]), seed))
 
 
+@jax.jit
+def streamed(params: dict[str, Any], codes: jax.Array) -> jax.Array:
+    """The decoder as the product runs it."""
+    graph, shapes = vocoder.decoder_definition(CFG.decoder_config)
+    return nnx.merge(graph, unflatten(params, shapes))(codes, init_state(CFG.decoder_config, len(codes)))[0]
+
+
+GENERATE = jax.jit(vocoder.generate, static_argnums=(0, 4))
+
+
 def batch(stream: Stream, step: int) -> Any:
     return crops([stream], ROWS, vocoder.HEARD[0] + 3, CROP, 5, step)
 
@@ -131,12 +141,9 @@ def test_occupancy_counts_every_unit() -> None:
 
 def test_a_crop_is_what_the_decoder_streams(stream: Stream, fitted: latents.Latents) -> None:
     state = decoder_state(fitted)
-    params = {**state["trained"], **state["frozen"]}
-    graph, shapes = vocoder.decoder_definition(CFG.decoder_config)
-    decoder = nnx.merge(graph, unflatten(params, shapes))
-    codes = jnp.asarray(stream.codes[None, :18])
-    whole, _ = decoder(codes, init_state(CFG.decoder_config, 1))
-    crop = vocoder.generate(CFG.decoder_config, state["trained"], state["frozen"], codes, CROP)
+    codes = jnp.asarray(stream.codes[None, :14])
+    whole = streamed({**state["trained"], **state["frozen"]}, codes)
+    crop = GENERATE(CFG.decoder_config, state["trained"], state["frozen"], codes, CROP)
     assert float(jnp.abs(whole).max()) > 1e-4
     np.testing.assert_allclose(crop, whole[:, -CROP * FRAME :], atol=2e-6)
 
@@ -248,9 +255,7 @@ def test_an_export_is_the_trained_decoder(stream: Stream, fitted: latents.Latent
         half = np.asarray(params[path], np.float32).astype(np.float16)
         assert np.array_equal(found[path], half.astype(np.float32)), path
     codes = jnp.asarray(stream.codes[None, :14])
-    graph, shapes = vocoder.decoder_definition(cfg.decoder_config)
-    mine = {path.removeprefix("decoder."): value for path, value in found.items() if path.startswith("decoder.")}
-    loaded, _ = nnx.merge(graph, unflatten(mine, shapes))(codes, init_state(cfg.decoder_config, 1))
+    loaded = streamed({path.removeprefix("decoder."): value for path, value in found.items() if path.startswith("decoder.")}, codes)
     side = sides["decoder"]
     trained = vocoder.generate(cfg.decoder_config, side["trained"], side["frozen"], codes, CROP)
     np.testing.assert_allclose(loaded[:, -CROP * FRAME :], trained, atol=0.02 * float(jnp.abs(trained).max()))
