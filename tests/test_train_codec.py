@@ -183,6 +183,7 @@ def runner(stream: Stream, adversarial_from: int) -> Any:
     return step
 
 
+@pytest.mark.slow
 def test_loss_falls_and_a_run_goes_on_bit_for_bit(stream: Stream, fitted: latents.Latents, tmp_path: Path) -> None:
     step = runner(stream, 36)
 
