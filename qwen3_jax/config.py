@@ -176,7 +176,7 @@ class CodecEncoderConfig(_Frozen):
     layer_scale_initial_scale: float  # training only
     rope_theta: float
     max_position_embeddings: int
-    sliding_window: int
+    sliding_window: int  # stated in the file; the published encoder attends to all that came before
     num_quantizers: int
     num_semantic_quantizers: Literal[1]
     codebook_size: int

@@ -206,7 +206,7 @@ def chunk(talker: Talker, state: GenState, limit: Int[""], size: int) -> tuple[G
 
 @functools.partial(jax.jit, static_argnames=("graphdef", "size"), donate_argnames=("state",))
 def generate_chunk(graphdef: Any, params: Any, state: GenState, limit: Int[""], *, size: int) -> tuple[GenState, Chunk]:
-    """Compiled ``chunk``. The caller sees to it that position + size <= S (see ``ensure_columns``)."""
+    """Compiled ``chunk``. The caller sees to it that position + size <= S (see ``columns_for`` and ``grow_caches``)."""
     return chunk(nnx.merge(graphdef, params), state, limit, size)
 
 

@@ -267,7 +267,7 @@ class Qwen3TTS:
     ) -> SpeechStream:
         """Speak a text piece by piece: the first ``first_chunk`` frames, then ``chunk`` at a time (80 ms a frame).
 
-        The samples do not depend on the chunking. Other arguments and errors as in ``generate``.
+        Codes do not depend on the chunking, and samples only in float32 rounding. Other arguments and errors as in ``generate``.
         """
         for name, value in (("first_chunk", first_chunk), ("chunk", chunk)):
             if not 1 <= value <= 64:
@@ -276,7 +276,7 @@ class Qwen3TTS:
         return SpeechStream(Session(self.model, [request]), request.seed, first_chunk, chunk, self.sample_rate)
 
     def warmup(self) -> None:
-        """Compile ahead what a stream of up to about 40 s needs at default chunk sizes; seconds to minutes on a cold cache.
+        """Compile ahead what a stream of up to about 30 s needs at default chunk sizes; seconds to minutes on a cold cache.
 
         Programs are kept in the user's cache folder, so a later process finds them there.
         """
