@@ -10,6 +10,7 @@ package, since machines drift.
 
 import argparse
 import json
+import os
 import resource
 import statistics
 import subprocess
@@ -29,6 +30,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.workload import FRAMES, request
+from qwen3_jax.allocation import TUNABLES
 from qwen3_jax.cache import empty
 from qwen3_jax.codec import init_state
 from qwen3_jax.model import Model, load
@@ -153,7 +155,8 @@ def ours(folder: Path, dtype: str) -> dict[str, float]:
     if dtype not in ("float32", "bfloat16"):
         raise ValueError(f"dtype {dtype!r}: float32 or bfloat16")
     code = f"from benchmarks import compare; compare.print_ours({str(folder)!r}, {dtype!r})"
-    done = subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.PIPE, text=True)
+    env = os.environ | {"GLIBC_TUNABLES": TUNABLES}  # as `say` and `serve` start themselves
+    done = subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.PIPE, text=True, env=env)
     result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return result
 

@@ -25,7 +25,7 @@ from qwen3_jax.talker import Talker
 
 RUNNING, EOS, LENGTH = 0, 1, 2  # finish reasons on the device
 FINISH_REASONS = {EOS: "eos", LENGTH: "length"}
-PROMPT_BUCKETS = (32, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 2048, 4096)  # prompt rows; one trace each
+PROMPT_BUCKETS = (32, 48, 64, 80, 96, 128, 160, 192, 256, 384, 512, 768, 1024, 2048, 4096)  # prompt rows; one trace each
 TEXT_BUCKETS = (256, 2048)  # trailing text rows
 CACHE_BUCKETS = (128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768)  # KV columns
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from qwen3_jax import Qwen3TTS, Voice
-from qwen3_jax.__main__ import main
 from qwen3_jax.audio import to_pcm16
+from qwen3_jax.cli import main
 from tests.fake_tts import FakeTTS, tone
 
 Run = Callable[..., tuple[int, bytes, str]]

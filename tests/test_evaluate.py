@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from qwen3_jax import Qwen3TTS
-from qwen3_jax.__main__ import main
 from qwen3_jax.audio import SAMPLE_RATE, write_wav
+from qwen3_jax.cli import main
 from qwen3_jax.encode import encode_codes
 from qwen3_jax.evaluate import judges, report, speak, texts
 from qwen3_jax.evaluate.judges import Figure, assign

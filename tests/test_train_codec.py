@@ -177,7 +177,7 @@ def runner(stream: Stream, adversarial_from: int) -> Any:
             return vocoder.spectral_step(state, got.codes, got.wave, 2e-3, cfg=CFG.decoder_config, crop=CROP)
         start = jnp.zeros(ROWS, jnp.int32)
         return vocoder.adversarial_step(
-            state, got.codes, got.wave, start, 1e-3, 1e-3, cfg=CFG.decoder_config, crop=CROP, judged=CROP * FRAME
+            state, got.codes, got.wave, start, 1e-3, 1e-3, cfg=CFG.decoder_config, crop=CROP, judged=CROP * FRAME, pair=1
         )
 
     return step

@@ -23,6 +23,7 @@ import typer
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
+from qwen3_jax.allocation import KEEPING, restart_with_large_pages
 from qwen3_jax.atomic import new_folder
 from qwen3_jax.audio import load_audio, write_wav
 from qwen3_jax.codec import init_state
@@ -32,6 +33,7 @@ from qwen3_jax.mapping import flatten, unflatten
 from qwen3_jax.session import decode
 from qwen3_jax.shapes import NpF32, NpInt
 from qwen3_jax.train import data, export, latents, listener, loop, losses, small, vocoder
+from qwen3_jax.train.discriminators import PERIODS
 from qwen3_jax.train.latents import FRAME, Latents
 
 LATENTS = "latents.safetensors"
@@ -106,7 +108,16 @@ def decoder(
             return vocoder.spectral_step(state, batch.codes, batch.wave, rate, cfg=cfg, crop=crop)
         start = np.random.default_rng([seed, number, 1]).integers(0, batch.wave.shape[1] - judged + 1, rows)
         return vocoder.adversarial_step(
-            state, batch.codes, batch.wave, start.astype(np.int32), adversarial_rate, adversarial_rate, cfg=cfg, crop=crop, judged=judged
+            state,
+            batch.codes,
+            batch.wave,
+            start.astype(np.int32),
+            adversarial_rate,
+            adversarial_rate,
+            cfg=cfg,
+            crop=crop,
+            judged=judged,
+            pair=number % len(PERIODS),
         )
 
     def evaluate(state: loop.State, folder: Path) -> loop.Figures:
@@ -286,6 +297,7 @@ def reconstruct(
 
 
 if __name__ == "__main__":
+    restart_with_large_pages(KEEPING)
     use_persistent_cache()
     try:
         app(prog_name="python -m qwen3_jax.train.codec")

@@ -87,12 +87,12 @@ def _beside(layer: Conv, x: F32["C B T bins"]) -> F32["O B T bins'"]:
 
 
 class Discriminators(nnx.Module):
-    """All of them."""
+    """All of them. At a call one pair judges, a period's and a spectrum's: taking turns, a step costs a third of all."""
 
     def __init__(self) -> None:
         self.periods = nnx.List([PeriodDiscriminator(period) for period in PERIODS])
         self.spectra = nnx.List([SpectrumDiscriminator(fft) for fft in FFTS])
 
-    def __call__(self, wave: F32["B F"]) -> Judgement:
-        judged = [one(wave) for one in (*self.periods, *self.spectra)]
+    def __call__(self, wave: F32["B F"], pair: int) -> Judgement:
+        judged = [one(wave) for one in (self.periods[pair], self.spectra[pair])]
         return [scores for scores, _ in judged], [seen for _, seen in judged]

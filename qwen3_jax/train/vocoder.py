@@ -133,18 +133,21 @@ def spectral_step(
 WEIGHTS = {"spectral": 10.0, "adversarial": 1.0, "features": 4.0}
 
 
-@functools.partial(jax.jit, static_argnames=("cfg", "crop", "judged"), donate_argnames="state")
+@functools.partial(jax.jit, static_argnames=("cfg", "crop", "judged", "pair"), donate_argnames="state")
 def adversarial_step(
     state: dict[str, Any], codes: Int["B M K"], wave: F32["B F"], start: Int["B"], rate: float, critic_rate: float,
-    *, cfg: CodecDecoderConfig, crop: int, judged: int,
+    *, cfg: CodecDecoderConfig, crop: int, judged: int, pair: int,
 ) -> tuple[dict[str, Any], dict[str, jax.Array]]:  # fmt: skip
-    """One step of both sides, from the same forward; discriminators hear ``judged`` samples of each row, from ``start`` on."""
+    """One step of both sides, from the same forward; discriminators hear ``judged`` samples of each row, from ``start`` on.
+
+    ``pair``: which of the discriminators take part, see Discriminators.
+    """
     graph, shapes = critic_definition()
     window = jax.vmap(lambda row, at: jax.lax.dynamic_slice_in_dim(row, at, judged))
     real = window(wave, start)
 
     def judge(critic: Flat, sound: jax.Array) -> losses.Judgement:
-        return nnx.merge(graph, unflatten(critic, shapes))(sound)
+        return nnx.merge(graph, unflatten(critic, shapes))(sound, pair)
 
     def loss(trained: Flat) -> tuple[jax.Array, tuple[jax.Array, dict[str, jax.Array]]]:
         made = generate(cfg, trained, state["frozen"], codes, crop)

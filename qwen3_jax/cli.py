@@ -1,0 +1,214 @@
+"""``python -m qwen3_jax``: say, voices, info, convert, evaluate, serve. The program above the packages; nothing imports it.
+
+What the user can put right is one line on stderr and exit status 2. ``convert`` and ``serve`` belong to packages that stand above
+this one and ``evaluate`` is asked for seldom, so they are imported inside their commands (tests/test_imports.py knows).
+"""
+
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import jax
+import msgspec
+import numpy as np
+import soundfile
+import typer
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+import qwen3_jax
+from qwen3_jax import Qwen3TTS, Sampling, SpeechStream, Voice, audio, hub, model, voice_folder
+from qwen3_jax.mapping import PARTS, flatten
+
+console, errors = Console(), Console(stderr=True)
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="Qwen3-TTS in JAX: text to speech, streaming, cloning, serving.")
+
+NO_MODEL = (
+    "no model: name a checkpoint with --model (or TTS_MODEL_ID): a folder in the published layout, a folder made by "
+    "`python -m qwen3_jax convert`, or a hub id such as Qwen/Qwen3-TTS-12Hz-0.6B-Base, which is downloaded once"
+)
+
+ModelOption = Annotated[str | None, typer.Option("--model", envvar="TTS_MODEL_ID", help="A checkpoint's folder, or a hub id.")]
+DeviceOption = Annotated[str | None, typer.Option(envvar="TTS_DEVICE", help="cpu, gpu, tpu, or one of several: cuda:1.")]
+VoicesOption = Annotated[Path, typer.Option(envvar="TTS_VOICES_DIR", help="The folder of voices.")]
+Option = typer.Option
+
+
+@app.command()
+def say(
+    text: Annotated[str, typer.Argument(help="What to say; - reads it from stdin.")],
+    output: Annotated[Path | None, Option("-o", "--output", help="The WAV file to write.")] = None,
+    stream: Annotated[bool, Option("--stream", help="Write raw 16-bit little-endian mono PCM to stdout as it is made.")] = False,
+    model: ModelOption = None,
+    voice: Annotated[str | None, Option(help="A voice of the folder, a .safetensors file, or a preset speaker.")] = None,
+    reference: Annotated[Path | None, Option(help="A recording to clone, 3 to 30 s.")] = None,
+    transcript: Annotated[str | None, Option(help="Exactly what the recording says; without it only the timbre is cloned.")] = None,
+    language: Annotated[str, Option(help="One of `info`'s languages, or Auto.")] = "Auto",
+    instruct: Annotated[str | None, Option(help="How to speak, in words (voice_design and custom_voice checkpoints).")] = None,
+    seed: Annotated[int | None, Option(help="The same seed gives the same audio.")] = None,
+    temperature: Annotated[float | None, Option(help="Default: the checkpoint's.")] = None,
+    top_k: Annotated[int | None, Option(help="0 = off.")] = None,
+    top_p: Annotated[float | None, Option(help="1 = off.")] = None,
+    repetition_penalty: Annotated[float | None, Option(help="1 = off.")] = None,
+    max_frames: Annotated[int | None, Option(help="Stop after so many frames of 80 ms.")] = None,
+    device: DeviceOption = None,
+    dtype: Annotated[str | None, Option(help="float32 or bfloat16.")] = None,
+    voices_dir: VoicesOption = Path("voices"),
+) -> None:
+    """Speak a text into a WAV file, or to stdout as it is made."""
+    if stream == (output is not None):
+        raise ValueError("where to? give either -o FILE.wav or --stream")
+    if output is not None and not output.parent.is_dir():
+        raise FileNotFoundError(f"-o {output}: there is no folder {output.parent}; make it first")
+    if transcript is not None and reference is None:
+        raise ValueError("--transcript says what a --reference says: give that too")
+    if voice is not None and reference is not None:
+        raise ValueError("give either --voice or --reference")
+    if model is None:
+        raise ValueError(NO_MODEL)
+    words = sys.stdin.read() if text == "-" else text
+    with errors.status("loading the model"):
+        tts = Qwen3TTS.from_pretrained(model, device=device, dtype=dtype)
+    speaker = tts.create_voice(reference, transcript) if reference else find_voice(tts, voice, voices_dir)
+    given = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "repetition_penalty": repetition_penalty}
+    draw = {name: value for name, value in given.items() if value is not None}
+    sampling = msgspec.structs.replace(Sampling.defaults(tts.model.generation), **draw)
+    pieces = tts.stream(words, voice=speaker, language=language, instruct=instruct, seed=seed, sampling=sampling, max_frames=max_frames)
+    if output is None:
+        play(pieces)
+    else:
+        pcm = np.concatenate([np.zeros(0, np.float32), *watched(pieces)])
+        audio.write_wav(output, pcm, pieces.sample_rate)
+    made = f"{len(pieces.frames) * 0.08:.2f} s, ended by {pieces.finish_reason}, seed {pieces.seed}"
+    errors.print(made if output is None else f"{output}: {made}", highlight=False, soft_wrap=True)
+
+
+def find_voice(tts: Qwen3TTS, name: str | None, folder: Path) -> Voice | str | None:
+    """What ``--voice`` names, as the checkpoint takes it.
+
+    Raises:
+        FileNotFoundError: there is no such voice; says which there are.
+    """
+    if name is not None and name.endswith(".safetensors"):
+        return Voice.load(name)
+    if tts.model_type != "base":
+        return name
+    entries = voice_folder.find(folder)
+    if name is None:
+        name = os.environ.get("TTS_DEFAULT_VOICE") or next(iter(entries), None)
+        if name is None:
+            raise FileNotFoundError(f"no voice: give --reference (and --transcript), or --voice; the folder {folder} holds none")
+        errors.print(f"voice: {name}", highlight=False)
+    if name in entries:
+        return entries[name].create(tts.create_voice)
+    if (Path(name) / voice_folder.REFERENCE).is_file():
+        return voice_folder.read(Path(name)).create(tts.create_voice)
+    there = ", ".join(entries) or "nothing"
+    raise FileNotFoundError(f"voice {name!r} is not in {folder} (there is: {there}), nor a .safetensors file, nor a voice's own folder")
+
+
+def watched(pieces: SpeechStream) -> Iterator[np.ndarray]:
+    """The pieces, with the seconds spoken so far on stderr."""
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=errors, transient=True) as progress:
+        task, samples = progress.add_task("speaking"), 0
+        for pcm in pieces:
+            samples += len(pcm)
+            progress.update(task, description=f"spoken {samples / pieces.sample_rate:.2f} s in")
+            yield pcm
+
+
+def play(pieces: Iterable[np.ndarray]) -> None:
+    """Raw PCM to stdout; a reader that has heard enough is no error."""
+    try:
+        for pcm in pieces:
+            sys.stdout.buffer.write(audio.to_pcm16(pcm))
+            sys.stdout.buffer.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the interpreter's last flush does not fail as well
+
+
+@app.command()
+def voices(voices_dir: VoicesOption = Path("voices")) -> None:
+    """List the folder of voices."""
+    entries = voice_folder.find(voices_dir)
+    if not entries:
+        console.print(f"{voices_dir} holds no voice (NAME/{voice_folder.REFERENCE}, NAME/{voice_folder.TRANSCRIPT})", soft_wrap=True)
+        return
+    table = Table("id", "cloning", "seconds", "name", "language", "licence")
+    for entry in entries.values():
+        seconds = soundfile.info(entry.path / voice_folder.REFERENCE).duration
+        table.add_row(entry.id, entry.mode, f"{seconds:.1f}", entry.metadata.name, entry.metadata.language, entry.metadata.licence)
+    console.print(table)
+
+
+@app.command()
+def info(model: ModelOption = None, dtype: Annotated[str, Option(help="For the sizes: float32 or bfloat16.")] = "float32") -> None:
+    """Versions and devices; with --model, what the checkpoint is and how large (from its configs: no weights are read)."""
+    table = Table(show_header=False)
+    table.add_row("qwen3-jax", f"{qwen3_jax.__version__}, jax {jax.__version__}, Python {sys.version.split()[0]}")
+    table.add_row("devices", ", ".join(f"{device.platform}:{device.id} {device.device_kind}" for device in jax.devices()))
+    if model is not None:
+        for row in describe(model, dtype):
+            table.add_row(*row)
+    console.print(table)
+
+
+def describe(checkpoint: str, dtype: str) -> Iterator[tuple[str, str]]:
+    """Rows about a checkpoint."""
+    config, codec, generation = model.read_configs(hub.local_folder(checkpoint))
+    yield "type", f"{config.tts_model_type}, {config.tts_model_size}, {codec.output_sample_rate} Hz"
+    yield "languages", ", ".join(config.talker_config.languages)
+    if config.talker_config.spk_id:
+        yield "speakers", ", ".join(sorted(config.talker_config.spk_id))
+    yield "longest speech", f"{generation.max_new_tokens * 0.08:.0f} s"
+    if dtype not in ("float32", "bfloat16"):
+        raise ValueError(f"--dtype {dtype}: use float32 or bfloat16")
+    leaves = flatten(model.abstract(config, codec, jax.numpy.dtype(dtype))[1])
+    for place in PARTS.values():
+        part: list[Any] = [leaf for path, leaf in leaves.items() if path.startswith(place)]
+        if part:
+            parameters, size = sum(leaf.size for leaf in part), sum(leaf.size * leaf.dtype.itemsize for leaf in part)
+            yield place.rstrip("."), f"{parameters:,} parameters, {size / 1e6:,.1f} MB"
+
+
+@app.command(add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def convert(context: typer.Context) -> None:
+    """Convert a published checkpoint: SRC DST (the same as python -m convert)."""
+    from convert.__main__ import app as program
+
+    program(context.args, prog_name="python -m qwen3_jax convert")
+
+
+@app.command(add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def evaluate(context: typer.Context) -> None:
+    """Judge a checkpoint's speech, its codec, or a folder of wavs, by independent judges (extra `eval`)."""
+    from qwen3_jax.evaluate.command import app as program
+
+    program(context.args, prog_name="python -m qwen3_jax evaluate", obj=find_voice)
+
+
+@app.command()
+def serve(
+    model: ModelOption = None,
+    host: Annotated[str | None, Option(help="Default: TTS_HOST, or 127.0.0.1.")] = None,
+    port: Annotated[int | None, Option(help="Default: TTS_PORT, or 8000.")] = None,
+    device: DeviceOption = None,
+    voices_dir: Annotated[Path | None, Option(help="Default: TTS_VOICES_DIR, or voices.")] = None,
+) -> None:
+    """Serve /api/v1/speak; all other settings are TTS_* variables."""
+    from server.run import main as run
+
+    run(model_id=model, host=host, port=port, device=device, voices_dir=voices_dir)
+
+
+def main() -> None:
+    """Run the command line."""
+    try:
+        app(prog_name="python -m qwen3_jax")
+    except (ValueError, OSError) as error:
+        errors.print(f"error: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
+        sys.exit(2)
