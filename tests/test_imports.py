@@ -7,6 +7,7 @@ ROOT = Path(__file__).parent.parent
 
 # Lowest first. Modules of one row do not import each other.
 LAYERS = [
+    {"qwen3_jax.allocation"},
     {"qwen3_jax.shapes", "qwen3_jax.config", "qwen3_jax.mapping", "qwen3_jax.atomic", "qwen3_jax.compilation", "qwen3_jax.hub"},
     {"qwen3_jax.audio", "qwen3_jax.text", "qwen3_jax.voice", "qwen3_jax.sampling", "qwen3_jax.published"},
     {"qwen3_jax.cache", "qwen3_jax.voice_folder", "qwen3_jax.checkpoint", "qwen3_jax.codec.snake"},
@@ -42,8 +43,10 @@ LAYERS = [
     {"convert.__main__", "server.websocket"},
     {"server.transport"},
     {"server.app"},
+    {"server.run"},
     {"server.__main__"},
     # The program: it starts everything, convert and serve included (imported inside their commands), and nothing imports it.
+    {"qwen3_jax.cli"},
     {"qwen3_jax.__main__"},
 ]
 RANK = {module: rank for rank, row in enumerate(LAYERS) for module in row}

@@ -16,7 +16,7 @@ from qwen3_jax.mapping import flatten, unflatten
 from qwen3_jax.testing import tiny_codec_config
 from qwen3_jax.train import export, latents, listener, loop, losses, small, vocoder
 from qwen3_jax.train.data import Stream, crops
-from qwen3_jax.train.discriminators import Discriminators
+from qwen3_jax.train.discriminators import PERIODS, Discriminators
 from qwen3_jax.train.latents import FRAME
 
 CROP, ROWS, ENTRIES = 2, 2, 24
@@ -162,12 +162,14 @@ def test_everything_that_is_to_train_has_a_gradient(stream: Stream, fitted: late
     critic = nnx.split(nnx.eval_shape(Discriminators))[0]
     shapes = vocoder.critic_definition()[1]
 
-    def judged(params: Any) -> jax.Array:
-        scores, _ = nnx.merge(critic, unflatten(params, shapes))(first.wave)
+    def judged(params: Any, pair: int) -> jax.Array:
+        scores, _ = nnx.merge(critic, unflatten(params, shapes))(first.wave, pair)
         return sum((jnp.mean(jnp.square(1 - score)) for score in scores), jnp.zeros(()))
 
-    gradients = jax.jit(jax.grad(judged))(state["critic"])
-    assert [path for path, value in gradients.items() if not float(jnp.abs(value).max()) > 0] == []
+    for pair in range(len(PERIODS)):  # a pair trains its own two discriminators and no other
+        gradients = jax.jit(jax.grad(judged), static_argnums=1)(state["critic"], pair)
+        touched = {path for path, value in gradients.items() if float(jnp.abs(value).max()) > 0}
+        assert touched == {path for path in gradients if path.startswith((f"periods.{pair}.", f"spectra.{pair}."))}
 
 
 def runner(stream: Stream, adversarial_from: int) -> Any:
