@@ -77,6 +77,10 @@ class Tokenizer:
         """How to speak, in words."""
         return np.array(self._turn("user", self._checked(instruct)), np.int32)
 
+    def pieces(self, ids: NpInt["T"]) -> list[str]:
+        """What each id stands for, as the byte-level vocabulary writes it (a space is \u0120)."""
+        return [self._inner.id_to_token(int(number)) for number in ids]
+
     def _turn(self, role: str, text: str) -> list[int]:
         return self._encode(f"<|im_start|>{role}\n{text}<|im_end|>\n")
 

@@ -73,7 +73,7 @@ GENERATE = jax.jit(vocoder.generate, static_argnums=(0, 4))
 
 
 def batch(stream: Stream, step: int) -> Any:
-    return crops([stream], ROWS, vocoder.HEARD[0] + 3, CROP, 5, step)
+    return crops([stream], ROWS, vocoder.heard(CFG.decoder_config)[0] + 3, CROP, 5, step)
 
 
 # losses

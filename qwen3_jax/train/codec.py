@@ -32,7 +32,7 @@ from qwen3_jax.config import CodecConfig
 from qwen3_jax.mapping import flatten, unflatten
 from qwen3_jax.session import decode
 from qwen3_jax.shapes import NpF32, NpInt
-from qwen3_jax.train import data, export, latents, listener, loop, losses, small, vocoder
+from qwen3_jax.train import data, export, latents, listener, loop, losses, prior, small, vocoder
 from qwen3_jax.train.discriminators import PERIODS
 from qwen3_jax.train.latents import FRAME, Latents
 
@@ -76,7 +76,7 @@ def decoder_start(fitted: Latents, seed: int) -> dict[str, Any]:
     _, shapes = vocoder.decoder_definition(configured(fitted).decoder_config)
     _, critic = vocoder.critic_definition()
     generator = vocoder.fill_books(small.random_start(flatten(shapes), seed), fitted.acoustic, fitted.content, fitted.spread)
-    return vocoder.begin(generator, small.random_start(flatten(critic), seed))
+    return vocoder.begin(prior.show_spectrum(generator, fitted), small.random_start(flatten(critic), seed))
 
 
 def encoder_start(fitted: Latents, seed: int) -> dict[str, Any]:
@@ -103,7 +103,7 @@ def decoder(
     judged = crop // 2 * FRAME
 
     def step(state: loop.State, number: int) -> tuple[loop.State, loop.Figures]:
-        batch = data.crops(streams, rows, max(context, vocoder.HEARD[0]), crop, seed, number)
+        batch = data.crops(streams, rows, max(context, vocoder.heard(cfg)[0]), crop, seed, number)
         if number < adversarial_from:
             return vocoder.spectral_step(state, batch.codes, batch.wave, rate, cfg=cfg, crop=crop)
         start = np.random.default_rng([seed, number, 1]).integers(0, batch.wave.shape[1] - judged + 1, rows)

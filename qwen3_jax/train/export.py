@@ -40,16 +40,26 @@ def write_codec(folder: Path, config: dict[str, Any], params: Mapping[str, Any],
     shapes = codec_shapes(parse(CodecConfig, config))
     if wrong := sorted(set(shapes) ^ set(params)):
         raise ValueError(f"codec parameters {wrong[:5]} are on one side only; pass exactly those of the config")
-    tensors: dict[str, np.ndarray] = {}
-    for path, leaf in shapes.items():
-        value = np.asarray(params[path], np.float32)
-        if not np.abs(value).max() <= np.finfo(dtype).max:  # NaN is no less either
-            raise ValueError(f"codec.{path} has values that {np.dtype(dtype)} cannot hold (largest {np.abs(value).max():g})")
-        for target in targets(f"codec.{path}", tuple(leaf.shape)):
-            tensors[source_of(target)] = np.ascontiguousarray(value if target.slot is None else value[target.slot], dtype)
+    tensors = published_tensors({f"codec.{path}": params[path] for path in shapes}, dtype)
     with new_folder(folder) as temporary:
         save_file(tensors, temporary / FILE, {"format": "pt"})
         (temporary / CONFIG).write_text(json.dumps(config, indent=1), "utf-8")
+
+
+def published_tensors(params: Mapping[str, Any], dtype: Any) -> dict[str, np.ndarray]:
+    """Parameters by dotted path -> tensors by published name, in ``dtype``.
+
+    Raises:
+        ValueError: a value that ``dtype`` cannot hold.
+    """
+    tensors: dict[str, np.ndarray] = {}
+    for path, param in params.items():
+        value = np.asarray(param, np.float32)
+        if not np.abs(value).max() <= np.finfo(dtype).max:  # NaN is no less either
+            raise ValueError(f"{path} has values that {np.dtype(dtype)} cannot hold (largest {np.abs(value).max():g})")
+        for target in targets(path, value.shape):
+            tensors[source_of(target)] = np.ascontiguousarray(value if target.slot is None else value[target.slot], dtype)
+    return tensors
 
 
 def read_codec(folder: Path) -> tuple[CodecConfig, dict[str, np.ndarray]]:

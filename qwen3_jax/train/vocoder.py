@@ -20,9 +20,7 @@ from qwen3_jax.train import losses
 from qwen3_jax.train.discriminators import Discriminators
 from qwen3_jax.train.latents import FRAME
 
-# Frames of past that the parts from here on can hear: from the first stretching on, from the first wide convolution on, and from the
-# second upsampling block on. Dilated convolutions of 6 * (1 + 3 + 9) steps at 400 Hz are most of it.
-HEARD = (11, 6, 1)
+_CONV, _UNITS = 6, 6 * (1 + 3 + 9)  # past inputs that a convolution of 7, and a block's three dilated ones, hear
 FROZEN = ("quantizer.rvq_first.vq.", "quantizer.rvq_rest.vq.")
 Flat = dict[str, Any]
 
@@ -46,31 +44,45 @@ def trains(path: str) -> bool:
     return not path.startswith(FROZEN)
 
 
-def decode_crop(decoder: Decoder, codes: Int["B M K"], crop: int) -> F32["B crop*1920"]:
-    """The last ``crop`` frames of what the decoder makes of ``codes``, M >= crop + 11. See HEARD."""
-    wide, mid, near = (crop + heard for heard in HEARD)
+@functools.cache
+def heard(cfg: CodecDecoderConfig) -> tuple[int, ...]:
+    """Past inputs, in steps of its own rate, that each part and all after it can hear: every stretching with its ConvNeXt, the first
+    wide convolution, every upsampling block. The first number is in frames."""
+    steps, found = _CONV, []
+    for rate in reversed(cfg.upsample_rates):
+        steps = -(-(steps + _UNITS) // rate) + 1
+        found.append(steps)
+    steps += _CONV
+    found.append(steps)
+    for rate in reversed(cfg.upsampling_ratios):
+        steps = -(-(steps + _CONV) // rate)
+        found.append(steps)
+    return tuple(reversed(found))
+
+
+def decode_crop(decoder: Decoder, codes: Int["B M K"], crop: int, past: tuple[int, ...]) -> F32["B crop*1920"]:
+    """The last ``crop`` frames of what the decoder makes of ``codes``, M >= crop + past[0]; ``past``: `heard`."""
     start = decoder.initial(len(codes))
     x, _ = decoder.pre_conv(jnp.moveaxis(decoder.quantizer(codes), -1, 0), start.pre_conv)
     x, _ = decoder.pre_transformer(x, start.window, start.position, None)
-    x, rate = x[:, :, -wide:], 1
+    steps = crop  # of the current rate, to which the past is added
+    needed = iter(past)
     for (stretch, mix), tail in zip(decoder.upsample, start.convnext, strict=True):
-        x, _ = mix(stretch(x), tail, None)
-        rate *= stretch.rate
+        x, _ = mix(stretch(x[:, :, -steps - next(needed) :]), tail, None)
+        steps *= stretch.rate
     first, *blocks, snake, last = decoder.decoder
-    x, _ = first(x[:, :, -mid * rate :], start.first_conv)
-    for number, (block, state) in enumerate(zip(blocks, start.blocks, strict=True)):
-        x, _ = block(x, state, None)
-        rate *= block.rate
-        if number == 0:
-            x = x[:, :, -near * rate :]
-    x, _ = last(snake(x), start.last_conv)
+    x, _ = first(x[:, :, -steps - next(needed) :], start.first_conv)
+    for block, state in zip(blocks, start.blocks, strict=True):
+        x, _ = block(x[:, :, -steps - next(needed) :], state, None)
+        steps *= block.rate
+    x, _ = last(snake(x[:, :, -steps - _CONV :]), start.last_conv)
     return x[0, :, -crop * FRAME :]  # not clipped: a clipped sample has no gradient
 
 
 def generate(cfg: CodecDecoderConfig, trained: Flat, frozen: Flat, codes: Int["B M K"], crop: int) -> F32["B crop*1920"]:
     """`decode_crop` from flat parameters."""
     graph, shapes = decoder_definition(cfg)
-    return decode_crop(nnx.merge(graph, unflatten({**trained, **frozen}, shapes)), codes, crop)
+    return decode_crop(nnx.merge(graph, unflatten({**trained, **frozen}, shapes)), codes, crop, heard(cfg))
 
 
 def rate_at(step: jax.Array, peak: float, warm: int = 100, flat: int = 1500) -> jax.Array:

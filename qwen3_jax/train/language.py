@@ -1,0 +1,162 @@
+"""Train talker, predictor and speaker encoder of the small checkpoint together, and write it in the published layout.
+
+    python -m qwen3_jax.train.language train CORPUS RUN        RUN has the codec's latents (train.codec fit); makes RUN/tokenizer.json
+    python -m qwen3_jax.train.language export RUN CODEC OUT    a whole checkpoint: these weights, and the codec of `train.codec export`
+    python -m qwen3_jax.train.language begin OUT RUN           a run that goes on from such a checkpoint (moments start anew)
+
+The same command again goes on from the last checkpoint. It needs no trained codec: frames come from the latents.
+"""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Annotated, Any
+
+import jax
+import jax.numpy as jnp
+import msgspec
+import numpy as np
+import tokenizers
+import typer
+from safetensors.numpy import save_file
+
+from qwen3_jax.allocation import KEEPING, restart_with_large_pages
+from qwen3_jax.atomic import new_folder
+from qwen3_jax.audio import load_audio
+from qwen3_jax.compilation import use_persistent_cache
+from qwen3_jax.config import GenerationConfig, ModelConfig, parse
+from qwen3_jax.mapping import flatten, unflatten
+from qwen3_jax.model import abstract, read_configs
+from qwen3_jax.prompt import AUTO
+from qwen3_jax.published import CODEC_FOLDER, load_published
+from qwen3_jax.text import Tokenizer
+from qwen3_jax.train import export, loop, narrator, small, tokenizer, utterances
+from qwen3_jax.train.codec import LATENTS, codes_of
+from qwen3_jax.train.latents import FRAME, Latents
+from qwen3_jax.train.narrator import Batch, Weights
+from qwen3_jax.train.sentences import training
+
+TOKENIZER, STEPS, PLACE = "tokenizer.json", "steps.json", "language"
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+Option = typer.Option
+Argument = typer.Argument
+Run = Annotated[Path, Argument(help="The run's folder.")]
+
+
+def configured(run: Path) -> tuple[dict[str, Any], ModelConfig, Latents, Tokenizer]:
+    """``config.json`` as written and as parsed, the latents and the tokenizer of a run.
+
+    Raises:
+        FileNotFoundError: one is not there.
+    """
+    fitted = Latents.load(run / LATENTS)
+    inner = tokenizers.Tokenizer.from_file(str(run / TOKENIZER))
+    config = small.language_config(len(fitted.content), inner.get_vocab_size(), tokenizer.token_ids(inner))
+    parsed = parse(ModelConfig, config)
+    return config, parsed, fitted, Tokenizer.from_folder(run, parsed)
+
+
+def start(config: ModelConfig, seed: int) -> dict[str, Any]:
+    """The training state before the first step."""
+    _, shapes = narrator.define(config)
+    return narrator.begin(unflatten(small.language_start(flatten(shapes), seed), shapes))
+
+
+def held_out_batches(corpus: Path, config: ModelConfig, fitted: Latents, reader: Tokenizer, rows: int) -> list[Batch]:
+    """One batch of each voice that has read the held-out sentences: those that fit the shorter length."""
+    found = []
+    for folder in sorted(path for path in (corpus / "held_out").glob("*") if path.is_dir()):
+        texts = (folder / "sentences.txt").read_text("utf-8").splitlines()
+        taught, mels = [], []
+        for number, text in enumerate(texts):
+            wave = load_audio(folder / f"{number:04}.wav")
+            codes = codes_of(fitted, np.pad(wave, (0, -len(wave) % FRAME)), folder.name)
+            utterance = utterances.Utterance(0, reader.assistant(text), codes, None)
+            if utterances.size_of(utterance) > utterances.LENGTHS[0]:
+                continue
+            taught.append(utterances.rows_of(config, utterance, utterances.Form(len(taught) % 2 == 0, AUTO)))
+            mels.append(utterances.reference_mel(np.rint(wave * 32767).astype(np.int16), np.random.default_rng(number)))
+            if len(taught) == rows // utterances.LENGTHS[0]:
+                break
+        noise = np.random.default_rng(0)
+        found.append(narrator.assemble(taught, mels, utterances.LENGTHS[0], utterances.REFERENCE // 256, 512, noise))
+    return found
+
+
+@app.command()
+def train(
+    corpus: Annotated[Path, Argument(help="Of qwen3_jax.train.corpus.")], run: Run,
+    hours: Annotated[float, Option(help="Of each voice, at most.")] = 3.0,
+    pause_file: Annotated[Path | None, Option(help="Compute nothing while this file exists.")] = None,
+    steps: Annotated[int, Option(help="In all.")] = 1_000_000, minutes: Annotated[float, Option(help="This time.")] = float("inf"),
+    rows: Annotated[int, Option(help="Positions of a batch.")] = 1536,
+    picks: Annotated[int, Option(help="Frames the predictor sees.")] = 256,
+    rate: Annotated[float, Option(help="Highest learning rate.")] = 1.5e-3,
+    guidance: Annotated[float, Option(help="Weight of the guided heads.")] = 0.3, seed: int = 0,
+) -> None:  # fmt: skip
+    """Train, for as long as there is time."""
+    if not (run / TOKENIZER).is_file():
+        tokenizer.train((sentence.text for sentence in training(corpus / "text")), tokenizer.PIECES).save(str(run / TOKENIZER))
+    _, config, fitted, reader = configured(run)
+    graphs, _ = narrator.define(config)
+    eos = config.talker_config.codec_eos_token_id
+    batch = utterances.batches(config, utterances.load(corpus, hours, fitted, reader), rows=rows, picks=picks, seed=seed)
+    judged = held_out_batches(corpus, config, fitted, reader, rows)
+    weights = Weights(guidance=guidance)
+
+    def step(state: loop.State, number: int) -> tuple[loop.State, loop.Figures]:
+        return narrator.train_step(state, batch(number), rate, graphs=graphs, eos=eos, weights=weights)
+
+    def evaluate(state: loop.State, _: Path) -> loop.Figures:
+        found = [narrator.judge(state["average"], each, graphs=graphs, eos=eos) for each in judged]
+        names = ("book_0", "books_1_15", "right_0", "right_1_15", "end_recall", "end_early")
+        return {f"held_out_{name}": np.mean([float(each[name]) for each in found]) for name in names} if found else {}
+
+    state = loop.resume(run / PLACE, start(config, seed))
+    loop.train(run / PLACE, state, step, loop.Plan(steps=steps, minutes=minutes, pause=pause_file, evaluate_every=500), evaluate)
+
+
+@app.command("export")
+def export_command(
+    run: Run, codec: Annotated[Path, Argument(help="Of `train.codec export`.")],
+    out: Annotated[Path, Argument(help="A folder to be made.")],
+    temperature: Annotated[float, Option(help="Default of book 0.")] = 0.9,
+    subtalker_temperature: Annotated[float, Option(help="Default of books 1..15.")] = 0.9,
+) -> None:  # fmt: skip
+    """Write a checkpoint in the published layout, float16, with the running averages of the weights."""
+    config, parsed, _, _ = configured(run)
+    state = loop.resume(run / PLACE, start(parsed, 0))
+    defaults = GenerationConfig(temperature=temperature, subtalker_temperature=subtalker_temperature)
+    with new_folder(out) as temporary:
+        save_file(export.published_tensors(flatten(state["average"]), np.float16), temporary / export.FILE, {"format": "pt"})
+        (temporary / export.CONFIG).write_text(json.dumps(config, indent=1), "utf-8")
+        (temporary / "generation_config.json").write_bytes(msgspec.json.format(msgspec.json.encode(defaults), indent=1))
+        shutil.copyfile(run / TOKENIZER, temporary / TOKENIZER)
+        shutil.copytree(codec / CODEC_FOLDER, temporary / CODEC_FOLDER)
+        steps = json.loads((codec / STEPS).read_text("utf-8")) | {PLACE: int(state["step"])}
+        (temporary / STEPS).write_text(json.dumps(steps), "utf-8")
+    total = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
+    loop.console.print(f"{out}: {total / 1e6:.1f} MB; steps {steps}")
+
+
+@app.command("begin")
+def begin_command(source: Annotated[Path, Argument(help="A checkpoint, of `export`.")], run: Run) -> None:
+    """Put the language model of a checkpoint into a run (which has the codec's latents): its weights and step."""
+    if loop.saved(run / PLACE):
+        raise ValueError(f"{run / PLACE} has checkpoints already; take another folder")
+    run.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source / TOKENIZER, run / TOKENIZER)
+    config, codec, _ = read_configs(source)
+    params = load_published(source, abstract(config, codec)[1])
+    state = narrator.begin({name: params[name] for name in ("talker", "speaker_encoder")})
+    state["step"] = jnp.asarray(json.loads((source / STEPS).read_text("utf-8"))[PLACE], jnp.int32)
+    loop.save(run / PLACE, jax.block_until_ready(state))
+
+
+if __name__ == "__main__":
+    restart_with_large_pages(KEEPING)
+    use_persistent_cache()
+    try:
+        app(prog_name="python -m qwen3_jax.train.language")
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"error: {error}") from error

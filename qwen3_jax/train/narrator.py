@@ -1,0 +1,280 @@
+"""Talker, predictor and speaker encoder as they are trained: a batch of utterances -> losses, and the step that improves them.
+
+The forward is the one that speaks. An utterance is its prompt's rows (prompt.build) and one more row a frame, which is what
+generate.frame feeds the talker after that frame: its sixteen codes and the next text token. `generate.embed` and the modules do the rest.
+
+    row            ... | P-1           P            P+1          ...  P-1+N
+    reads          ... | end of prompt frame 0      frame 1      ...  frame N-1
+    label, book 0  -   | frame 0       frame 1      frame 2      ...  end of speech
+    predictor      -   | frame 0       frame 1      frame 2      ...  -            from that row's hidden state and book 0
+    spoken         -   | rows of the text tokens that are said in that frame (the teachers state when they say what)
+
+Nothing is shifted after that: a row's label stands at the row. The teachers' durations guide attention: one head in each of two layers
+is rewarded for looking at the rows of the tokens that are being said, which spares the model finding the alignment by itself (after the
+guided attention of arXiv 1710.08969, with the true places in place of a diagonal).
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+from qwen3_jax.cache import causal_mask, empty
+from qwen3_jax.config import ModelConfig
+from qwen3_jax.generate import PromptRows, embed
+from qwen3_jax.layers import DecoderLayer, rope_angles, rotate
+from qwen3_jax.predictor import Predictor
+from qwen3_jax.prompt import Prompt
+from qwen3_jax.shapes import F32, Bool, Float, Int, NpF32, NpInt
+from qwen3_jax.speaker import SpeakerEncoder
+from qwen3_jax.talker import Talker
+from qwen3_jax.train.vocoder import rate_at
+
+Rope = tuple[Float["B T D"], Float["B T D"]]
+Params = dict[str, Any]  # {"talker": ..., "speaker_encoder": ...}, nested as in `model.Model`
+
+
+class Definitions(NamedTuple):
+    """What is trained, without its numbers; hashable."""
+
+    talker: Any
+    speaker: Any
+
+
+class Batch(NamedTuple):
+    """Utterances side by side; N frames of them are for the predictor."""
+
+    rows: PromptRows  # [B T], prompts and frames; their x_vector and trailing are not read
+    mel: F32["B F 128"]  # a reference of each row's voice
+    mel_length: Int["B"]
+    labels: Int["B T K"]  # of each row, -1 where there is none; the end of speech has book 0 only
+    spoken: Int["B T 2"]  # of each row with a label: the first row that is to be looked at, and the first one after; equal: none
+    picks: Int["N"]  # places of `labels`, counted through rows, that hold a whole frame
+
+
+class Taught(NamedTuple):
+    """One utterance, ready to be stacked."""
+
+    rows: Prompt  # of the prompt and of all frames
+    labels: NpInt["T K"]
+    spoken: NpInt["T 2"]
+    start: int  # the row before which the frames to be learnt begin: it has the first label
+
+
+class Weights(NamedTuple):
+    """Of the loss: ``predictor`` times the mean over books 1..15, and ``guidance`` times that of the guided heads, are added to book 0's;
+    ``smoothing`` goes to all entries alike."""
+
+    predictor: float = 1.0
+    guidance: float = 0.0
+    smoothing: float = 0.0
+
+
+def define(config: ModelConfig) -> tuple[Definitions, Params]:
+    """Definitions, and the tree of shapes."""
+    talker, talker_state = nnx.split(nnx.eval_shape(lambda: Talker(config.talker_config)))
+    speaker, speaker_state = nnx.split(nnx.eval_shape(lambda: SpeakerEncoder(config.speaker_encoder_config)))
+    shapes = {"talker": nnx.to_pure_dict(talker_state), "speaker_encoder": nnx.to_pure_dict(speaker_state)}
+    return Definitions(talker, speaker), shapes
+
+
+def teach(prompt: Prompt, frames: NpInt["N K"], config: ModelConfig, spoken: NpInt["N+1 2"] | None = None) -> Taught:
+    """Prompt and frames -> the rows that the talker reads while it makes them, and the labels of these rows.
+
+    Args:
+        prompt: from `prompt.build`.
+        frames: what it is to say.
+        config: the checkpoint's.
+        spoken: of each frame and of the end of speech, the rows to look at; rows that are not there yet are cut off.
+    """
+    count, start = len(frames), len(prompt.text)
+    text = np.full(count, config.tts_pad_token_id, np.int32)
+    text[: len(prompt.trailing)] = prompt.trailing[:count]
+    labels = np.full((start + count, frames.shape[1]), -1, np.int32)
+    labels[start - 1 : -1] = frames
+    labels[-1, 0] = config.talker_config.codec_eos_token_id
+    looks = np.zeros((start + count, 2), np.int32)
+    if spoken is not None:
+        looks[start - 1 :] = np.minimum(spoken, np.arange(start, start + count + 1)[:, None])
+    rows = Prompt(
+        np.concatenate([prompt.text, text]),
+        np.concatenate([prompt.codes, frames.astype(np.int32)]),
+        np.concatenate([prompt.speaker, np.zeros(count, bool)]),
+        prompt.x_vector,
+        prompt.trailing[:0],
+    )
+    return Taught(rows, labels, looks, start - 1)
+
+
+def assemble(
+    taught: list[Taught], mels: list[NpF32["F 128"]], length: int, mel_length: int, picks: int, noise: np.random.Generator
+) -> Batch:
+    """Pad to ``length`` rows and ``mel_length`` frames of mel; draw the predictor's frames.
+
+    Raises:
+        ValueError: an utterance or a mel that is longer.
+    """
+    if (longest := max(len(one.labels) for one in taught)) > length or max(map(len, mels)) > mel_length:
+        raise ValueError(f"{longest} rows, {max(map(len, mels))} frames of mel: {length} and {mel_length} fit")
+
+    def padded(array: np.ndarray, fill: float, to: int) -> np.ndarray:
+        return np.concatenate([array, np.full((to - len(array), *array.shape[1:]), fill, array.dtype)])
+
+    rows = [one.rows for one in taught]
+    width = 0 if rows[0].x_vector is None else len(rows[0].x_vector)
+    labels = np.stack([padded(one.labels, -1, length) for one in taught])
+    places = np.flatnonzero(labels[:, :, -1].reshape(-1) >= 0)
+    return Batch(
+        PromptRows(
+            np.stack([padded(each.text, -1, length) for each in rows]),
+            np.stack([padded(each.codes, -1, length) for each in rows]),
+            np.stack([padded(each.speaker, False, length) for each in rows]),
+            np.zeros((len(rows), width), np.float32),
+            np.array([len(each.text) for each in rows], np.int32),
+            np.zeros((len(rows), 0), np.int32),
+            np.zeros(len(rows), np.int32),
+        ),
+        np.stack([padded(mel, 0.0, mel_length) for mel in mels]),
+        np.array([len(mel) for mel in mels], np.int32),
+        labels,
+        np.stack([padded(one.spoken, 0, length) for one in taught]),
+        np.sort(noise.choice(places, picks, replace=len(places) < picks)).astype(np.int32),
+    )
+
+
+def looked_at(layer: DecoderLayer, x: Float["B T H"], rope: Rope, mask: Bool["B T S"], spoken: Int["B T 2"]) -> F32["B T"]:
+    """Logarithm of what the layer's first head gives to the rows of ``spoken``, from the layer's own input; -inf where there are none."""
+    rows, length, _ = x.shape
+    own, y = layer.self_attn, layer.input_layernorm(x)
+    query = own.q_norm(own.q_proj(y).reshape(rows, length, own.heads, own.head_dim))[:, :, :1]
+    key = own.k_norm(own.k_proj(y).reshape(rows, length, own.kv_heads, own.head_dim))[:, :, :1]
+    scores = jnp.einsum("btad,bsad->bts", rotate(query, *rope), rotate(key, *rope)).astype(jnp.float32) * own.head_dim**-0.5
+    lowest = jnp.finfo(jnp.float32).min
+    logs = jax.nn.log_softmax(jnp.where(mask, scores, lowest))
+    columns = jnp.arange(length)
+    right = (columns >= spoken[..., :1]) & (columns < spoken[..., 1:])
+    return jax.nn.logsumexp(jnp.where(right, logs, lowest), axis=-1)
+
+
+def talker_states(talker: Talker, rows: PromptRows, spoken: Int["B T 2"]) -> tuple[Float["B T H"], F32["B T"]]:
+    """Normed hidden states of all rows, and how well the guided heads look. What is right of a row is not seen, so padding is free."""
+    x = embed(talker, rows)
+    layers, kv_heads, head_dim = talker.kv_shape
+    batch, length = rows.text.shape
+    start = jnp.zeros(batch, jnp.int32)
+    rope = rope_angles(jnp.broadcast_to(jnp.arange(length), (batch, length)), head_dim, talker.model.theta, x.dtype)
+    mask = causal_mask(start, length, length)
+    caches = empty(layers, batch, kv_heads, length, head_dim, x.dtype)
+    looks = []
+    for number, (layer, cache) in enumerate(zip(talker.model.layers, caches, strict=True)):
+        if number in guided(layers):
+            looks.append(looked_at(layer, x, rope, mask, spoken))
+        x, _ = layer(x, rope, cache, start, mask)
+    return talker.model.norm(x), sum(looks[1:], looks[0]) / len(looks)
+
+
+def guided(layers: int) -> tuple[int, ...]:
+    """The layers whose first head is guided: what comes before can put words and sounds together, what comes after can use them."""
+    return tuple(sorted({layers // 3, 2 * layers // 3}))
+
+
+def predictor_logits(predictor: Predictor, hidden: Float["N H"], embedding: Float["N H"], rest: Int["N 15"]) -> F32["N 15 V"]:
+    """Scores of books 1..15, given the books before each."""
+    known = predictor.embed(rest, hidden.dtype)[:, :-1]
+    x = jnp.concatenate([hidden[:, None], embedding[:, None], known], axis=1)
+    layers, kv_heads, head_dim = predictor.kv_shape
+    cache = empty(layers, len(x), kv_heads, x.shape[1], head_dim, x.dtype)
+    states, _ = predictor.hidden(x, cache, jnp.zeros(len(x), jnp.int32))
+    scores = [head(states[:, number + 1]) for number, head in enumerate(predictor.lm_head)]
+    return jnp.stack(scores, axis=1).astype(jnp.float32)
+
+
+def forward(graphs: Definitions, params: Params, batch: Batch) -> tuple[F32["B T V"], F32["N 15 V"], F32["B T"]]:
+    """Scores of book 0 at every row, and of books 1..15 of the picked frames; and `looked_at`, averaged over the guided heads."""
+    talker: Talker = nnx.merge(graphs.talker, params["talker"])
+    x_vector = nnx.merge(graphs.speaker, params["speaker_encoder"])(batch.mel, batch.mel_length)
+    hidden, looks = talker_states(talker, batch.rows._replace(x_vector=x_vector), batch.spoken)
+    picked = batch.labels.reshape(-1, talker.books)[batch.picks]
+    rest = predictor_logits(
+        talker.code_predictor,
+        hidden.reshape(-1, hidden.shape[-1])[batch.picks],
+        talker.model.codec_embedding(picked[:, 0], talker.dtype),
+        picked[:, 1:],
+    )
+    return talker.codec_head(hidden).astype(jnp.float32), rest, looks
+
+
+def cross_entropy(logits: F32["... V"], labels: Int["..."], smoothing: float) -> F32["..."]:
+    """Of each place; labels of -1 give numbers that nobody reads."""
+    logs = jax.nn.log_softmax(logits)
+    right = jnp.take_along_axis(logs, jnp.maximum(labels, 0)[..., None], axis=-1)[..., 0]
+    return -(1 - smoothing) * right - smoothing * jnp.mean(logs, axis=-1)
+
+
+def losses(graphs: Definitions, params: Params, batch: Batch, eos: int, weights: Weights) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """The loss and its parts: means over frames, in nats, and shares of right guesses."""
+    logits, rest, looks = forward(graphs, params, batch)
+    first = batch.labels[..., 0]
+    there, ends = first >= 0, first == eos
+    places = batch.spoken[..., 0] < batch.spoken[..., 1]
+    guess = jnp.argmax(logits, axis=-1)
+    picked = batch.labels.reshape(-1, batch.labels.shape[-1])[batch.picks, 1:]
+
+    def mean(values: jax.Array, of: jax.Array) -> jax.Array:
+        return jnp.sum(jnp.where(of, values, 0)) / jnp.maximum(jnp.sum(of), 1)
+
+    book_0 = mean(cross_entropy(logits, first, weights.smoothing), there)
+    books = jnp.mean(cross_entropy(rest, picked, weights.smoothing))
+    guidance = -mean(jnp.where(places, looks, 0), places)
+    figures = {
+        "book_0": book_0,
+        "books_1_15": books,
+        "guidance": guidance,
+        "right_0": mean(guess == first, there),
+        "right_1_15": jnp.mean(jnp.argmax(rest, axis=-1) == picked),
+        "end_recall": mean(guess == eos, ends),  # ends that are heard as such
+        "end_early": mean(guess == eos, there & ~ends),  # frames taken for an end
+    }
+    return book_0 + weights.predictor * books + weights.guidance * guidance, figures
+
+
+def optimiser() -> optax.GradientTransformation:
+    """AdamW without its learning rate, which the step passes. Gradients are clipped to length 1; only matrices decay."""
+    decay = optax.add_decayed_weights(0.01, mask=lambda params: jax.tree.map(lambda leaf: leaf.ndim > 1, params))
+    return optax.chain(optax.clip_by_global_norm(1.0), optax.scale_by_adam(0.9, 0.98), decay, optax.scale(-1.0))
+
+
+def begin(params: Params) -> dict[str, Any]:
+    """Training state of step 0: parameters, their running average, the optimiser's moments, the step."""
+    trained = jax.tree.map(jnp.array, params)  # its own: a step gives its state's arrays away
+    average = jax.tree.map(jnp.copy, trained)
+    return {"step": jnp.zeros((), jnp.int32), "trained": trained, "average": average, "moments": optimiser().init(trained)}
+
+
+@functools.partial(jax.jit, static_argnames=("graphs", "eos", "weights"), donate_argnames="state")
+def train_step(
+    state: dict[str, Any], batch: Batch, rate: float, *, graphs: Definitions, eos: int, weights: Weights
+) -> tuple[dict[str, Any], dict[str, jax.Array]]:
+    """One step at the highest rate ``rate``; see `vocoder.rate_at`."""
+
+    def loss(trained: Params) -> tuple[jax.Array, dict[str, jax.Array]]:
+        return losses(graphs, trained, batch, eos, weights)
+
+    (_, figures), gradients = jax.value_and_grad(loss, has_aux=True)(state["trained"])
+    change, moments = optimiser().update(gradients, state["moments"], state["trained"])
+    now = rate_at(state["step"], rate)
+    trained = jax.tree.map(lambda param, by: param + now * by, state["trained"], change)
+    keep = jnp.minimum(0.999, (1.0 + state["step"]) / (10.0 + state["step"]))
+    average = jax.tree.map(lambda old, new: keep * old + (1 - keep) * new, state["average"], trained)
+    figures |= {"gradient": optax.tree.norm(gradients)}
+    return {"step": state["step"] + 1, "trained": trained, "average": average, "moments": moments}, figures
+
+
+@functools.partial(jax.jit, static_argnames=("graphs", "eos"))
+def judge(params: Params, batch: Batch, *, graphs: Definitions, eos: int) -> dict[str, jax.Array]:
+    """The figures of a batch, without smoothing."""
+    return losses(graphs, params, batch, eos, Weights())[1]

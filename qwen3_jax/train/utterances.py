@@ -1,0 +1,188 @@
+"""A corpus, its latents and a tokenizer -> utterances (text ids, frames, voice, what is said when), and batches of them for narrator.py.
+
+A batch depends on the seed and the step only. Its rows are of one form: text that comes a token a frame, or all of it beforehand;
+language named or left open; with an utterance of the same voice before it, as in-context cloning has it, or without. The speaker row is
+made from a window of the same voice's speech, anywhere in it.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from qwen3_jax.audio import mel_spectrogram
+from qwen3_jax.config import ModelConfig
+from qwen3_jax.prompt import AUTO, CLOSING, REFERENCE_CLOSING, ROLE, build
+from qwen3_jax.shapes import NpF32, NpInt
+from qwen3_jax.text import Tokenizer
+from qwen3_jax.train.corpus import Line
+from qwen3_jax.train.data import SAMPLE_RATE, chosen_lines, load_streams
+from qwen3_jax.train.latents import FRAME, UNIT, Latents
+from qwen3_jax.train.narrator import Batch, Taught, assemble, teach
+
+LENGTHS = (64, 128)  # rows of prompt and frames; one trace each
+LANGUAGE = "english"
+REFERENCE = 3 * SAMPLE_RATE  # samples at most
+_CONTROL = 11  # rows of a prompt that are neither text nor reference, at most
+_SHORTEST = SAMPLE_RATE  # of a reference, where the voice has as much
+_HOP = 256  # samples between frames of the speaker encoder's mel
+_WHOLE = 9600  # samples to which `data.joined` pads
+
+
+class Utterance(msgspec.Struct, frozen=True):
+    """What is said, as the product's tokenizer has it: ids [T] of the whole turn; and how: codes [N K].
+
+    ``voice`` is an index. ``said`` [N+1 2]: of each frame and of the end, the first token of the text that is said in it and the first
+    one after; the end has the token after the last one, which is tts_eos. None if the teacher's words are not the text's.
+    """
+
+    voice: int
+    ids: NpInt
+    codes: NpInt
+    said: Any  # int32 [N+1 2] or None
+
+
+class Speech(msgspec.Struct):
+    """Utterances, and each voice's waves, int16 [F], for references."""
+
+    utterances: list[Utterance]
+    waves: list[np.ndarray]
+
+
+class Form(msgspec.Struct, frozen=True):
+    """How the rows of a batch are laid out."""
+
+    streaming_text: bool
+    language: str
+    in_context: bool = False
+
+
+def load(corpus: Path, hours: float, latents: Latents, tokenizer: Tokenizer) -> Speech:
+    """The first ``hours`` of each voice, in memory.
+
+    Raises:
+        FileNotFoundError: there is no corpus.
+    """
+    lines = chosen_lines(corpus, hours)
+    utterances, waves = [], []
+    for voice, stream in enumerate(load_streams(corpus, hours, latents)):
+        start = 0
+        for line in lines[stream.voice]:
+            frames = -(-line.samples // FRAME)
+            ids = tokenizer.assistant(line.text)
+            said = said_when(line, tokenizer.pieces(ids[ROLE:-CLOSING]), frames)
+            utterances.append(Utterance(voice, ids, stream.codes[start : start + frames].astype(np.int32), said))
+            start += -(-line.samples // _WHOLE) * _WHOLE // FRAME
+        waves.append(stream.wave)
+    return Speech(utterances, waves)
+
+
+def said_when(line: Line, pieces: list[str], frames: int) -> NpInt["N+1 2"] | None:
+    """`Utterance.said`, by the teacher's durations: words by their phonemes, and the pieces of a word by their letters."""
+    starts, clock, before = [], 0, " "
+    last = 0
+    for symbol, units in zip(line.phonemes.replace("_", " "), line.durations, strict=True):
+        if symbol != " " and before == " ":
+            starts.append(clock)
+        clock += units
+        last = clock if symbol != " " else last
+        before = symbol
+    if len(starts) != len(line.text.split()):
+        return None
+    bounds = np.array([*starts, last], np.float64) * UNIT / FRAME  # of the words, in frames; a pause belongs to the word before it
+    ends, place, word, letters = [], 0.0, -1, 0
+    sizes = [len(word) for word in line.text.split()]
+    for piece in pieces:
+        text = piece.replace("\u0120", " ")
+        if text.startswith(" ") or word < 0:
+            word, letters = word + 1, 0
+        letters += len(text.strip())
+        place = bounds[word] + (bounds[word + 1] - bounds[word]) * min(letters / sizes[word], 1.0)
+        ends.append(place)
+    ends.append(np.inf)  # the end of speech
+    begins = np.array([0.0, *ends[:-1]])
+    at = np.arange(frames + 1)
+    first = np.searchsorted(ends, at, side="right")
+    after = np.maximum(np.searchsorted(begins, at + 1, side="left"), first + 1)
+    first[-1], after[-1] = len(pieces), len(pieces) + 1
+    return np.stack([first, after], axis=1).astype(np.int32)
+
+
+def rows_of(config: ModelConfig, utterance: Utterance, form: Form, reference: Utterance | None = None) -> Taught:
+    """An utterance's rows and labels; the x-vector is filled in on the device."""
+    before = np.zeros(0, np.int32) if reference is None else reference.ids[: len(reference.ids) - CLOSING + REFERENCE_CLOSING]
+    prompt = build(
+        config,
+        utterance.ids,
+        language=form.language,
+        x_vector=np.zeros(config.talker_config.hidden_size, np.float32),
+        reference_ids=None if reference is None else before,
+        reference_codes=None if reference is None else reference.codes,
+        streaming_text=form.streaming_text,
+    )
+    own, earlier = len(utterance.ids) - ROLE - CLOSING, max(len(before) - ROLE - REFERENCE_CLOSING, 0)
+    lane = len(prompt.text) - 1 - (0 if reference is None else len(reference.codes))  # the row of codec_bos
+    first = (lane if form.streaming_text else lane - earlier - own - 1) + earlier  # the row of the text's first token
+    spoken = None if utterance.said is None else utterance.said + first
+    return teach(prompt, utterance.codes, config, spoken)
+
+
+def reference_mel(wave: np.ndarray, noise: np.random.Generator) -> NpF32:
+    """Mel of 1 to 3 s from anywhere in a voice's speech."""
+    most = min(REFERENCE, len(wave))
+    length = int(noise.integers(min(_SHORTEST, most), most + 1))
+    start = int(noise.integers(len(wave) - length + 1))
+    return mel_spectrogram(wave[start : start + length].astype(np.float32) / 32768)
+
+
+def size_of(utterance: Utterance) -> int:
+    """Rows that it takes at most, without a reference."""
+    return _CONTROL + len(utterance.ids) - ROLE - CLOSING + len(utterance.codes)
+
+
+def batches(
+    config: ModelConfig, speech: Speech, *, rows: int, picks: int, seed: int, streaming: float = 0.6, in_context: float = 0.2
+) -> Callable[[int], Batch]:
+    """A step's batch. Voices count as the square root of what they have; too long utterances are left out.
+
+    Args:
+        config: the checkpoint's.
+        speech: to draw from.
+        rows: positions of a batch, so there are rows / 64 short utterances in one, or rows / 128 long ones.
+        picks: frames of a batch that the predictor sees.
+        seed: with the step, it says all.
+        streaming: share of batches whose text comes a token a frame.
+        in_context: share of batches that go on from another utterance; two short ones take the place of a long one.
+
+    Raises:
+        ValueError: no utterance is short enough.
+    """
+    count = np.bincount([utterance.voice for utterance in speech.utterances], minlength=len(speech.waves))
+    weight = np.array([1 / np.sqrt(count[utterance.voice]) for utterance in speech.utterances])
+    sizes = np.array([size_of(utterance) for utterance in speech.utterances])
+    short = np.flatnonzero(sizes <= LENGTHS[0])
+    long = np.flatnonzero((sizes > LENGTHS[0]) & (sizes <= LENGTHS[1]))
+    groups = [(group, length) for group, length in zip((short, long), LENGTHS, strict=True) if len(group)]
+    if not groups:
+        raise ValueError(f"no utterance of the corpus fits into {LENGTHS[-1]} rows: make shorter ones")
+    same_voice = [short[[speech.utterances[number].voice == voice for number in short]] for voice in range(len(speech.waves))]
+
+    def batch(step: int) -> Batch:
+        noise = np.random.default_rng([seed, step])
+        streams, named, follows = noise.random(3) < (streaming, 0.5, in_context)
+        form = Form(bool(streams), LANGUAGE if named else AUTO, bool(follows) and len(short) > 0)
+        share = np.array([weight[group].sum() for group, _ in groups])
+        group, length = groups[noise.choice(len(groups), p=share / share.sum())]
+        if form.in_context:
+            group, length = short, LENGTHS[1]
+        chosen = noise.choice(group, rows // length, p=weight[group] / weight[group].sum())
+        taught = []
+        for utterance in (speech.utterances[number] for number in chosen):
+            reference = speech.utterances[noise.choice(same_voice[utterance.voice])] if form.in_context else None
+            taught.append(rows_of(config, utterance, form, reference))
+        mels = [reference_mel(speech.waves[speech.utterances[number].voice], noise) for number in chosen]
+        return assemble(taught, mels, length, REFERENCE // _HOP, picks, noise)
+
+    return batch

@@ -1,0 +1,234 @@
+"""Training of talker and predictor: the loss stands on the forward that speaks (with the known misalignments as counter-examples), what
+is said when, batches, steps that learn, and a run from a corpus to a checkpoint that loads."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from qwen3_jax import generate
+from qwen3_jax.cache import empty
+from qwen3_jax.mapping import flatten
+from qwen3_jax.model import Model
+from qwen3_jax.prompt import CLOSING, ROLE, build
+from qwen3_jax.sampling import Sampling, rules
+from qwen3_jax.talker import Talker
+from qwen3_jax.testing import byte_tokenizer, tiny_config
+from qwen3_jax.text import Tokenizer
+from qwen3_jax.train import narrator, utterances
+from qwen3_jax.train.corpus import Line
+from qwen3_jax.train.narrator import Weights
+
+FRAMES = 8
+GREEDY = Sampling(do_sample=False, subtalker_dosample=False, repetition_penalty=1.0)
+
+
+@pytest.fixture(scope="module")
+def base(model: Callable[[str], Model]) -> Model:
+    return model("base")
+
+
+def turn(length: int, seed: int = 5) -> np.ndarray:
+    return np.array([257, 256, 10, *np.random.RandomState(seed).randint(0, 256, length), 258, 10, 257, 256, 10], np.int32)
+
+
+def asked(base: Model, *, in_context: bool, streaming_text: bool) -> Any:
+    noise = np.random.RandomState(7)
+    x_vector = noise.standard_normal(base.config.talker_config.hidden_size).astype(np.float32)
+    reference = {"reference_ids": np.array([257, 256, 10, 65, 66, 258, 10]), "reference_codes": noise.randint(0, 2048, (7, 16))}
+    more = reference if in_context else {}
+    return build(base.config, turn(9), language="english", x_vector=x_vector, streaming_text=streaming_text, **more)
+
+
+class Spoken:
+    """What generation made of a prompt: codes [N 16] and hidden states [N H], and the same as the training's forward has them."""
+
+    def __init__(self, base: Model, prompt: Any) -> None:
+        state = generate.prefill(
+            base.graphs.talker, base.params["talker"], generate.stack([prompt], 48), jax.random.key(1)[None], rules([GREEDY]),
+            np.array([FRAMES], np.int32), np.int32(base.config.tts_pad_token_id), columns=128,
+        )  # fmt: skip
+        _, chunk = generate.generate_chunk(base.graphs.talker, base.params["talker"], state, jnp.int32(FRAMES), size=FRAMES)
+        count = int(chunk.counts[0])
+        assert count >= 3
+        self.codes, self.hidden = np.asarray(chunk.codes[:count, 0]), np.asarray(chunk.hidden[:count, 0])
+        self.taught = narrator.teach(prompt, self.codes, base.config)
+        self.batch = narrator.assemble([self.taught], [np.zeros((40, 128), np.float32)], 64, 40, FRAMES, np.random.default_rng(0))
+        talker = nnx.merge(base.graphs.talker, base.params["talker"])
+        rows = self.batch.rows._replace(x_vector=prompt.x_vector[None])
+        self.states = np.asarray(narrator.talker_states(talker, rows, self.batch.spoken)[0][0])
+        self.talker: Talker = talker
+
+    def predictor_steps(self, frame: int) -> np.ndarray:
+        """Logits [15 V] as the generation step computes them, code after code through its cache."""
+        predictor = self.talker.code_predictor
+        layers, kv_heads, head_dim = predictor.kv_shape
+        cache = empty(layers, 1, kv_heads, 16, head_dim, jnp.dtype(jnp.float32))
+        embedding = self.talker.model.codec_embedding(self.codes[None, frame, 0], jnp.float32)
+        states, cache = predictor.hidden(jnp.stack([self.hidden[None, frame], embedding], 1), cache, jnp.zeros(1, jnp.int32))
+        found = [predictor.logits(states[:, 1], jnp.int32(0))]
+        for book in range(1, 15):
+            x = predictor._lookup(jnp.int32(book - 1), jnp.asarray(self.codes[None, frame, book]), jnp.float32)[:, None]
+            states, cache = predictor.hidden(x, cache, jnp.full(1, book + 1))
+            found.append(predictor.logits(states[:, 0], jnp.int32(book)))
+        return np.concatenate(found)
+
+
+@pytest.fixture(scope="module")
+def spoken(base: Model) -> Spoken:
+    return Spoken(base, asked(base, in_context=False, streaming_text=True))
+
+
+# the alignment
+
+
+@pytest.mark.parametrize("in_context", [False, True])
+@pytest.mark.parametrize("streaming_text", [False, True])
+def test_a_label_stands_at_the_row_from_which_its_frame_was_drawn(base: Model, in_context: bool, streaming_text: bool) -> None:
+    made = Spoken(base, asked(base, in_context=in_context, streaming_text=streaming_text))
+    rows = np.flatnonzero(made.taught.labels[:, -1] >= 0)
+    np.testing.assert_array_equal(made.taught.labels[rows], made.codes)
+    np.testing.assert_allclose(made.states[rows], made.hidden, atol=2e-5)
+    logits = np.asarray(made.talker.codec_head(jnp.asarray(made.states[rows])))
+    allowed = np.where(np.arange(3072) < 2048, logits, -np.inf)
+    assert allowed[2:].argmax(axis=1).tolist() == made.codes[2:, 0].tolist()  # the first two frames may not end, see sampling.py
+    end = made.taught.labels[rows[-1] + 1]
+    assert end[0] == base.config.talker_config.codec_eos_token_id and (end[1:] == -1).all()
+
+
+def test_the_predictor_is_taught_what_it_computes_when_it_speaks(spoken: Spoken) -> None:
+    embedding = spoken.talker.model.codec_embedding(spoken.codes[:, 0], jnp.float32)
+    taught = narrator.predictor_logits(
+        spoken.talker.code_predictor, jnp.asarray(spoken.hidden), embedding, jnp.asarray(spoken.codes[:, 1:])
+    )
+    for frame in range(3):
+        np.testing.assert_allclose(taught[frame], spoken.predictor_steps(frame), atol=3e-5)
+    assert np.asarray(taught).argmax(axis=2).tolist() == spoken.codes[:, 1:].tolist()
+
+
+def test_counter_example_labels_shifted_twice(spoken: Spoken) -> None:
+    """A model that shifts by itself, given labels that were shifted: each row is scored against the frame after next."""
+    rows = np.flatnonzero(spoken.taught.labels[:, -1] >= 0)
+    logits = np.asarray(spoken.talker.codec_head(jnp.asarray(spoken.states[rows])))[:, :2048]
+    shifted = spoken.taught.labels[rows[:-1] + 1, 0]
+    assert (logits[2:-1].argmax(axis=1) == shifted[2:]).mean() < 0.5
+
+
+def test_counter_example_hidden_of_the_wrong_position(spoken: Spoken) -> None:
+    """The predictor given the state of the row that reads the frame, not of the one that it was drawn from."""
+    embedding = spoken.talker.model.codec_embedding(spoken.codes[:-1, 0], jnp.float32)
+    late = narrator.predictor_logits(
+        spoken.talker.code_predictor, jnp.asarray(spoken.hidden[1:]), embedding, jnp.asarray(spoken.codes[:-1, 1:])
+    )
+    assert (np.asarray(late).argmax(axis=2) == spoken.codes[:-1, 1:]).mean() < 0.5
+
+
+def test_counter_example_heads_shifted_by_a_book(spoken: Spoken) -> None:
+    """Head i scored against book i + 2."""
+    embedding = spoken.talker.model.codec_embedding(spoken.codes[:, 0], jnp.float32)
+    taught = narrator.predictor_logits(
+        spoken.talker.code_predictor, jnp.asarray(spoken.hidden), embedding, jnp.asarray(spoken.codes[:, 1:])
+    )
+    assert (np.asarray(taught)[:, :-1].argmax(axis=2) == spoken.codes[:, 2:]).mean() < 0.5
+
+
+# what is said when
+
+
+def line(text: str, phonemes: str, durations: list[int]) -> Line:
+    return Line(
+        id="a-0",
+        text=text, voice="a", seed=1, phonemes=phonemes, durations=durations, shard="a/0.npy", start=0, samples=sum(durations) * 600,
+        source="phrases", text_licence="", teacher="", versions={},
+    )  # fmt: skip
+
+
+def test_words_are_said_when_the_teacher_says_them() -> None:
+    """Units of 600 samples, 3.2 a frame: silence to 4.06, "He" and its pause to 8.125, "sat." to 12.19, each letter a quarter of it."""
+    one = line("He sat.", "_hi sæt._", [13, 3, 3, 7, 4, 4, 5, 0, 16])
+    pieces = ["He", "\u0120sa", "t", "."]
+    said = utterances.said_when(one, pieces, 18)
+    words = ["".join(pieces[first:after]) for first, after in said]
+    assert words[0] == "He" and words[5] == "He" and words[-1] == ""
+    assert words[8] == "He\u0120sa" and words[9] == "\u0120sa" and words[11] == "t."
+    assert (said[:, 0] < said[:, 1]).all() and (np.diff(said[:, 0]) >= 0).all()
+    assert utterances.said_when(line("It is 7.", "_ɪt ɪz sˈɛvən nˈW._", [2] * 19), ["a"], 9) is None  # not the same number of words
+
+
+@pytest.mark.parametrize("streaming_text", [False, True])
+@pytest.mark.parametrize("in_context", [False, True])
+def test_the_guided_heads_are_shown_the_rows_of_the_text(base: Model, streaming_text: bool, in_context: bool) -> None:
+    frames = np.random.RandomState(1).randint(0, 2048, (12, 16)).astype(np.int32)
+    said = np.stack([np.arange(13) // 3, np.arange(13) // 3 + 1], axis=1)
+    one, other = (utterances.Utterance(0, turn(4, seed), frames, said) for seed in (1, 2))
+    taught = utterances.rows_of(base.config, one, utterances.Form(streaming_text, "english", in_context), other if in_context else None)
+    body = [*one.ids[ROLE:-CLOSING], base.config.tts_eos_token_id]
+    for frame in range(2, 13):
+        first, after = taught.spoken[taught.start + frame]
+        assert taught.rows.text[first:after].tolist() == [body[frame // 3]]
+        assert after <= taught.start + frame + 1  # nothing that is not there yet
+
+
+# batches and steps
+
+
+def some_speech() -> utterances.Speech:
+    noise = np.random.RandomState(3)
+    made = []
+    for number in range(12):
+        count = 20 if number % 3 else 60
+        said = np.stack([np.arange(count + 1) // 3, np.arange(count + 1) // 3 + 1], axis=1).clip(max=9)
+        made.append(utterances.Utterance(number % 2, turn(8, number), noise.randint(0, 2048, (count, 16)).astype(np.int32), said))
+    return utterances.Speech(made, [noise.randint(-3000, 3000, 90000).astype(np.int16) for _ in range(2)])
+
+
+def test_batches_depend_on_seed_and_step_alone(base: Model) -> None:
+    one, two = (utterances.batches(base.config, some_speech(), rows=256, picks=16, seed=4) for _ in range(2))
+    for step in (0, 5):
+        assert all(jax.tree.leaves(jax.tree.map(np.array_equal, one(step), two(step))))
+    assert {one(step).labels.shape[:2] for step in range(12)} == {(4, 64), (2, 128)}
+    assert not np.array_equal(one(0).picks, one(1).picks)
+    with pytest.raises(ValueError, match="fits into 128 rows"):
+        utterances.batches(base.config, utterances.Speech([], [np.zeros(9, np.int16)]), rows=256, picks=16, seed=4)
+
+
+def test_a_few_steps_learn_and_the_guided_heads_look(base: Model) -> None:
+    batch = utterances.batches(base.config, some_speech(), rows=256, picks=16, seed=4)(1)
+    graphs, shapes = narrator.define(base.config)
+    assert set(flatten(shapes)) == {f"{part}.{path}" for part in shapes for path in flatten(base.params[part])}
+    state = narrator.begin({name: base.params[name] for name in ("talker", "speaker_encoder")})
+    found = []
+    for _ in range(12):
+        state, figures = narrator.train_step(state, batch, 2e-3, graphs=graphs, eos=2150, weights=Weights(guidance=0.5))
+        found.append({name: float(value) for name, value in figures.items()})
+    for name in ("book_0", "books_1_15", "guidance"):
+        assert found[-1][name] < found[0][name] - 0.1, name
+    assert int(state["step"]) == 12
+
+
+def test_padding_and_neighbours_change_no_loss(base: Model) -> None:
+    batch = utterances.batches(base.config, some_speech(), rows=256, picks=16, seed=4)(1)
+    graphs, _ = narrator.define(base.config)
+    params = {name: base.params[name] for name in ("talker", "speaker_encoder")}
+    logits, _, looks = narrator.forward(graphs, params, batch)
+    length = int(batch.rows.length[0])
+    alone = batch._replace(
+        rows=jax.tree.map(lambda leaf: leaf[:1], batch.rows), mel=batch.mel[:1], mel_length=batch.mel_length[:1],
+        labels=batch.labels[:1], spoken=batch.spoken[:1], picks=np.flatnonzero(batch.labels[0, :, -1] >= 0)[:2],
+    )  # fmt: skip
+    one, _, look = narrator.forward(graphs, params, alone)
+    np.testing.assert_allclose(one[0, :length], logits[0, :length], atol=2e-4)
+    there = batch.spoken[0, :, 0] < batch.spoken[0, :, 1]
+    np.testing.assert_allclose(np.asarray(look)[0][there], np.asarray(looks)[0][there], atol=2e-4)
+
+
+def test_the_tokenizer_tells_what_its_pieces_are(tmp_path: Path) -> None:
+    from qwen3_jax.config import ModelConfig, parse
+
+    reader = Tokenizer(byte_tokenizer(), parse(ModelConfig, tiny_config()))
+    assert reader.pieces(reader.assistant("A b")[ROLE:-CLOSING]) == ["A", "\u0120", "b"]
