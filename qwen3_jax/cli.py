@@ -26,14 +26,11 @@ from qwen3_jax.mapping import PARTS, flatten
 console, errors = Console(), Console(stderr=True)
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Qwen3-TTS in JAX: text to speech, streaming, cloning, serving.")
 
-NO_MODEL = (
-    "no model: name a checkpoint with --model (or TTS_MODEL_ID): a folder in the published layout, a folder made by "
-    "`python -m qwen3_jax convert`, or a hub id such as Qwen/Qwen3-TTS-12Hz-0.6B-Base, which is downloaded once"
-)
-
-ModelOption = Annotated[str | None, typer.Option("--model", envvar="TTS_MODEL_ID", help="A checkpoint's folder, or a hub id.")]
+ModelOption = Annotated[str, typer.Option("--model", envvar="TTS_MODEL_ID", help="A checkpoint's folder, a hub id, or embedded.")]
 DeviceOption = Annotated[str | None, typer.Option(envvar="TTS_DEVICE", help="cpu, gpu, tpu, or one of several: cuda:1.")]
-VoicesOption = Annotated[Path, typer.Option(envvar="TTS_VOICES_DIR", help="The folder of voices.")]
+VoicesOption = Annotated[
+    Path, typer.Option(envvar="TTS_VOICES_DIR", default_factory=voice_folder.default_folder, help="The folder of voices.")
+]
 Option = typer.Option
 
 
@@ -42,7 +39,7 @@ def say(
     text: Annotated[str, typer.Argument(help="What to say; - reads it from stdin.")],
     output: Annotated[Path | None, Option("-o", "--output", help="The WAV file to write.")] = None,
     stream: Annotated[bool, Option("--stream", help="Write raw 16-bit little-endian mono PCM to stdout as it is made.")] = False,
-    model: ModelOption = None,
+    model: ModelOption = hub.EMBEDDED,
     voice: Annotated[str | None, Option(help="A voice of the folder, a .safetensors file, or a preset speaker.")] = None,
     reference: Annotated[Path | None, Option(help="A recording to clone, 3 to 30 s.")] = None,
     transcript: Annotated[str | None, Option(help="Exactly what the recording says; without it only the timbre is cloned.")] = None,
@@ -56,7 +53,8 @@ def say(
     max_frames: Annotated[int | None, Option(help="Stop after so many frames of 80 ms.")] = None,
     device: DeviceOption = None,
     dtype: Annotated[str | None, Option(help="float32 or bfloat16.")] = None,
-    voices_dir: VoicesOption = Path("voices"),
+    *,
+    voices_dir: VoicesOption,
 ) -> None:
     """Speak a text into a WAV file, or to stdout as it is made."""
     if stream == (output is not None):
@@ -67,9 +65,8 @@ def say(
         raise ValueError("--transcript says what a --reference says: give that too")
     if voice is not None and reference is not None:
         raise ValueError("give either --voice or --reference")
-    if model is None:
-        raise ValueError(NO_MODEL)
     words = sys.stdin.read() if text == "-" else text
+    errors.print(f"model: {hub.described(model)}", highlight=False, soft_wrap=True)
     with errors.status("loading the model"):
         tts = Qwen3TTS.from_pretrained(model, device=device, dtype=dtype)
     speaker = tts.create_voice(reference, transcript) if reference else find_voice(tts, voice, voices_dir)
@@ -98,7 +95,8 @@ def find_voice(tts: Qwen3TTS, name: str | None, folder: Path) -> Voice | str | N
         return name
     entries = voice_folder.find(folder)
     if name is None:
-        name = os.environ.get("TTS_DEFAULT_VOICE") or next(iter(entries), None)
+        default = voice_folder.DEFAULT_VOICE if voice_folder.DEFAULT_VOICE in entries else next(iter(entries), None)
+        name = os.environ.get("TTS_DEFAULT_VOICE") or default
         if name is None:
             raise FileNotFoundError(f"no voice: give --reference (and --transcript), or --voice; the folder {folder} holds none")
         errors.print(f"voice: {name}", highlight=False)
@@ -132,7 +130,7 @@ def play(pieces: Iterable[np.ndarray]) -> None:
 
 
 @app.command()
-def voices(voices_dir: VoicesOption = Path("voices")) -> None:
+def voices(voices_dir: VoicesOption) -> None:
     """List the folder of voices."""
     entries = voice_folder.find(voices_dir)
     if not entries:
@@ -146,7 +144,10 @@ def voices(voices_dir: VoicesOption = Path("voices")) -> None:
 
 
 @app.command()
-def info(model: ModelOption = None, dtype: Annotated[str, Option(help="For the sizes: float32 or bfloat16.")] = "float32") -> None:
+def info(
+    model: Annotated[str | None, Option("--model", envvar="TTS_MODEL_ID", help="A checkpoint's folder, a hub id, or embedded.")] = None,
+    dtype: Annotated[str, Option(help="For the sizes: float32 or bfloat16.")] = "float32",
+) -> None:
     """Versions and devices; with --model, what the checkpoint is and how large (from its configs: no weights are read)."""
     table = Table(show_header=False)
     table.add_row("qwen3-jax", f"{qwen3_jax.__version__}, jax {jax.__version__}, Python {sys.version.split()[0]}")
@@ -193,7 +194,7 @@ def evaluate(context: typer.Context) -> None:
 
 @app.command()
 def serve(
-    model: ModelOption = None,
+    model: Annotated[str | None, Option("--model", help="Default: TTS_MODEL_ID, or embedded.")] = None,
     host: Annotated[str | None, Option(help="Default: TTS_HOST, or 127.0.0.1.")] = None,
     port: Annotated[int | None, Option(help="Default: TTS_PORT, or 8000.")] = None,
     device: DeviceOption = None,

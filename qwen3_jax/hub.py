@@ -17,6 +17,9 @@ _NETWORK: tuple[type[Exception], ...] = (
     OSError,
     *(base for base in HfHubHTTPError.__bases__ if issubclass(base, Exception)),
 )  # the bases: the error class of whichever HTTP client the hub library uses
+EMBEDDED = "embedded"  # the small voice that comes with the package
+EMBEDDED_FOLDER = Path(__file__).with_name(EMBEDDED)
+PUBLISHED = "Qwen/Qwen3-TTS-12Hz-0.6B-Base"
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -24,7 +27,7 @@ def local_folder(path: str | Path, revision: str | None = None) -> Path:
     """The folder itself if it exists, else a download of the hub repository of that name into the hub's own cache.
 
     Args:
-        path: a folder, or ``org/name``.
+        path: a folder, ``org/name``, or ``embedded``.
         revision: branch, tag or commit of the repository.
 
     Raises:
@@ -34,6 +37,10 @@ def local_folder(path: str | Path, revision: str | None = None) -> Path:
     if folder.is_dir():
         return folder
     name = str(path)
+    if name == EMBEDDED:
+        if (EMBEDDED_FOLDER / "config.json").is_file():
+            return EMBEDDED_FOLDER
+        raise FileNotFoundError(f"there is no embedded voice in {EMBEDDED_FOLDER}: install the package anew, or give {PUBLISHED}")
     if not _ID.fullmatch(name):
         raise FileNotFoundError(f"{name} is not a folder, and not a hub id (org/name) either; give the folder of a checkpoint")
     try:
@@ -47,6 +54,13 @@ def local_folder(path: str | Path, revision: str | None = None) -> Path:
     except _NETWORK as error:
         why = f"{name} is not a folder here, and the hub cannot be reached ({type(error).__name__})"
         raise FileNotFoundError(f"{why}. {by_hand(name)}") from error
+
+
+def described(name: str) -> str:
+    """Which model is in use, in one line, and how to get the real one."""
+    if name == EMBEDDED:
+        return f"{EMBEDDED}, the small English voice that ships; the published one: --model {PUBLISHED} (or TTS_MODEL_ID)"
+    return name
 
 
 def by_hand(name: str) -> str:

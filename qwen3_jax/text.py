@@ -79,7 +79,7 @@ class Tokenizer:
 
     def pieces(self, ids: NpInt["T"]) -> list[str]:
         """What each id stands for, as the byte-level vocabulary writes it (a space is \u0120)."""
-        return [self._inner.id_to_token(int(number)) for number in ids]
+        return [self._inner.id_to_token(int(number)) or "" for number in ids]
 
     def _turn(self, role: str, text: str) -> list[int]:
         return self._encode(f"<|im_start|>{role}\n{text}<|im_end|>\n")

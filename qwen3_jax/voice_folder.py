@@ -11,6 +11,8 @@ import msgspec
 from qwen3_jax.voice import Voice
 
 REFERENCE, TRANSCRIPT, METADATA = "reference.wav", "transcript.txt", "metadata.json"
+DEFAULT_VOICE = "makima"
+_SHIPPED = (Path(__file__).with_name("voices"), Path(__file__).parents[1] / "voices")  # installed; in the repository
 CreateVoice = Callable[..., Voice]  # Qwen3TTS.create_voice
 
 
@@ -40,6 +42,11 @@ class VoiceEntry(msgspec.Struct, frozen=True):
     def create(self, create_voice: CreateVoice) -> Voice:
         """Clone it, with ``Qwen3TTS.create_voice`` of the checkpoint that will speak; errors are those of that function."""
         return create_voice(self.path / REFERENCE, self.transcript, name=self.id)
+
+
+def default_folder() -> Path:
+    """``voices`` here if there is one, else the voices that come with the package."""
+    return next((folder for folder in (Path("voices"), *_SHIPPED) if folder.is_dir()), Path("voices"))
 
 
 def find(folder: Path) -> dict[str, VoiceEntry]:

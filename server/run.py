@@ -5,6 +5,7 @@ import logging
 
 from pydantic import ValidationError
 
+from qwen3_jax.hub import described
 from server.app import create_app
 from server.settings import Settings
 from server.transport import serve
@@ -29,5 +30,6 @@ def main(**chosen: object) -> None:
             "; ".join(f"TTS_{'_'.join(map(str, e['loc'])).upper()} = {e['input']!r}: {e['msg']}" for e in error.errors())
         ) from error
     log.setLevel(logging.INFO)  # the server's own words, not every library's
-    log.info("http://%s:%d  model %s  voices %s", settings.host, settings.port, settings.model_id, settings.voices_dir)
+    log.info("http://%s:%d  voices %s", settings.host, settings.port, settings.voices_dir)
+    log.info("model %s", described(settings.model_id))
     asyncio.run(serve(create_app(settings), settings))

@@ -6,6 +6,9 @@ from typing import Annotated, Literal
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from qwen3_jax.hub import EMBEDDED
+from qwen3_jax.voice_folder import default_folder
+
 Seconds = Annotated[float, Field(gt=0, le=3600)]
 
 
@@ -15,10 +18,10 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="TTS_", frozen=True, extra="forbid", env_ignore_empty=True)
 
     engine: Literal["qwen3"] = "qwen3"
-    model_id: str = "Qwen/Qwen3-TTS-12Hz-0.6B-Base"  # a folder, or a hub id
+    model_id: str = EMBEDDED  # a folder, a hub id such as Qwen/Qwen3-TTS-12Hz-0.6B-Base, or the small voice that ships
     device: str | None = None  # cpu, cuda:0, ...; None: JAX's own choice
     dtype: Literal["float32", "bfloat16"] | None = None
-    voices_dir: Path = Path("voices")
+    voices_dir: Path = Field(default_factory=default_folder)
     default_voice: str = "makima"
     default_language: str = "English"
     warmup: Literal["all", "first"] = "all"  # compiled before readyz: every common size, or what the default voice's first words need

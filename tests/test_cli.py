@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 
-from qwen3_jax import Qwen3TTS, Voice
+from qwen3_jax import Qwen3TTS, Voice, voice_folder
 from qwen3_jax.audio import to_pcm16
 from qwen3_jax.cli import main
 from tests.fake_tts import FakeTTS, tone
@@ -19,11 +20,13 @@ WHOLE = b"".join(to_pcm16(tone(index)) for index in range(3))
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsysbinary: pytest.CaptureFixture[bytes]) -> Run:
+def run(monkeypatch: pytest.MonkeyPatch, capsysbinary: pytest.CaptureFixture[bytes], tmp_path: Path) -> Run:
     """Run the program: exit status, stdout, stderr."""
     for name in ("TTS_MODEL_ID", "TTS_VOICES_DIR", "TTS_DEFAULT_VOICE", "TTS_DEVICE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr("qwen3_jax.voice_folder._SHIPPED", ())
+    monkeypatch.chdir(tmp_path)
 
     def run(*arguments: str | Path) -> tuple[int, bytes, str]:
         monkeypatch.setattr(sys, "argv", ["qwen3_jax", *map(str, arguments)])
@@ -113,10 +116,35 @@ def test_a_preset_speaker(run: Run, tts: FakeTTS) -> None:
     assert (tts.streams[0].request.voice, tts.streams[0].request.instruct) == ("ryan", "Softly.")
 
 
+def test_without_a_model_the_embedded_voice_speaks(
+    run: Run, tts: FakeTTS, voices: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(Qwen3TTS, "from_pretrained", lambda name, **_: asked.append(name) or tts)
+    status, _, said = run("say", "Hi.", "--stream", "--voices-dir", voices)
+    assert (status, asked) == (0, ["embedded"])
+    assert "model: embedded" in said and "--model Qwen/Qwen3-TTS-12Hz-0.6B-Base" in said
+    monkeypatch.undo()
+    monkeypatch.setattr("qwen3_jax.hub.EMBEDDED_FOLDER", tmp_path / "gone")
+    with pytest.raises(FileNotFoundError, match="there is no embedded voice"):
+        Qwen3TTS.from_pretrained("embedded")
+
+
+def test_voices_come_from_here_or_else_with_the_package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    shipped = voice_folder.find(voice_folder.default_folder())
+    assert list(shipped) == ["emma", "george", "heart", "makima"]
+    for entry in shipped.values():
+        assert entry.metadata.name and entry.metadata.description and entry.metadata.language == "English"
+        assert entry.metadata.licence == "Apache-2.0" and entry.metadata.consent.startswith("synthetic")
+        assert entry.mode == "icl" and 5 <= soundfile.info(entry.path / "reference.wav").duration <= 10
+    (tmp_path / "voices").mkdir()
+    assert voice_folder.default_folder() == Path("voices")
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["say", "Hi.", "-o", "a.wav"], "no model: name a checkpoint with --model"),
         (["say", "Hi.", "--model", "m"], "give either -o FILE.wav or --stream"),
         (["say", "Hi.", "--model", "m", "-o", "a.wav", "--stream"], "give either -o FILE.wav or --stream"),
         (["say", "Hi.", "--model", "m", "-o", "nowhere/a.wav"], "there is no folder nowhere"),

@@ -14,7 +14,7 @@ from qwen3_jax.codec import init_state
 from qwen3_jax.config import CodecConfig, parse
 from qwen3_jax.mapping import flatten, unflatten
 from qwen3_jax.testing import tiny_codec_config
-from qwen3_jax.train import export, latents, listener, loop, losses, small, vocoder
+from qwen3_jax.train import export, latents, listener, loop, losses, prior, small, vocoder
 from qwen3_jax.train.data import Stream, crops
 from qwen3_jax.train.discriminators import PERIODS, Discriminators
 from qwen3_jax.train.latents import FRAME
@@ -137,6 +137,28 @@ def test_occupancy_counts_every_unit() -> None:
 
 
 # the decoder in training
+
+
+def test_before_its_first_step_a_decoder_sees_the_spectrogram() -> None:
+    """The first 80 channels at 50 Hz follow the log-mel columns, quantised as they are."""
+    wave = sounds(160)
+    part = latents.Part("a", latents.log_mel(wave), np.random.default_rng(1).integers(0, 5, len(wave) // 600))
+    fitted = latents.fit([part], latent=40, content=4, entries=ENTRIES, steps=3)[0]
+    cfg = small.parsed(40, ENTRIES).decoder_config
+    graph, shapes = vocoder.decoder_definition(cfg)
+    start = vocoder.fill_books(small.random_start(flatten(shapes), 0), fitted.acoustic, fitted.content, fitted.spread)
+    decoder = nnx.merge(graph, unflatten(prior.show_spectrum(start, fitted), shapes))
+    latent = fitted.latent(part.mel[:40])
+    state = decoder.initial(1)
+    codes = jnp.asarray(fitted.codes(latent, fitted.content_vector(latent, "a"))[None])
+    x, _ = decoder.pre_conv(jnp.moveaxis(decoder.quantizer(codes), -1, 0), state.pre_conv)
+    x, _ = decoder.pre_transformer(x, state.window, state.position, None)
+    for (stretch, mix), tail in zip(decoder.upsample, state.convnext, strict=True):
+        x, _ = mix(stretch(x), tail, None)
+    wanted = (part.mel[:40] - fitted.mean).reshape(-1, latents.BINS)
+    assert np.corrcoef(np.asarray(x[: latents.BINS, 0]).T.ravel(), wanted.ravel())[0, 1] > 0.8
+    with pytest.raises(ValueError, match="latent_dim 32 must be twice that"):
+        prior.show_spectrum(small.random_start(flatten(vocoder.decoder_definition(CFG.decoder_config)[1]), 0), fitted)
 
 
 def test_a_crop_is_what_the_decoder_streams(stream: Stream, fitted: latents.Latents) -> None:

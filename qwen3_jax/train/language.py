@@ -30,12 +30,14 @@ from qwen3_jax.model import abstract, read_configs
 from qwen3_jax.prompt import AUTO
 from qwen3_jax.published import CODEC_FOLDER, load_published
 from qwen3_jax.text import Tokenizer
-from qwen3_jax.train import export, loop, narrator, small, tokenizer, utterances
-from qwen3_jax.train.codec import LATENTS, codes_of
+from qwen3_jax.train import export, loop, narrator, samples, small, tokenizer, utterances
+from qwen3_jax.train.codec import LATENTS, codes_of, decoder_start
+from qwen3_jax.train.codec import configured as codec_config
 from qwen3_jax.train.latents import FRAME, Latents
 from qwen3_jax.train.narrator import Batch, Weights
 from qwen3_jax.train.sentences import training
 
+SAMPLES = 8  # sentences of each teacher that are spoken at an evaluation
 TOKENIZER, STEPS, PLACE = "tokenizer.json", "steps.json", "language"
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 Option = typer.Option
@@ -65,9 +67,10 @@ def start(config: ModelConfig, seed: int) -> dict[str, Any]:
 def held_out_batches(corpus: Path, config: ModelConfig, fitted: Latents, reader: Tokenizer, rows: int) -> list[Batch]:
     """One batch of each voice that has read the held-out sentences: those that fit the shorter length."""
     found = []
-    for folder in sorted(path for path in (corpus / "held_out").glob("*") if path.is_dir()):
+    for folder in sorted(path.parent for path in (corpus / "held_out").glob("*/sentences.txt")):  # it is written last
         texts = (folder / "sentences.txt").read_text("utf-8").splitlines()
-        taught, mels = [], []
+        taught: list[narrator.Taught] = []
+        mels = []
         for number, text in enumerate(texts):
             wave = load_audio(folder / f"{number:04}.wav")
             codes = codes_of(fitted, np.pad(wave, (0, -len(wave) % FRAME)), folder.name)
@@ -107,10 +110,16 @@ def train(
     def step(state: loop.State, number: int) -> tuple[loop.State, loop.Figures]:
         return narrator.train_step(state, batch(number), rate, graphs=graphs, eos=eos, weights=weights)
 
-    def evaluate(state: loop.State, _: Path) -> loop.Figures:
+    def evaluate(state: loop.State, folder: Path) -> loop.Figures:
+        ended = {}
+        if loop.saved(run / "decoder"):  # it may be trained at the same time
+            side = loop.resume(run / "decoder", decoder_start(fitted, 0))
+            model = samples.assemble_model(config, codec_config(fitted), state["average"], {**side["average"], **side["frozen"]})
+            for teacher in sorted(path.parent for path in (corpus / "held_out").glob("*/sentences.txt")):
+                ended[f"ended_{teacher.name}"] = samples.speak(model, reader, teacher, SAMPLES, folder / teacher.name)
         found = [narrator.judge(state["average"], each, graphs=graphs, eos=eos) for each in judged]
         names = ("book_0", "books_1_15", "right_0", "right_1_15", "end_recall", "end_early")
-        return {f"held_out_{name}": np.mean([float(each[name]) for each in found]) for name in names} if found else {}
+        return ended | {f"held_out_{name}": np.mean([float(each[name]) for each in found]) for name in names if found}
 
     state = loop.resume(run / PLACE, start(config, seed))
     loop.train(run / PLACE, state, step, loop.Plan(steps=steps, minutes=minutes, pause=pause_file, evaluate_every=500), evaluate)
