@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qwen3_jax.layers import matmul
+from qwen3_jax.layers import matmul, take
 from qwen3_jax.model import Model, abstract
 
 
@@ -19,6 +19,32 @@ def test_narrow_weights_give_what_wide_ones_give(shape: tuple[int, int]) -> None
     narrow, wide = jax.jit(matmul)(x, weight), jax.jit(matmul)(x, weight.astype(jnp.float32))
     assert narrow.dtype == jnp.float32 and narrow.shape == (*shape, 24)
     np.testing.assert_allclose(narrow, wide, rtol=1e-5, atol=1e-5)
+
+
+def temporaries(call: Callable[..., jax.Array], *arguments: jax.Array) -> int:
+    """Bytes that the compiled call needs beside arguments and result."""
+    analysis = jax.jit(call).lower(*arguments).compile().memory_analysis()
+    return int(analysis.temp_size_in_bytes)
+
+
+def test_rows_of_a_narrow_table_are_read_without_widening_the_table() -> None:
+    table = jnp.asarray(np.random.RandomState(0).standard_normal((5000, 64))).astype(jnp.bfloat16)
+    ids = jnp.array([[0, 4999], [17, 17]])
+    rows = jax.jit(lambda table, ids: take(table, ids, jnp.dtype(jnp.float32)))(table, ids)
+    assert rows.dtype == jnp.float32
+    np.testing.assert_array_equal(rows, np.asarray(table.astype(jnp.float32))[np.asarray(ids)])
+    assert temporaries(lambda table, ids: take(table, ids, jnp.dtype(jnp.float32)), table, ids) < table.nbytes / 10
+
+
+def test_many_rows_widen_one_weight_at_a_time() -> None:
+    x, weights = jnp.ones((40, 256)), jnp.ones((20, 256, 256), jnp.bfloat16)
+
+    def chain(x: jax.Array, *weights: jax.Array) -> jax.Array:
+        for weight in weights:
+            x = matmul(x, weight)
+        return x
+
+    assert temporaries(chain, x, *weights) < 4 * (4 * 256 * 256)
 
 
 def test_gradients_pass_through_narrow_weights() -> None:
