@@ -40,12 +40,16 @@ _ROWS_ALONE = 16  # more rows than this are cheaper with the whole weight widene
 def _widened(x: Float["... I"], weight: Float["O I"]) -> Float["... O"]:
     """float32 x bfloat16 on a CPU, bit for bit as with a float32 weight, for half the bytes.
 
-    XLA fuses the widening into a product of one row only (44 GB/s of float32 worth, against 25 for float32 weights, on two
-    cores); for more rows it writes the wide weight to memory first. So a few rows go one by one.
+    XLA fuses the widening into a product of one row only (30 GB/s of bfloat16, all that two cores read); for more rows it
+    writes the wide weight to memory first. So a few rows go one by one. What follows keeps XLA from fusing more than that:
+    ``0 * x`` is not nothing to it, since x may be NaN.
     """
     rows = x.reshape(-1, x.shape[-1])
     if len(rows) > _ROWS_ALONE:
-        return matmul(x, weight.astype(x.dtype))
+        # Else nothing stops every weight from being widened before the first product: 1.8 GB at full size.
+        return matmul(x, weight.astype(x.dtype) + 0 * rows[0, 0])
+    # Else what made the row (a transpose, an activation) is computed again for each of O outputs: up to six times slower.
+    rows = rows / (1 + 0 * rows)
     products = []
     for index in range(len(rows)):
         # The barrier keeps XLA from hoisting the widening out of the decoding loop, or sharing it between rows.
@@ -61,7 +65,20 @@ class Embedding(nnx.Module):
         self.weight = nnx.Param(jnp.zeros((size, width)))
 
     def __call__(self, ids: Int["..."], dtype: jnp.dtype) -> Float["... H"]:
-        return jnp.take(self.weight[...], ids, axis=0).astype(dtype)
+        return take(self.weight[...], ids, dtype)
+
+
+def take(table: Float["V H"], ids: Int["..."], dtype: jnp.dtype) -> Float["... H"]:
+    """Rows of ``table`` in ``dtype``, which may be wider than the table's.
+
+    Then read as integers: XLA's CPU compiler gathers no bfloat16; in a loop it would write the whole table in float32 first
+    (0.13 GB for the predictor's).
+    """
+    if table.dtype == dtype:
+        return jnp.take(table, ids, axis=0)
+    table, ids = jax.lax.optimization_barrier((table, ids))  # or the reading as integers is hoisted out of the loop, a copy
+    rows = jnp.take(jax.lax.bitcast_convert_type(table, jnp.uint16), ids, axis=0)
+    return jax.lax.bitcast_convert_type(rows, table.dtype).astype(dtype)
 
 
 class RMSNorm(nnx.Module):

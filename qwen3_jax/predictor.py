@@ -15,7 +15,7 @@ from flax import nnx
 
 from qwen3_jax.cache import KVCache, causal_mask, empty
 from qwen3_jax.config import PredictorConfig
-from qwen3_jax.layers import DecoderLayer, Linear, RMSNorm, rope_angles
+from qwen3_jax.layers import DecoderLayer, Linear, RMSNorm, rope_angles, take
 from qwen3_jax.shapes import Float, Int
 
 # (logits [B V] float32, index of the drawn book, 1..15) -> codes [B]
@@ -56,7 +56,7 @@ class Predictor(nnx.Module):
     def _lookup(self, book: Int["..."], codes: Int["..."], dtype: jnp.dtype) -> Float["... H"]:
         # One gather in the flattened tables: slicing a table out first would copy 8 MB to read 4 kB.
         table = self.model.codec_embedding.weight[...]
-        return jnp.take(table.reshape(-1, table.shape[-1]), book * self.vocab + codes, axis=0).astype(dtype)
+        return take(table.reshape(-1, table.shape[-1]), book * self.vocab + codes, dtype)
 
     def hidden(self, x: Float["B T H"], cache: KVCache, start: Int["B"]) -> tuple[Float["B T H"], KVCache]:
         """Rows in talker width at positions start.. -> normed hidden states."""

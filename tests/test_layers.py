@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qwen3_jax.layers import matmul
+from qwen3_jax.layers import matmul, take
 from qwen3_jax.model import Model, abstract
 
 
@@ -19,6 +19,36 @@ def test_narrow_weights_give_what_wide_ones_give(shape: tuple[int, int]) -> None
     narrow, wide = jax.jit(matmul)(x, weight), jax.jit(matmul)(x, weight.astype(jnp.float32))
     assert narrow.dtype == jnp.float32 and narrow.shape == (*shape, 24)
     np.testing.assert_allclose(narrow, wide, rtol=1e-5, atol=1e-5)
+
+
+def temporaries(call: Callable[..., jax.Array], *arguments: jax.Array) -> int:
+    """Bytes that the compiled call needs beside arguments and result."""
+    analysis = jax.jit(call).lower(*arguments).compile().memory_analysis()
+    return int(analysis.temp_size_in_bytes)
+
+
+def test_a_loop_reads_rows_of_a_narrow_table_without_a_copy_of_the_table() -> None:
+    table = jnp.asarray(np.random.RandomState(0).standard_normal((5000, 64))).astype(jnp.bfloat16)
+    ids = jnp.array([[0, 4999], [17, 17], [4, 3]])
+
+    def loop(table: jax.Array, ids: jax.Array) -> jax.Array:
+        return jax.lax.scan(lambda _, row: (None, take(table, row, jnp.dtype(jnp.float32))), None, ids)[1]
+
+    rows = jax.jit(loop)(table, ids)
+    assert rows.dtype == jnp.float32
+    np.testing.assert_array_equal(rows, np.asarray(table.astype(jnp.float32))[np.asarray(ids)])
+    assert temporaries(loop, table, ids) < table.nbytes / 10
+
+
+def test_many_rows_widen_one_weight_at_a_time() -> None:
+    x, weights = jnp.ones((40, 256)), jnp.ones((20, 256, 256), jnp.bfloat16)
+
+    def chain(x: jax.Array, *weights: jax.Array) -> jax.Array:
+        for weight in weights:
+            x = matmul(x, weight)
+        return x
+
+    assert temporaries(chain, x, *weights) < 4 * (4 * 256 * 256)
 
 
 def test_gradients_pass_through_narrow_weights() -> None:
