@@ -66,10 +66,10 @@ def say(
     if voice is not None and reference is not None:
         raise ValueError("give either --voice or --reference")
     words = sys.stdin.read() if text == "-" else text
-    errors.print(f"model: {hub.described(model)}", highlight=False, soft_wrap=True)
     with errors.status("loading the model"):
         tts = Qwen3TTS.from_pretrained(model, device=device, dtype=dtype)
     speaker = tts.create_voice(reference, transcript) if reference else find_voice(tts, voice, voices_dir)
+    errors.print(f"model: {hub.described(model)}", highlight=False, soft_wrap=True)
     given = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "repetition_penalty": repetition_penalty}
     draw = {name: value for name, value in given.items() if value is not None}
     sampling = msgspec.structs.replace(Sampling.defaults(tts.model.generation), **draw)
