@@ -39,6 +39,7 @@ LAYERS = [
     {"qwen3_jax.train.listener", "qwen3_jax.train.voices", "qwen3_jax.train.narrator", "qwen3_jax.train.prior", "qwen3_jax.train.samples"},
     {"qwen3_jax.train.codec", "qwen3_jax.train.utterances"},
     {"qwen3_jax.train.language"},
+    {"qwen3_jax.train.__main__"},
     {"convert", "convert.golden", "server", "server.settings", "server.protocol"},
     {"convert.verify", "server.engine"},
     {"convert.__main__", "server.websocket"},

@@ -39,6 +39,7 @@ from qwen3_jax.train.latents import FRAME, Latents
 LATENTS = "latents.safetensors"
 CRITIC = "critic.safetensors"
 CODEC = "speech_tokenizer"
+STEPS = "steps.json"
 _PIECE = 16  # frames decoded at a time
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 Option = typer.Option
@@ -244,23 +245,27 @@ def export_command(run: Run, out: Annotated[Path, Argument(help="A folder to be 
         export.write_codec(temporary / CODEC, small.codec_config(fitted.latent_size, len(fitted.content)), params)
         save_file({path: value.astype(np.float16) for path, value in critic.items()}, temporary / CRITIC)
         shutil.copyfile(run / LATENTS, temporary / LATENTS)
-        (temporary / "steps.json").write_text(json.dumps(steps), "utf-8")
+        (temporary / STEPS).write_text(json.dumps(steps), "utf-8")
     total = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     codec = (out / CODEC / export.FILE).stat().st_size
     loop.console.print(f"{out}: {total / 1e6:.1f} MB, the codec {codec / 1e6:.1f} MB; steps {steps}")
 
 
 @app.command("begin")
-def begin_command(source: Annotated[Path, Argument(help="Of `export`.")], run: Run) -> None:
+def begin_command(
+    source: Annotated[Path, Argument(help="Of `export`, or a whole checkpoint with STEPS.")], run: Run,
+    beside: Annotated[Path | None, Option(help="Where the latents and the discriminators are, if not there too.")] = None,
+) -> None:  # fmt: skip
     """Make a run that goes on from an export: its weights and steps; the optimisers' moments are empty."""
     run.mkdir(parents=True, exist_ok=True)
     if any(run.iterdir()):
         raise ValueError(f"{run} is not empty; take another folder")
-    fitted = Latents.load(source / LATENTS)
-    shutil.copyfile(source / LATENTS, run / LATENTS)
+    beside = beside or source
+    fitted = Latents.load(beside / LATENTS)
+    shutil.copyfile(beside / LATENTS, run / LATENTS)
     _, params = export.read_codec(source / CODEC)
-    critic = {path: value.astype(np.float32) for path, value in load_file(source / CRITIC).items()}
-    steps = json.loads((source / "steps.json").read_text("utf-8"))
+    critic = {path: value.astype(np.float32) for path, value in load_file(beside / CRITIC).items()}
+    steps = json.loads((source / STEPS).read_text("utf-8"))
     for name, start in (("decoder", decoder_start(fitted, 0)), ("encoder", encoder_start(fitted, 0))):
         mine = {path.removeprefix(f"{name}."): jnp.asarray(value) for path, value in params.items() if path.startswith(f"{name}.")}
         start["step"] = jnp.asarray(steps[name], jnp.int32)

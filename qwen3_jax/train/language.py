@@ -31,14 +31,14 @@ from qwen3_jax.prompt import AUTO
 from qwen3_jax.published import CODEC_FOLDER, load_published
 from qwen3_jax.text import Tokenizer
 from qwen3_jax.train import export, loop, narrator, samples, small, tokenizer, utterances
-from qwen3_jax.train.codec import LATENTS, codes_of, decoder_start
+from qwen3_jax.train.codec import LATENTS, STEPS, codes_of, decoder_start
 from qwen3_jax.train.codec import configured as codec_config
 from qwen3_jax.train.latents import FRAME, Latents
 from qwen3_jax.train.narrator import Batch, Weights
 from qwen3_jax.train.sentences import training
 
 SAMPLES = 8  # sentences of each teacher that are spoken at an evaluation
-TOKENIZER, STEPS, PLACE = "tokenizer.json", "steps.json", "language"
+TOKENIZER, PLACE = "tokenizer.json", "language"
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 Option = typer.Option
 Argument = typer.Argument

@@ -1,0 +1,60 @@
+"""Take up the training of the voice that ships, all of it, for as long as there is time.
+
+    python -m qwen3_jax.train FOLDER --minutes 150
+
+FOLDER/corpus is made where it is missing (extra `train`), FOLDER/run begins from the checkpoint that ships, decoder, encoder and
+language model get their shares of the time in turns, and FOLDER/out is the new checkpoint. Given again, it goes on.
+"""
+
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from qwen3_jax.hub import EMBEDDED_FOLDER
+
+TRAINING = Path(__file__).parents[2] / "training"  # in the repository: latents and discriminators, which no product needs
+VOICES = {"heart": 6.0, "makima": 1.0, "george": 0.3, "emma": 0.3, "michael": 0.3}  # hours
+SHARES = (("codec", "decoder", 0.5), ("language", "train", 0.4), ("codec", "encoder", 0.1))
+app = typer.Typer(add_completion=False)
+
+
+def run(module: str, *arguments: object) -> None:
+    """One of the package's commands; its failure is ours."""
+    subprocess.run([sys.executable, "-m", f"qwen3_jax.train.{module}", *map(str, arguments)], check=True)
+
+
+@app.command()
+def main(
+    folder: Annotated[Path, typer.Argument(help="Where corpus, run and the new checkpoint go.")],
+    minutes: Annotated[float, typer.Option(help="Of training.")] = 150.0,
+    turns: Annotated[int, typer.Option(help="How often each part gets its share.")] = 2,
+) -> None:
+    """Go on training, and write a checkpoint."""
+    corpus, state, out = folder / "corpus", folder / "run", folder / "out"
+    for voice, hours in VOICES.items():
+        run("corpus", corpus, "--voices", voice, "--hours", hours, "--download")
+    run("corpus", corpus, "--voices", "heart,makima", "--held-out")
+    if not state.is_dir():
+        run("codec", "begin", EMBEDDED_FOLDER, state, "--beside", TRAINING)
+        run("language", "begin", EMBEDDED_FOLDER, state)
+    began = time.monotonic()
+    for _ in range(turns):
+        for module, command, share in SHARES:
+            run(module, command, corpus, state, "--minutes", minutes * share / turns)
+    print(f"trained {(time.monotonic() - began) / 60:.0f} minutes")
+    for place in (folder / "codec", out):
+        shutil.rmtree(place, ignore_errors=True)  # of an earlier call
+    run("codec", "export", state, folder / "codec")
+    run("language", "export", state, folder / "codec", out)
+
+
+if __name__ == "__main__":
+    try:
+        app(prog_name="python -m qwen3_jax.train")
+    except (ValueError, OSError, subprocess.CalledProcessError) as error:
+        raise SystemExit(f"error: {error}") from error
