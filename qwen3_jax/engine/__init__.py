@@ -16,6 +16,8 @@ Text is known here as ids only. A request is a chain of segments (sentences), sp
 open, and grow (`Handle.append`, `Handle.add`, `Handle.finish`). `qwen3_jax.service` turns texts into requests.
 """
 
+from qwen3_jax.engine.device import JaxDevice
+from qwen3_jax.engine.engine import Engine, Stats
 from qwen3_jax.engine.requests import (
     Closed,
     DeadlineExceeded,
@@ -30,18 +32,23 @@ from qwen3_jax.engine.requests import (
     Stalled,
     Watch,
 )
+from qwen3_jax.engine.scheduler import Options
 
 __all__ = [
     "Closed",
     "DeadlineExceeded",
     "DeviceFailed",
+    "Engine",
     "EngineError",
     "Full",
     "Handle",
+    "JaxDevice",
+    "Options",
     "OutOfMemory",
     "Packet",
     "Request",
     "Segment",
     "Stalled",
+    "Stats",
     "Watch",
 ]

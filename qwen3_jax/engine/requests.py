@@ -10,8 +10,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-import numpy as np
-
 from qwen3_jax.codec import DecoderState
 from qwen3_jax.prompt import Prompt
 from qwen3_jax.sampling import Sampling
@@ -77,11 +75,13 @@ class Segment:
         prompt: its rows; ``prompt.trailing`` ends with tts_eos unless the segment is open.
         max_frames: at most. For an open segment: see ``Handle.end_segment``.
         open: more text ids may follow (`Handle.append`).
+        tokens: of the text, for `Watch`; None: as many as ``prompt.trailing`` has.
     """
 
     prompt: Prompt
     max_frames: int
     open: bool = False
+    tokens: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
