@@ -140,7 +140,7 @@ class Engine:
             if left is not None and (left <= 0 or self._scheduler.idle):
                 return
             delay = self._scheduler.turn()
-            if delay != 0:
+            if delay != 0 and not (left is not None and self._scheduler.idle):
                 self._wake.wait(min(each for each in (delay, left, HEARTBEAT) if each is not None))
 
     def _rebuild(self) -> None:
