@@ -252,6 +252,24 @@ def test_no_text_for_too_long() -> None:
     assert stage.scheduler.idle and isinstance(handle.error, Stalled) and "no text" in str(handle.error)
 
 
+def test_a_request_without_words_takes_no_slot() -> None:
+    stage = Stage(FakeDevice(slots=1), Options(stall_seconds=5))
+    early = stage.submit(Request((), Sampling(), 9, open=True))
+    silent = stage.submit(Request((), Sampling(), 8, open=True))
+    other = stage.submit(request(5))
+    silent.finish()
+    stage.turns(20)
+    assert heard(other) == expected(other.request)
+    assert (silent.done, silent.finish_reason) == (True, "eos")
+    early.add(segment(3))
+    early.finish()
+    stage.turns(10)
+    assert len(heard(early)) == 3 and early.finish_reason == "eos"
+    late = stage.submit(Request((), Sampling(), 7, open=True))
+    stage.turns(60, seconds=0.1)
+    assert isinstance(late.error, Stalled) and stage.scheduler.idle
+
+
 def test_segments_follow_in_one_slot() -> None:
     stage = Stage(FakeDevice(slots=1))
     handle = stage.submit(request(5, 3, 7))

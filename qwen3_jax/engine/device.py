@@ -12,6 +12,7 @@ import numpy as np
 
 from qwen3_jax.codec.decoder import init_state
 from qwen3_jax.engine import programs
+from qwen3_jax.engine.plan import plan, require
 from qwen3_jax.engine.requests import Request
 from qwen3_jax.engine.slots import NEVER, Opening, Outcome, Text
 from qwen3_jax.generate import PromptRows
@@ -33,7 +34,7 @@ class JaxDevice:
         frames: most frames of a launch.
 
     Raises:
-        ValueError: sizes that cannot be used. For what does not fit into memory see plan.py.
+        ValueError: sizes that cannot be used, or do not fit into memory (see plan.py).
     """
 
     piece = PIECES[-1]
@@ -44,6 +45,8 @@ class JaxDevice:
                 raise ValueError(f"{name} = {value}: must be at least {least}")
         if columns % self.piece:
             raise ValueError(f"columns = {columns}: must be a multiple of {self.piece}")
+        self.plan = plan(model, slots, columns)
+        require(self.plan)
         self.slots, self.columns, self.frames = slots, columns, frames
         self.model = model
         self._graphs = model.graphs
@@ -179,10 +182,6 @@ def _rules(sampling: Sampling) -> Rules:
 
 
 def _widened(model: Model, slots: int) -> Any:
-    """The talker's parameters. On a CPU, matrices narrower than the arithmetic pay only for a single row (see layers.matmul)."""
+    """The talker's parameters as the steps read them."""
     talker = model.params["talker"]
-    leaves = jax.tree.leaves(talker)
-    wide = max((leaf.dtype for leaf in leaves), key=lambda dtype: dtype.itemsize)
-    if slots == 1 or next(iter(leaves[0].devices())).platform != "cpu" or all(leaf.dtype == wide for leaf in leaves):
-        return talker
-    return jax.tree.map(lambda leaf: jnp.asarray(leaf, wide), talker)
+    return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), talker) if programs.to_be_widened(talker, slots) else talker

@@ -84,6 +84,13 @@ class Made(NamedTuple):
     held: Int["B"]
 
 
+def to_be_widened(talker: Any, slots: int) -> bool:
+    """On a CPU, matrices narrower than the arithmetic pay only for a single row (see layers.matmul): with more, they are widened once."""
+    leaves = jax.tree.leaves(talker)
+    on_cpu = all(device.platform == "cpu" for device in leaves[0].devices())
+    return slots > 1 and on_cpu and len({leaf.dtype for leaf in leaves}) > 1
+
+
 def initial(talker: Talker, decoder: Any, slots: int, columns: int) -> State:
     """Slots that nobody owns. To be jitted, or only its shapes looked at (plan.py)."""
     layers, kv_heads, head_dim = talker.kv_shape

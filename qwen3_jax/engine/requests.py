@@ -89,7 +89,8 @@ class Request:
     """What to say, and how.
 
     Attributes:
-        segments: at least one; they are spoken one after the other, the codec's state carried over, each with keys of its own.
+        segments: spoken one after the other, the codec's state carried over, each with keys of its own. Only an open request may
+            have none yet; it waits for its first one outside the line.
         seed: 0 to 2^32 - 1. The same segments and seed give the same codes, whatever else the engine does.
         codec_state: in-context cloning: where the reference leaves the codec (one row).
         priority: ``high`` goes before waiting ``normal`` ones.
@@ -110,8 +111,8 @@ class Request:
     notify: Notify | None = None
 
     def __post_init__(self) -> None:
-        if not self.segments:
-            raise ValueError("a request without segments: give at least one")
+        if not self.segments and not self.open:
+            raise ValueError("a request without segments: give at least one, or open it")
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"seed = {self.seed}: must be from 0 to {2**32 - 1}")
         if self.priority not in ("high", "normal"):
@@ -238,8 +239,8 @@ class Handle(Iterator[Packet]):
             self._script.texts[-1].extend(ids)
         self._wake()
 
-    def end_segment(self, max_frames: int) -> None:
-        """The last segment's text is complete (tts_eos was the last id); it may have ``max_frames`` frames.
+    def end_segment(self, max_frames: int, tokens: int | None = None) -> None:
+        """The last segment's text is complete (tts_eos was the last id); it may have ``max_frames`` frames. ``tokens``: see Segment.
 
         Raises:
             ValueError: it is complete already.
@@ -247,7 +248,7 @@ class Handle(Iterator[Packet]):
         with self._changed:
             self._require_open_segment()
             last = self._script.segments[-1]
-            self._script.segments[-1] = Segment(last.prompt, max_frames)
+            self._script.segments[-1] = Segment(last.prompt, max_frames, tokens=tokens)
         self._wake()
 
     def add(self, segment: Segment) -> None:
@@ -257,7 +258,7 @@ class Handle(Iterator[Packet]):
             ValueError: the last one is open, or the request is complete.
         """
         with self._changed:
-            if not self._script.open or self._script.segments[-1].open:
+            if not self._script.open or self._open_segment:
                 raise ValueError("a segment can follow only in an open request, after end_segment")
             self._script.segments.append(segment)
             self._script.texts.append(segment.prompt.trailing.tolist())
@@ -270,13 +271,17 @@ class Handle(Iterator[Packet]):
             ValueError: the last segment is open.
         """
         with self._changed:
-            if self._script.segments[-1].open:
+            if self._open_segment:
                 raise ValueError("the last segment is open: end_segment first")
             self._script.open = False
         self._wake()
 
+    @property
+    def _open_segment(self) -> bool:
+        return bool(self._script.segments) and self._script.segments[-1].open
+
     def _require_open_segment(self) -> None:
-        if not self._script.segments[-1].open:
+        if not self._open_segment:
             raise ValueError("the last segment is complete: no text can follow; add a segment")
 
     # The engine's side
@@ -292,11 +297,6 @@ class Handle(Iterator[Packet]):
         with self._changed:
             script = self._script
             return (script.segments[index], list(script.texts[index])) if index < len(script.segments) else None
-
-    def text_length(self, index: int) -> tuple[int, bool]:
-        """(trailing ids of a segment that are there, whether more may come)."""
-        with self._changed:
-            return len(self._script.texts[index]), self._script.segments[index].open
 
     def more_after(self, index: int) -> bool:
         """Whether a segment follows, or may."""

@@ -91,6 +91,7 @@ class Scheduler:
         self.slots = [Slot(index) for index in range(device.slots)]
         self.line = Line(options.patience)
         self._inbox: deque[Handle] = deque()  # bounded by submit
+        self._wordless: list[Handle] = []  # open requests without a first segment; bounded by submit
         self._flights: deque[Flight] = deque()
         self._news: list[Handle] = []
         self._ready_at = clock()
@@ -111,18 +112,17 @@ class Scheduler:
     @property
     def waiting(self) -> int:
         """Requests in line."""
-        return len(self._inbox) + len(self.line)
+        return len(self._inbox) + len(self._wordless) + len(self.line)
 
     @property
     def idle(self) -> bool:
         """Nobody is served or waits."""
-        return not (self._inbox or len(self.line) or self._flights or any(slot.handle for slot in self.slots))
+        return not (self.waiting or self._flights or any(slot.handle for slot in self.slots))
 
     def turn(self) -> float | None:
         """Do what can be done now. Returns the seconds after which to come again at the latest: 0 at once, None when woken."""
         now = self.clock()
-        while self._inbox:
-            self.line.push(self._inbox.popleft())
+        self._line_up(now)
         self._drop(now)
         self._admit()
         for slot in self.slots:
@@ -138,8 +138,9 @@ class Scheduler:
 
     def fail_all(self, error: EngineError) -> None:
         """The device is lost: everybody who is here is told, and nobody is left."""
-        waiting = [*self.line.drop(lambda _: True), *self._inbox]
+        waiting = [*self.line.drop(lambda _: True), *self._inbox, *self._wordless]
         self._inbox.clear()
+        self._wordless.clear()
         self._flights.clear()
         for handle in [*waiting, *(slot.handle for slot in self.slots if slot.handle is not None)]:
             self._end(handle, "error", error)
@@ -152,6 +153,22 @@ class Scheduler:
         vars(self).pop("device", None)
 
     # Who comes and goes
+
+    def _line_up(self, now: float) -> None:
+        """Who has something to say joins the line."""
+        arrived = [*self._wordless]
+        self._wordless.clear()
+        while self._inbox:
+            arrived.append(self._inbox.popleft())
+        for handle in arrived:
+            if handle.segment(0) is not None or handle.cancelled:
+                self.line.push(handle)
+            elif not handle.more_after(-1):
+                self._end(handle, "eos")
+            elif now - handle.submitted >= self.options.stall_seconds:
+                self._end(handle, "error", Stalled(f"no text came for {self.options.stall_seconds} s"))
+            else:
+                self._wordless.append(handle)
 
     def _drop(self, now: float) -> None:
         def late(handle: Handle) -> bool:
@@ -374,8 +391,8 @@ class Scheduler:
     def _soonest(self, now: float) -> float | None:
         """Seconds to the next thing that time alone brings: a deadline, the end of patience, the end of a lead."""
         moments = []
-        waiting = [*self.line, *(slot.handle for slot in self.slots if slot.handle is not None)]
-        for handle in waiting:
+        moments += [handle.submitted + self.options.stall_seconds for handle in self._wordless]
+        for handle in [*self.line, *(slot.handle for slot in self.slots if slot.handle is not None)]:
             if handle.request.deadline is not None and handle.first_audio is None:
                 moments.append(handle.submitted + handle.request.deadline)
         moments += [slot.idle_since + self.options.stall_seconds for slot in self.slots if slot.handle and slot.idle_since is not None]
