@@ -4,7 +4,7 @@
     for pcm in service.speak("A text of any length.", voice=voice): ...
     live = service.open(voice=voice)
     live.write("Words as they "); live.write("come, "); live.finish()      # and meanwhile: for pcm in live: ...
-    async for packet in consumer.packets(service.speak(..., notify=consumer.notify).handle, timeout=30): ...
+    async for packet in consumer.packets(service.speak(..., notify=consumer.notify).handle, limit=30): ...
 
 Long text is spoken part by part (split.py) as one utterance: one slot, one voice, the codec's state carried over, so that there is no
 seam. The same text gives the same audio whether it comes at once or in pieces.
@@ -30,6 +30,7 @@ from qwen3_jax.tts import Qwen3TTS
 from qwen3_jax.voice import Voice
 
 SLOTS, TIMEOUT = 10, 60.0  # a wait for the next piece of audio, in seconds
+WATCH = Watch()
 log = logging.getLogger(__name__)
 
 
@@ -156,7 +157,7 @@ class SpeechService:
 
     def __init__(
         self, tts: Qwen3TTS, *, slots: int = SLOTS, columns: int = COLUMNS, frames: int = FRAMES, options: Options | None = None,
-        watch: Watch | None = Watch(), warm: bool = True,
+        watch: Watch | None = WATCH, warm: bool = True,
     ) -> None:  # fmt: skip
         self.tts, self._watch = tts, watch
         self.books = tts.model.config.talker_config.num_code_groups
@@ -192,7 +193,7 @@ class SpeechService:
         """
         how = {"voice": voice, "language": language, "instruct": instruct, "streaming_text": streaming_text, "sampling": sampling}
         parts = split(text, language) if isinstance(text, str) else [text]
-        rows = []
+        rows: list[Row] = []
         for part in parts or [text]:  # an empty text is refused by name
             rows.append(self.row(part, seed=seed if not rows else rows[0].seed, max_frames=max_frames, **how))
         segments, first = tuple(map(self.segment, rows)), rows[0]
@@ -209,7 +210,15 @@ class SpeechService:
         how = {"voice": voice, "language": language, "instruct": instruct, "streaming_text": True, "sampling": sampling}
         first = self.row("a", seed=seed, **how)  # refuses a bad voice, language or seed now
         request = Request(
-            (), first.sampling, first.seed, first.codec_state, priority=priority, deadline=deadline, open=True, watch=self._watch, notify=notify
+            (),
+            first.sampling,
+            first.seed,
+            first.codec_state,
+            priority=priority,
+            deadline=deadline,
+            open=True,
+            watch=self._watch,
+            notify=notify,
         )
         return LiveUtterance(self, self.engine.submit(request), how)
 

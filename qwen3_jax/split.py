@@ -63,7 +63,11 @@ class Splitter:
 
     def _clause(self) -> int:
         for last in (
-            [at for at in range(LEAST, MOST + 1) if self.rest[at - 1] in _CLAUSES and (self.rest[at].isspace() or self.rest[at - 1] in _UNSPACED)],
+            [
+                at
+                for at in range(LEAST, MOST + 1)
+                if self.rest[at - 1] in _CLAUSES and (self.rest[at].isspace() or self.rest[at - 1] in _UNSPACED)
+            ],
             [at for at in range(LEAST, MOST + 1) if self.rest[at].isspace()],
         ):
             if last:

@@ -1,7 +1,8 @@
 """A Device without arrays of a model: what a row says follows from its request by arithmetic, so a test can say what must be heard.
 
-A prompt's ``text`` is [frames until eos, loops until attempt n, *padding]. Frame s of a segment has the codes
-(seed, segment, attempt that made it, s, text id it consumed) and a wave of 4 samples. Every call is checked against what a device may be asked.
+A prompt's ``text`` is [frames until eos, loops until attempt n, *padding]. Frame s of a segment has the
+codes (seed, segment, attempt that made it, s, text id it consumed) and a wave of 4 samples. Every call is checked against what a
+device may be asked.
 """
 
 from dataclasses import dataclass, field
@@ -18,13 +19,15 @@ NO_TEXT = -7
 
 def segment(frames: int, *, rows: int = 4, text: int = 3, loops: int = 0, max_frames: int = 500, open: bool = False) -> Segment:
     """A sentence of so many frames. ``loops``: attempts that repeat themselves from frame 2 on without end."""
-    prompt = Prompt(np.array([frames, loops] + [0] * (rows - 2)), np.zeros((rows, 5)), np.zeros(rows, bool), None, np.arange(100, 100 + text))
+    prompt = Prompt(
+        np.array([frames, loops] + [0] * (rows - 2)), np.zeros((rows, 5)), np.zeros(rows, bool), None, np.arange(100, 100 + text)
+    )
     return Segment(prompt, max_frames, open)
 
 
 def expected(request: Request, texts: list[list[int]] | None = None) -> list[tuple[int, ...]]:
     """The codes of all frames, said by one who is alone."""
-    made = []
+    made: list[tuple[int, ...]] = []
     for index, one in enumerate(request.segments):
         text = one.prompt.trailing.tolist() if texts is None else texts[index]
         frames, loops = one.prompt.text[:2].tolist()

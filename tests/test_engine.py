@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import pytest
 
-from qwen3_jax.engine import Closed, DeviceFailed, Engine, Handle, OutOfMemory, Request
+from qwen3_jax.engine import Closed, DeviceFailed, Engine, Handle, OutOfMemory
 from qwen3_jax.engine.loop import LoopConsumer
 from tests.fake_device import FakeDevice, expected
 from tests.test_engine_scheduler import request
@@ -170,7 +170,7 @@ async def test_an_event_loop_is_told_once_a_step() -> None:
         calls += 1
         return plain(*args)
 
-    loop.call_soon_threadsafe = counted  # type: ignore[method-assign]
+    loop.call_soon_threadsafe = counted  # type: ignore[assignment, method-assign]
     consumer = LoopConsumer(loop)
     engine = Engine(lambda slots, on_cpu: FakeDevice(slots=slots), slots=2)
     try:

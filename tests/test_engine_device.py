@@ -1,4 +1,4 @@
-"""The engine on a tiny random model: a request's audio is its own whatever the load; streamed == whole; text as it comes; runaways; one trace."""
+"""The engine on a tiny random model: a request's audio is its own whatever the load, text as it comes, runaways, one trace per shape."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -93,6 +93,11 @@ class Play:
         self.scheduler.turn()
         self.now += 0.01
 
+    def run(self) -> None:
+        """Until nobody is left."""
+        while not self.scheduler.idle:
+            self.turn()
+
 
 @pytest.fixture(scope="module")
 def alone(base: Model, device: JaxDevice) -> dict[int, tuple[np.ndarray, np.ndarray]]:
@@ -101,8 +106,7 @@ def alone(base: Model, device: JaxDevice) -> dict[int, tuple[np.ndarray, np.ndar
     for number, request in enumerate(requests(base)):
         play = Play(device)
         handle = play.submit(request)
-        while not play.scheduler.idle:
-            play.turn()
+        play.run()
         found[number] = heard(handle)
         assert len(found[number][0]) >= 3
     return found
@@ -118,7 +122,7 @@ ARRIVAL = st.fixed_dictionaries(
 
 @pytest.mark.slow
 def test_no_request_notices_another(base: Model, device: JaxDevice, alone: dict[int, tuple[np.ndarray, np.ndarray]]) -> None:
-    """Random arrivals, cancels, packet sizes and slow consumers: the codes, and within float32 rounding the samples, of the one who is alone."""
+    """Random arrivals, cancels, packet sizes, slow consumers: the codes, and up to rounding the samples, of one who is alone."""
     known = requests(base)
 
     @settings(max_examples=12, deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate], database=None)
@@ -157,7 +161,7 @@ def test_no_request_notices_another(base: Model, device: JaxDevice, alone: dict[
 def test_a_mixed_load_compiles_nothing(base: Model, engine: Engine) -> None:
     """After `warm_up`: prompts of every size, texts, cancels, segments, rewinds, sampling parameters."""
     text = prompts(base)[0]
-    long = Prompt(*(np.concatenate([part] * 6) for part in text[:3]), text.x_vector, text.trailing)
+    long = text._replace(**{name: np.concatenate([getattr(text, name)] * 6) for name in ("text", "codes", "speaker")})
     watch = Watch(hold=2, repeats=3, overdue_base=4, overdue_per_token=0, overdue_span=3)
     with jax.no_tracing(True):
         handles = [engine.submit(request) for request in requests(base)]
@@ -186,8 +190,7 @@ def test_text_in_pieces_sounds_like_text_at_once(base: Model, device: JaxDevice,
     ids = prompt.trailing.tolist()
     assert len(ids) == 9 or len(ids) > 5
     handle = play.submit(whole)
-    while not play.scheduler.idle:
-        play.turn()
+    play.run()
     expected = heard(handle)
     live = play.submit(Request((Segment(cut(prompt, 0), 1, open=True),), SAMPLED, whole.seed, open=True))
     given = 0
@@ -200,8 +203,7 @@ def test_text_in_pieces_sounds_like_text_at_once(base: Model, device: JaxDevice,
     live.append(ids[given:])
     live.end_segment(FRAMES)
     live.finish()
-    while not play.scheduler.idle:
-        play.turn()
+    play.run()
     for ours, theirs in zip(heard(live), expected, strict=True):
         np.testing.assert_array_equal(ours, theirs)
 
@@ -211,8 +213,7 @@ def test_segments_join_without_a_seam(base: Model, device: JaxDevice) -> None:
     play = Play(device)
     first, _, third = requests(base)
     handle = play.submit(Request((*first.segments, *third.segments), SAMPLED, first.seed))
-    while not play.scheduler.idle:
-        play.turn()
+    play.run()
     packets = []
     while (packet := handle.take()) is not None:
         packets.append(packet)
@@ -236,7 +237,7 @@ def loops(model: Model) -> Model:
 
 
 def test_an_attractor_is_taken_back_before_it_is_heard(base: Model) -> None:
-    """Greedy decoding with an empty head repeats code 0 without end: what is heard ends before the first held frame, whatever the packets."""
+    """Greedy decoding with an empty head repeats code 0 for ever: what is heard ends before what is held, whatever the packets."""
     device = JaxDevice(loops(base), slots=3, columns=128)
     greedy = Sampling(do_sample=False, subtalker_dosample=False, repetition_penalty=1.0)
     watch = Watch(hold=3, repeats=6, retries=2, overdue_base=1000)
@@ -244,13 +245,12 @@ def test_an_attractor_is_taken_back_before_it_is_heard(base: Model) -> None:
     for call in (1, 10_000):
         play = Play(device, Options(call_ms=call, buffer_ms=100_000))
         handle = play.submit(Request((Segment(prompts(base)[0], 60),), greedy, 1, watch=watch))
-        while not play.scheduler.idle:
-            play.turn()
+        play.run()
         results.append(heard(handle))
         assert handle.finish_reason == "length"
         assert (play.scheduler.counters.runaways, play.scheduler.counters.runaways_ended) == (2, 1)
     codes, _ = results[0]
-    # The first frame repeats nothing; two repeats are not yet suspect; each retry makes three frames more (its counts begin anew) before it is held.
+    # The first frame repeats nothing, two repeats are not suspect yet; each retry counts anew, so makes three frames more.
     assert len(codes) == 3 + 3 + 3
     np.testing.assert_array_equal(results[0][0], results[1][0])
     np.testing.assert_array_equal(results[0][1], results[1][1])
@@ -265,8 +265,7 @@ def test_a_retry_draws_otherwise_and_the_wave_goes_on(base: Model, device: JaxDe
     for one, call in ((request, 1), (request, 10_000), (plain, 1)):
         play = Play(device, Options(call_ms=call, buffer_ms=100_000))
         handle = play.submit(one)
-        while not play.scheduler.idle:
-            play.turn()
+        play.run()
         results.append((heard(handle), play.scheduler.counters))
     (codes, pcm), counters = results[0]
     assert counters.runaways >= 1

@@ -65,7 +65,35 @@ def tokenizers(checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempP
     return [Tokenizer.from_folder(folder, config), Tokenizer.from_folder(write_folder(tmp_path_factory.mktemp("vocabulary")), real)]
 
 
-PIECES = ["word", "it's", "I", " ", "  ", "\n", ".", ",", "...", "3", "14", "é", "e\u0301", "\u0301", "今日", "は", "。", "?!", "(", ")", '"', "-", "한", "ᄒ", "ᅡ", "🙂", "$"]
+PIECES = [
+    "word",
+    "it's",
+    "I",
+    " ",
+    "  ",
+    "\n",
+    ".",
+    ",",
+    "...",
+    "3",
+    "14",
+    "é",
+    "e\u0301",
+    "\u0301",
+    "今日",
+    "は",
+    "。",
+    "?!",
+    "(",
+    ")",
+    '"',
+    "-",
+    "한",
+    "ᄒ",
+    "ᅡ",
+    "🙂",
+    "$",
+]
 
 
 @settings(deadline=None, max_examples=300)

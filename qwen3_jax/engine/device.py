@@ -73,11 +73,8 @@ class JaxDevice:
 
     def open(self, slot: int, opening: Opening) -> list[int]:
         watch, text = opening.watch, opening.text
-        limits = programs.Limits(
-            *(np.int32(NEVER if watch is None else value) for value in ((0, 0) if watch is None else (watch.hold, watch.repeats))),
-            np.int32(text.overdue),
-            np.int32(text.overdue_end),
-        )
+        hold, repeats = (NEVER, NEVER) if watch is None else (watch.hold, watch.repeats)
+        limits = programs.Limits(np.int32(hold), np.int32(repeats), np.int32(text.overdue), np.int32(text.overdue_end))
         codec = opening.codec_state if opening.codec_state is not None else self._fresh
         self._state = programs.open_row(
             self._state,

@@ -2,7 +2,7 @@
 
 consumer = LoopConsumer(asyncio.get_running_loop())
 handle = engine.submit(Request(..., notify=consumer.notify))
-async for packet in consumer.packets(handle, timeout=30): ...
+async for packet in consumer.packets(handle, limit=30): ...
 """
 
 import asyncio
@@ -28,11 +28,11 @@ class LoopConsumer:
             if handle in self._news:
                 self._news[handle].set()
 
-    async def packets(self, handle: Handle, timeout: float) -> AsyncIterator[Packet]:
+    async def packets(self, handle: Handle, limit: float) -> AsyncIterator[Packet]:
         """The handle's packets to its end. Who leaves early, or is cancelled, cancels the request.
 
         Raises:
-            TimeoutError: none came in ``timeout`` seconds.
+            TimeoutError: none came in ``limit`` seconds.
             EngineError: what the request died of, after all audio that was made before.
         """
         event = self._news[handle] = asyncio.Event()
@@ -44,10 +44,10 @@ class LoopConsumer:
                 if handle.done:
                     break
                 try:
-                    async with asyncio.timeout(timeout):
+                    async with asyncio.timeout(limit):
                         await event.wait()
                 except TimeoutError as error:
-                    raise TimeoutError(f"no audio for {timeout} s") from error
+                    raise TimeoutError(f"no audio for {limit} s") from error
             if handle.error is not None and not handle.cancelled:
                 raise handle.error
         finally:

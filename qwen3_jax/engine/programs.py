@@ -8,8 +8,8 @@
 
 Everything about a slot is traced, so one compiled step serves any mixture of requests. The batch has one shape, whoever is in it, and
 the codec decodes frame by frame inside the loop: so a row's codes and samples do not depend on the load or the size of packets at all,
-and on the slot only in float32 rounding (a row that lies at the edge of a tile is summed in another order; 3e-6 of a sample). (Timed for 10 rows of the small codec on two cores: 22 to 27 ms a frame one by one in the
-loop, 29 to 30 ms for four at once.)
+and on the slot only in float32 rounding (a row at the edge of a tile is summed in another order; 3e-6 of a sample). (Timed for 10
+rows of the small codec on two cores: 22 to 27 ms a frame one by one in the loop, 29 to 30 ms for four at once.)
 
 A row that may not go on still computes: its results are dropped, and what it writes to its cache's next column is overwritten by the
 operation that makes the column visible (see cache.py). So a paused slot needs no care, nor one whose prompt is half read.
@@ -237,9 +237,12 @@ def _watched(before: State, after: State, first: Int["B"], alive: Bool["B"]) -> 
         runs=runs,
         held=jnp.where(alive, jnp.where(suspect, before.held + 1, 0), before.held),
         mark=Mark(
-            *_where(entering, (before.inputs, before.position, before.step, before.seen), mark[:4]),
-            # Hardly ever, and then for a megabyte or more a row: so not with a select in every frame.
-            jax.lax.cond(jnp.any(entering), lambda: _where(entering, before.codec, mark.codec), lambda: mark.codec),
+            inputs=_where(entering, before.inputs, mark.inputs),
+            position=_where(entering, before.position, mark.position),
+            step=_where(entering, before.step, mark.step),
+            seen=_where(entering, before.seen, mark.seen),
+            # Hardly ever, and then for megabytes a row: so not with a select in every frame.
+            codec=jax.lax.cond(jnp.any(entering), lambda: _where(entering, before.codec, mark.codec), lambda: mark.codec),
         ),
     )
 

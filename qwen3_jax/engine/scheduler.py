@@ -178,15 +178,15 @@ class Scheduler:
         for handle in self.line.drop(lambda one: one.cancelled or late(one)):
             self._dismiss(handle, f"no slot was free for {handle.request.deadline} s")
         for slot in self.slots:
-            handle = slot.handle  # type: ignore[assignment]  # narrowed below
-            if handle is None:
+            owner = slot.handle
+            if owner is None:
                 continue
-            if handle.cancelled or late(handle):
-                self._dismiss(handle, f"no audio in {handle.request.deadline} s")
+            if owner.cancelled or late(owner):
+                self._dismiss(owner, f"no audio in {owner.request.deadline} s")
                 slot.release()
             elif slot.idle_since is not None and now - slot.idle_since >= self.options.stall_seconds:
                 what = "no text came" if slot.between or slot.text_open else "no audio was taken"
-                self._end(handle, "error", Stalled(f"{what} for {self.options.stall_seconds} s"))
+                self._end(owner, "error", Stalled(f"{what} for {self.options.stall_seconds} s"))
                 slot.release()
 
     def _dismiss(self, handle: Handle, why: str) -> None:
@@ -265,7 +265,9 @@ class Scheduler:
     def _quotas(self, now: float) -> tuple[list[int], int]:
         """Frames that each row may make in the next launch, and the most of them; 0: nothing to launch."""
         allowed = [self._allowance(slot, now) if slot.speaking else 0 for slot in self.slots]
-        unheard = any(slot.reading or (most and not slot.released and not slot.flying) for slot, most in zip(self.slots, allowed, strict=True))
+        unheard = any(
+            slot.reading or (most and not slot.released and not slot.flying) for slot, most in zip(self.slots, allowed, strict=True)
+        )
         largest = 1 if unheard else self._largest()
         quotas = []
         for slot, most in zip(self.slots, allowed, strict=True):
