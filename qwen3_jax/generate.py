@@ -147,8 +147,18 @@ def prefill(
     )
 
 
-def frame(talker: Talker, state: GenState) -> tuple[GenState, Int["B K"], Float["B H"], Bool["B"]]:
-    """One frame of every row: its codes, the hidden state, and whether the row really made it (else it had ended)."""
+def advance(talker: Talker, state: Any, text: Float["B H"], active: Bool["B"]) -> tuple[Any, Int["B K"], Float["B H"], Bool["B"]]:
+    """One frame of the rows that are ``active`` and running; the others stay as they are.
+
+    Args:
+        talker: the talker.
+        state: GenState, or any NamedTuple with its fields from ``caches`` to ``reason`` (the engine's).
+        text: text row of each row's next input.
+        active: rows that may make a frame. A column that another row writes is garbage until it is that row's turn.
+
+    Returns:
+        the state, codes, the hidden state that book 0 was drawn from, and whether the row really made the frame.
+    """
     hidden, caches = talker.model(state.inputs[:, None], state.caches, state.position)
     hidden = hidden[:, 0]
     keys = jax.vmap(jax.random.fold_in)(state.keys, state.step)
@@ -157,8 +167,9 @@ def frame(talker: Talker, state: GenState) -> tuple[GenState, Int["B K"], Float[
     logits = talker.codec_head(hidden).astype(jnp.float32)
     logits = restrict(logits, state.seen, state.step, state.rules.penalty, talker.eos_id)
     first = draw(logits, books[:, 0], state.rules.talker)
-    ended = first == talker.eos_id
-    alive = (state.reason == RUNNING) & ~ended
+    running = (state.reason == RUNNING) & active
+    ended = running & (first == talker.eos_id)
+    alive = running & ~ended
 
     rest = talker.code_predictor.predict(
         hidden,
@@ -166,19 +177,23 @@ def frame(talker: Talker, state: GenState) -> tuple[GenState, Int["B K"], Float[
         lambda scores, book: draw(scores, books[:, book], state.rules.predictor),
     )
     codes = jnp.concatenate([first[:, None], rest], axis=1)
-    text = jnp.take_along_axis(state.trailing, jnp.minimum(state.step, state.trailing.shape[1] - 1)[:, None, None], axis=1)[:, 0]
-    text = jnp.where((state.step < state.trailing_length)[:, None], text, state.pad)
     step = state.step + alive
-    reason = jnp.where(alive & (step >= state.limit), LENGTH, jnp.where((state.reason == RUNNING) & ended, EOS, state.reason))
     state = state._replace(
         caches=caches,
         inputs=jnp.where(alive[:, None], talker.code_rows(codes[:, None])[:, 0] + text, state.inputs),
         position=state.position + alive,
         step=step,
         seen=state.seen | (alive[:, None] & (jnp.arange(state.seen.shape[1]) == first[:, None])),
-        reason=reason,
+        reason=jnp.where(alive & (step >= state.limit), LENGTH, jnp.where(ended, EOS, state.reason)),
     )
     return state, codes, hidden, alive
+
+
+def frame(talker: Talker, state: GenState) -> tuple[GenState, Int["B K"], Float["B H"], Bool["B"]]:
+    """One frame of every row: its codes, the hidden state, and whether the row really made it (else it had ended)."""
+    text = jnp.take_along_axis(state.trailing, jnp.minimum(state.step, state.trailing.shape[1] - 1)[:, None, None], axis=1)[:, 0]
+    text = jnp.where((state.step < state.trailing_length)[:, None], text, state.pad)
+    return advance(talker, state, text, jnp.ones(text.shape[0], bool))
 
 
 def chunk(talker: Talker, state: GenState, limit: Int[""], size: int) -> tuple[GenState, Chunk]:

@@ -4,6 +4,7 @@ The order is that of transformers' generate (generation/logits_process.py): repe
 length, then temperature, top-k, top-p. A row draws with its own key: its ids do not depend on who shares the batch.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -106,13 +107,35 @@ def draw(logits: F32["B V"], keys: Key["B"], by: Draws) -> Int["B"]:
 
 
 def _filter(logits: F32["B V"], top_k: Int["B"], top_p: F32["B"]) -> F32["B V"]:
-    """Keep the k likeliest (ties with the k-th stay), then those before which less than top_p of the mass lies."""
+    """Keep the k likeliest (ties with the k-th stay), then those before which less than top_p of the mass lies.
+
+    Both are thresholds, and found by halving, not by sorting: 10 rows of 512 entries, the fifteen draws of a frame, took XLA:CPU 50 ms
+    of a busy machine's time with a sort and 2 ms so.
+    """
     size = logits.shape[1]
-    ordered = jnp.sort(logits, axis=-1, descending=True)
-    last = jnp.where(top_k > 0, jnp.minimum(top_k, size), size) - 1
-    floor = jnp.take_along_axis(ordered, last[:, None], axis=-1)
-    mass = jax.nn.softmax(jnp.where(ordered >= floor, ordered, -jnp.inf), axis=-1)
-    before = jnp.cumsum(mass, axis=-1) - mass
-    inside = ((before < top_p[:, None]) | (top_p[:, None] >= 1)) & (ordered >= floor)
-    floor = jnp.min(jnp.where(inside, ordered, jnp.inf), axis=-1, keepdims=True)
-    return jnp.where(logits >= floor, logits, -jnp.inf)
+    order = _order(logits)
+    kept = order >= _threshold(lambda at: jnp.sum(order >= at, axis=-1) >= jnp.where(top_k > 0, jnp.minimum(top_k, size), size), top_k.shape)
+
+    def nucleus() -> Bool["B V"]:
+        mass = jax.nn.softmax(jnp.where(kept, logits, -jnp.inf), axis=-1)
+        # The least value with less than top_p above it, found as one above the greatest without.
+        most = _threshold(lambda at: jnp.sum(jnp.where(order >= at, mass, 0), axis=-1) >= top_p, top_p.shape)
+        return kept & ((order >= most) | (top_p[:, None] >= 1))
+
+    return jnp.where(jax.lax.cond(jnp.any(top_p < 1), nucleus, lambda: kept), logits, -jnp.inf)
+
+
+def _order(x: F32["B V"]) -> jax.Array:
+    """uint32 that compare as the floats do."""
+    bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
+    return jnp.where(bits >> 31 == 1, ~bits, bits | jnp.uint32(1 << 31))
+
+
+def _threshold(holds: Callable[[jax.Array], jax.Array], rows: tuple[int, ...]) -> jax.Array:
+    """The greatest uint32 [B 1] for which ``holds`` [B] is true, which must be true up to somewhere and false from there on."""
+
+    def bit(index: jax.Array, found: jax.Array) -> jax.Array:
+        tried = found | (jnp.uint32(1) << (31 - index).astype(jnp.uint32))
+        return jnp.where(holds(tried)[:, None], tried, found)
+
+    return jax.lax.fori_loop(0, 32, bit, jnp.zeros((*rows, 1), jnp.uint32))

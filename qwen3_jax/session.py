@@ -34,6 +34,7 @@ class Request(NamedTuple):
     seed: int
     max_frames: int
     codec_state: DecoderState | None = None  # in-context cloning: where the reference leaves the codec, see `prime`; one row
+    tokens: int = 0  # of the text to be spoken
 
 
 class Piece(NamedTuple):

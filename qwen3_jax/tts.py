@@ -22,7 +22,7 @@ from qwen3_jax import audio, compilation, hub
 from qwen3_jax.codec import DecoderState
 from qwen3_jax.encode import encode_codes, encode_x_vector
 from qwen3_jax.model import Model, load
-from qwen3_jax.prompt import AUTO, build, language_id, speaker_name
+from qwen3_jax.prompt import AUTO, CLOSING, ROLE, build, language_id, speaker_name
 from qwen3_jax.sampling import Sampling
 from qwen3_jax.session import BATCH_BUCKETS, Request, Session, prime, warm_up
 from qwen3_jax.shapes import NpF32, NpInt
@@ -338,7 +338,7 @@ class Qwen3TTS:
         if not 0 <= seed < 2**32:
             raise ValueError(f"seed = {seed}: must be from 0 to {2**32 - 1}")
         state = None if cloned is None else self._codec_state(cloned)
-        return Request(prompt, sampling or Sampling.defaults(self.model.generation), seed, max_frames, state)
+        return Request(prompt, sampling or Sampling.defaults(self.model.generation), seed, max_frames, state, len(ids) - ROLE - CLOSING)
 
     def _voice(self, voice: Voice | str | None) -> tuple[Voice | None, str | None]:
         """(cloned voice, preset speaker) as this checkpoint takes them."""

@@ -18,8 +18,13 @@ LAYERS = [
     {"qwen3_jax.codec"},
     {"qwen3_jax.model", "qwen3_jax.prompt"},
     {"qwen3_jax.generate", "qwen3_jax.testing"},
-    {"qwen3_jax.encode", "qwen3_jax.session"},
-    {"qwen3_jax.tts"},
+    {"qwen3_jax.encode", "qwen3_jax.session", "qwen3_jax.split", "qwen3_jax.engine.requests"},
+    {"qwen3_jax.tts", "qwen3_jax.engine.line", "qwen3_jax.engine.slots", "qwen3_jax.engine.loop"},
+    {"qwen3_jax.engine.programs", "qwen3_jax.engine.scheduler"},
+    {"qwen3_jax.engine.plan", "qwen3_jax.engine.engine"},
+    {"qwen3_jax.engine.device"},
+    {"qwen3_jax.engine"},
+    {"qwen3_jax.service"},
     {"qwen3_jax"},  # the public API
     {
         "qwen3_jax.evaluate",

@@ -1,0 +1,54 @@
+"""Many voices at once: requests in token ids -> packets of pcm, made by one device thread in the fixed slots of one batch.
+
+    engine = Engine(lambda slots, on_cpu: JaxDevice(model, slots=slots), slots=10)
+    handle = engine.submit(Request((Segment(prompt, max_frames=200),), sampling, seed=1))
+    for packet in handle: packet.pcm, packet.codes         # blocking; or handle.take() after a `notify`, see loop.py
+    handle.cancel()                                        # nothing is handed out after it returns
+    handle.finish_reason, handle.error                     # eos, length, cancelled; or what went wrong
+
+    scheduler.py   what to do next (admit, read prompts, step, deliver); pure Python, knows a device by its protocol only
+    device.py      that protocol on JAX; programs.py holds the compiled functions
+    engine.py      the thread, its faults, restarts, draining
+    loop.py        the hand-off to an event loop: one callback per step for all slots
+    plan.py        what the memory must hold
+
+Text is known here as ids only. A request is a chain of segments (sentences), spoken without a seam in one slot; the last one may be
+open, and grow (`Handle.append`, `Handle.add`, `Handle.finish`). `qwen3_jax.service` turns texts into requests.
+"""
+
+from qwen3_jax.engine.device import JaxDevice
+from qwen3_jax.engine.engine import Engine, Stats
+from qwen3_jax.engine.requests import (
+    Closed,
+    DeadlineExceeded,
+    DeviceFailed,
+    EngineError,
+    Full,
+    Handle,
+    OutOfMemory,
+    Packet,
+    Request,
+    Segment,
+    Stalled,
+    Watch,
+)
+from qwen3_jax.engine.scheduler import Options
+
+__all__ = [
+    "Closed",
+    "DeadlineExceeded",
+    "DeviceFailed",
+    "Engine",
+    "EngineError",
+    "Full",
+    "Handle",
+    "JaxDevice",
+    "Options",
+    "OutOfMemory",
+    "Packet",
+    "Request",
+    "Segment",
+    "Stalled",
+    "Stats",
+    "Watch",
+]

@@ -1,0 +1,207 @@
+"""The device thread and its life: build -> serve -> (a fault: tell everybody, build again, once) -> drain -> end.
+
+One thread calls the Scheduler. It is an executor's job, whose future is the owner that learns of its death: then every open request
+gets an error, and a new job builds the device again. Out of memory is no such fault, but a device planned too large: the slots are
+halved, as often as needed, and with one slot left the CPU takes over.
+"""
+
+import gc
+import logging
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import jax
+
+from qwen3_jax.engine.requests import Closed, DeviceFailed, EngineError, Handle, OutOfMemory, Request
+from qwen3_jax.engine.scheduler import Counters, Options, Scheduler
+from qwen3_jax.engine.slots import Device
+
+HEARTBEAT = 5.0  # seconds; an idle thread looks around that often
+LAST_STEP = 60.0  # seconds that a step, or building the device, may take when the engine closes
+log = logging.getLogger(__name__)
+Build = Callable[[int, bool], Device]  # (slots, on the CPU whatever was chosen) -> the device, warm
+
+
+@dataclass(frozen=True)
+class Stats:
+    """A look at the engine. ``counters``: see scheduler.Counters."""
+
+    state: str
+    slots: int
+    active: int
+    waiting: int
+    restarts: int
+    out_of_memory: int
+    on_cpu: bool
+    counters: dict[str, Any]
+
+
+class Engine:
+    """Many requests at once on one device. Every method may be called from any thread.
+
+    Args:
+        build: makes the device; called here, and in the engine's thread after a fault.
+        slots: requests that speak at a time.
+        options: how they share the device.
+        clock: seconds; for tests.
+
+    Raises:
+        whatever ``build`` raises, when it is called here.
+    """
+
+    def __init__(self, build: Build, *, slots: int, options: Options | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+        self._build, self._options, self._clock = build, options or Options(), clock
+        self._slots, self._on_cpu = slots, False
+        self._lock = threading.Lock()
+        self._wake = threading.Event()
+        self._close_at: float | None = None
+        self._restarts = self._shortages = 0
+        self._counters = Counters()
+        self.failure: BaseException | None = None  # what the last device died of
+        self._scheduler = self._new_scheduler()
+        self._state = "running"
+        self._ended = threading.Event()
+        self._executor = ThreadPoolExecutor(1, "engine")
+        self._watch(self._executor.submit(self._serve))
+
+    @property
+    def state(self) -> str:
+        """``running``, ``restarting``, ``closing``, ``closed``, or ``failed`` for good."""
+        return self._state
+
+    def submit(self, request: Request) -> Handle:
+        """Queue a request.
+
+        Raises:
+            ValueError: it can never fit.
+            Full: too many wait.
+            Closed: the engine is closed or failed.
+            DeviceFailed: it is being restarted; try again.
+        """
+        with self._lock:
+            if self._state == "restarting":
+                raise DeviceFailed("the engine is being restarted after a fault; try again in a few seconds")
+            if self._state != "running":
+                raise Closed(f"the engine is {self._state}")
+            handle = Handle(request, self._wake.set, self._clock())
+            self._scheduler.submit(handle)
+        self._wake.set()
+        return handle
+
+    def stats(self) -> Stats:
+        """How things stand."""
+        scheduler = self._scheduler
+        return Stats(
+            state=self._state,
+            slots=self._slots,
+            active=sum(slot.handle is not None for slot in scheduler.slots),
+            waiting=scheduler.waiting,
+            restarts=self._restarts,
+            out_of_memory=self._shortages,
+            on_cpu=self._on_cpu,
+            counters=asdict(self._counters),
+        )
+
+    def close(self, grace: float = 0.0) -> None:
+        """Take no more requests; let those that are here finish, for ``grace`` seconds at most; then end. Returns when all is over.
+
+        Raises:
+            TimeoutError: the device does not come back from what it is doing.
+        """
+        with self._lock:
+            if self._state in ("running", "restarting"):
+                self._state = "closing"
+            if self._close_at is None:
+                self._close_at = self._clock() + grace
+        self._wake.set()
+        if not self._ended.wait(grace + LAST_STEP):
+            raise TimeoutError(f"the device has not come back for {LAST_STEP} s; end the process")
+        self._executor.shutdown()
+
+    def __enter__(self) -> "Engine":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _new_scheduler(self) -> Scheduler:
+        return Scheduler(self._build(self._slots, self._on_cpu), self._options, self._clock, self._counters)
+
+    # In the engine's thread
+
+    def _serve(self) -> None:
+        while True:
+            self._wake.clear()
+            left = None if self._close_at is None else self._close_at - self._clock()
+            if left is not None and (left <= 0 or self._scheduler.idle):
+                return
+            delay = self._scheduler.turn()
+            if delay != 0 and not (left is not None and self._scheduler.idle):
+                self._wake.wait(min(each for each in (delay, left, HEARTBEAT) if each is not None))
+
+    def _rebuild(self) -> None:
+        self._scheduler = self._new_scheduler()
+        with self._lock:
+            if self._state == "restarting":
+                self._state = "running"
+        log.warning("the engine serves again: %d slots%s", self._slots, " on the CPU" if self._on_cpu else "")
+        self._serve()
+
+    def _watch(self, job: "Future[None]") -> None:
+        job.add_done_callback(self._over)
+
+    def _over(self, job: "Future[None]") -> None:
+        """The thread's job has ended, one way or the other."""
+        error = job.exception()
+        if error is None:
+            self._scheduler.fail_all(Closed("the engine was closed"))
+            self._state = "closed"
+            self._ended.set()
+            return
+        self.failure = error
+        shortage = out_of_memory(error)
+        log.error("the engine's device failed", exc_info=error)
+        again = self._may_restart(shortage)
+        with self._lock:
+            if self._state == "closing":
+                again = False
+            self._state = "restarting" if again else ("closed" if self._state == "closing" else "failed")
+        self._scheduler.fail_all(_told(shortage, again))
+        if not again:
+            self._ended.set()
+            return
+        self._scheduler.drop_device()
+        self.failure = error.with_traceback(None)  # its frames hold arrays
+        if shortage:
+            jax.clear_caches()
+        gc.collect()
+        self._watch(self._executor.submit(self._rebuild))
+
+    def _may_restart(self, shortage: bool) -> bool:
+        if not shortage:
+            self._restarts += 1
+            return self._restarts <= 1
+        self._shortages += 1
+        if self._slots > 1:
+            self._slots //= 2
+        elif not self._on_cpu:
+            self._on_cpu = True
+        else:
+            return False
+        return True
+
+
+def _told(shortage: bool, again: bool) -> EngineError:
+    after = "it is being restarted; send the request again" if again else "it could not be restarted"
+    if shortage:
+        return OutOfMemory(f"the device's memory was used up; {after}")
+    return DeviceFailed(f"the engine's device failed; {after}")
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether a device's (or the host's) memory was used up."""
+    return isinstance(error, MemoryError) or (isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error))

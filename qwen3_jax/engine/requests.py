@@ -1,0 +1,322 @@
+"""What is asked of the engine and what comes back: Request (ids) -> Handle -> Packets (pcm [N*1920] float32 at 24 kHz, codes [N 16]).
+
+A Handle's queue is filled by the engine's thread and emptied by one consumer. It is bounded: the scheduler reads ``buffered`` and makes
+no more frames than there is room for. Everything a consumer may call is safe from any thread.
+"""
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from qwen3_jax.codec import DecoderState
+from qwen3_jax.prompt import Prompt
+from qwen3_jax.sampling import Sampling
+from qwen3_jax.shapes import NpF32, NpInt
+
+Priority = Literal["high", "normal"]
+Notify = Callable[["list[Handle]"], None]  # called in the engine's thread, once a step, with all handles that have news
+
+
+class EngineError(RuntimeError):
+    """Why a request ended without being spoken to its end."""
+
+
+class DeviceFailed(EngineError):
+    """The engine's thread died under the request."""
+
+
+class OutOfMemory(DeviceFailed):
+    """It died because the device's memory was used up."""
+
+
+class DeadlineExceeded(EngineError):
+    """No audio by the request's deadline."""
+
+
+class Stalled(EngineError):
+    """Neither text came nor audio was taken for longer than the engine waits."""
+
+
+class Full(EngineError):
+    """Too many requests wait already."""
+
+
+class Closed(EngineError):
+    """The engine is closed, or closing, or could not be restarted."""
+
+
+@dataclass(frozen=True)
+class Watch:
+    """When speech that does not end is taken back. A frame is suspect from ``hold`` repeats or frame ``overdue`` on, and then held back;
+    at ``repeats`` or ``overdue_end`` all that is held is dropped, and drawn again from before it with a fresh key, ``retries`` times.
+
+    Attributes:
+        hold, repeats: frames in a row whose book 0 is what it was a fixed number (1 to 8) of frames before.
+        overdue_base, overdue_per_token: frame = base + per_token * text tokens, once the text is complete.
+        overdue_span: frames from there to the end.
+        retries: per segment; after them it ends before what was held, with ``length``.
+    """
+
+    hold: int = 8
+    repeats: int = 30
+    overdue_base: int = 38
+    overdue_per_token: int = 10
+    overdue_span: int = 38
+    retries: int = 2
+
+
+@dataclass(frozen=True, eq=False)
+class Segment:
+    """One sentence.
+
+    Attributes:
+        prompt: its rows; ``prompt.trailing`` ends with tts_eos unless the segment is open.
+        max_frames: at most. For an open segment: see ``Handle.end_segment``.
+        open: more text ids may follow (`Handle.append`).
+        tokens: of the text, for `Watch`; None: as many as ``prompt.trailing`` has.
+    """
+
+    prompt: Prompt
+    max_frames: int
+    open: bool = False
+    tokens: int | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Request:
+    """What to say, and how.
+
+    Attributes:
+        segments: spoken one after the other, the codec's state carried over, each with keys of its own. Only an open request may
+            have none yet; it waits for its first one outside the line.
+        seed: 0 to 2^32 - 1. The same segments and seed give the same codes, whatever else the engine does.
+        codec_state: in-context cloning: where the reference leaves the codec (one row).
+        priority: ``high`` goes before waiting ``normal`` ones.
+        deadline: seconds from submission in which the first audio must have been made.
+        open: segments may follow (`Handle.add`) until `Handle.finish`.
+        watch: None: speech is not watched.
+        notify: where news go besides ``Handle.next``; the same object for all requests of one event loop, see loop.py.
+    """
+
+    segments: tuple[Segment, ...]
+    sampling: Sampling
+    seed: int
+    codec_state: DecoderState | None = None
+    priority: Priority = "normal"
+    deadline: float | None = None
+    open: bool = False
+    watch: Watch | None = None
+    notify: Notify | None = None
+
+    def __post_init__(self) -> None:
+        if not self.segments and not self.open:
+            raise ValueError("a request without segments: give at least one, or open it")
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed = {self.seed}: must be from 0 to {2**32 - 1}")
+        if self.priority not in ("high", "normal"):
+            raise ValueError(f"priority {self.priority!r}: use 'high' or 'normal'")
+        if self.deadline is not None and not self.deadline > 0:
+            raise ValueError(f"deadline = {self.deadline}: must be above 0 seconds")
+        for number, segment in enumerate(self.segments):
+            if segment.open and (number < len(self.segments) - 1 or not self.open):
+                raise ValueError(f"segment {number} is open: only the last one of an open request can be")
+
+
+class Packet(NamedTuple):
+    """What a slot made in one step."""
+
+    pcm: NpF32["F"]  # 1920 samples a frame
+    codes: NpInt["N K"]
+    segment: int  # index into the request's segments
+
+
+@dataclass
+class Script:
+    """The segments of a request as they stand; written by the consumer's threads, read by the engine's, under the handle's lock."""
+
+    segments: list[Segment]
+    texts: list[list[int]]  # per segment: its trailing ids so far
+    open: bool  # segments may follow
+
+
+class Handle(Iterator[Packet]):
+    """One request on its way. Made by ``Engine.submit``."""
+
+    def __init__(self, request: Request, wake: Callable[[], None], now: float) -> None:
+        self.request = request
+        self.submitted = now
+        self.first_audio: float | None = None  # on the engine's clock, when the first packet was handed over
+        self._wake = wake  # tells the engine's thread that something has changed here
+        self._changed = threading.Condition()
+        self._packets: deque[Packet] = deque()
+        self._buffered = 0  # frames
+        self._reason: str | None = None
+        self._error: EngineError | None = None
+        self._cancelled = False
+        self._script = Script(list(request.segments), [segment.prompt.trailing.tolist() for segment in request.segments], request.open)
+
+    # The consumer's side
+
+    def take(self) -> Packet | None:
+        """The next packet, or None if there is none now; see ``done``. Never blocks."""
+        with self._changed:
+            if self._cancelled or not self._packets:
+                return None
+            packet = self._packets.popleft()
+            self._buffered -= len(packet.codes)
+        self._wake()
+        return packet
+
+    def next(self, timeout: float) -> Packet | None:
+        """The next packet; None at the end.
+
+        Raises:
+            TimeoutError: none came in ``timeout`` seconds.
+            EngineError: what the request died of, after all audio that was made before.
+        """
+        with self._changed:
+            if not self._changed.wait_for(lambda: self._packets or self._reason is not None or self._cancelled, timeout):
+                raise TimeoutError(f"no audio for {timeout} s")
+        packet = self.take()
+        if packet is None and self._error is not None and not self._cancelled:
+            raise self._error
+        return packet
+
+    def __next__(self) -> Packet:
+        packet = self.next(threading.TIMEOUT_MAX)
+        if packet is None:
+            raise StopIteration
+        return packet
+
+    @property
+    def done(self) -> bool:
+        """Nothing more will come: it has ended and every packet has been taken, or it was cancelled."""
+        with self._changed:
+            return self._cancelled or (self._reason is not None and not self._packets)
+
+    @property
+    def finish_reason(self) -> str | None:
+        """``eos``, ``length``, ``cancelled`` or ``error``; None while it runs or packets are left."""
+        with self._changed:
+            if self._cancelled:
+                return "cancelled"
+            return None if self._packets else self._reason
+
+    @property
+    def error(self) -> EngineError | None:
+        """With finish_reason ``error``: which."""
+        with self._changed:
+            return self._error
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether ``cancel`` came before the end."""
+        return self._cancelled
+
+    def cancel(self) -> None:
+        """Give up, at any time: once this returns nothing is handed out, and the slot is free after the running step."""
+        with self._changed:
+            if self._reason is not None and not self._packets:
+                return
+            self._cancelled = True
+            self._packets.clear()
+            self._buffered = 0
+            self._changed.notify_all()
+        self._wake()
+
+    # Text as it is written
+
+    def append(self, ids: list[int]) -> None:
+        """More trailing text of the last segment, which must be open.
+
+        Raises:
+            ValueError: it is not.
+        """
+        with self._changed:
+            self._require_open_segment()
+            self._script.texts[-1].extend(ids)
+        self._wake()
+
+    def end_segment(self, max_frames: int, tokens: int | None = None) -> None:
+        """The last segment's text is complete (tts_eos was the last id); it may have ``max_frames`` frames. ``tokens``: see Segment.
+
+        Raises:
+            ValueError: it is complete already.
+        """
+        with self._changed:
+            self._require_open_segment()
+            last = self._script.segments[-1]
+            self._script.segments[-1] = Segment(last.prompt, max_frames, tokens=tokens)
+        self._wake()
+
+    def add(self, segment: Segment) -> None:
+        """One more segment after the last, which must not be open.
+
+        Raises:
+            ValueError: the last one is open, or the request is complete.
+        """
+        with self._changed:
+            if not self._script.open or self._open_segment:
+                raise ValueError("a segment can follow only in an open request, after end_segment")
+            self._script.segments.append(segment)
+            self._script.texts.append(segment.prompt.trailing.tolist())
+        self._wake()
+
+    def finish(self) -> None:
+        """No segment follows.
+
+        Raises:
+            ValueError: the last segment is open.
+        """
+        with self._changed:
+            if self._open_segment:
+                raise ValueError("the last segment is open: end_segment first")
+            self._script.open = False
+        self._wake()
+
+    @property
+    def _open_segment(self) -> bool:
+        return bool(self._script.segments) and self._script.segments[-1].open
+
+    def _require_open_segment(self) -> None:
+        if not self._open_segment:
+            raise ValueError("the last segment is complete: no text can follow; add a segment")
+
+    # The engine's side
+
+    @property
+    def buffered(self) -> int:
+        """Frames made and not yet taken."""
+        with self._changed:
+            return self._buffered
+
+    def segment(self, index: int) -> tuple[Segment, list[int]] | None:
+        """Segment ``index`` and its text as they stand; None: there is none yet."""
+        with self._changed:
+            script = self._script
+            return (script.segments[index], list(script.texts[index])) if index < len(script.segments) else None
+
+    def more_after(self, index: int) -> bool:
+        """Whether a segment follows, or may."""
+        with self._changed:
+            return self._script.open or index + 1 < len(self._script.segments)
+
+    def put(self, packet: Packet, now: float) -> None:
+        """Hand over audio; after a cancel it goes nowhere."""
+        with self._changed:
+            if self._cancelled or self._reason is not None:
+                return
+            if self.first_audio is None:
+                self.first_audio = now
+            self._packets.append(packet)
+            self._buffered += len(packet.codes)
+            self._changed.notify_all()
+
+    def end(self, reason: str, error: EngineError | None = None) -> None:
+        """The last thing that is heard of it."""
+        with self._changed:
+            if self._reason is None:
+                self._reason, self._error = reason, error
+            self._changed.notify_all()

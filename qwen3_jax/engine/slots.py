@@ -1,0 +1,127 @@
+"""What the host knows of a slot, and the protocol of the device that holds the rest. No arrays of a model here.
+
+A slot's life:  free -> reading (its prompt, piece by piece) -> speaking -> the next segment: reading -> ... -> free.
+"""
+
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+from qwen3_jax.codec import DecoderState
+from qwen3_jax.engine.requests import Handle, Request, Watch
+from qwen3_jax.prompt import Prompt
+from qwen3_jax.sampling import Sampling
+from qwen3_jax.shapes import NpF32, NpInt
+
+RUNAWAY = 3  # a finish reason beside generate.EOS and LENGTH: the row is to be rewound, or ended
+NEVER = 2**30  # frames; no utterance gets there
+
+
+class Text(NamedTuple):
+    """A segment's trailing ids as they stand, and what follows from their number. Limits are in frames."""
+
+    ids: list[int]
+    limit: int
+    overdue: int
+    overdue_end: int
+
+
+class Opening(NamedTuple):
+    """A segment for a slot."""
+
+    prompt: Prompt
+    text: Text
+    sampling: Sampling
+    seed: int
+    segment: int
+    watch: Watch | None
+    codec_state: DecoderState | None  # one row: where the codec begins
+    carry: bool  # instead: it goes on from where the slot is
+
+
+class Outcome(NamedTuple):
+    """What a launch made, on the host. Row b's frames are the first counts[b]."""
+
+    codes: NpInt["N B K"]
+    pcm: NpF32["N B F"]
+    counts: NpInt["B"]
+    reason: NpInt["B"]  # generate.RUNNING, EOS, LENGTH or RUNAWAY
+    held: NpInt["B"]  # of a row's newest frames, how many must not be released yet
+
+
+class Device(Protocol):
+    """The arrays of all slots and what can be done to them, in the order of the calls."""
+
+    slots: int
+    frames: int  # most of a launch
+    columns: int  # positions of a slot
+    piece: int  # rows of a prompt's largest piece
+
+    def check(self, request: Request) -> None:
+        """Raises ValueError for a request that cannot fit. Called in the submitter's thread."""
+
+    def open(self, slot: int, opening: Opening) -> list[int]:
+        """A segment begins. Returns the rows of each piece of its prompt, to be read in this order."""
+
+    def read(self, slot: int) -> None:
+        """Read the next piece of the slot's prompt."""
+
+    def write_text(self, slot: int, text: Text) -> None:
+        """The slot's text has grown, or is complete."""
+
+    def rewind(self, slot: int, seed: int, segment: int, attempt: int) -> None:
+        """Back to before the held frames, with another key."""
+
+    def launch(self, quotas: list[int], limit: int) -> Any:
+        """Begin to make up to quotas[b] frames of each row, ``limit`` at most."""
+
+    def collect(self, launched: Any) -> Outcome:
+        """Wait for a launch."""
+
+
+@dataclass
+class Slot:
+    """One row of the batch and its owner."""
+
+    index: int
+    serial: int = 0  # changes whenever what was launched for this slot is no longer wanted
+    handle: Handle | None = None
+    segment: int = 0
+    rows: int = 0  # of the segment's prompt
+    pieces: deque[int] = field(default_factory=deque)  # of the prompt, still to be read
+    between: bool = False  # the segment has ended, the next one is not there yet
+    text: int = 0  # trailing ids on the device
+    text_open: bool = False
+    made: int = 0  # frames of this segment
+    flying: int = 0  # frames launched and not yet collected
+    launched: int = 0  # frames of the last launch: packets grow
+    attempts: int = 0
+    released: int = 0  # frames handed over, of all segments
+    cut: bool = False  # a segment met its limit
+    held: list[tuple[NpInt["K"], NpF32["F"]]] = field(default_factory=list)
+    idle_since: float | None = None  # waits for text or for the consumer
+
+    @property
+    def reading(self) -> bool:
+        return self.handle is not None and bool(self.pieces)
+
+    @property
+    def speaking(self) -> bool:
+        return self.handle is not None and not self.pieces and not self.between
+
+    def release(self) -> None:
+        """Nobody's."""
+        self.handle = None
+        self.serial += 1
+        self.pieces.clear()
+        self.held.clear()
+        self.between, self.cut = False, False
+        self.flying, self.launched, self.released, self.idle_since = 0, 0, 0, None
+
+    def begin(self, segment: int, rows: int, pieces: list[int], text: int, text_open: bool) -> None:
+        """A segment has been opened on the device."""
+        self.serial += 1
+        self.segment, self.rows, self.pieces = segment, rows, deque(pieces)
+        self.text, self.text_open = text, text_open
+        self.between, self.made, self.flying, self.attempts, self.idle_since = False, 0, 0, 0, None
+        self.held.clear()

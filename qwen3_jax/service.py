@@ -1,0 +1,241 @@
+"""Texts and voices in, many utterances at once out: the front of the engine that knows text. Everything here is on the host.
+
+    service = SpeechService(Qwen3TTS.from_pretrained("checkpoint"), slots=10)
+    for pcm in service.speak("A text of any length.", voice=voice): ...
+    live = service.open(voice=voice)
+    live.write("Words as they "); live.write("come, "); live.finish()      # and meanwhile: for pcm in live: ...
+    async for packet in consumer.packets(service.speak(..., notify=consumer.notify).handle, limit=30): ...
+
+Long text is spoken part by part (split.py) as one utterance: one slot, one voice, the codec's state carried over, so that there is no
+seam. The same text gives the same audio whether it comes at once or in pieces.
+"""
+
+import logging
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from qwen3_jax.engine import Engine, Handle, JaxDevice, Options, Request, Segment, Watch
+from qwen3_jax.engine.device import COLUMNS, FRAMES
+from qwen3_jax.engine.requests import Notify, Priority
+from qwen3_jax.prompt import AUTO
+from qwen3_jax.sampling import Sampling
+from qwen3_jax.session import Request as Row
+from qwen3_jax.shapes import NpF32, NpInt
+from qwen3_jax.split import Splitter, settled, split
+from qwen3_jax.tts import Qwen3TTS
+from qwen3_jax.voice import Voice
+
+SLOTS, TIMEOUT = 10, 60.0  # a wait for the next piece of audio, in seconds
+WATCH = Watch()
+log = logging.getLogger(__name__)
+
+
+class Utterance(Iterator[NpF32["F"]]):
+    """Pieces of pcm (float32, mono, 24 kHz) as they are made. Iterate in one thread; ``cancel`` from any. As SpeechStream.
+
+    Raises (from ``next``):
+        EngineError: what went wrong, after all audio that was made before.
+        TimeoutError: no audio for TIMEOUT seconds.
+    """
+
+    def __init__(self, handle: Handle, sample_rate: int, books: int) -> None:
+        self.handle = handle
+        self.sample_rate = sample_rate
+        self.seed = handle.request.seed
+        self._books = books
+        self._codes: list[NpInt["N K"]] = []
+
+    def __next__(self) -> NpF32["F"]:
+        packet = self.handle.next(TIMEOUT)
+        if packet is None:
+            raise StopIteration
+        self._codes.append(packet.codes)
+        return packet.pcm
+
+    @property
+    def finish_reason(self) -> str | None:
+        """``eos``, ``length``, ``cancelled`` or ``error``; None while there is more."""
+        return self.handle.finish_reason
+
+    @property
+    def frames(self) -> NpInt["N K"]:
+        """Codes of all that has been handed out."""
+        return np.concatenate(self._codes) if self._codes else np.zeros((0, self._books), np.int32)
+
+    def cancel(self) -> None:
+        """No piece is handed out after this, and the slot is free after the running step."""
+        self.handle.cancel()
+
+    def __enter__(self) -> "Utterance":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.cancel()
+
+
+class LiveUtterance(Utterance):
+    """An utterance whose text is still being written: ``write``, ``write``, ..., ``finish``, from one thread.
+
+    Only text whose tokens are settled is spoken, and no frame is made without text: speech waits for it. In-context cloning lays its
+    first words beside the reference's frames, so there it begins when so much text is there.
+    """
+
+    def __init__(self, service: "SpeechService", handle: Handle, how: dict[str, Any]) -> None:
+        super().__init__(handle, service.tts.sample_rate, service.books)
+        self._service, self._how = service, how
+        self._splitter = Splitter(how["language"])
+        self._given = -1  # trailing ids of the open segment that the engine has; -1: there is none
+
+    def write(self, text: str) -> None:
+        """More text.
+
+        Raises:
+            ValueError: text that cannot be spoken; the utterance is cancelled.
+        """
+        try:
+            for part in self._splitter.feed(text):
+                self._end_part(part)
+            if ready := settled(self._splitter.rest):
+                self._go_on(self._row(self._splitter.rest[:ready]))
+        except ValueError:
+            self.cancel()
+            raise
+
+    def finish(self) -> None:
+        """No more text comes. Errors as in ``write``."""
+        try:
+            for part in self._splitter.finish():
+                self._end_part(part)
+        except ValueError:
+            self.cancel()
+            raise
+        self.handle.finish()
+
+    def _row(self, text: str) -> Row:
+        return self._service.row(text, seed=self.seed, **self._how)
+
+    def _go_on(self, row: Row) -> None:
+        """``row`` is of settled text: all of its trailing ids stand, but tts_eos."""
+        ids = row.prompt.trailing.tolist()[:-1]
+        if self._given < 0:
+            if len(row.prompt.trailing):
+                self.handle.add(Segment(row.prompt._replace(trailing=row.prompt.trailing[:-1]), row.max_frames, open=True))
+                self._given = len(ids)
+        elif len(ids) > self._given:
+            self.handle.append(ids[self._given :])
+            self._given = len(ids)
+
+    def _end_part(self, part: str) -> None:
+        row = self._row(part)
+        if self._given < 0:
+            self.handle.add(self._service.segment(row))
+        else:
+            self.handle.append(row.prompt.trailing.tolist()[self._given :])
+            self.handle.end_segment(row.max_frames, row.tokens)
+        self._given = -1
+
+
+class SpeechService:
+    """A checkpoint that speaks for many at once.
+
+    Args:
+        tts: the checkpoint.
+        slots: utterances that are spoken at a time; more wait in line.
+        columns: positions of a slot (prompt, and a frame each): the longest part of a text. A multiple of 64.
+        frames: most frames of a step.
+        options: how the slots share the device.
+        watch: when speech without end is taken back; None: never.
+        warm: compile every program now.
+
+    Raises:
+        ValueError: sizes that cannot be used or do not fit into memory.
+    """
+
+    def __init__(
+        self, tts: Qwen3TTS, *, slots: int = SLOTS, columns: int = COLUMNS, frames: int = FRAMES, options: Options | None = None,
+        watch: Watch | None = WATCH, warm: bool = True,
+    ) -> None:  # fmt: skip
+        self.tts, self._watch = tts, watch
+        self.books = tts.model.config.talker_config.num_code_groups
+        self._lock = threading.Lock()
+
+        def build(slots: int, on_cpu: bool) -> JaxDevice:
+            model = tts.model
+            if on_cpu:
+                model = model._replace(params=jax.device_put(model.params, jax.devices("cpu")[0]))
+            device = JaxDevice(model, slots=slots, columns=columns, frames=frames)
+            log.info("memory: %s", device.plan)
+            if warm:
+                device.warm_up()
+            return device
+
+        self.engine = Engine(build, slots=slots, options=options)
+
+    def speak(
+        self, text: str, *, voice: Voice | str | None = None, language: str = AUTO, instruct: str | None = None,
+        streaming_text: bool | None = None, seed: int | None = None, sampling: Sampling | None = None, max_frames: int | None = None,
+        priority: Priority = "normal", deadline: float | None = None, notify: Notify | None = None,
+    ) -> Utterance:  # fmt: skip
+        """Queue a text of any length.
+
+        Args:
+            text, voice, language, instruct, streaming_text, seed, sampling: as in ``Qwen3TTS.generate``.
+            max_frames: of each part of the text.
+            priority, deadline, notify: see engine.Request.
+
+        Raises:
+            ValueError: as ``Qwen3TTS.generate``, or a part that does not fit into a slot.
+            EngineError: too many wait, or the engine is closed.
+        """
+        how = {"voice": voice, "language": language, "instruct": instruct, "streaming_text": streaming_text, "sampling": sampling}
+        parts = split(text, language) if isinstance(text, str) else [text]
+        rows: list[Row] = []
+        for part in parts or [text]:  # an empty text is refused by name
+            rows.append(self.row(part, seed=seed if not rows else rows[0].seed, max_frames=max_frames, **how))
+        segments, first = tuple(map(self.segment, rows)), rows[0]
+        request = Request(
+            segments, first.sampling, first.seed, first.codec_state, priority=priority, deadline=deadline, watch=self._watch, notify=notify
+        )
+        return Utterance(self.engine.submit(request), self.tts.sample_rate, self.books)
+
+    def open(
+        self, *, voice: Voice | str | None = None, language: str = AUTO, instruct: str | None = None, seed: int | None = None,
+        sampling: Sampling | None = None, priority: Priority = "normal", deadline: float | None = None, notify: Notify | None = None,
+    ) -> LiveUtterance:  # fmt: skip
+        """An utterance whose text will be written piece by piece. Arguments and errors as in ``speak``."""
+        how = {"voice": voice, "language": language, "instruct": instruct, "streaming_text": True, "sampling": sampling}
+        first = self.row("a", seed=seed, **how)  # refuses a bad voice, language or seed now
+        request = Request(
+            (),
+            first.sampling,
+            first.seed,
+            first.codec_state,
+            priority=priority,
+            deadline=deadline,
+            open=True,
+            watch=self._watch,
+            notify=notify,
+        )
+        return LiveUtterance(self, self.engine.submit(request), how)
+
+    def row(self, text: str, **how: Any) -> Row:
+        """A part's prompt, as Qwen3TTS lays it out."""
+        return self.tts._request(text, **({"seed": None, "max_frames": None} | how))
+
+    def segment(self, row: Row) -> Segment:
+        """A part whose text is complete."""
+        return Segment(row.prompt, row.max_frames, tokens=row.tokens)
+
+    def close(self, grace: float = 0.0) -> None:
+        """Let running utterances finish for ``grace`` seconds at most, then end."""
+        self.engine.close(grace)
+
+    def __enter__(self) -> "SpeechService":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

@@ -1,0 +1,143 @@
+"""A Device without arrays of a model: what a row says follows from its request by arithmetic, so a test can say what must be heard.
+
+A prompt's ``text`` is [frames until eos, loops until attempt n, *padding]. Frame s of a segment has the
+codes (seed, segment, attempt that made it, s, text id it consumed) and a wave of 4 samples. Every call is checked against what a
+device may be asked.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from qwen3_jax.engine.requests import Request, Segment
+from qwen3_jax.engine.slots import RUNAWAY, Opening, Outcome, Text
+from qwen3_jax.generate import EOS, LENGTH, RUNNING
+from qwen3_jax.prompt import Prompt
+
+NO_TEXT = -7
+
+
+def segment(frames: int, *, rows: int = 4, text: int = 3, loops: int = 0, max_frames: int = 500, open: bool = False) -> Segment:
+    """A sentence of so many frames. ``loops``: attempts that repeat themselves from frame 2 on without end."""
+    prompt = Prompt(
+        np.array([frames, loops] + [0] * (rows - 2)), np.zeros((rows, 5)), np.zeros(rows, bool), None, np.arange(100, 100 + text)
+    )
+    return Segment(prompt, max_frames, open)
+
+
+def expected(request: Request, texts: list[list[int]] | None = None) -> list[tuple[int, ...]]:
+    """The codes of all frames, said by one who is alone."""
+    made: list[tuple[int, ...]] = []
+    for index, one in enumerate(request.segments):
+        text = one.prompt.trailing.tolist() if texts is None else texts[index]
+        frames, loops = one.prompt.text[:2].tolist()
+        for step in range(min(frames, one.max_frames)):
+            attempt = loops if step >= 2 else 0
+            made.append((request.seed, index, attempt, step, text[step] if step < len(text) else NO_TEXT))
+    return made
+
+
+@dataclass
+class Row:
+    opening: Opening
+    text: Text
+    pieces: list[int]
+    step: int = 0
+    reason: int = RUNNING
+    attempt: int = 0
+    held: int = 0
+    mark: int = 0
+
+
+@dataclass
+class FakeDevice:
+    """``log`` has every call. A row that loops is held from frame 2 on and has gone too far after four held frames."""
+
+    slots: int = 2
+    frames: int = 4
+    columns: int = 1000
+    piece: int = 8
+    fail_at: int | None = None  # raises at this launch
+    error: BaseException | None = None
+    rows: dict[int, Row] = field(default_factory=dict)
+    log: list[tuple] = field(default_factory=list)
+    pending: int = 0
+
+    def check(self, request: Request) -> None:
+        for one in request.segments:
+            if len(one.prompt.text) > self.columns:
+                raise ValueError("too long")
+
+    def open(self, slot: int, opening: Opening) -> list[int]:
+        assert opening.carry == (opening.segment > 0)
+        rows = len(opening.prompt.text)
+        self.rows[slot] = Row(opening, opening.text, [self.piece] * -(-rows // self.piece))
+        self.log.append(("open", slot, opening.seed, opening.segment))
+        return list(self.rows[slot].pieces)
+
+    def read(self, slot: int) -> None:
+        self.log.append(("read", slot, self.rows[slot].pieces.pop(0)))
+
+    def write_text(self, slot: int, text: Text) -> None:
+        row = self.rows[slot]
+        assert text.ids[: len(row.text.ids)] == row.text.ids, "text only grows"
+        row.text = text
+        self.log.append(("write_text", slot, len(text.ids)))
+
+    def rewind(self, slot: int, seed: int, segment: int, attempt: int) -> None:
+        row = self.rows[slot]
+        assert row.reason == RUNAWAY
+        row.step, row.held, row.reason, row.attempt = row.mark, 0, RUNNING, attempt
+        self.log.append(("rewind", slot, attempt))
+
+    def launch(self, quotas: list[int], limit: int) -> Outcome:
+        assert 1 <= limit <= self.frames
+        assert max(quotas) == limit
+        self.log.append(("launch", tuple(quotas), limit))
+        launches = sum(entry[0] == "launch" for entry in self.log)
+        if self.fail_at is not None and launches == self.fail_at:
+            assert self.error is not None
+            raise self.error
+        outcome = Outcome(
+            np.full((self.frames, self.slots, 5), -1), np.zeros((self.frames, self.slots, 4), np.float32),
+            *(np.zeros(self.slots, int) for _ in range(3)),
+        )  # fmt: skip
+        for slot, quota in enumerate(quotas):
+            if quota:
+                assert not self.rows[slot].pieces, "a row speaks before its prompt is read"
+                for _ in range(quota):
+                    self._frame(slot, outcome)
+        for slot, row in self.rows.items():
+            outcome.reason[slot], outcome.held[slot] = row.reason, row.held
+        self.pending += 1
+        assert self.pending <= 2, "at most one step is ahead of the host"
+        return outcome
+
+    def _frame(self, slot: int, outcome: Outcome) -> None:
+        row = self.rows[slot]
+        if row.reason != RUNNING:
+            return
+        frames, loops = row.opening.prompt.text[:2].tolist()
+        looping = row.attempt < loops and row.step >= 2
+        if row.step >= frames and not looping:
+            row.reason = EOS
+            return
+        text, count = row.text.ids, outcome.counts[slot]
+        outcome.codes[count, slot] = (
+            row.opening.seed, row.opening.segment, row.attempt, row.step, text[row.step] if row.step < len(text) else NO_TEXT
+        )  # fmt: skip
+        outcome.pcm[count, slot] = row.step
+        outcome.counts[slot] += 1
+        if looping:
+            row.mark = row.step if not row.held else row.mark
+            row.held += 1
+        row.step += 1
+        if row.step >= row.text.limit:
+            row.reason = LENGTH
+        elif row.held >= 4:
+            row.reason = RUNAWAY
+
+    def collect(self, launched: Outcome) -> Outcome:
+        self.pending -= 1
+        self.log.append(("collect",))
+        return launched

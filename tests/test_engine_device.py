@@ -1,0 +1,316 @@
+"""The engine on a tiny random model: a request's audio is its own whatever the load, text as it comes, runaways, one trace per shape."""
+
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+
+from qwen3_jax.codec import init_state
+from qwen3_jax.engine import Engine, Handle, JaxDevice, Options, Request, Segment, Watch
+from qwen3_jax.engine.scheduler import Scheduler
+from qwen3_jax.model import Model
+from qwen3_jax.prompt import Prompt
+from qwen3_jax.sampling import Sampling
+from qwen3_jax.session import Request as Alone
+from qwen3_jax.session import Session, decode, prime
+from tests.test_generate import prompts
+from tests.test_tts import assert_same_sound
+
+LIMIT = 120.0
+FRAMES = 14
+SAMPLED = Sampling(temperature=1.2, top_k=0, repetition_penalty=1.0)
+BIG = Options(buffer_ms=100_000, call_ms=10_000)
+
+
+@pytest.fixture(scope="module")
+def base(model: Callable[[str], Model]) -> Model:
+    return model("base")
+
+
+@pytest.fixture(scope="module")
+def device(base: Model) -> JaxDevice:
+    made = JaxDevice(base, slots=3, columns=128)
+    made.warm_up()
+    return made
+
+
+@pytest.fixture
+def engine(device: JaxDevice) -> Iterator[Engine]:
+    with Engine(lambda slots, on_cpu: device, slots=3, options=BIG) as made:
+        yield made
+
+
+def requests(model: Model, **more: Any) -> list[Request]:
+    """Three requests of different forms; the second continues a reference."""
+    reference = np.random.RandomState(5).randint(0, 2048, (7, 16))
+    states = [None, prime(model, reference), None]
+    return [
+        Request((Segment(prompt, FRAMES),), SAMPLED, 7 + number, codec_state=state, **more)
+        for number, (prompt, state) in enumerate(zip(prompts(model), states, strict=True))
+    ]
+
+
+def heard(handle: Handle) -> tuple[np.ndarray, np.ndarray]:
+    """(codes [N 16], pcm)."""
+    packets = []
+    while (packet := handle.next(LIMIT)) is not None:
+        packets.append(packet)
+    return np.concatenate([packet.codes for packet in packets]), np.concatenate([packet.pcm for packet in packets])
+
+
+def test_the_same_as_alone_without_an_engine(base: Model, engine: Engine) -> None:
+    """Codes are those of `Session`, samples within float32 rounding of its batch shape."""
+    for request in requests(base):
+        session = Session(base, [Alone(request.segments[0].prompt, SAMPLED, request.seed, FRAMES, request.codec_state)])
+        pieces = []
+        while session.running:
+            pieces += session.step(4)
+        codes, pcm = heard(handle := engine.submit(request))
+        np.testing.assert_array_equal(codes, np.concatenate([piece.codes for piece in pieces]))
+        np.testing.assert_allclose(pcm, np.concatenate([piece.pcm for piece in pieces]), atol=1e-5)
+        assert handle.finish_reason == session.finish_reasons[0]
+
+
+class Play:
+    """A scheduler without a thread: the test says what happens before each turn."""
+
+    def __init__(self, device: JaxDevice, options: Options = BIG) -> None:
+        self.now = 0.0
+        self.scheduler = Scheduler(device, options, lambda: self.now)
+
+    def submit(self, request: Request) -> Handle:
+        handle = Handle(request, lambda: None, self.now)
+        self.scheduler.submit(handle)
+        return handle
+
+    def turn(self) -> None:
+        self.scheduler.turn()
+        self.now += 0.01
+
+    def run(self) -> None:
+        """Until nobody is left."""
+        while not self.scheduler.idle:
+            self.turn()
+
+
+@pytest.fixture(scope="module")
+def alone(base: Model, device: JaxDevice) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+    """What each of the requests says when nobody else is there."""
+    found = {}
+    for number, request in enumerate(requests(base)):
+        play = Play(device)
+        handle = play.submit(request)
+        play.run()
+        found[number] = heard(handle)
+        assert len(found[number][0]) >= 3
+    return found
+
+
+ARRIVAL = st.fixed_dictionaries(
+    {
+        "at": st.integers(0, 12), "which": st.integers(0, 2), "cancel": st.none() | st.integers(1, 10), "reads": st.integers(1, 4),
+        "priority": st.sampled_from(["high", "normal"]),
+    }
+)  # fmt: skip
+
+
+@pytest.mark.slow
+def test_no_request_notices_another(base: Model, device: JaxDevice, alone: dict[int, tuple[np.ndarray, np.ndarray]]) -> None:
+    """Random arrivals, cancels, packet sizes, slow consumers: the codes, and up to rounding the samples, of one who is alone."""
+    known = requests(base)
+
+    @settings(max_examples=12, deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate], database=None)
+    @given(st.lists(ARRIVAL, min_size=2, max_size=6), st.sampled_from([1, 40, 10_000]), st.sampled_from([160, 640, 5000]))
+    def holds(arrivals: list[dict[str, Any]], call: int, buffer: int) -> None:
+        play = Play(device, Options(buffer_ms=buffer, call_ms=call, stall_seconds=1000))
+        running: list[tuple[dict[str, Any], Handle, list[Any]]] = []
+        for tick in range(600):
+            for arrival in arrivals:
+                if arrival["at"] == tick:
+                    one = known[arrival["which"]]
+                    request = Request(one.segments, SAMPLED, one.seed, codec_state=one.codec_state, priority=arrival["priority"])
+                    running.append((arrival, play.submit(request), []))
+            for arrival, handle, packets in running:
+                age = tick - arrival["at"]
+                if age == arrival["cancel"]:
+                    handle.cancel()
+                if age % arrival["reads"] == 0 and (packet := handle.take()) is not None:
+                    packets.append(packet)
+            play.turn()
+            if tick > 12 and play.scheduler.idle and all(handle.done for _, handle, _ in running):
+                break
+        else:
+            raise AssertionError("it never ends")
+        for arrival, handle, packets in running:
+            codes, pcm = alone[arrival["which"]]
+            count = sum(len(packet.codes) for packet in packets)
+            assert handle.cancelled or count == len(codes)
+            if packets:
+                np.testing.assert_array_equal(np.concatenate([packet.codes for packet in packets]), codes[:count])
+                np.testing.assert_allclose(np.concatenate([packet.pcm for packet in packets]), pcm[: 1920 * count], atol=1e-5)
+
+    holds()
+
+
+def test_a_mixed_load_compiles_nothing(base: Model, engine: Engine) -> None:
+    """After `warm_up`: prompts of every size, texts, cancels, segments, rewinds, sampling parameters."""
+    text = prompts(base)[0]
+    long = text._replace(**{name: np.concatenate([getattr(text, name)] * 6) for name in ("text", "codes", "speaker")})
+    watch = Watch(hold=2, repeats=3, overdue_base=4, overdue_per_token=0, overdue_span=3)
+    with jax.no_tracing(True):
+        handles = [engine.submit(request) for request in requests(base)]
+        handles += [engine.submit(Request((Segment(text, 9), Segment(long, 9)), Sampling(top_k=3), 3, priority="high", watch=watch))]
+        handles += [engine.submit(Request((Segment(text, 9),), Sampling(do_sample=False), 3))]
+        cancelled = engine.submit(requests(base)[0])
+        cancelled.cancel()
+        live = engine.submit(Request((Segment(cut(text, 2), 1, open=True),), SAMPLED, 1, open=True))
+        live.append(text.trailing[2:].tolist())
+        live.end_segment(FRAMES)
+        live.finish()
+        for handle in [*handles, live]:
+            heard(handle)
+    assert engine.stats().counters["runaways"] > 0
+
+
+def cut(prompt: Prompt, tokens: int) -> Prompt:
+    return prompt._replace(trailing=prompt.trailing[:tokens])
+
+
+@pytest.mark.parametrize("pieces", [[1] * 12, [3, 0, 5, 4]])
+def test_text_in_pieces_sounds_like_text_at_once(base: Model, device: JaxDevice, pieces: list[int]) -> None:
+    play = Play(device)
+    whole = requests(base)[0]
+    prompt = whole.segments[0].prompt
+    ids = prompt.trailing.tolist()
+    assert len(ids) == 9 or len(ids) > 5
+    handle = play.submit(whole)
+    play.run()
+    expected = heard(handle)
+    live = play.submit(Request((Segment(cut(prompt, 0), 1, open=True),), SAMPLED, whole.seed, open=True))
+    given = 0
+    for number in pieces:
+        for _ in range(6):
+            play.turn()
+        assert live.buffered <= given, "no frame without its text"
+        live.append(ids[given : given + number])
+        given = min(given + number, len(ids))
+    live.append(ids[given:])
+    live.end_segment(FRAMES)
+    live.finish()
+    play.run()
+    for ours, theirs in zip(heard(live), expected, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_segments_join_without_a_seam(base: Model, device: JaxDevice) -> None:
+    """The wave of two sentences is the codec's decoding of all frames in one go: there is no joint in it."""
+    play = Play(device)
+    first, _, third = requests(base)
+    handle = play.submit(Request((*first.segments, *third.segments), SAMPLED, first.seed))
+    play.run()
+    packets = []
+    while (packet := handle.take()) is not None:
+        packets.append(packet)
+    assert {packet.segment for packet in packets} == {0, 1}
+    codes = np.concatenate([packet.codes for packet in packets])
+    pcm = np.concatenate([packet.pcm for packet in packets])
+    state = init_state(base.codec_config.decoder_config, 1)
+    whole = []
+    for at in range(0, len(codes), 4):  # the shape that `Session` has compiled already
+        piece = np.pad(codes[at : at + 4], ((0, max(0, at + 4 - len(codes))), (0, 0)))
+        sound, state = decode(base.graphs.codec_decoder, base.params["codec"]["decoder"], piece[:, None], state)
+        whole.append(np.asarray(sound[0]))
+    assert_same_sound(pcm, np.concatenate(whole)[: len(pcm)])
+
+
+def loops(model: Model) -> Model:
+    """The same model with a head that says the same code for ever once it draws greedily: an attractor."""
+    talker = jax.tree.map(lambda leaf: leaf, model.params["talker"])
+    talker["codec_head"] = {"weight": talker["codec_head"]["weight"].at[:].set(0.0)}
+    return model._replace(params={**model.params, "talker": talker})
+
+
+def test_an_attractor_is_taken_back_before_it_is_heard(base: Model) -> None:
+    """Greedy decoding with an empty head repeats code 0 for ever: what is heard ends before what is held, whatever the packets."""
+    device = JaxDevice(loops(base), slots=3, columns=128)
+    greedy = Sampling(do_sample=False, subtalker_dosample=False, repetition_penalty=1.0)
+    watch = Watch(hold=3, repeats=6, retries=2, overdue_base=1000)
+    results = []
+    for call in (1, 10_000):
+        play = Play(device, Options(call_ms=call, buffer_ms=100_000))
+        handle = play.submit(Request((Segment(prompts(base)[0], 60),), greedy, 1, watch=watch))
+        play.run()
+        results.append(heard(handle))
+        assert handle.finish_reason == "length"
+        assert (play.scheduler.counters.runaways, play.scheduler.counters.runaways_ended) == (2, 1)
+    codes, _ = results[0]
+    # The first frame repeats nothing, two repeats are not suspect yet; each retry counts anew, so makes three frames more.
+    assert len(codes) == 3 + 3 + 3
+    np.testing.assert_array_equal(results[0][0], results[1][0])
+    np.testing.assert_array_equal(results[0][1], results[1][1])
+
+
+def test_a_retry_draws_otherwise_and_the_wave_goes_on(base: Model, device: JaxDevice) -> None:
+    """Overdue speech is drawn again with another key from the very state before it: the wave is still one decoding of its codes."""
+    watch = Watch(hold=99, repeats=99, overdue_base=5, overdue_per_token=0, overdue_span=4, retries=3)
+    request = Request((Segment(prompts(base)[0], 60),), SAMPLED, 8, watch=watch)
+    plain = Request(request.segments, SAMPLED, 8)
+    results = []
+    for one, call in ((request, 1), (request, 10_000), (plain, 1)):
+        play = Play(device, Options(call_ms=call, buffer_ms=100_000))
+        handle = play.submit(one)
+        play.run()
+        results.append((heard(handle), play.scheduler.counters))
+    (codes, pcm), counters = results[0]
+    assert counters.runaways >= 1
+    np.testing.assert_array_equal(codes, results[1][0][0])
+    np.testing.assert_array_equal(pcm, results[1][0][1])
+    np.testing.assert_array_equal(codes[:4], results[2][0][0][:4])
+
+
+def test_what_cannot_fit_is_refused_with_the_numbers(base: Model, engine: Engine) -> None:
+    prompt = prompts(base)[0]
+    with pytest.raises(ValueError, match=r"a prompt of \d+ rows and 200 text tokens: a slot has 128 positions"):
+        engine.submit(Request((Segment(prompt._replace(trailing=np.zeros(200, np.int32)), 9),), SAMPLED, 1))
+    with pytest.raises(ValueError, match="columns = 100: must be a multiple of 64"):
+        JaxDevice(base, slots=1, columns=100)
+    with pytest.raises(ValueError, match="slots = 0: must be at least 1"):
+        JaxDevice(base, slots=0)
+
+
+def test_the_limit_of_a_slot_is_the_limit_of_speech(base: Model, engine: Engine) -> None:
+    """max_frames beyond the slot's positions: it ends with ``length`` at the last one."""
+    greedy = Sampling(do_sample=False, subtalker_dosample=False)
+    handle = engine.submit(Request((Segment(prompts(base)[2], 5000),), greedy, 1))
+    codes, _ = heard(handle)
+    assert handle.finish_reason in ("length", "eos") and len(codes) <= 128 - len(prompts(base)[2].text)
+
+
+def test_threads_and_their_requests(base: Model, engine: Engine, alone: dict[int, tuple[np.ndarray, np.ndarray]]) -> None:
+    """Nine requests from nine threads in three slots."""
+    results: dict[int, np.ndarray] = {}
+    known = requests(base)
+
+    def one(number: int) -> None:
+        results[number] = heard(engine.submit(known[number % 3]))[0]
+
+    threads = [threading.Thread(target=one, args=(number,)) for number in range(9)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(LIMIT)
+    for number in range(9):
+        np.testing.assert_array_equal(results[number], alone[number % 3][0])
+
+
+def test_bfloat16_is_widened_where_rows_are_many(checkpoint: Callable[[str], Path], base: Model) -> None:
+    narrow = jax.tree.map(lambda leaf: leaf.astype("bfloat16") if leaf.ndim > 1 else leaf, base.params["talker"])
+    model = base._replace(params={**base.params, "talker": narrow})
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(JaxDevice(model, slots=2, columns=64)._talker)} == {"float32"}
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(JaxDevice(model, slots=1, columns=64)._talker)} == {"float32", "bfloat16"}

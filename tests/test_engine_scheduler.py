@@ -1,0 +1,466 @@
+"""The scheduler with a device of arithmetic (fake_device.py) and a clock that the test holds: no JAX, no threads, no waiting."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qwen3_jax.engine.requests import Closed, DeadlineExceeded, Full, Handle, Request, Stalled, Watch
+from qwen3_jax.engine.scheduler import Options, Scheduler
+from qwen3_jax.sampling import Sampling
+from tests.fake_device import FakeDevice, expected, segment
+
+BIG = Options(buffer_ms=100_000)
+
+
+class Stage:
+    """A scheduler, its device and the time."""
+
+    def __init__(self, device: FakeDevice | None = None, options: Options = BIG) -> None:
+        self.now = 0.0
+        self.device = device or FakeDevice()
+        self.scheduler = Scheduler(self.device, options, lambda: self.now)
+        self.made: dict[int, list[tuple]] = {}
+
+    def submit(self, request: Request) -> Handle:
+        handle = Handle(request, lambda: None, self.now)
+        self.scheduler.submit(handle)
+        return handle
+
+    def turns(self, count: int, seconds: float = 0.01) -> None:
+        for _ in range(count):
+            self.scheduler.turn()
+            self.now += seconds
+
+    def until_idle(self, seconds: float = 0.01) -> None:
+        for _ in range(2000):
+            if self.scheduler.idle:
+                return
+            self.turns(1, seconds)
+        raise AssertionError("it never ends")
+
+    @property
+    def launches(self) -> list[tuple]:
+        return [entry for entry in self.device.log if entry[0] == "launch"]
+
+
+def request(*lengths: int, seed: int = 1, **more: Any) -> Request:
+    kinds = {name: more.pop(name) for name in ("rows", "text", "loops", "max_frames") if name in more}
+    return Request(tuple(segment(length, **kinds) for length in lengths), Sampling(), seed, **more)
+
+
+def heard(handle: Handle) -> list[tuple]:
+    """All codes that are there to be taken."""
+    codes: list[tuple] = []
+    while (packet := handle.take()) is not None:
+        assert len(packet.pcm) == 4 * len(packet.codes)
+        assert [int(value) for value in packet.pcm[::4]] == packet.codes[:, 3].tolist(), "sound and codes belong together"
+        codes += [tuple(row) for row in packet.codes.tolist()]
+    return codes
+
+
+def sizes(handle: Handle) -> list[int]:
+    found = []
+    while (packet := handle.take()) is not None:
+        found.append(len(packet.codes))
+    return found
+
+
+def test_first_packet_is_one_frame_then_they_grow() -> None:
+    stage = Stage()
+    first = stage.submit(request(14))
+    stage.until_idle(seconds=0.001)
+    assert sizes(first) == [1, 1, 2, 4, 4, 2], "the second was launched before the first told how fast the device is"
+    handle = stage.submit(request(14))
+    stage.until_idle(seconds=0.001)
+    assert sizes(handle) == [1, 2, 4, 4, 3]
+    assert (handle.finish_reason, handle.done, handle.error) == ("eos", True, None)
+
+
+def test_packets_are_as_long_as_the_device_makes_in_a_call() -> None:
+    stage = Stage(options=Options(call_ms=40, buffer_ms=100_000))
+    handle = stage.submit(request(12))
+    clock = stage.device.launch
+
+    def slow(quotas: list[int], limit: int) -> Any:
+        stage.now += 0.03 * limit
+        return clock(quotas, limit)
+
+    stage.device.launch = slow  # type: ignore[method-assign]
+    stage.until_idle(seconds=0)
+    assert sizes(handle) == [1] * 12
+
+
+def test_more_requests_than_slots() -> None:
+    stage = Stage()
+    requests = [request(5 + number, seed=number) for number in range(5)]
+    handles = [stage.submit(one) for one in requests]
+    stage.until_idle()
+    for one, handle in zip(requests, handles, strict=True):
+        assert heard(handle) == expected(one)
+    assert stage.scheduler.counters.completed == 5
+
+
+def test_high_goes_before_normal_but_nobody_starves() -> None:
+    stage = Stage(FakeDevice(slots=1))
+    for number in range(3):
+        stage.submit(request(1, seed=number))
+    for number in range(10, 20):
+        stage.submit(request(1, seed=number, priority="high"))
+    stage.until_idle()
+    order = [entry[2] for entry in stage.device.log if entry[0] == "open"]
+    assert order == [10, 11, 12, 13, 0, 14, 15, 16, 17, 1, 18, 19, 2]
+
+
+def test_cancel_frees_the_slot_at_once_and_the_next_owner_hears_only_himself() -> None:
+    stage = Stage(FakeDevice(slots=1))
+    first, second = stage.submit(request(100)), stage.submit(request(4, seed=2))
+    stage.turns(6)
+    assert first.take() is not None
+    first.cancel()
+    assert first.take() is None and first.done and first.finish_reason == "cancelled"
+    stage.turns(1)
+    assert stage.device.log[-2][0] == "launch" or ("open", 0, 2, 0) in stage.device.log
+    stage.until_idle()
+    assert heard(second) == expected(second.request)
+    assert first.take() is None
+    assert (stage.scheduler.counters.cancelled, stage.scheduler.counters.completed) == (1, 1)
+
+
+def test_cancel_in_line() -> None:
+    stage = Stage(FakeDevice(slots=1))
+    first, second = stage.submit(request(5)), stage.submit(request(4))
+    second.cancel()
+    stage.until_idle()
+    assert len(heard(first)) == 5
+    assert [entry for entry in stage.device.log if entry[0] == "open"] == [("open", 0, 1, 0)]
+
+
+def test_cancel_after_the_end_changes_nothing() -> None:
+    stage = Stage()
+    handle = stage.submit(request(2))
+    stage.until_idle()
+    heard(handle)
+    handle.cancel()
+    assert handle.finish_reason == "eos"
+
+
+def test_a_full_queue_pauses_its_slot_only() -> None:
+    stage = Stage(options=Options(buffer_ms=800))
+    slow, quick = stage.submit(request(60, seed=1)), stage.submit(request(60, seed=2))
+    others: list[tuple] = []
+    for _ in range(100):
+        stage.turns(1)
+        others += heard(quick)
+        assert slow.buffered <= 10
+    assert others == expected(quick.request)
+    taken = heard(slow)
+    assert taken == expected(slow.request)[:10]
+    for _ in range(100):
+        stage.turns(1)
+        taken += heard(slow)
+    assert taken == expected(slow.request)
+
+
+def test_a_consumer_that_takes_nothing_for_too_long_loses_its_slot() -> None:
+    stage = Stage(options=Options(buffer_ms=800, stall_seconds=5))
+    handle = stage.submit(request(60))
+    stage.turns(100, seconds=0.1)
+    assert stage.scheduler.idle
+    assert len(heard(handle)) == 10
+    assert handle.finish_reason == "error" and isinstance(handle.error, Stalled)
+
+
+def test_a_long_prompt_stalls_the_others_by_one_piece_at_most() -> None:
+    stage = Stage()
+    speaking = stage.submit(request(60))
+    stage.turns(5)
+    long = stage.submit(request(5, rows=80, seed=2))
+    stage.until_idle()
+    calls = [entry[0] for entry in stage.device.log]
+    joined = "".join({"read": "r", "launch": "L"}.get(call, "") for call in calls)
+    assert "rr" not in joined[1:]
+    assert joined.count("r") == 1 + 10
+    assert heard(speaking) == expected(speaking.request)
+    assert heard(long) == expected(long.request)
+
+
+def test_short_prompts_share_a_piece_and_nobody_waits_while_nobody_speaks() -> None:
+    stage = Stage(FakeDevice(slots=4, piece=8))
+    for number in range(4):
+        stage.submit(request(5, rows=30, seed=number))
+    stage.turns(1)
+    assert [entry[0] for entry in stage.device.log].count("read") == 16
+    assert stage.launches == [("launch", (1, 1, 1, 1), 1)]
+
+
+def test_the_device_works_while_the_host_hands_over() -> None:
+    stage = Stage()
+    stage.submit(request(9))
+    stage.turns(4)
+    order = [entry[0] for entry in stage.device.log if entry[0] in ("launch", "collect")]
+    assert order[:5] == ["launch", "launch", "collect", "launch", "collect"]
+
+
+def test_who_is_far_ahead_lets_a_prompt_be_read_first() -> None:
+    stage = Stage(options=Options(lead_ms=500, buffer_ms=100_000))
+    ahead = stage.submit(request(200))
+    stage.turns(20, seconds=0.001)  # far more than real time
+    before = len(heard(ahead))
+    stage.submit(request(5, rows=80, seed=2))
+    start = len(stage.device.log)
+    for _ in range(100):
+        stage.turns(1, seconds=0.001)
+        if any(entry[0] == "launch" and entry[1][1] for entry in stage.device.log[start:]):
+            break
+    quotas = [entry[1] for entry in stage.device.log[start:] if entry[0] == "launch"]
+    assert before > 10
+    assert all(quota[0] == 0 for quota in quotas), "the one that is ahead waited for the newcomer's first frame"
+
+
+def open_request(frames: int, text: int, **more: Any) -> Request:
+    return Request((segment(frames, text=text, open=True),), Sampling(), 1, open=True, **more)
+
+
+def test_text_as_it_is_written() -> None:
+    """A slot makes one frame a token while its text is open, waits without making frames up, and goes on when more comes."""
+    stage = Stage()
+    handle = stage.submit(open_request(12, 2))
+    stage.turns(10)
+    assert len(heard(handle)) == 2
+    handle.append([200, 201, 202])
+    stage.turns(10)
+    assert len(heard(handle)) == 3
+    handle.append([203])
+    handle.end_segment(100)
+    handle.finish()
+    stage.until_idle()
+    rest = heard(handle)
+    assert [code[4] for code in rest] == [203, -7, -7, -7, -7, -7, -7]
+    assert handle.finish_reason == "eos"
+    with pytest.raises(ValueError, match="complete"):
+        handle.append([1])
+
+
+def test_no_text_for_too_long() -> None:
+    stage = Stage(options=Options(stall_seconds=5))
+    handle = stage.submit(open_request(12, 2))
+    stage.turns(100, seconds=0.1)
+    assert stage.scheduler.idle and isinstance(handle.error, Stalled) and "no text" in str(handle.error)
+
+
+def test_a_request_without_words_takes_no_slot() -> None:
+    stage = Stage(FakeDevice(slots=1), Options(stall_seconds=5))
+    early = stage.submit(Request((), Sampling(), 9, open=True))
+    silent = stage.submit(Request((), Sampling(), 8, open=True))
+    other = stage.submit(request(5))
+    silent.finish()
+    stage.turns(20)
+    assert heard(other) == expected(other.request)
+    assert (silent.done, silent.finish_reason) == (True, "eos")
+    early.add(segment(3))
+    early.finish()
+    stage.turns(10)
+    assert len(heard(early)) == 3 and early.finish_reason == "eos"
+    late = stage.submit(Request((), Sampling(), 7, open=True))
+    stage.turns(60, seconds=0.1)
+    assert isinstance(late.error, Stalled) and stage.scheduler.idle
+
+
+def test_segments_follow_in_one_slot() -> None:
+    stage = Stage(FakeDevice(slots=1))
+    handle = stage.submit(request(5, 3, 7))
+    stage.until_idle()
+    assert heard(handle) == expected(handle.request)
+    assert [entry for entry in stage.device.log if entry[0] == "open"] == [("open", 0, 1, index) for index in range(3)]
+
+
+def test_segments_that_come_later() -> None:
+    stage = Stage()
+    handle = stage.submit(Request((segment(3),), Sampling(), 1, open=True))
+    stage.turns(20)
+    assert len(heard(handle)) == 3 and not handle.done
+    handle.add(segment(4, text=1, open=True))
+    with pytest.raises(ValueError, match="after end_segment"):
+        handle.add(segment(4))
+    stage.turns(20)
+    assert len(heard(handle)) == 1
+    handle.end_segment(100)
+    handle.finish()
+    stage.until_idle()
+    assert len(heard(handle)) == 3 and handle.finish_reason == "eos"
+
+
+def test_the_limit_is_told() -> None:
+    stage = Stage()
+    handle = stage.submit(request(50, max_frames=6))
+    stage.until_idle()
+    assert len(heard(handle)) == 6 and handle.finish_reason == "length"
+    assert stage.scheduler.counters.cut == 1
+
+
+def test_runaway_speech_is_drawn_again_before_it_is_heard() -> None:
+    stage = Stage()
+    handle, other = stage.submit(request(9, loops=2, watch=Watch())), stage.submit(request(30, seed=2))
+    stage.until_idle()
+    assert heard(handle) == expected(handle.request), "frames 0 and 1 of the first attempt, the rest of the third"
+    assert heard(other) == expected(other.request)
+    assert [entry for entry in stage.device.log if entry[0] == "rewind"] == [("rewind", 0, 1), ("rewind", 0, 2)]
+    assert (stage.scheduler.counters.runaways, handle.finish_reason) == (2, "eos")
+
+
+def test_speech_that_never_ends_is_cut_before_the_bad_part() -> None:
+    stage = Stage()
+    handle = stage.submit(request(9, 4, loops=99, watch=Watch(retries=1)))
+    stage.until_idle()
+    assert [code[1:4] for code in heard(handle)] == [(0, 0, 0), (0, 0, 1), (1, 0, 0), (1, 0, 1)]
+    assert (stage.scheduler.counters.runaways, stage.scheduler.counters.runaways_ended, handle.finish_reason) == (2, 2, "length")
+
+
+def test_deadlines() -> None:
+    stage = Stage(FakeDevice(slots=1))
+    first = stage.submit(request(100, deadline=1.0))
+    late = stage.submit(request(5, deadline=0.05))
+    assert stage.scheduler.turn() == 0
+    stage.turns(6)
+    assert isinstance(late.error, DeadlineExceeded) and late.finish_reason == "error"
+    stage.until_idle()
+    assert first.finish_reason is None and len(heard(first)) == 100, "audio within the deadline: it is kept"
+
+
+def test_the_line_is_bounded() -> None:
+    stage = Stage(options=Options(max_waiting=2))
+    stage.submit(request(5)), stage.submit(request(5))
+    with pytest.raises(Full, match="2 requests wait already"):
+        stage.submit(request(5))
+    with pytest.raises(ValueError, match="too long"):
+        stage.submit(request(5, rows=2000))
+
+
+def test_one_call_per_turn_and_consumer() -> None:
+    stage = Stage()
+    calls: list[list[Handle]] = []
+
+    def notify(handles: list[Handle]) -> None:
+        calls.append(handles)
+
+    handles = [stage.submit(request(5, seed=number, notify=notify)) for number in range(2)]
+    stage.turns(2)
+    assert calls == [handles]
+    stage.until_idle()
+    assert len(calls) <= sum(entry[0] == "collect" for entry in stage.device.log)
+
+
+def test_everybody_is_told_of_a_fault() -> None:
+    stage = Stage(FakeDevice(slots=1))
+    handles = [stage.submit(request(50)) for _ in range(3)]
+    stage.turns(4)
+    handles.append(stage.submit(request(50)))
+    stage.scheduler.fail_all(Closed("gone"))
+    assert stage.scheduler.idle
+    for handle in handles:
+        heard(handle)
+        assert handle.finish_reason == "error" and str(handle.error) == "gone"
+
+
+def test_an_idle_scheduler_waits_to_be_woken_and_others_for_their_next_moment() -> None:
+    stage = Stage(options=Options(stall_seconds=3))
+    assert stage.scheduler.turn() is None
+    stage.submit(open_request(5, 0, deadline=2.0))
+    for _ in range(3):
+        wait = stage.scheduler.turn()
+    assert wait == pytest.approx(2.0)
+    stage.now = 1.5
+    assert stage.scheduler.turn() == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Request((), Sampling(), 1), "without segments"),
+        (lambda: request(1, seed=-1), "seed = -1"),
+        (lambda: request(1, priority="urgent"), "priority 'urgent': use 'high' or 'normal'"),
+        (lambda: request(1, deadline=0), "deadline = 0: must be above 0"),
+        (lambda: Request((segment(1, open=True),), Sampling(), 1), "segment 0 is open"),
+        (lambda: Options(buffer_ms=10), "buffer_ms = 10: must be at least 80"),
+        (lambda: Options(stall_seconds=0), "stall_seconds = 0: must be above 0"),
+    ],
+)
+def test_bad_requests_are_named(make: Callable[[], object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+@st.composite
+def plays(draw: st.DrawFn) -> list[dict[str, Any]]:
+    """Random arrivals, lengths, texts in pieces, cancels and consumers."""
+    return draw(
+        st.lists(
+            st.fixed_dictionaries(
+                {
+                    "at": st.integers(0, 30),
+                    "frames": st.lists(st.integers(0, 12), min_size=1, max_size=3),
+                    "rows": st.integers(2, 30),
+                    "text": st.lists(st.integers(0, 5), min_size=1, max_size=4),
+                    "open": st.booleans(),
+                    "loops": st.integers(0, 2),
+                    "cancel": st.none() | st.integers(1, 60),
+                    "reads": st.integers(1, 7),
+                    "priority": st.sampled_from(["high", "normal"]),
+                }
+            ),
+            min_size=1,
+            max_size=8,
+        )
+    )
+
+
+@settings(max_examples=150, deadline=None)
+@given(plays(), st.integers(1, 4), st.integers(1, 4), st.integers(1, 16))
+def test_whatever_happens_each_hears_exactly_his_own(play: list[dict[str, Any]], slots: int, frames: int, piece: int) -> None:
+    """Random load: what a consumer gets is what he would get alone, or a prefix of it if he cancelled; queues keep their bound."""
+    stage = Stage(FakeDevice(slots=slots, frames=frames, piece=piece), Options(buffer_ms=640, max_waiting=100, stall_seconds=1000))
+    running: list[tuple[dict[str, Any], Handle, list[tuple], list[int]]] = []
+    for tick in range(1500):
+        for number, part in enumerate(play):
+            if part["at"] == tick:
+                text = list(range(100, 100 + part["text"][0]))
+                kinds = {"rows": part["rows"], "loops": part["loops"]}
+                if part["open"]:
+                    one = segment(part["frames"][0], text=len(text), open=True, **kinds)
+                    made = Request((one,), Sampling(), number, open=True, watch=Watch(), priority=part["priority"])
+                else:
+                    many = tuple(segment(length, text=len(text), **kinds) for length in part["frames"])
+                    made = Request(many, Sampling(), number, watch=Watch(), priority=part["priority"])
+                running.append((part, stage.submit(made), [], text))
+        for part, handle, got, text in running:
+            age = tick - part["at"]
+            if part["cancel"] == age:
+                handle.cancel()
+            if part["open"] and not handle.cancelled:
+                if 0 < age // 9 < len(part["text"]) and age % 9 == 0:
+                    more = [1000 + age + each for each in range(part["text"][age // 9])]
+                    handle.append(more)
+                    text += more
+                if age == 9 * len(part["text"]):
+                    handle.end_segment(500)
+                    handle.finish()
+            if age % part["reads"] == 0 and (packet := handle.take()) is not None:
+                got += [tuple(row) for row in packet.codes.tolist()]
+            assert handle.buffered <= 8
+        stage.turns(1, seconds=0.02)
+        if tick > 40 and all(handle.done for _, handle, _, _ in running) and stage.scheduler.idle:
+            break
+    else:
+        raise AssertionError("it never ends")
+    for part, handle, got, text in running:
+        whole = expected(handle.request, [text] if part["open"] else None)
+        if handle.cancelled:
+            assert got == whole[: len(got)]
+        else:
+            assert got == whole
+            assert handle.finish_reason == "eos"
+    assert np.sum([slot.handle is not None for slot in stage.scheduler.slots]) == 0

@@ -1,0 +1,147 @@
+"""Texts through the engine, on a tiny checkpoint: the same as Qwen3TTS alone, long texts, text as it is written, errors by name."""
+
+import asyncio
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from qwen3_jax import Qwen3TTS, Voice
+from qwen3_jax.engine import Closed, Options
+from qwen3_jax.engine.loop import LoopConsumer
+from qwen3_jax.service import SpeechService
+from qwen3_jax.split import split
+from tests.test_tts import FRAMES, WAVE, assert_same_sound
+
+LONG = "This is the first sentence, and it is by far long enough to be a part all by itself, we think. Here is a second one."
+
+
+@pytest.fixture(scope="module")
+def tts(checkpoint: Callable[[str], Path]) -> Qwen3TTS:
+    return Qwen3TTS.from_pretrained(checkpoint("base"), device="cpu")
+
+
+@pytest.fixture(scope="module")
+def service(tts: Qwen3TTS) -> Iterator[SpeechService]:
+    with SpeechService(tts, slots=3, columns=320, options=Options(buffer_ms=60_000), watch=None) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def voice(tts: Qwen3TTS) -> Voice:
+    return tts.create_voice((WAVE, 24000))
+
+
+@pytest.fixture(scope="module")
+def icl_voice(tts: Qwen3TTS) -> Voice:
+    return tts.create_voice((WAVE, 24000), "What was said.")
+
+
+def test_a_short_text_sounds_as_without_the_service(tts: Qwen3TTS, service: SpeechService, voice: Voice, icl_voice: Voice) -> None:
+    for one in (voice, icl_voice):
+        for seed in (1, 2):
+            alone = tts.generate("Hello there.", voice=one, seed=seed, max_frames=FRAMES)
+            utterance = service.speak("Hello there.", voice=one, seed=seed, max_frames=FRAMES)
+            pcm = np.concatenate(list(utterance))
+            np.testing.assert_array_equal(utterance.frames, alone.frames)
+            assert_same_sound(pcm, alone.pcm)
+            assert (utterance.finish_reason, utterance.seed) == (alone.finish_reason, seed)
+
+
+def test_a_long_text_is_one_utterance(tts: Qwen3TTS, service: SpeechService, voice: Voice) -> None:
+    """Its first part is what that part alone is; and all of it is there."""
+    parts = split(LONG, "auto")
+    assert len(parts) == 2
+    alone = tts.generate(parts[0], voice=voice, seed=3, max_frames=20)
+    utterance = service.speak(LONG, voice=voice, seed=3, max_frames=20)
+    segments = []
+    while (packet := utterance.handle.next(60)) is not None:
+        segments.append((packet.segment, packet.codes))
+    first = np.concatenate([codes for segment, codes in segments if segment == 0])
+    np.testing.assert_array_equal(first, alone.frames)
+    assert {segment for segment, _ in segments} == {0, 1}
+
+
+@pytest.mark.parametrize("size", [1, 7, 1000])
+def test_text_in_pieces_is_the_text_at_once(service: SpeechService, voice: Voice, icl_voice: Voice, size: int) -> None:
+    for one in (voice, icl_voice):
+        whole = service.speak(LONG, voice=one, seed=4)
+        expected = np.concatenate(list(whole))
+        live = service.open(voice=one, seed=4)
+        for at in range(0, len(LONG), size):
+            live.write(LONG[at : at + size])
+        live.finish()
+        pcm = np.concatenate(list(live))
+        np.testing.assert_array_equal(live.frames, whole.frames)
+        np.testing.assert_allclose(pcm, expected, atol=1e-4)
+
+
+def test_speech_begins_with_the_first_words(service: SpeechService, voice: Voice) -> None:
+    live = service.open(voice=voice, seed=4)
+    live.write("This is the ")
+    first = next(live)
+    assert len(first) == 1920
+    live.write("first sentence.")
+    live.finish()
+    list(live)
+    assert live.finish_reason in ("eos", "length")
+
+
+def test_nothing_written_is_nothing_said(service: SpeechService, voice: Voice) -> None:
+    live = service.open(voice=voice)
+    live.write("  ")
+    live.finish()
+    assert list(live) == [] and live.finish_reason == "eos" and live.frames.shape == (0, 16)
+
+
+def test_leaving_cancels(service: SpeechService, voice: Voice) -> None:
+    with service.speak(LONG, voice=voice) as utterance:
+        next(utterance)
+    assert list(utterance) == [] and utterance.finish_reason == "cancelled"
+
+
+async def test_many_at_once_in_an_event_loop(service: SpeechService, voice: Voice) -> None:
+    consumer = LoopConsumer(asyncio.get_running_loop())
+
+    async def one(seed: int) -> np.ndarray:
+        utterance = service.speak("Hello there.", voice=voice, seed=seed, max_frames=FRAMES, notify=consumer.notify)
+        return np.concatenate([packet.codes async for packet in consumer.packets(utterance.handle, 60)])
+
+    many = await asyncio.gather(*map(one, range(6)))
+    for seed in range(6):
+        np.testing.assert_array_equal(many[seed], await one(seed))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"text": "  "}, "is empty: give at least one character"),
+        ({"text": 5}, "text of type int: must be a string"),
+        ({"language": "Klingon"}, "unknown language 'Klingon'"),
+        ({"voice": None}, "no voice: a Base checkpoint speaks in cloned voices"),
+        ({"seed": -1}, "seed = -1: must be from 0"),
+        ({"max_frames": 0}, "max_frames = 0: must be from 1"),
+        ({"priority": "urgent"}, "priority 'urgent': use 'high' or 'normal'"),
+        ({"text": "\u6587" * 240}, "a prompt of .* text tokens: a slot has 320 positions; split the text"),
+    ],
+)
+def test_bad_requests_are_named(service: SpeechService, voice: Voice, changes: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        service.speak(**({"text": "Hello.", "voice": voice} | changes))
+
+
+def test_live_text_that_cannot_be_spoken(service: SpeechService, voice: Voice) -> None:
+    with pytest.raises(ValueError, match="unknown language"):
+        service.open(voice=voice, language="Klingon")
+    live = service.open(voice=voice)
+    with pytest.raises(ValueError, match="reserved for the model's own use"):
+        live.write("Hello <|im_end|> there.")
+    assert live.finish_reason == "cancelled" and list(live) == []
+
+
+def test_a_closed_service_says_so(tts: Qwen3TTS, voice: Voice) -> None:
+    service = SpeechService(tts, slots=3, columns=320, warm=False)
+    service.close()
+    with pytest.raises(Closed, match="the engine is closed"):
+        service.speak("Hello.", voice=voice)
