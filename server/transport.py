@@ -1,24 +1,33 @@
-"""What Quart and Hypercorn leave open and a server must not: bounded input, no compression, HTTP/1.1 only, an end that comes.
+"""What Quart and Hypercorn leave open and a server must not: bounded input and output, no compression, HTTP/1.1 only, an end that comes.
 
-Measured on Quart 0.22 and Hypercorn 0.18: the inbound queue has no bound, permessage-deflate is always negotiated (memory bombs,
-and four times the CPU per audio frame), and a WebSocket over HTTP/2 crashes.
+Measured on Quart 0.22 and Hypercorn 0.18: the inbound queue has no bound; permessage-deflate is always negotiated (memory bombs, and four
+times the CPU per audio frame); a WebSocket over HTTP/2 crashes, and is offered by ALPN, by ``Upgrade: h2c`` and to whoever just begins
+with it; what follows an oversize message is still kept; 4 MB of audio are accepted for a client that reads nothing.
 """
 
 import asyncio
+import logging
 import signal
+import socket
 from collections.abc import Callable
 from typing import Any
 
+import h11
 from hypercorn.asyncio import serve as hypercorn_serve
-from hypercorn.config import Config
+from hypercorn.config import Config, Sockets
+from hypercorn.protocol import h11 as h11_protocol
 from hypercorn.protocol import ws_stream
 from hypercorn.typing import WebsocketScope
 from quart import Quart
 from quart.asgi import ASGIWebsocketConnection
+from wsproto.events import Message
 
 from server import websocket
-from server.engine import Engine
+from server.context import Context
 from server.settings import Settings
+
+SEND_BUFFER = 32 * 1024  # bytes in the kernel for each connection, which doubles it: less than two seconds of audio
+log = logging.getLogger(__name__)
 
 
 class _PlainHandshake(ws_stream.Handshake):
@@ -27,6 +36,38 @@ class _PlainHandshake(ws_stream.Handshake):
     def __init__(self, headers: list[tuple[bytes, bytes]], http_version: str) -> None:
         super().__init__(headers, http_version)
         self.extensions = None
+
+    def is_valid(self) -> bool:
+        return self.upgrade is not None and super().is_valid()
+
+
+class _Buffer(ws_stream.WebsocketBuffer):
+    """As Hypercorn's, but keeps nothing of a message that is too big, nor of what follows it."""
+
+    def extend(self, event: Message) -> None:
+        if self.length + len(event.data) > self.max_length:
+            self.value, self.length = None, self.max_length + 1
+            raise ws_stream.FrameTooLargeError
+        super().extend(event)
+
+
+class _Http11Only(h11_protocol.H11Protocol):
+    """As Hypercorn's, but ``Upgrade: h2c`` is ignored, as HTTP allows, and HTTP/2 by prior knowledge is no HTTP/1.1."""
+
+    async def _check_protocol(self, event: h11.Request) -> None:
+        if event.method == b"PRI":
+            raise h11.RemoteProtocolError("HTTP/2 is not spoken here", 505)
+
+
+class QuietSockets(Config):
+    """Hypercorn's configuration with small send buffers."""
+
+    def create_sockets(self) -> Sockets:
+        made = super().create_sockets()
+        for one in (*made.secure_sockets, *made.insecure_sockets):
+            if one.family != socket.AF_UNIX:
+                one.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)  # inherited by what it accepts
+        return made
 
 
 def bounded(messages: int) -> type[ASGIWebsocketConnection]:
@@ -40,6 +81,25 @@ def bounded(messages: int) -> type[ASGIWebsocketConnection]:
     return Bounded
 
 
+def harden() -> None:
+    """Put our classes in the place of Hypercorn's, which has no switches for them."""
+    ws_stream.Handshake = _PlainHandshake  # type: ignore[misc]
+    ws_stream.WebsocketBuffer = _Buffer  # type: ignore[misc]
+    h11_protocol.H11Protocol._check_protocol = _Http11Only._check_protocol  # type: ignore[method-assign]
+
+
+def configuration(settings: Settings) -> Config:
+    """Hypercorn's, for these settings."""
+    config = QuietSockets()
+    config.bind = [f"{settings.host}:{settings.port}"]
+    config.alpn_protocols = ["http/1.1"]
+    config.websocket_max_message_size = settings.max_message_bytes
+    config.graceful_timeout = 2.0
+    config.loglevel = "WARNING"
+    config.include_server_header = False
+    return config
+
+
 async def serve(
     app: Quart, settings: Settings, *, stop: asyncio.Event | None = None, bound: Callable[[Config], None] | None = None
 ) -> None:
@@ -51,16 +111,11 @@ async def serve(
     Raises:
         FileNotFoundError, ValueError: the model could not be loaded; whatever else made loading fail.
     """
-    ws_stream.Handshake = _PlainHandshake  # type: ignore[misc]  # Hypercorn has no switch for it
-    config = Config()
-    config.bind = [f"{settings.host}:{settings.port}"]
-    config.alpn_protocols = ["http/1.1"]
-    config.websocket_max_message_size = settings.max_message_bytes
-    config.loglevel = "WARNING"
+    harden()
+    config = configuration(settings)
     if bound is not None:
         bound(config)
-    engine: Engine = app.extensions["engine"]
-    sessions: set[websocket.Sitting] = app.extensions["sessions"]
+    context: Context = app.extensions["context"]
     ended = stop or asyncio.Event()
     loop = asyncio.get_running_loop()
     handled = (signal.SIGTERM, signal.SIGINT) if stop is None else ()
@@ -69,18 +124,28 @@ async def serve(
 
     async def until_the_end() -> None:
         told = asyncio.ensure_future(ended.wait())
-        if engine.loaded is not None:
-            both: set[asyncio.Future[Any]] = {told, engine.loaded}
-            await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
-        if engine.state != "failed":
-            await told
+        failed = asyncio.ensure_future(_failure(context))
+        await asyncio.wait({told, failed}, return_when=asyncio.FIRST_COMPLETED)
         told.cancel()
-        await websocket.drain(sessions)
+        failed.cancel()
+        log.info("going down: %d sessions", len(context.sessions))
+        await websocket.drain(context)
 
     try:
         await hypercorn_serve(app, config, shutdown_trigger=until_the_end)
     finally:
         for number in handled:
             loop.remove_signal_handler(number)
-    if engine.loaded is not None and engine.loaded.done() and not engine.loaded.cancelled():
-        engine.loaded.result()
+    loaded = context.engine.loaded
+    if loaded is not None and loaded.done() and not loaded.cancelled():
+        loaded.result()
+
+
+async def _failure(context: Context) -> None:
+    """Return when the model could not be loaded."""
+    await context.loading.wait()
+    loaded: asyncio.Future[Any] | None = context.engine.loaded
+    if loaded is not None:
+        await asyncio.wait({loaded})
+    if context.engine.state != "failed":
+        await asyncio.Event().wait()
