@@ -93,7 +93,7 @@ def fingerprint(params: Mapping[str, Any], folder: str | Path) -> str:
 
 
 def identity(folder: str | Path) -> str:
-    """What tells one checkpoint from another: a converted one's fingerprint, else sha256 over configs, names, sizes and times of the files."""
+    """What tells one checkpoint from another: a converted one's fingerprint, else sha256 over configs, names, sizes and times."""
     if is_converted(Path(folder)):
         sha256: str = describe(folder)["sha256"]
         return sha256

@@ -17,6 +17,7 @@ from hypercorn.asyncio import serve as hypercorn_serve
 from hypercorn.config import Config, Sockets
 from hypercorn.protocol import h11 as h11_protocol
 from hypercorn.protocol import ws_stream
+from hypercorn.protocol.events import StreamClosed
 from hypercorn.typing import WebsocketScope
 from quart import Quart
 from quart.asgi import ASGIWebsocketConnection
@@ -27,6 +28,7 @@ from server.context import Context
 from server.settings import Settings
 
 SEND_BUFFER = 32 * 1024  # bytes in the kernel for each connection, which doubles it: less than two seconds of audio
+CLOSE_SECONDS = 1.0
 log = logging.getLogger(__name__)
 
 
@@ -51,12 +53,32 @@ class _Buffer(ws_stream.WebsocketBuffer):
         super().extend(event)
 
 
-class _Http11Only(h11_protocol.H11Protocol):
-    """As Hypercorn's, but ``Upgrade: h2c`` is ignored, as HTTP allows, and HTTP/2 by prior knowledge is no HTTP/1.1."""
+class _Stream(ws_stream.WSStream):
+    """As Hypercorn's, but a refused handshake closes its connection, and a message that is too big ends its session.
 
-    async def _check_protocol(self, event: h11.Request) -> None:
-        if event.method == b"PRI":
-            raise h11.RemoteProtocolError("HTTP/2 is not spoken here", 505)
+    The client has a second to read why before the connection goes, for what it has under way would make its system throw the reason away.
+    """
+
+    _told = False
+
+    async def _send_error_response(self, status_code: int) -> None:
+        await super()._send_error_response(status_code)
+        await self.send(StreamClosed(stream_id=self.stream_id))
+
+    async def _handle_events(self) -> None:
+        await super()._handle_events()
+        if self.buffer.length > self.buffer.max_length and not self._told:
+            self._told = True
+            self.task_group.spawn(self._end)
+
+    async def _end(self) -> None:
+        await self.context.sleep(CLOSE_SECONDS)
+        if not self.closed and self.app_put is not None:
+            await self.app_put({"type": "websocket.disconnect", "code": 1009})
+
+
+async def _only_http11(self: h11_protocol.H11Protocol, event: h11.Request) -> None:
+    """In place of the check for offers of HTTP/2: ``Upgrade: h2c`` is ignored, as HTTP allows, and its preface is an odd request."""
 
 
 class QuietSockets(Config):
@@ -85,7 +107,8 @@ def harden() -> None:
     """Put our classes in the place of Hypercorn's, which has no switches for them."""
     ws_stream.Handshake = _PlainHandshake  # type: ignore[misc]
     ws_stream.WebsocketBuffer = _Buffer  # type: ignore[misc]
-    h11_protocol.H11Protocol._check_protocol = _Http11Only._check_protocol  # type: ignore[method-assign]
+    h11_protocol.WSStream = _Stream  # type: ignore[misc]
+    h11_protocol.H11Protocol._check_protocol = _only_http11  # type: ignore[method-assign]
 
 
 def configuration(settings: Settings) -> Config:

@@ -32,6 +32,13 @@ def make_voices(folder: Path) -> Path:
     return folder
 
 
+async def until(condition: Callable[[], bool]) -> None:
+    """Return when it is true; a test's last resort where nothing tells."""
+    async with asyncio.timeout(LIMIT):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+
+
 class Server:
     """A running one."""
 

@@ -20,7 +20,7 @@ from server.settings import Settings
 from server.voices.store import VoiceStore
 from tests.fake_engine import FRAME, LIMIT
 from tests.fake_tts import FakeTTS, tone
-from tests.serving import client, hear, running, say, utterance
+from tests.serving import client, hear, running, say, until, utterance
 
 MINUTES = 240.0  # where a real model compiles
 
@@ -121,9 +121,7 @@ async def test_a_full_buffer_holds_the_thread_back(voices: Path) -> None:
         handle = engine.submit(request(engine, "Long."))
         await asyncio.wait_for(handle.begin(), LIMIT)
         pieces = [await anext(handle)]
-        async with asyncio.timeout(LIMIT):
-            while len(handle._pieces) < 5:
-                await asyncio.sleep(0.001)
+        await until(lambda: len(handle._pieces) >= 5)
         await asyncio.sleep(0.02)  # the thread has had time to do what it must not
         assert len(handle._pieces) == 5
         pieces += await collect(handle)

@@ -5,6 +5,7 @@ the model knows exactly what has been sent: an utterance's frames in one run, no
 """
 
 import asyncio
+import itertools
 import json
 import tempfile
 import unicodedata
@@ -286,7 +287,7 @@ def test_text_in_pieces_is_the_text_whole(text: str, cuts: list[int]) -> None:
     edges = [0, *sorted(min(cut, len(text)) for cut in cuts), len(text)]
     utterance = Utterance(Speak(text="", continue_=True), 1000)
     whole = unicodedata.normalize("NFC", text).strip()
-    pieces = [utterance.take(text[begin:end], last=False) for begin, end in zip(edges, edges[1:], strict=False)]
+    pieces = [utterance.take(text[begin:end], last=False) for begin, end in itertools.pairwise(edges)]
     if not whole:
         with pytest.raises(Refusal):
             utterance.take("", last=True)

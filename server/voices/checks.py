@@ -1,7 +1,7 @@
 """Bytes of a recording -> mono float32 samples and their rate, or a Refusal that names the rule.
 
 The order is the contract's: size, magic bytes, header (before anything is decoded), bounded decoding, NaN and infinity, silence,
-clipping. ``advise`` adds what the specification's 6.1 asks of a good clip, and ``check_transcript`` refuses words that cannot be what is heard.
+clipping. ``advise`` adds what the specification's 6.1 asks of a good clip; ``check_transcript`` refuses words that cannot be heard in it.
 """
 
 import io
@@ -90,8 +90,8 @@ def check_transcript(transcript: str, seconds: float) -> str:
     if not SLOWEST <= pace <= FASTEST:
         raise Refusal(
             "TRANSCRIPT_MISFIT",
-            f"transcript of {len(words)} characters for {seconds:.1f} s of audio ({pace:.1f} letters a second, {SLOWEST:.0f} to {FASTEST:.0f} "
-            "are possible): write exactly what is said, all of it and no more",
+            f"transcript of {len(words)} characters for {seconds:.1f} s of audio ({pace:.1f} letters a second, {SLOWEST:.0f} to "
+            f"{FASTEST:.0f} are possible): write exactly what is said, all of it and no more",
         )
     return words
 
