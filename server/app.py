@@ -37,7 +37,8 @@ def create_app(settings: Settings | None = None, make_engine: MakeEngine = facto
     context = Context(chosen, engine, store, Authenticator(chosen), Limits(chosen), Metrics())
     app = Quart("server")
     app.asgi_websocket_class = bounded(chosen.max_inbound)
-    app.config |= {"MAX_CONTENT_LENGTH": chosen.max_upload_bytes + 64 * 1024, "RESPONSE_TIMEOUT": None, "BODY_TIMEOUT": 60}
+    # Twice what is taken: a body that is cut off is a broken connection for its client, who never reads why.
+    app.config |= {"MAX_CONTENT_LENGTH": 2 * chosen.max_upload_bytes, "RESPONSE_TIMEOUT": None, "BODY_TIMEOUT": 60}
     app.extensions["context"] = context
     web.install(app, context)
     voices.install(app, context)

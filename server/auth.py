@@ -90,7 +90,7 @@ class Authenticator:
                 leeway=LEEWAY,
                 options={"require": ["exp", "sub"], "verify_aud": self._audience is not None},
             )
-        except (jwt.InvalidTokenError, UnicodeError) as error:
+        except (jwt.PyJWTError, UnicodeError) as error:
             raise Unauthorized(f"the token is not valid: {error}") from error
         name = f"jwt:{claims['sub']}"
         return Principal(name, name, float(claims["exp"]))

@@ -42,7 +42,7 @@ LAYERS = [
     {"convert.verify", "server.machine", "server.auth", "server.voices", "server.engines"},
     {"convert.__main__", "server.limits", "server.voices.checks"},
     {"server.voices.store"},
-    {"server.engines.base"},
+    {"server.engines.base", "server.voices.command"},
     {"server.engines.handle"},
     {"server.engines.thread"},
     {"server.engines.qwen3"},

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import contextlib
 import os
 import socket
 import struct
@@ -12,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import pytest
 from quart import Quart, websocket
 from websockets.asyncio.client import connect
 
@@ -82,15 +82,11 @@ async def test_a_handler_that_does_not_read_bounds_what_is_taken(voices: Path) -
             await stay.wait()
 
     async with running(voices, FakeEngine(), change=deaf) as server:
-        async with raw(server.port) as (reader, writer, _):
-            writer.transport.abort()
-            del reader
         async with connect(server.url.replace("/api/v1/speak", "/deaf"), compression=None) as connection:
             sent = 0
-            with pytest.raises(TimeoutError):
-                while sent < 4000:
+            with contextlib.suppress(TimeoutError):
+                for sent in range(4000):  # noqa: B007
                     await asyncio.wait_for(connection.send("x" * 60_000), 0.5)
-                    sent += 1
             assert sent * 60_000 < 16_000_000
             connection.transport.abort()
         stay.set()

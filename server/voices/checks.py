@@ -49,7 +49,7 @@ def check(data: bytes, max_bytes: int) -> Clip:
         Refusal: the first rule that is broken.
     """
     if len(data) > max_bytes:
-        raise Refusal("AUDIO_TOO_BIG", f"audio of {len(data)} bytes: at most {max_bytes} are taken; send a shorter clip", 413)
+        raise Refusal("AUDIO_TOO_BIG", f"audio of more than {max_bytes} bytes is not taken; send a shorter clip", 413)
     kind = _kind(data)
     if kind is None:
         raise Refusal(

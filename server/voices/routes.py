@@ -73,7 +73,7 @@ def install(app: Quart, context: Context) -> None:
         if context.engine.presets is not None:
             raise HttpError(409, "VOICES_FIXED", f"this model speaks in its own voices: {', '.join(context.engine.presets) or 'none'}")
         async with uploading:
-            data, form = await _body()
+            data, form = await _body(settings.max_upload_bytes)
             about = _about(form, principal)
             try:
                 clip = await asyncio.to_thread(checks.check, data, settings.max_upload_bytes)
@@ -105,11 +105,11 @@ async def _prepare(context: Context, voice: StoredVoice) -> None:
         log.warning("voice %s is prepared later: the engine is busy", voice.id)
 
 
-async def _body() -> tuple[bytes, dict[str, str]]:
+async def _body(most: int) -> tuple[bytes, dict[str, str]]:
     files, form = await request.files, await request.form
     if "audio" not in files:
         raise HttpError(400, "AUDIO_MISSING", "the field audio is missing: send multipart/form-data with a file of that name")
-    return files["audio"].read(), dict(form)
+    return files["audio"].read(most + 1), dict(form)
 
 
 def _about(form: dict[str, str], principal: Principal) -> Metadata:
