@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from quart import Quart, Response, ResponseReturnValue, websocket
 
-from server import metrics, web
+from server import metrics, openai, web
 from server.auth import Authenticator
 from server.context import Context
 from server.engines import factory
@@ -42,6 +42,7 @@ def create_app(settings: Settings | None = None, make_engine: MakeEngine = facto
     app.extensions["context"] = context
     web.install(app, context)
     voices.install(app, context)
+    openai.install(app, context)
     _watch(context)
 
     @app.before_serving
