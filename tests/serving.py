@@ -53,7 +53,8 @@ class Server:
 @asynccontextmanager
 async def running(
     voices: Path | str,
-    engine: MakeEngine,
+    make_engine: MakeEngine,
+    /,
     *,
     wait: bool = True,
     limit: float = LIMIT,
@@ -61,8 +62,8 @@ async def running(
     **chosen: Any,
 ) -> AsyncIterator[Server]:
     """A server; it is stopped at the end."""
-    settings = Settings(voices_dir=voices, model_id="fake", **{"grace": 0.2} | chosen)
-    app = create_app(settings, engine)
+    settings = Settings(voices_dir=voices, **{"grace": 0.2, "model_id": "fake"} | chosen)
+    app = create_app(settings, make_engine)
     if change is not None:
         change(app)
     stop, up, ports = asyncio.Event(), asyncio.Event(), []

@@ -55,7 +55,7 @@ LAYERS = [
     {"server.engines.base", "server.voices.command"},
     {"server.engines.handle"},
     {"server.engines.thread"},
-    {"server.engines.qwen3"},
+    {"server.engines.qwen3", "server.engines.chatterbox"},
     {"server.engines.factory"},
     {"server.context"},
     {"server.speaker", "server.web"},
