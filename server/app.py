@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from quart import Quart, Response, ResponseReturnValue, websocket
 
-from server import metrics, openai, web
+from server import metrics, openai, schema, web
 from server.auth import Authenticator
 from server.context import Context
 from server.engines import factory
@@ -43,6 +43,7 @@ def create_app(settings: Settings | None = None, make_engine: MakeEngine = facto
     web.install(app, context)
     voices.install(app, context)
     openai.install(app, context)
+    schema.install(app, context)
     _watch(context)
 
     @app.before_serving

@@ -8,7 +8,7 @@ import base64
 import contextlib
 import logging
 import unicodedata
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from time import monotonic
 from typing import Annotated, Any, Literal
 
@@ -68,7 +68,7 @@ def install(app: Quart, context: Context) -> None:
     @app.post("/v1/audio/speech")
     @authenticated(context)
     async def speech(principal: Principal) -> ResponseReturnValue:
-        wanted = _parse(await request.get_data())
+        wanted = _parse(await request.get_data(as_text=False))
         text = _text(context, wanted)
         voice, language = await _voice(context, wanted, principal), _language(context, wanted)
         _check_engine(context)
@@ -121,7 +121,7 @@ class _Work:
             raise HttpError(503, "GPU_OUT_OF_MEMORY", "the device ran out of memory; try again", 2000)
         raise HttpError(500, "SYNTHESIS_ERROR", "failed to generate audio; the server's log says more")
 
-    async def rest(self, piece: NpF32["F"] | None) -> AsyncIterator[bytes]:
+    async def rest(self, piece: NpF32["F"] | None) -> AsyncGenerator[bytes, None]:
         """The file. A failure in its middle cuts the connection, for there is no other way to say so; a client that goes away ends it."""
         handle = self._handle
         assert handle is not None
@@ -148,10 +148,10 @@ class _Work:
             return None
 
 
-async def _events(body: AsyncIterator[bytes], text: str) -> AsyncIterator[bytes]:
+async def _events(body: AsyncGenerator[bytes, None], text: str) -> AsyncGenerator[bytes, None]:
     """Server-sent events. Usage counts characters of input and chunks of output, since the clients want numbers there."""
     chunks = 0
-    async with contextlib.aclosing(body):  # type: ignore[type-var]  # it is a generator
+    async with contextlib.aclosing(body):
         async for data in body:
             if data:
                 chunks += 1
@@ -164,7 +164,7 @@ def _event(value: dict[str, Any]) -> bytes:
     return b"data: " + msgspec.json.encode(value) + b"\n\n"
 
 
-def _parse(body: bytes) -> Speech:
+def _parse(body: str | bytes) -> Speech:
     try:
         return msgspec.json.decode(body, type=Speech)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:

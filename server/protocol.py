@@ -53,9 +53,11 @@ class _Message(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", rena
 class Start(_Message, tag="start", frozen=True, kw_only=True):
     """Configure the session. What is not given keeps its default."""
 
-    sample_rate: int = 24000
-    encoding: str = "pcm16"
-    transport: str = "binary"
+    sample_rate: Annotated[int, Meta(extra_json_schema={"enum": SAMPLE_RATES})] = (
+        24000  # checked by the session, which names what is allowed
+    )
+    encoding: Annotated[str, Meta(extra_json_schema={"enum": ENCODINGS})] = "pcm16"
+    transport: Annotated[str, Meta(extra_json_schema={"enum": TRANSPORTS})] = "binary"
     voice: Name | None = None
     language: Name | None = None
     auth_token: str | None = None

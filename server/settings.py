@@ -13,7 +13,7 @@ LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 def _alias(name: str, *others: str) -> Any:
-    return AliasChoices(name, f"TTS_{name.upper()}", *others)
+    return Field(validation_alias=AliasChoices(name, f"TTS_{name.upper()}", *others))
 
 
 class Settings(BaseSettings):
@@ -54,15 +54,14 @@ class Settings(BaseSettings):
     idle_timeout: Seconds = 300.0  # neither speech nor messages
     auth_timeout: Seconds = 10.0  # from connecting to a valid token
 
+    proxies: Annotated[int, Field(ge=0, le=10)] = 0  # trusted ones in front, whose X-Forwarded-For is believed
     auth: Literal["auto", "off"] = "auto"  # auto: on as soon as there is any key below; without one, only loopback is served
     api_keys: Path | None = None  # lines of name:sha256, made by python -m server key NAME
     jwt_secret: SecretStr | None = None  # HS256
-    jwt_public_key: str | None = Field(None, validation_alias=_alias("jwt_public_key", "SUPABASE_JWT_PUBLIC_KEY"))  # PEM or its file: ES256
-    jwt_rsa_public_key: str | None = Field(
-        None, validation_alias=_alias("jwt_rsa_public_key", "SUPABASE_JWT_RSA_PUBLIC_KEY")
-    )  # PEM or its file: RS256
+    jwt_public_key: Annotated[str | None, _alias("jwt_public_key", "SUPABASE_JWT_PUBLIC_KEY")] = None  # PEM or its file: ES256
+    jwt_rsa_public_key: Annotated[str | None, _alias("jwt_rsa_public_key", "SUPABASE_JWT_RSA_PUBLIC_KEY")] = None  # the same: RS256
     jwks: str | None = None  # a JWKS file, or its https address; RS256 and ES256
-    supabase_url: str | None = Field(None, validation_alias=_alias("supabase_url", "SUPABASE_URL"))  # stands for its JWKS and its issuer
+    supabase_url: Annotated[str | None, _alias("supabase_url", "SUPABASE_URL")] = None  # stands for its JWKS and its issuer
     jwt_audience: str | None = None
     jwt_issuer: str | None = None
     allowed_origins: Names = ()  # of browsers, besides the server's own; * is any

@@ -8,7 +8,7 @@ import base64
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, Iterator
 from time import monotonic
 from typing import Protocol
 
@@ -176,7 +176,7 @@ class Speaker:
             return protocol.error("GPU_OUT_OF_MEMORY", "the device ran out of memory; try again", request_id, retry_after_ms=2000)
         return protocol.error("SYNTHESIS_ERROR", "failed to generate audio; the server's log says more", request_id)
 
-    async def _pieces(self, turn: Turn, handle: Handle) -> AsyncIterator[NpF32["F"]]:
+    async def _pieces(self, turn: Turn, handle: Handle) -> AsyncGenerator[NpF32["F"], None]:
         """The handle's pieces, each within its limit: the engine's, or that of a client who is still writing."""
         while True:
             writing = turn.utterance.text_open

@@ -15,6 +15,7 @@ from typing import Any
 import h11
 from hypercorn.asyncio import serve as hypercorn_serve
 from hypercorn.config import Config, Sockets
+from hypercorn.middleware import ProxyFixMiddleware
 from hypercorn.protocol import h11 as h11_protocol
 from hypercorn.protocol import ws_stream
 from hypercorn.protocol.events import StreamClosed
@@ -155,7 +156,8 @@ async def serve(
         await websocket.drain(context)
 
     try:
-        await hypercorn_serve(app, config, shutdown_trigger=until_the_end)
+        served = ProxyFixMiddleware(app, "legacy", settings.proxies) if settings.proxies else app
+        await hypercorn_serve(served, config, shutdown_trigger=until_the_end)
     finally:
         for number in handled:
             loop.remove_signal_handler(number)

@@ -60,7 +60,7 @@ LAYERS = [
     {"server.context"},
     {"server.speaker", "server.web"},
     {"server.websocket", "server.voices.routes", "server.openai"},
-    {"server.transport"},
+    {"server.transport", "server.schema"},
     {"server.app"},
     {"server.run"},
     {"server.__main__"},

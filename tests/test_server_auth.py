@@ -64,8 +64,13 @@ async def test_jwks_by_key_id(tmp_path: Path) -> None:
 
 
 async def test_an_unknown_key_id_does_not_fetch_again_and_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    reads = []
-    monkeypatch.setattr("server.auth._read", lambda location: reads.append(location) or b'{"keys": []}')
+    reads: list[str] = []
+
+    def read(location: str) -> bytes:
+        reads.append(location)
+        return b'{"keys": []}'
+
+    monkeypatch.setattr("server.auth._read", read)
     auth = Authenticator(Settings(jwks="https://example.org/jwks"))
     for number in range(5):
         with pytest.raises(Unauthorized):
@@ -282,6 +287,16 @@ async def test_limits_of_a_principal(voices: Path) -> None:
             async with client(server.url, additional_headers={"Authorization": f"Bearer {token(sub='another')}"}) as other:
                 await say(other, type="speak", text="Hello.")
                 assert (await utterance(other))[1]["type"] == "complete"
+
+
+async def test_addresses_behind_a_trusted_proxy(voices: Path) -> None:
+    for proxies, codes in ((0, [None, 4429]), (1, [None, None])):
+        async with running(voices, FakeEngine(), proxies=proxies, limit_connects=1) as server:
+            seen = []
+            for address in ("1.1.1.1", "2.2.2.2"):
+                async with connect(server.url, additional_headers={"X-Forwarded-For": f"9.9.9.9, {address}"}) as connection:
+                    seen.append(None if (await hear(connection))["type"] == "ready" else await closed(connection))
+            assert seen == codes
 
 
 @pytest.mark.slow

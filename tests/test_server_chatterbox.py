@@ -1,7 +1,7 @@
 """The chatterbox engine on small ONNX graphs of the published inputs and outputs, made here, whose results can be worked out by hand.
 
-The language model looks at the last token only: text ends in a full stop (id 3), which is followed by 100, 101, 102 and STOP. The decoder makes of
-each token 960 samples of its number times the speaker's embedding, so that the wave tells tokens and voice.
+The language model looks at the last token only: text ends in a full stop (id 3), which is followed by 100, 101, 102 and STOP. The decoder
+makes of each token 960 samples of its number times the speaker's embedding, so that the wave tells tokens and voice.
 """
 
 import asyncio
@@ -145,7 +145,7 @@ async def test_a_text_becomes_one_piece(folder: Path, voices: Path) -> None:
     async with asyncio.timeout(3 * LIMIT):
         await engine.load()
         assert (engine.languages, engine.streaming, engine.presets) == (("English",), False, None)
-        model = engine._model  # type: ignore[attr-defined]
+        model = engine._model
         speaker = model.clone(store.reference(store.voices["anna"]), None, "anna")
         loudness = float(speaker.embedding[0, 0])
         assert 0.3 < loudness < 0.6, "the loudest sample of the recording"
@@ -193,5 +193,5 @@ def test_tokens_are_chosen_as_published_or_drawn() -> None:
     assert PENALTY == 1.2
     drawn = [choose(np.log([0.5, 0.3, 0.2]), [], {"temperature": 1.0}, draw) for _ in range(2000)]
     np.testing.assert_allclose(np.bincount(drawn) / 2000, [0.5, 0.3, 0.2], atol=0.04)
-    assert set(choose(np.log([0.5, 0.3, 0.2]), [], {"temperature": 1.0, "top_p": 0.6}, draw) for _ in range(200)) == {0, 1}
+    assert {choose(np.log([0.5, 0.3, 0.2]), [], {"temperature": 1.0, "top_p": 0.6}, draw) for _ in range(200)} == {0, 1}
     assert {choose(np.log([0.5, 0.3, 0.2]), [], {"temperature": 1.0, "top_k": 1}, draw) for _ in range(50)} == {0}

@@ -37,7 +37,7 @@ def decoded(kind: str, data: bytes) -> tuple[np.ndarray, int]:
         return np.frombuffer(data, "<i2") / 32768, 24000
     av = pytest.importorskip("av", reason="the extra aac")
     with av.open(io.BytesIO(data)) as container:
-        frames = [frame for frame in container.decode(audio=0)]
+        frames = list(container.decode(audio=0))
         samples = [frame.to_ndarray().reshape(len(frame.layout.channels), -1)[0].astype(np.float64) for frame in frames]
         scale = 32768.0 if frames[0].format.name.startswith("s16") else 1.0
         return np.concatenate(samples) / scale, frames[0].sample_rate
@@ -86,12 +86,15 @@ def test_without_pyav_the_answer_names_the_extra(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize("kind", sorted(CONTENT_TYPES))
 async def test_the_openai_package_gets_every_format(voices: Path, kind: str) -> None:
     engine = FakeEngine(frames=12)
-    async with running(voices, engine) as server, ask(server) as client:
-        async with client.audio.speech.with_streaming_response.create(
+    async with (
+        running(voices, engine) as server,
+        ask(server) as client,
+        client.audio.speech.with_streaming_response.create(
             model="tts-1", voice="alloy", input=" Hello. ", response_format=kind, instructions="calmly"
-        ) as response:
-            assert response.headers["content-type"] == CONTENT_TYPES[kind]
-            data = b"".join([piece async for piece in response.iter_bytes()])
+        ) as response,
+    ):
+        assert response.headers["content-type"] == CONTENT_TYPES[kind]
+        data = b"".join([piece async for piece in response.iter_bytes()])
     if kind in ("pcm", "wav"):
         assert data[-12 * 2 * FRAME :] == pcm16(1, 12)
     samples, rate = decoded(kind, data)

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -132,34 +133,17 @@ def test_text_lines_end_with_their_fields() -> None:
     assert logs.TextLines().format(record).endswith("server [s] said 1 a=2")
 
 
-SERVE = """
-import asyncio, sys
-from pathlib import Path
-from server import logs
-from server.app import create_app
-from server.settings import Settings
-from server.transport import serve
-from tests.fake_engine import FakeEngine
-
-class Slow(FakeEngine):
-    def submit(self, request):
-        self.gate = asyncio.Semaphore(1)
-        asyncio.get_running_loop().call_later(0.5, lambda: [self.gate.release() for _ in range(9)])
-        return super().submit(request)
-
-logs.configure("json")
-settings = Settings(port=int(sys.argv[1]), voices_dir=Path(sys.argv[2]), grace=5)
-asyncio.run(serve(create_app(settings, Slow()), settings))
-"""
-
-
 @pytest.fixture
-def process(voices: Path) -> "subprocess.Popen[str]":
+def process(voices: Path) -> "Iterator[subprocess.Popen[str]]":
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("TTS_")}
     made = subprocess.Popen(
-        [sys.executable, "-c", SERVE, str(port), str(voices)], cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "tests.serve_fake", str(port), str(voices), "0.5"],
+        cwd=ROOT,
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     made.port = port
     with made:

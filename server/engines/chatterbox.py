@@ -3,8 +3,8 @@
     recording -> speech_encoder -> prefix embeddings, prompt tokens, speaker's embedding and features
     text ids -> embed_tokens -> after the prefix -> language_model, token by token -> conditional_decoder -> wave
 
-Source: the inference loop that is published with ``ResembleAI/chatterbox-turbo-ONNX`` (greedy, repetition penalty 1.2, three silence tokens at
-the end). Parts are told apart by file name, and a part's outputs by their order, which is the published one.
+Source: the inference loop that is published with ``ResembleAI/chatterbox-turbo-ONNX`` (greedy, repetition penalty 1.2, three silence tokens
+at the end). Parts are told apart by file name, and a part's outputs by their order, which is the published one.
 """
 
 from collections.abc import Iterator

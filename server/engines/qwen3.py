@@ -1,7 +1,7 @@
 """Qwen3TTS as a Synthesiser: requests -> ``Qwen3TTS.stream``; voices are Voice objects."""
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from io import BytesIO
 from pathlib import Path
@@ -45,8 +45,10 @@ class Tts(Protocol):
     def fingerprint(self) -> str: ...
     def warmup(self) -> None: ...
     def create_voice(self, audio_in: Any, transcript: str | None = None, *, name: str | None = None) -> Voice: ...
-    def stream(self, text: str, **options: Any) -> Any: ...
-    def generate(self, text: str, **options: Any) -> Any: ...
+    @property
+    def stream(self) -> Callable[..., Any]: ...
+    @property
+    def generate(self) -> Callable[..., Any]: ...
 
 
 class Qwen3Synthesiser:
@@ -120,16 +122,13 @@ class Guarded:
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
-
-    @property
-    def finish_reason(self) -> str | None:
-        reason: str | None = self._stream.finish_reason
-        return reason
+        self.finish_reason: str | None = None
 
     def __iter__(self) -> Iterator[NpF32["F"]]:
         try:
             with self._stream as stream:
                 yield from stream
+            self.finish_reason = self._stream.finish_reason
         except RuntimeError as error:
             raise _memory(error) from error
 

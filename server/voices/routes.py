@@ -3,8 +3,8 @@
 import asyncio
 import errno
 import logging
-from typing import Any
 
+import msgspec
 from quart import Quart, Response, ResponseReturnValue, request
 
 from server import protocol
@@ -20,20 +20,40 @@ MAX_NAME, MAX_CONSENT, MAX_TRANSCRIPT = 100, 1000, 2000
 log = logging.getLogger(__name__)
 
 
-def describe(voice: StoredVoice, default: str) -> dict[str, Any]:
+class VoiceInfo(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """A voice as clients see it."""
+
+    id: str
+    name: str
+    language: str = ""
+    description: str = ""
+    is_default: bool
+    modes: list[str] = []
+    duration_seconds: float = 0.0
+    licence: str = ""
+    consent: str = ""
+
+
+class VoiceList(msgspec.Struct, frozen=True):
+    """``GET /api/v1/voices``."""
+
+    voices: list[VoiceInfo]
+
+
+def describe(voice: StoredVoice, default: str) -> VoiceInfo:
     """A voice as the list shows it."""
     about = voice.metadata
-    return {
-        "id": voice.id,
-        "name": about.name or voice.id,
-        "language": about.language,
-        "description": about.description,
-        "isDefault": voice.id == default,
-        "modes": [voice.mode] if voice.transcript is None else ["icl", "xVector"],
-        "durationSeconds": about.duration_seconds,
-        "licence": about.licence,
-        "consent": about.consent,
-    }
+    return VoiceInfo(
+        id=voice.id,
+        name=about.name or voice.id,
+        language=about.language,
+        description=about.description,
+        is_default=voice.id == default,
+        modes=[voice.mode] if voice.transcript is None else ["icl", "xVector"],
+        duration_seconds=about.duration_seconds,
+        licence=about.licence,
+        consent=about.consent,
+    )
 
 
 def install(app: Quart, context: Context) -> None:
@@ -47,8 +67,8 @@ def install(app: Quart, context: Context) -> None:
         await asyncio.to_thread(store.refresh)
         default = context.default_voice(principal.id)
         if context.engine.presets is not None:
-            return {"voices": [_preset(name, default) for name in context.engine.presets]}
-        return {"voices": [describe(voice, default) for voice in store.voices.values() if voice.visible_to(principal.id)]}
+            return _answer(VoiceList([VoiceInfo(id=name, name=name, is_default=name == default) for name in context.engine.presets]))
+        return _answer(VoiceList([describe(voice, default) for voice in store.voices.values() if voice.visible_to(principal.id)]))
 
     @app.get("/api/v1/voices/<voice_id>/sample.wav")
     @authenticated(context)
@@ -89,7 +109,7 @@ def install(app: Quart, context: Context) -> None:
                     507 if full else 500, "STORAGE_FULL" if full else "STORAGE_FAILED", "the voice could not be kept"
                 ) from error
         await _prepare(context, voice)
-        return describe(voice, context.default_voice(principal.id)), 201
+        return _answer(describe(voice, context.default_voice(principal.id)), 201)
 
 
 async def _prepare(context: Context, voice: StoredVoice) -> None:
@@ -127,7 +147,7 @@ def _about(form: dict[str, str], principal: Principal) -> Metadata:
     for name in ("description", "licence"):
         if len(values[name]) > MAX_CONSENT:
             raise HttpError(400, f"{name.upper()}_TOO_LONG", f"the field {name} may have {MAX_CONSENT} characters")
-    return Metadata(**values, owner=principal.id)
+    return Metadata(owner=principal.id, **values)  # type: ignore[arg-type]  # all of these are strings
 
 
 async def _visible(context: Context, principal: Principal, voice_id: str) -> StoredVoice:
@@ -137,6 +157,5 @@ async def _visible(context: Context, principal: Principal, voice_id: str) -> Sto
     return found
 
 
-def _preset(name: str, default: str) -> dict[str, Any]:
-    empty = dict.fromkeys(("language", "description", "licence", "consent"), "")
-    return {"id": name, "name": name, **empty, "isDefault": name == default, "modes": [], "durationSeconds": 0.0}
+def _answer(value: msgspec.Struct, status: int = 200) -> Response:
+    return Response(msgspec.json.encode(value), status=status, content_type="application/json")
