@@ -167,7 +167,7 @@ def _event(value: dict[str, Any]) -> bytes:
 def _parse(body: str | bytes) -> Speech:
     try:
         return msgspec.json.decode(body, type=Speech)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise HttpError(400, "INVALID_MESSAGE", str(error)) from error
 
 

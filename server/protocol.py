@@ -198,7 +198,7 @@ def parse(data: str | bytes | None) -> ClientMessage | None:
         if _kind.decode(data).type not in _KNOWN:
             return None
         return _message.decode(data)
-    except (msgspec.DecodeError, UnicodeEncodeError) as error:  # a lone surrogate cannot be encoded
+    except (msgspec.DecodeError, UnicodeEncodeError, RecursionError) as error:  # a lone surrogate cannot be encoded
         raise InvalidMessage(str(error)) from error
 
 

@@ -66,6 +66,8 @@ async def test_autobahn(voices: Path, tmp_path: Path) -> None:
         assert process.returncode == 0, said[-2000:]
     report = json.loads((tmp_path / "report" / "index.json").read_text())["ours"]
     failed = {case: result for case, result in report.items() if "FAILED" in (result["behavior"], result["behaviorClose"])}
-    print({kind: sum(result["behavior"] == kind for result in report.values()) for kind in {result["behavior"] for result in report.values()}})
+    print(
+        {kind: sum(result["behavior"] == kind for result in report.values()) for kind in {result["behavior"] for result in report.values()}}
+    )
     assert len(report) > 240
     assert not failed

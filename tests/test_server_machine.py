@@ -30,6 +30,7 @@ from server.voices.store import VoiceStore
 from server.websocket import handle
 from tests.fake_engine import FakeEngine
 from tests.serving import make_voices
+from tests.test_server_protocol import NEAR
 
 MAX_WAITING, FRAMES = 3, 2
 TURNS = 60  # of the event loop: more than any step needs, or the model would be ahead of what was sent
@@ -278,6 +279,28 @@ def test_not_a_byte_follows_a_cancel_whenever_it_comes(voices: Path, turns: int,
         assert "b" in ended
     else:
         assert set(kinds[told:]) == {"error"}, "nothing but the other CANCELLED"
+
+
+@given(frames=st.lists(NEAR | st.text(max_size=50), max_size=12))
+@settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_no_conversation_is_a_fault_of_ours(voices: Path, frames: list[str]) -> None:
+    """Whatever is said, the session answers in order or ends by ``stop``: never an internal error, never silence at the end."""
+
+    async def converse() -> list[Any]:
+        socket, chosen = MemorySocket(), Settings(voices_dir=voices, lead=3600, limit_utterances=10_000)
+        store = VoiceStore(voices)
+        context = Context(chosen, FakeEngine(), store, Authenticator(chosen), Limits(chosen), Metrics())
+        context.load()
+        session = asyncio.create_task(handle(socket, context, "memory"))
+        for frame in [*frames, '{"type": "flush"}', '{"type": "cancel"}', '{"type": "stop", "reason": "enough"}']:
+            socket.inbound.put_nowait(frame)
+        await asyncio.wait_for(session, 10)
+        return socket.sent
+
+    sent = asyncio.run(converse())
+    assert sent[-1] == 1000
+    assert sent[-2]["type"] == "stopped"
+    assert not [item for item in sent[:-1] if not isinstance(item, bytes) and "internal error" in item.get("message", "")]
 
 
 @given(text=st.text(st.sampled_from("ae\u0301\u0308 \u1100\u1161\u11a8.x"), max_size=12), cuts=st.lists(st.integers(0, 12), max_size=4))

@@ -163,6 +163,8 @@ async def test_errors_are_those_of_the_package(voices: Path) -> None:
             assert raised.value.code == code
         with pytest.raises(openai.BadRequestError):
             await client.audio.speech.create(model="tts-1", voice="alloy", input="Hello.", speed=9)
+        with pytest.raises(openai.BadRequestError):
+            await client.post("/audio/speech", content=b'{"input":' + b"[" * 30_000, cast_to=object)
         engine.healed = True
         assert (await client.audio.speech.create(model="tts-1", voice="alloy", input="break", response_format="pcm")).content
         with pytest.raises(openai.APIConnectionError):  # a failure in the middle must not look like an end
