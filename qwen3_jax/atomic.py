@@ -50,10 +50,18 @@ def check_free(folder: Path) -> None:
         raise ValueError(f"{folder} exists and is not an empty folder; remove it or choose another name")
 
 
+def remove_leftovers(parent: Path) -> None:
+    """Remove what killed writers of any folder in ``parent`` have left; none if there is no such folder."""
+    if parent.is_dir():
+        _remove([path for path in parent.iterdir() if path.name.startswith(".") and ".partial-" in path.name and path.is_dir()])
+
+
 def _remove_stale(folder: Path) -> None:
-    for leftover in folder.parent.iterdir():
-        if not leftover.name.startswith(_prefix(folder)):
-            continue
+    _remove([path for path in folder.parent.iterdir() if path.name.startswith(_prefix(folder))])
+
+
+def _remove(leftovers: list[Path]) -> None:
+    for leftover in leftovers:
         lock = os.open(leftover, os.O_RDONLY)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -138,13 +138,14 @@ def _mel_to_hz(mel: np.ndarray) -> np.ndarray:
 
 def to_pcm16(wave: NpF32) -> bytes:
     """[F] float32 in [-1, 1] -> little-endian 16-bit PCM, 2 bytes a sample; rounded to nearest, clipped beyond +-1."""
-    return _quantise(wave).tobytes()
+    return pcm16(wave).tobytes()
 
 
-def _quantise(wave: NpF32) -> np.ndarray:
+def pcm16(wave: NpF32) -> np.ndarray:
+    """The same as an array, int16 [F]."""
     return np.rint(np.clip(wave, -1.0, 1.0) * 32767.0).astype("<i2")
 
 
 def write_wav(path: str | os.PathLike[str], wave: NpF32, sample_rate: int = SAMPLE_RATE) -> None:
     """Write [F] float32 in [-1, 1] as a mono 16-bit WAV file, with the samples of `to_pcm16`."""
-    soundfile.write(path, _quantise(wave), sample_rate, subtype="PCM_16", format="WAV")
+    soundfile.write(path, pcm16(wave), sample_rate, subtype="PCM_16", format="WAV")

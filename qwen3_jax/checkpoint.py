@@ -92,6 +92,25 @@ def fingerprint(params: Mapping[str, Any], folder: str | Path) -> str:
     return digest.hexdigest()
 
 
+def identity(folder: str | Path) -> str:
+    """What tells one checkpoint from another: a converted one's fingerprint, else sha256 over configs, names, sizes and times."""
+    if is_converted(Path(folder)):
+        sha256: str = describe(folder)["sha256"]
+        return sha256
+    return digest_files(folder)
+
+
+def digest_files(folder: str | Path) -> str:
+    """sha256 (hex) over a folder's JSON files, and names, sizes and times of its large ones (safetensors, onnx)."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(folder).rglob("*")):
+        if path.suffix == ".json":
+            digest.update(path.read_bytes())
+        elif path.suffix in (".safetensors", ".onnx", ".onnx_data"):
+            digest.update(f"{path.relative_to(folder)} {path.stat().st_size} {path.stat().st_mtime_ns}".encode())
+    return digest.hexdigest()
+
+
 def describe(folder: str | Path) -> dict[str, Any]:
     """``fingerprint.json``: format, qwen3_jax (version that wrote it), sha256, arrays {path: [dtype, shape]}.
 

@@ -13,7 +13,6 @@ from typing import Annotated, Any
 import jax
 import msgspec
 import numpy as np
-import soundfile
 import typer
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -130,20 +129,6 @@ def play(pieces: Iterable[np.ndarray]) -> None:
 
 
 @app.command()
-def voices(voices_dir: VoicesOption) -> None:
-    """List the folder of voices."""
-    entries = voice_folder.find(voices_dir)
-    if not entries:
-        console.print(f"{voices_dir} holds no voice (NAME/{voice_folder.REFERENCE}, NAME/{voice_folder.TRANSCRIPT})", soft_wrap=True)
-        return
-    table = Table("id", "cloning", "seconds", "name", "language", "licence")
-    for entry in entries.values():
-        seconds = soundfile.info(entry.path / voice_folder.REFERENCE).duration
-        table.add_row(entry.id, entry.mode, f"{seconds:.1f}", entry.metadata.name, entry.metadata.language, entry.metadata.licence)
-    console.print(table)
-
-
-@app.command()
 def info(
     model: Annotated[str | None, Option("--model", envvar="TTS_MODEL_ID", help="A checkpoint's folder, a hub id, or embedded.")] = None,
     dtype: Annotated[str, Option(help="For the sizes: float32 or bfloat16.")] = "float32",
@@ -190,6 +175,14 @@ def evaluate(context: typer.Context) -> None:
     from qwen3_jax.evaluate.command import app as program
 
     program(context.args, prog_name="python -m qwen3_jax evaluate", obj=find_voice)
+
+
+@app.command(add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def voices(context: typer.Context) -> None:
+    """The folder of voices: list, add, check, remove; without a word: list."""
+    from server.voices.command import app as program
+
+    program(context.args or ["list"], prog_name="python -m qwen3_jax voices")
 
 
 @app.command()

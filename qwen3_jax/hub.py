@@ -23,12 +23,13 @@ PUBLISHED = "Qwen/Qwen3-TTS-12Hz-0.6B-Base"
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
-def local_folder(path: str | Path, revision: str | None = None) -> Path:
+def local_folder(path: str | Path, revision: str | None = None, files: tuple[str, ...] = FILES) -> Path:
     """The folder itself if it exists, else a download of the hub repository of that name into the hub's own cache.
 
     Args:
         path: a folder, ``org/name``, or ``embedded``.
         revision: branch, tag or commit of the repository.
+        files: patterns of what is downloaded.
 
     Raises:
         FileNotFoundError: neither a folder nor a repository that can be reached; says how to place the files by hand.
@@ -44,7 +45,7 @@ def local_folder(path: str | Path, revision: str | None = None) -> Path:
     if not _ID.fullmatch(name):
         raise FileNotFoundError(f"{name} is not a folder, and not a hub id (org/name) either; give the folder of a checkpoint")
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=list(FILES)))
+        return Path(snapshot_download(name, revision=revision, allow_patterns=list(files)))
     except (RepositoryNotFoundError, RevisionNotFoundError) as error:
         at = "" if revision is None else f" at revision {revision}"
         raise FileNotFoundError(

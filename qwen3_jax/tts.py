@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from qwen3_jax import audio, compilation, hub
+from qwen3_jax.checkpoint import identity
 from qwen3_jax.codec import DecoderState
 from qwen3_jax.encode import encode_codes, encode_x_vector
 from qwen3_jax.model import Model, load
@@ -162,6 +163,11 @@ class Qwen3TTS:
     def languages(self) -> tuple[str, ...]:
         """Names that ``language`` takes, besides ``auto``; any case."""
         return self.model.config.talker_config.languages
+
+    @property
+    def fingerprint(self) -> str:
+        """What tells this checkpoint from others; voices cloned by one are of no use to another."""
+        return identity(self._folder)
 
     @property
     def speakers(self) -> tuple[str, ...]:

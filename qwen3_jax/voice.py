@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from qwen3_jax.shapes import NpF32, NpInt
 
@@ -46,12 +46,16 @@ class Voice:
 
     def save(self, path: str | Path) -> None:
         """Write one safetensors file."""
+        Path(path).write_bytes(self.to_bytes())
+
+    def to_bytes(self) -> bytes:
+        """The content of that file."""
         arrays: dict[str, np.ndarray] = {"x_vector": np.ascontiguousarray(self.x_vector, np.float32)}
         metadata = {"format": FORMAT, "name": self.name}
         if self.codes is not None and self.transcript is not None:
             arrays["codes"] = np.ascontiguousarray(self.codes, np.int32)
             metadata["transcript"] = self.transcript
-        save_file(arrays, str(path), metadata)
+        return save(arrays, metadata)
 
     @classmethod
     def load(cls, path: str | Path) -> "Voice":

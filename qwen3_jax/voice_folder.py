@@ -55,7 +55,7 @@ def find(folder: Path) -> dict[str, VoiceEntry]:
     Raises:
         ValueError: a ``metadata.json`` that is not an object of the known fields, or a transcript that is empty or not UTF-8.
     """
-    return {path.parent.name: read(path.parent) for path in sorted(folder.glob(f"*/{REFERENCE}"))}
+    return {path.parent.name: read(path.parent) for path in sorted(folder.glob(f"[!.]*/{REFERENCE}"))}
 
 
 def read(path: Path) -> VoiceEntry:

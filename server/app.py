@@ -2,34 +2,54 @@
 
 from collections.abc import Callable
 
-from quart import Quart, ResponseReturnValue, websocket
+from quart import Quart, Response, ResponseReturnValue, websocket
 
-from server.engine import Engine, Tts, load_model
+from server import metrics, openai, schema, web
+from server.auth import Authenticator
+from server.context import Context
+from server.engines import factory
+from server.engines.base import TtsEngine
+from server.limits import Limits
+from server.metrics import Metrics
 from server.settings import Settings
 from server.transport import bounded
-from server.websocket import Sitting, handle
+from server.voices import routes as voices
+from server.voices.store import VoiceStore
+from server.web import address_of, origin_allowed, token_of
+from server.websocket import handle
+
+MakeEngine = Callable[[Settings, VoiceStore], TtsEngine]
 
 
-def create_app(settings: Settings | None = None, load: Callable[[], Tts] | None = None) -> Quart:
+def create_app(settings: Settings | None = None, make_engine: MakeEngine = factory.create) -> Quart:
     """The application.
 
     Args:
         settings: default: from the environment.
-        load: makes the model, in the engine's thread; default: the configured checkpoint.
+        make_engine: makes the engine, without loading it.
 
     Raises:
-        ValueError: a setting or a file in the voices folder that cannot be used.
+        ValueError, FileNotFoundError: a setting, key or voice that cannot be used.
     """
     chosen = settings or Settings()
-    engine = Engine(chosen, load or (lambda: load_model(chosen)))
-    sessions: set[Sitting] = set()
+    store = VoiceStore(chosen.voices_dir)
+    engine = make_engine(chosen, store)
+    context = Context(chosen, engine, store, Authenticator(chosen), Limits(chosen), Metrics())
     app = Quart("server")
     app.asgi_websocket_class = bounded(chosen.max_inbound)
-    app.extensions |= {"engine": engine, "sessions": sessions}
+    # Twice what is taken: a body that is cut off is a broken connection for its client, who never reads why.
+    app.config |= {"MAX_CONTENT_LENGTH": 2 * chosen.max_upload_bytes, "RESPONSE_TIMEOUT": None, "BODY_TIMEOUT": 60}
+    app.extensions["context"] = context
+    web.install(app, context)
+    voices.install(app, context)
+    openai.install(app, context)
+    schema.install(app, context)
+    _watch(context)
 
     @app.before_serving
     async def start() -> None:
-        engine.start()
+        if chosen.load == "start":
+            context.load()
 
     @app.after_serving
     async def close() -> None:
@@ -41,11 +61,36 @@ def create_app(settings: Settings | None = None, load: Callable[[], Tts] | None 
 
     @app.get("/readyz")
     async def readyz() -> ResponseReturnValue:
-        return {"status": engine.state}, 200 if engine.state == "ready" else 503
+        state = "draining" if context.draining.is_set() else engine.state
+        return {"status": state}, 200 if state == "ready" or (state == "idle" and chosen.load == "lazy") else 503
+
+    @app.get("/metrics")
+    async def prometheus() -> ResponseReturnValue:
+        if not chosen.metrics_open:
+            await web.principal_of(context)
+        return Response(context.metrics.render(), content_type=metrics.CONTENT_TYPE)
 
     @app.websocket("/api/v1/speak")
-    async def speak() -> None:
+    async def speak() -> ResponseReturnValue | None:
         here = websocket._get_current_object()  # type: ignore[attr-defined]  # a proxy, typed as what it stands for; it knows its socket in this task only
-        await handle(here, engine, chosen, sessions)
+        if context.draining.is_set():
+            return web.answer(503, "GOING_AWAY", "the server goes down: connect again", 5000)
+        if not origin_allowed(chosen, here.headers.get("Origin"), here.headers.get("Host", "")):
+            return web.answer(403, "ORIGIN_NOT_ALLOWED", "pages of this origin may not ask here")
+        await here.accept()
+        await handle(here, context, address_of(here.scope.get("client")), token_of(here.headers, here.args))
+        return None
 
     return app
+
+
+def _watch(context: Context) -> None:
+    gauges = context.metrics
+    gauges.watch("tts_active_slots", "Utterances that are spoken", lambda: context.engine.active)
+    gauges.watch("tts_queue_depth", "Utterances that wait for their turn", lambda: context.engine.queued)
+    gauges.watch("tts_sessions", "Open WebSocket sessions", lambda: len(context.sessions))
+    gauges.watch(
+        "tts_ready",
+        "1 if the model is warm and the server not going down",
+        lambda: context.engine.is_ready and not context.draining.is_set(),
+    )

@@ -3,13 +3,15 @@
 Field names are camelCase on the wire. Unknown fields are ignored, and so is a message whose ``type`` nobody knows.
 """
 
+from enum import IntEnum
 from typing import Annotated, Literal, TypeAlias
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 LANGUAGES = ("English", "Japanese", "Chinese", "Korean", "German", "French", "Russian", "Portuguese", "Spanish", "Italian")
-ENCODINGS, SAMPLE_RATES, TRANSPORTS = ("pcm16",), (24000,), ("binary",)
+ENCODINGS, TRANSPORTS = ("pcm16", "pcm32f"), ("binary", "json")
+SAMPLE_RATES = (8000, 16000, 22050, 24000, 44100, 48000)
 
 Name: TypeAlias = Annotated[str, Meta(max_length=128)]
 Code: TypeAlias = Literal[
@@ -18,11 +20,26 @@ Code: TypeAlias = Literal[
     "INVALID_TEXT",
     "INVALID_MESSAGE",
     "VOICE_NOT_FOUND",
-    "TIMEOUT",
+    "UNAUTHORIZED",
     "RATE_LIMITED",
+    "TIMEOUT",
     "CANCELLED",
+    "GPU_OUT_OF_MEMORY",
 ]
 UNRECOVERABLE: frozenset[Code] = frozenset({"INVALID_TEXT"})  # the same input will fail again; the session lives on all the same
+
+
+class Close(IntEnum):
+    """Close codes of the WebSocket."""
+
+    NORMAL = 1000
+    TOO_BIG = 1009  # sent by the transport
+    INTERNAL = 1011
+    GOING_AWAY = 1012
+    OVERLOADED = 1013
+    UNAUTHORIZED = 4401
+    IDLE = 4408
+    RATE_LIMITED = 4429
 
 
 class InvalidMessage(ValueError):
@@ -36,9 +53,11 @@ class _Message(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", rena
 class Start(_Message, tag="start", frozen=True, kw_only=True):
     """Configure the session. What is not given keeps its default."""
 
-    sample_rate: int = 24000
-    encoding: str = "pcm16"
-    transport: str = "binary"
+    sample_rate: Annotated[int, Meta(extra_json_schema={"enum": SAMPLE_RATES})] = (
+        24000  # checked by the session, which names what is allowed
+    )
+    encoding: Annotated[str, Meta(extra_json_schema={"enum": ENCODINGS})] = "pcm16"
+    transport: Annotated[str, Meta(extra_json_schema={"enum": TRANSPORTS})] = "binary"
     voice: Name | None = None
     language: Name | None = None
     auth_token: str | None = None
@@ -46,7 +65,7 @@ class Start(_Message, tag="start", frozen=True, kw_only=True):
 
 
 class Speak(_Message, tag="speak", frozen=True, kw_only=True):
-    """Speak a text."""
+    """Speak a text. With ``continue`` it is a piece of one: the first opens an utterance, later ones extend it, ``flush`` ends it."""
 
     text: str
     priority: Literal["normal", "high"] = "normal"
@@ -60,7 +79,7 @@ class Speak(_Message, tag="speak", frozen=True, kw_only=True):
 
 
 class Flush(_Message, tag="flush", frozen=True, kw_only=True):
-    """End of a text that came in pieces."""
+    """End of a text that came in pieces; ``requestId``, if given, must be that text's."""
 
     request_id: Name | None = None
 
@@ -96,6 +115,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
 
     max_message_bytes: int
     max_waiting: int
+    idle_timeout_ms: int
 
 
 class Ready(_Message, tag="ready", frozen=True, kw_only=True):
@@ -117,6 +137,16 @@ class Started(_Message, tag="started", frozen=True, kw_only=True):
     transport: str
 
 
+class AudioChunk(_Message, tag="audioChunk", frozen=True, kw_only=True):
+    """Audio where ``transport`` is ``json``; the last chunk of an utterance has ``isFinal``, and may be empty."""
+
+    data: str
+    sequence_number: int  # from 1, per utterance
+    is_final: bool
+    timestamp_ms: int  # since 1970
+    request_id: str | UnsetType = UNSET
+
+
 class Complete(_Message, tag="complete", frozen=True, kw_only=True):
     """After the last byte of an utterance. Times run from the arrival of ``speak``."""
 
@@ -135,6 +165,7 @@ class Error(_Message, tag="error", frozen=True, kw_only=True):
     message: str
     recoverable: bool
     request_id: str | UnsetType = UNSET
+    retry_after_ms: int | UnsetType = UNSET
 
 
 class Stopped(_Message, tag="stopped", frozen=True, kw_only=True):
@@ -143,7 +174,7 @@ class Stopped(_Message, tag="stopped", frozen=True, kw_only=True):
     reason: str
 
 
-ServerMessage: TypeAlias = Ready | Started | Complete | Error | Stopped
+ServerMessage: TypeAlias = Ready | Started | AudioChunk | Complete | Error | Stopped
 
 
 class _Kind(msgspec.Struct):
@@ -167,7 +198,7 @@ def parse(data: str | bytes | None) -> ClientMessage | None:
         if _kind.decode(data).type not in _KNOWN:
             return None
         return _message.decode(data)
-    except (msgspec.DecodeError, UnicodeEncodeError) as error:  # a lone surrogate cannot be encoded
+    except (msgspec.DecodeError, UnicodeEncodeError, RecursionError) as error:  # a lone surrogate cannot be encoded
         raise InvalidMessage(str(error)) from error
 
 
@@ -176,11 +207,17 @@ def encode(message: ServerMessage) -> str:
     return msgspec.json.encode(message).decode()
 
 
-def error(code: Code, message: str, request_id: str | None = None, *, recoverable: bool | None = None) -> Error:
+def error(
+    code: Code, message: str, request_id: str | None = None, *, recoverable: bool | None = None, retry_after_ms: int | None = None
+) -> Error:
     """An ``error`` with the code's own ``recoverable``, unless told otherwise."""
-    if recoverable is None:
-        recoverable = code not in UNRECOVERABLE
-    return Error(code=code, message=message, recoverable=recoverable, request_id=UNSET if request_id is None else request_id)
+    return Error(
+        code=code,
+        message=message,
+        recoverable=code not in UNRECOVERABLE if recoverable is None else recoverable,
+        request_id=UNSET if request_id is None else request_id,
+        retry_after_ms=UNSET if retry_after_ms is None else retry_after_ms,
+    )
 
 
 def language(name: str) -> str | None:

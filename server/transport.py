@@ -1,24 +1,36 @@
-"""What Quart and Hypercorn leave open and a server must not: bounded input, no compression, HTTP/1.1 only, an end that comes.
+"""What Quart and Hypercorn leave open and a server must not: bounded input and output, no compression, HTTP/1.1 only, an end that comes.
 
-Measured on Quart 0.22 and Hypercorn 0.18: the inbound queue has no bound, permessage-deflate is always negotiated (memory bombs,
-and four times the CPU per audio frame), and a WebSocket over HTTP/2 crashes.
+Measured on Quart 0.22 and Hypercorn 0.18: the inbound queue has no bound; permessage-deflate is always negotiated (memory bombs, and four
+times the CPU per audio frame); a WebSocket over HTTP/2 crashes, and is offered by ALPN, by ``Upgrade: h2c`` and to whoever just begins
+with it; what follows an oversize message is still kept; 4 MB of audio are accepted for a client that reads nothing.
 """
 
 import asyncio
+import logging
 import signal
+import socket
 from collections.abc import Callable
 from typing import Any
 
+import h11
 from hypercorn.asyncio import serve as hypercorn_serve
-from hypercorn.config import Config
+from hypercorn.config import Config, Sockets
+from hypercorn.middleware import ProxyFixMiddleware
+from hypercorn.protocol import h11 as h11_protocol
 from hypercorn.protocol import ws_stream
+from hypercorn.protocol.events import StreamClosed
 from hypercorn.typing import WebsocketScope
 from quart import Quart
 from quart.asgi import ASGIWebsocketConnection
+from wsproto.events import Message
 
 from server import websocket
-from server.engine import Engine
+from server.context import Context
 from server.settings import Settings
+
+SEND_BUFFER = 32 * 1024  # bytes in the kernel for each connection, which doubles it: less than two seconds of audio
+CLOSE_SECONDS = 1.0
+log = logging.getLogger(__name__)
 
 
 class _PlainHandshake(ws_stream.Handshake):
@@ -27,6 +39,58 @@ class _PlainHandshake(ws_stream.Handshake):
     def __init__(self, headers: list[tuple[bytes, bytes]], http_version: str) -> None:
         super().__init__(headers, http_version)
         self.extensions = None
+
+    def is_valid(self) -> bool:
+        return self.upgrade is not None and super().is_valid()
+
+
+class _Buffer(ws_stream.WebsocketBuffer):
+    """As Hypercorn's, but keeps nothing of a message that is too big, nor of what follows it."""
+
+    def extend(self, event: Message) -> None:
+        if self.length + len(event.data) > self.max_length:
+            self.value, self.length = None, self.max_length + 1
+            raise ws_stream.FrameTooLargeError
+        super().extend(event)
+
+
+class _Stream(ws_stream.WSStream):
+    """As Hypercorn's, but a refused handshake closes its connection, and a message that is too big ends its session.
+
+    The client has a second to read why before the connection goes, for what it has under way would make its system throw the reason away.
+    """
+
+    _told = False
+
+    async def _send_error_response(self, status_code: int) -> None:
+        await super()._send_error_response(status_code)
+        await self.send(StreamClosed(stream_id=self.stream_id))
+
+    async def _handle_events(self) -> None:
+        await super()._handle_events()
+        if self.buffer.length > self.buffer.max_length and not self._told:
+            self._told = True
+            self.task_group.spawn(self._end)
+
+    async def _end(self) -> None:
+        await self.context.sleep(CLOSE_SECONDS)
+        if not self.closed and self.app_put is not None:
+            await self.app_put({"type": "websocket.disconnect", "code": 1009})
+
+
+async def _only_http11(self: h11_protocol.H11Protocol, event: h11.Request) -> None:
+    """In place of the check for offers of HTTP/2: ``Upgrade: h2c`` is ignored, as HTTP allows, and its preface is an odd request."""
+
+
+class QuietSockets(Config):
+    """Hypercorn's configuration with small send buffers."""
+
+    def create_sockets(self) -> Sockets:
+        made = super().create_sockets()
+        for one in (*made.secure_sockets, *made.insecure_sockets):
+            if one.family != socket.AF_UNIX:
+                one.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)  # inherited by what it accepts
+        return made
 
 
 def bounded(messages: int) -> type[ASGIWebsocketConnection]:
@@ -40,6 +104,26 @@ def bounded(messages: int) -> type[ASGIWebsocketConnection]:
     return Bounded
 
 
+def harden() -> None:
+    """Put our classes in the place of Hypercorn's, which has no switches for them."""
+    ws_stream.Handshake = _PlainHandshake  # type: ignore[misc]
+    ws_stream.WebsocketBuffer = _Buffer  # type: ignore[misc]
+    h11_protocol.WSStream = _Stream  # type: ignore[misc]
+    h11_protocol.H11Protocol._check_protocol = _only_http11  # type: ignore[method-assign]
+
+
+def configuration(settings: Settings) -> Config:
+    """Hypercorn's, for these settings."""
+    config = QuietSockets()
+    config.bind = [f"{settings.host}:{settings.port}"]
+    config.alpn_protocols = ["http/1.1"]
+    config.websocket_max_message_size = settings.max_message_bytes
+    config.graceful_timeout = 2.0
+    config.loglevel = "WARNING"
+    config.include_server_header = False
+    return config
+
+
 async def serve(
     app: Quart, settings: Settings, *, stop: asyncio.Event | None = None, bound: Callable[[Config], None] | None = None
 ) -> None:
@@ -51,16 +135,11 @@ async def serve(
     Raises:
         FileNotFoundError, ValueError: the model could not be loaded; whatever else made loading fail.
     """
-    ws_stream.Handshake = _PlainHandshake  # type: ignore[misc]  # Hypercorn has no switch for it
-    config = Config()
-    config.bind = [f"{settings.host}:{settings.port}"]
-    config.alpn_protocols = ["http/1.1"]
-    config.websocket_max_message_size = settings.max_message_bytes
-    config.loglevel = "WARNING"
+    harden()
+    config = configuration(settings)
     if bound is not None:
         bound(config)
-    engine: Engine = app.extensions["engine"]
-    sessions: set[websocket.Sitting] = app.extensions["sessions"]
+    context: Context = app.extensions["context"]
     ended = stop or asyncio.Event()
     loop = asyncio.get_running_loop()
     handled = (signal.SIGTERM, signal.SIGINT) if stop is None else ()
@@ -69,18 +148,29 @@ async def serve(
 
     async def until_the_end() -> None:
         told = asyncio.ensure_future(ended.wait())
-        if engine.loaded is not None:
-            both: set[asyncio.Future[Any]] = {told, engine.loaded}
-            await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
-        if engine.state != "failed":
-            await told
+        failed = asyncio.ensure_future(_failure(context))
+        await asyncio.wait({told, failed}, return_when=asyncio.FIRST_COMPLETED)
         told.cancel()
-        await websocket.drain(sessions)
+        failed.cancel()
+        log.info("going down: %d sessions", len(context.sessions))
+        await websocket.drain(context)
 
     try:
-        await hypercorn_serve(app, config, shutdown_trigger=until_the_end)
+        served = ProxyFixMiddleware(app, "legacy", settings.proxies) if settings.proxies else app
+        await hypercorn_serve(served, config, shutdown_trigger=until_the_end)
     finally:
         for number in handled:
             loop.remove_signal_handler(number)
-    if engine.loaded is not None and engine.loaded.done() and not engine.loaded.cancelled():
-        engine.loaded.result()
+    loaded = context.engine.loaded
+    if loaded is not None and loaded.done() and not loaded.cancelled():
+        loaded.result()
+
+
+async def _failure(context: Context) -> None:
+    """Return when the model could not be loaded."""
+    await context.loading.wait()
+    loaded: asyncio.Future[Any] | None = context.engine.loaded
+    if loaded is not None:
+        await asyncio.wait({loaded})
+    if context.engine.state != "failed":
+        await asyncio.Event().wait()

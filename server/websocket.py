@@ -1,37 +1,39 @@
-"""One session on ``/api/v1/speak``: frames in, messages and pcm frames out. The states, and what may happen in each:
+"""One client on ``/api/v1/speak``: frames in -> messages and audio out. What may happen when is decided in ``server.machine``.
 
-    CONNECTING --ready--> READY --start--> STARTED
-    READY, STARTED --speak--> SPEAKING --last complete, error or cancel--> READY
-    any --stop--> STOPPED        any --a fault of ours--> ERROR
-
-Two tasks: one reads, one speaks what waits. Whatever is sent goes through ``_outgoing``, one message at a time and within a limit;
-a piece of audio is sent only if its utterance is still wanted once the lock is held, so nothing follows a ``CANCELLED``.
+Two tasks: this one reads, a Speaker (server.speaker) speaks what waits. Both send through Outgoing, one message at a time and within a
+limit; a frame of audio goes out only if its utterance is still live once the lock is held, so nothing follows a ``CANCELLED``.
 """
 
 import asyncio
 import contextlib
 import logging
-import unicodedata
 import uuid
 from collections.abc import AsyncIterator
-from enum import Enum
-from time import perf_counter
+from time import monotonic
 from typing import Protocol
 
-from msgspec import UNSET
-
-from qwen3_jax.audio import SAMPLE_RATE, to_pcm16
 from server import protocol
-from server.engine import Engine, Refused, Request, Utterance
-from server.protocol import Cancel, Flush, Speak, Start, Stop
-from server.settings import Settings
+from server.auth import Principal, Unauthorized
+from server.context import Context
+from server.limits import Limited
+from server.logs import session_id
+from server.machine import Machine, Refusal, State, Utterance
+from server.protocol import Cancel, Close, Flush, Speak, Start
+from server.speaker import Configuration, Speaker, Turn
 
 log = logging.getLogger(__name__)
-OK, INTERNAL, GOING_AWAY = 1000, 1011, 1012
 
 
 class SlowClient(ConnectionError):
     """A client that does not read what it is sent."""
+
+
+class Ended(Exception):  # not an error
+    """The session is over: what to say, and the close code."""
+
+    def __init__(self, code: Close, last: protocol.ServerMessage) -> None:
+        super().__init__(code)
+        self.code, self.last = code, last
 
 
 class Socket(Protocol):
@@ -42,105 +44,184 @@ class Socket(Protocol):
     async def close(self, code: int, reason: str = "") -> None: ...
 
 
-class State(Enum):
-    """See the module's docstring."""
+class Outgoing:
+    """The socket's sending half, for two tasks.
 
-    CONNECTING = "connecting"
-    READY = "ready"
-    STARTED = "started"
-    SPEAKING = "speaking"
-    STOPPED = "stopped"
-    ERROR = "error"
+    Args:
+        limit: seconds that a client may take to read a message.
+    """
 
+    def __init__(self, socket: Socket, context: Context) -> None:
+        self._socket, self._limit, self._metrics = socket, context.settings.send_timeout, context.metrics
+        self._lock = asyncio.Lock()
 
-_IDLE: dict[type, State] = {Start: State.STARTED, Speak: State.SPEAKING, Stop: State.STOPPED}
-NEXT: dict[State, dict[type, State]] = {
-    State.READY: _IDLE,
-    State.STARTED: _IDLE,
-    State.SPEAKING: {Speak: State.SPEAKING, Cancel: State.READY, Stop: State.STOPPED},
-}
+    async def send(self, message: protocol.ServerMessage) -> None:
+        """Send a message. Raises SlowClient."""
+        if isinstance(message, protocol.Error):
+            self._metrics.errors.labels(message.code).inc()
+        async with self._alone():
+            await self._socket.send(protocol.encode(message))
 
+    async def audio(self, utterance: Utterance, frame: str | bytes) -> bool:
+        """Send audio; False, and nothing sent, if its utterance is not live any more. Raises SlowClient."""
+        async with self._alone():
+            if utterance.live:
+                await self._socket.send(frame)
+            return utterance.live
 
-class Waiting:
-    """A ``speak`` that is spoken or waits to be; ``wanted`` turns false when it is cancelled."""
+    async def close(self, code: Close) -> None:
+        """Close. Raises SlowClient."""
+        async with self._alone():
+            await self._socket.close(int(code))
 
-    def __init__(self, message: Speak, text: str, voice: str, language: str) -> None:
-        self.message, self.text, self.voice, self.language = message, text, voice, language
-        self.arrived = perf_counter()
-        self.wanted = True
-        self.utterance: Utterance | None = None
-
-    def cancel(self) -> None:
-        self.wanted = False
-        if self.utterance is not None:
-            self.utterance.cancel()
+    @contextlib.asynccontextmanager
+    async def _alone(self) -> AsyncIterator[None]:
+        async with self._lock:
+            try:
+                async with asyncio.timeout(self._limit):
+                    yield
+            except TimeoutError as error:
+                raise SlowClient(f"the client read nothing for {self._limit} s") from error
 
 
 class Session:
-    """A connected client."""
+    """A connected client.
 
-    def __init__(self, socket: Socket, engine: Engine, settings: Settings) -> None:
-        self.state = State.CONNECTING
-        self._socket, self._engine, self._settings = socket, engine, settings
-        self._voice: str | None = None
-        self._language = protocol.language(settings.default_language) or "Auto"
-        self._outgoing = asyncio.Lock()
-        self._queue: asyncio.Queue[Waiting] = asyncio.Queue(settings.max_waiting)
-        self._unfinished: list[Waiting] = []  # the spoken one first
+    Args:
+        address: where it comes from.
+        token: from the handshake, if there was one.
+    """
+
+    def __init__(self, socket: Socket, context: Context, address: str, token: str | None = None) -> None:
+        settings = context.settings
+        self.id = str(uuid.uuid4())
+        self.machine = Machine(settings.max_waiting, settings.max_text_chars)
+        self.contract_id: str | None = None
+        self._socket, self._context, self._settings = socket, context, settings
+        self._address, self._token = address, token
+        self._principal: Principal | None = None  # until a token says so
+        self._held = contextlib.ExitStack()  # a session of the principal's
+        self._out = Outgoing(socket, context)
+        self._configuration = Configuration(language=protocol.language(settings.default_language) or "Auto")
+        self._speaker = Speaker(self.machine, self._out, context, self.id)
+        self._connected = self._active = monotonic()
+        self._begun = False  # whether the client has said anything that counts
 
     async def run(self) -> None:
-        """Until the client stops. A cancelled run gives up what it speaks."""
-        await self._send(self._ready())
-        self.state = State.READY
-        async with asyncio.TaskGroup() as tasks:
-            speaker = tasks.create_task(self._speak_all())
-            try:
-                while self.state is not State.STOPPED:
-                    await self._receive_one()
-            finally:
-                for waiting in self._unfinished:
-                    waiting.cancel()
-                speaker.cancel()
+        """Until one side ends it. A cancelled run gives up what it speaks."""
+        session_id.set(self.id)
+        try:
+            await self._admit()
+            await self._out.send(self._ready())
+            self.machine.connected()
+            async with asyncio.TaskGroup() as tasks:
+                speaking = tasks.create_task(self._speaker.run())
+                try:
+                    while True:
+                        await self._receive_one()
+                except Ended as end:
+                    await self._leave(end.last, end.code)
+                finally:
+                    self.machine.stop()
+                    self._speaker.wake()
+                    speaking.cancel()
+        except Ended as end:  # before it began
+            await self._leave(end.last, end.code)
+        finally:
+            self._held.close()
 
-    async def leave(self, reason: str, code: int) -> None:
-        """Say goodbye and close; not a byte of audio follows."""
-        for waiting in self._unfinished:
-            waiting.cancel()
-        self.state = State.STOPPED
-        await self._send(protocol.Stopped(reason=reason))
-        await self._close(code, reason)
+    async def drain(self, grace: float) -> None:
+        """The server goes down: what is spoken may end within ``grace`` seconds, what waits may not; then goodbye."""
+        waiting = [utterance for utterance in self.machine.live if not utterance.begun]
+        for utterance in waiting:
+            self.machine.ended(utterance)
+        for utterance in waiting:
+            await self._out.send(protocol.error("CANCELLED", "the server goes down", utterance.request_id))
+        await self._speaker.quiet(grace)
+        await self._leave(protocol.Stopped(reason="server_shutdown"), Close.GOING_AWAY)
 
     async def fail(self) -> None:
         """A fault of ours: say so and close with 1011, if the socket still takes it."""
-        self.state = State.ERROR
+        self.machine.fail()
         with contextlib.suppress(SlowClient):
-            await self._send(protocol.error("SYNTHESIS_ERROR", "internal error; the server's log says more", recoverable=False))
-            await self._close(INTERNAL, "internal error")
+            await self._out.send(protocol.error("SYNTHESIS_ERROR", "internal error; the server's log says more", recoverable=False))
+            await self._out.close(Close.INTERNAL)
+
+    async def _leave(self, last: protocol.ServerMessage, code: Close) -> None:
+        self.machine.stop()
+        await self._out.send(last)
+        await self._out.close(code)
+
+    async def _admit(self) -> None:
+        """Count the connection. Raises Ended where that is one too many, or its token no good."""
+        if len(self._context.sessions) > self._settings.max_sessions:
+            last = protocol.error("RATE_LIMITED", f"{self._settings.max_sessions} sessions are open already", retry_after_ms=5000)
+            raise Ended(Close.OVERLOADED, last)
+        auth = self._context.auth
+        somebody = auth.anonymous(self._address)
+        if not auth.required:
+            self._principal = somebody
+        elif self._token is not None:
+            with contextlib.suppress(Unauthorized):  # it is asked again below, after the connection has been counted
+                self._principal = await auth.authenticate(self._token)
+        try:
+            self._context.limits.count(self._principal or somebody, "connects")
+            self._hold(self._principal or somebody)
+        except Limited as error:
+            raise Ended(Close.RATE_LIMITED, protocol.error("RATE_LIMITED", str(error), retry_after_ms=error.retry_after_ms)) from error
+        if self._principal is None and self._token is not None:
+            await self._authenticate(self._token)
+
+    def _hold(self, principal: Principal) -> None:
+        """Count the session as the principal's."""
+        self._held.close()
+        self._held.enter_context(self._context.limits.session(principal))
 
     # Reading
 
     async def _receive_one(self) -> None:
         try:
-            message = protocol.parse(await self._socket.receive())
+            message = protocol.parse(await self._next_frame())
         except protocol.InvalidMessage as error:
-            await self._send(protocol.error("INVALID_MESSAGE", str(error)))
+            await self._out.send(protocol.error("INVALID_MESSAGE", str(error)))
             return
-        if message is None:
-            return
-        if isinstance(message, Cancel):
-            await self._cancel(message)
-        elif isinstance(message, Flush):
-            await self._send(protocol.error("INVALID_MESSAGE", "flush: text in pieces is not supported yet", message.request_id))
-        elif type(message) not in NEXT[self.state]:
-            await self._send(
-                protocol.error("INVALID_MESSAGE", f"{type(message).__name__.lower()} is not possible while {self.state.value}")
-            )
-        elif isinstance(message, Start):
-            await self._start(message)
-        elif isinstance(message, Speak):
-            await self._enqueue(message)
-        else:
-            await self.leave(message.reason, OK)
+        self._active = monotonic()
+        try:
+            if isinstance(message, Start):
+                await self._start(message)
+            elif isinstance(message, Speak):
+                await self._speak(message)
+            elif isinstance(message, Flush):
+                self._speaker.more(*self.machine.flush(message))
+            elif isinstance(message, Cancel):
+                await self._cancel(message)
+            elif message is not None:
+                raise Ended(Close.NORMAL, protocol.Stopped(reason=message.reason))
+        except Refusal as error:
+            self._speaker.wake()  # an open text that turned out empty has ended
+            await self._out.send(protocol.error(error.code, str(error), error.request_id, retry_after_ms=error.retry_after_ms))
+        except Limited as error:
+            request_id = getattr(message, "request_id", None)
+            await self._out.send(protocol.error("RATE_LIMITED", str(error), request_id, retry_after_ms=error.retry_after_ms))
+
+    async def _next_frame(self) -> str | bytes | None:
+        """The next frame. Raises Ended if a deadline passes first."""
+        while True:
+            try:
+                return await asyncio.wait_for(self._socket.receive(), max(0.0, self._deadline()[0] - monotonic()))
+            except TimeoutError:
+                deadline, why = self._deadline()
+                if monotonic() >= deadline:
+                    raise Ended(Close.IDLE, protocol.error("TIMEOUT", why, recoverable=False)) from None
+
+    def _deadline(self) -> tuple[float, str]:
+        chosen = self._settings
+        if self._principal is None:
+            return self._connected + chosen.auth_timeout, f"no valid token within {chosen.auth_timeout:g} s"
+        if not self._begun:
+            return self._connected + chosen.start_timeout, f"neither start nor speak within {chosen.start_timeout:g} s"
+        heard = monotonic() if self.machine.live else max(self._active, self._speaker.last)
+        return heard + chosen.idle_timeout, f"nothing to do for {chosen.idle_timeout:g} s"
 
     async def _start(self, message: Start) -> None:
         for name, value, allowed in (
@@ -149,187 +230,179 @@ class Session:
             ("transport", message.transport, protocol.TRANSPORTS),
         ):
             if value not in allowed:
-                choices = ", ".join(map(str, allowed))
-                await self._send(protocol.error("INVALID_MESSAGE", f"{name} {value!r} is not supported: use {choices}"))
-                return
-        language = protocol.language(message.language or self._language)
-        if language is None:
-            await self._send(_unknown_language(message.language))
-            return
-        self._language = language
-        self._voice = await self._known_voice(message.voice)
-        self.state = NEXT[self.state][Start]
-        voice = self._voice or self._engine.default_voice
-        await self._send(protocol.Started(sample_rate=SAMPLE_RATE, encoding="pcm16", voice=voice, language=language, transport="binary"))
-
-    async def _known_voice(self, name: str | None, request_id: str | None = None) -> str | None:
-        """The voice's id; None, for the default, if none is named or there is no such voice (then the client hears of it)."""
-        if name is None or name in self._engine.voices:
-            return name
-        message = f"voice {name!r} is not here: {', '.join(self._engine.voices) or 'there is none'}; the default voice is used"
-        await self._send(protocol.error("VOICE_NOT_FOUND", message, request_id))
-        return None
-
-    async def _enqueue(self, message: Speak) -> None:
-        text = unicodedata.normalize("NFC", message.text).strip()
-        refusal: protocol.Error | None = None
-        if message.continue_:
-            refusal = protocol.error("INVALID_MESSAGE", "continue: text in pieces is not supported yet; send it whole", message.request_id)
-        elif self._engine.state == "loading":
-            refusal = protocol.error("MODEL_LOADING", "the model is being loaded; try again in a few seconds", message.request_id)
-        elif self._engine.state == "failed":
-            refusal = protocol.error(
-                "SYNTHESIS_ERROR", "the model could not be loaded; the server's log says why", message.request_id, recoverable=False
+                raise Refusal("INVALID_MESSAGE", f"{name} {value!r} is not supported: use {', '.join(map(str, allowed))}")
+        language = self._language(message.language)
+        if self._context.auth.required and (message.auth_token is not None or self._principal is None or self._principal.expired):
+            await self._authenticate(message.auth_token)
+        self.machine.start()
+        self._begun = True
+        self.contract_id = message.contract_id
+        voice = await self._known_voice(message.voice)
+        self._configuration = Configuration(
+            sample_rate=message.sample_rate, encoding=message.encoding, transport=message.transport, language=language, voice=voice
+        )
+        await self._out.send(
+            protocol.Started(
+                sample_rate=message.sample_rate,
+                encoding=message.encoding,
+                transport=message.transport,
+                language=language,
+                voice=voice or self._default_voice,
             )
-        elif not 1 <= len(text) <= self._settings.max_text_chars:
-            allowed = f"must be 1 to {self._settings.max_text_chars} characters after trimming"
-            refusal = protocol.error("INVALID_TEXT", f"text of {len(text)} characters: {allowed}", message.request_id)
-        elif len(self._unfinished) >= self._settings.max_waiting:
-            refusal = protocol.error("RATE_LIMITED", f"{self._settings.max_waiting} utterances wait already", message.request_id)
-        if refusal is not None:
-            await self._send(refusal)
+        )
+
+    async def _authenticate(self, token: str | None) -> None:
+        """Learn who it is. Raises Ended if the token is no good."""
+        try:
+            principal = await self._context.auth.authenticate(token)
+        except Unauthorized as error:
+            raise Ended(Close.UNAUTHORIZED, protocol.error("UNAUTHORIZED", str(error), recoverable=False)) from error
+        self._principal = principal
+        try:
+            self._hold(principal)
+        except Limited as error:
+            raise Ended(Close.RATE_LIMITED, protocol.error("RATE_LIMITED", str(error), retry_after_ms=error.retry_after_ms)) from error
+
+    async def _speak(self, message: Speak) -> None:
+        request_id, principal = message.request_id, self._principal
+        if principal is None:
+            raise Ended(
+                Close.UNAUTHORIZED, protocol.error("UNAUTHORIZED", "send start with authToken first", request_id, recoverable=False)
+            )
+        if principal.expired:
+            raise Refusal("UNAUTHORIZED", "the token has expired: send start with a fresh authToken", request_id)
+        self._begun = True
+        self._check_engine(request_id)
+        if self.machine.state is State.SPEAKING or message.text.strip():  # else there is nothing to count: the machine refuses it
+            self._context.limits.count(principal, "characters", len(message.text))
+        utterance, settled, new = self.machine.speak(message)
+        if not new:
+            self._speaker.more(utterance, settled)
             return
-        voice = await self._known_voice(message.voice, message.request_id) or self._voice or self._engine.default_voice
-        waiting = Waiting(message, text, voice, self._language)
-        self._unfinished.append(waiting)
-        self._queue.put_nowait(waiting)
-        self.state = NEXT[self.state][Speak]
+        try:
+            self._context.limits.count(principal, "utterances")
+        except Limited:
+            self.machine.ended(utterance)
+            raise
+        name = await self._known_voice(message.voice, request_id) or self._configuration.voice or self._default_voice
+        voice = await self._context.find_voice(name, principal.id)
+        if voice is None:
+            self.machine.ended(utterance)
+            raise Refusal("VOICE_NOT_FOUND", "there is no voice here: an operator has to install one", request_id)
+        if utterance.live:
+            self._speaker.add(Turn(utterance, settled, voice, self._configuration))
+
+    def _check_engine(self, request_id: str | None) -> None:
+        engine = self._context.engine
+        if self._context.draining.is_set():
+            raise Refusal("RATE_LIMITED", "the server goes down: connect again", request_id, 5000)
+        if engine.state == "idle":
+            self._context.load()
+        if engine.state == "loading":
+            raise Refusal("MODEL_LOADING", "the model is being loaded; try again in a few seconds", request_id, 2000)
+        if engine.state == "failed":
+            raise Ended(
+                Close.INTERNAL,
+                protocol.error(
+                    "SYNTHESIS_ERROR", "the model could not be loaded; the server's log says why", request_id, recoverable=False
+                ),
+            )
+        if engine.queued >= self._settings.max_queue:
+            raise Refusal("RATE_LIMITED", f"{self._settings.max_queue} utterances wait for their turn", request_id, 5000)
 
     async def _cancel(self, message: Cancel) -> None:
         """Every cancelled utterance is told by one CANCELLED; a cancel that finds nothing gets one too."""
-        dropped = [one for one in self._unfinished if message.request_id in (None, one.message.request_id)]
-        for waiting in dropped:
-            waiting.cancel()
-            self._unfinished.remove(waiting)
-        if dropped and not self._unfinished:
-            self.state = NEXT[self.state][Cancel]
-        for waiting in dropped:
-            await self._send(protocol.error("CANCELLED", "cancelled by the client", waiting.message.request_id))
+        dropped = self.machine.cancel(message)
+        self._speaker.wake()
+        self._context.metrics.cancellations.inc(len(dropped))
+        for utterance in dropped:
+            await self._out.send(protocol.error("CANCELLED", "cancelled by the client", utterance.request_id))
         if not dropped:
-            await self._send(protocol.error("CANCELLED", "there was nothing to cancel", message.request_id))
+            await self._out.send(protocol.error("CANCELLED", "there was nothing to cancel", message.request_id))
 
-    # Speaking
+    # What the client asks for, as this server has it
 
-    async def _speak_all(self) -> None:
-        while True:
-            waiting = await self._queue.get()
-            if waiting.wanted:
-                await self._speak(waiting)
+    def _language(self, name: str | None) -> str:
+        known = self._context.engine.languages or protocol.LANGUAGES
+        found = self._configuration.language if name is None else protocol.language(name)
+        if found is None or found not in (*known, "Auto"):
+            raise Refusal("INVALID_TEXT", f"language {name!r} is not known: use one of {', '.join(known)}")
+        return found
 
-    async def _speak(self, waiting: Waiting) -> None:
-        message = waiting.message
-        draw = {name: value for name in ("temperature", "top_k", "top_p") if (value := getattr(message, name)) is not None}
-        request = Request(text=waiting.text, voice=waiting.voice, language=waiting.language, seed=message.seed, draw=draw)
-        utterance = waiting.utterance = self._engine.submit(request)
-        try:
-            last = await self._pass_on(waiting, utterance)
-        finally:
-            utterance.cancel()
-        if waiting.wanted:
-            self._unfinished.remove(waiting)
-            if not self._unfinished:
-                self.state = State.READY
-            await self._send(last)
+    async def _known_voice(self, name: str | None, request_id: str | None = None) -> str | None:
+        """The voice's id; None, for the default, if none is named or there is no such voice (then the client hears of it)."""
+        if name is None:
+            return None
+        principal_id = None if self._principal is None else self._principal.id
+        if await self._context.find_voice(name, principal_id) is not None:
+            return name
+        there = ", ".join(self._context.voices(principal_id)[:20]) or "there is none"
+        message = f"voice {name!r} is not here: {there}; the default voice is used"
+        await self._out.send(protocol.error("VOICE_NOT_FOUND", message, request_id))
+        return None
 
-    async def _pass_on(self, waiting: Waiting, utterance: Utterance) -> protocol.Complete | protocol.Error:
-        """Send the audio as it comes. Returns the message that ends the utterance."""
-        request_id, samples, first = waiting.message.request_id, 0, None
-        try:
-            async with asyncio.timeout(self._settings.turn_timeout):
-                await utterance.begin()
-            while (pcm := await asyncio.wait_for(utterance.next(), self._settings.chunk_timeout)) is not None:
-                if await self._send_audio(waiting, to_pcm16(pcm)):
-                    samples += len(pcm)
-                    first = perf_counter() if first is None else first
-        except TimeoutError:  # not one of sending, see _sending
-            return protocol.error("TIMEOUT", "the server is too busy; try again later", request_id)
-        if isinstance(utterance.failure, Refused):
-            return protocol.error("INVALID_TEXT", str(utterance.failure), request_id)
-        if utterance.failure is not None:
-            log.error("an utterance failed", exc_info=utterance.failure)
-            return protocol.error("SYNTHESIS_ERROR", "failed to generate audio; the server's log says more", request_id)
-        return protocol.Complete(
-            duration_ms=_ms(perf_counter() - waiting.arrived),
-            characters_processed=len(waiting.text),
-            audio_length_ms=_ms(samples / SAMPLE_RATE),
-            ttfa_ms=None if first is None else _ms(first - waiting.arrived),
-            finish_reason=utterance.finish_reason or "cancelled",
-            request_id=UNSET if request_id is None else request_id,
-        )
-
-    # Sending
-
-    @contextlib.asynccontextmanager
-    async def _sending(self) -> AsyncIterator[None]:
-        async with self._outgoing:
-            try:
-                async with asyncio.timeout(self._settings.send_timeout):
-                    yield
-            except TimeoutError as error:
-                raise SlowClient(f"the client read nothing for {self._settings.send_timeout} s") from error
-
-    async def _send(self, message: protocol.ServerMessage) -> None:
-        async with self._sending():
-            await self._socket.send(protocol.encode(message))
-
-    async def _send_audio(self, waiting: Waiting, frame: bytes) -> bool:
-        """False if the utterance is no longer wanted: then nothing was sent."""
-        async with self._sending():
-            if waiting.wanted:
-                await self._socket.send(frame)
-            return waiting.wanted
-
-    async def _close(self, code: int, reason: str) -> None:
-        async with self._sending():
-            await self._socket.close(code, reason)
+    @property
+    def _default_voice(self) -> str:
+        return self._context.default_voice(None if self._principal is None else self._principal.id)
 
     def _ready(self) -> protocol.Ready:
-        capabilities = protocol.Capabilities(
-            streaming=True,
-            languages=protocol.LANGUAGES,
-            encodings=protocol.ENCODINGS,
-            sample_rates=protocol.SAMPLE_RATES,
-            max_text_chars=self._settings.max_text_chars,
-            voices=self._engine.voices,
+        engine, chosen = self._context.engine, self._settings
+        return protocol.Ready(
+            session_id=self.id,
+            voice_loaded=self._default_voice if engine.is_ready else "",
+            capabilities=protocol.Capabilities(
+                streaming=engine.streaming,
+                languages=engine.languages or protocol.LANGUAGES,
+                encodings=protocol.ENCODINGS,
+                sample_rates=protocol.SAMPLE_RATES,
+                max_text_chars=chosen.max_text_chars,
+                voices=self._context.voices(None if self._principal is None else self._principal.id),
+            ),
+            limits=protocol.Limits(
+                max_message_bytes=chosen.max_message_bytes,
+                max_waiting=chosen.max_waiting,
+                idle_timeout_ms=round(chosen.idle_timeout * 1000),
+            ),
         )
-        limits = protocol.Limits(max_message_bytes=self._settings.max_message_bytes, max_waiting=self._settings.max_waiting)
-        loaded = self._engine.default_voice if self._engine.state == "ready" else ""
-        return protocol.Ready(session_id=str(uuid.uuid4()), voice_loaded=loaded, capabilities=capabilities, limits=limits)
 
 
 Sitting = tuple[Session, "asyncio.Task[None]"]
 
 
-async def handle(socket: Socket, engine: Engine, settings: Settings, sessions: set[Sitting]) -> None:
+async def handle(socket: Socket, context: Context, address: str, token: str | None = None) -> None:
     """Run a session to its end, whichever end that is; a fault of ours ends in ``error`` and 1011, never in 1000."""
-    session = Session(socket, engine, settings)
+    session = Session(socket, context, address, token)
     task = asyncio.create_task(session.run())
     sitting = (session, task)
-    sessions.add(sitting)
+    context.sessions.add(sitting)
     try:
         await asyncio.wait({task})
     finally:  # if we are cancelled here, the client has vanished
         task.cancel()
-        sessions.discard(sitting)
+        context.sessions.discard(sitting)
     if not task.cancelled() and (error := task.exception()) is not None:
-        log.error("session failed", exc_info=error)
-        await session.fail()
+        session_id.set(session.id)
+        if _slow(error):
+            log.warning("session ended: %s", error)
+        else:
+            log.error("session failed", exc_info=error)
+            await session.fail()
 
 
-async def drain(sessions: set[Sitting]) -> None:
-    """The server goes down: tell every session and end it."""
+def _slow(error: BaseException) -> bool:
+    """Whether the client, and nothing else, was the fault."""
+    if isinstance(error, BaseExceptionGroup):
+        return all(_slow(one) for one in error.exceptions)
+    return isinstance(error, SlowClient)
+
+
+async def drain(context: Context) -> None:
+    """The server goes down: no new sessions, and every open one ends, see Session.drain."""
 
     async def one(session: Session, task: "asyncio.Task[None]") -> None:
         with contextlib.suppress(SlowClient):
-            await session.leave("server_shutdown", GOING_AWAY)
+            await session.drain(context.settings.grace)
         task.cancel()
 
-    await asyncio.gather(*(one(*sitting) for sitting in list(sessions)))
-
-
-def _unknown_language(name: str | None) -> protocol.Error:
-    return protocol.error("INVALID_TEXT", f"language {name!r} is not known: use one of {', '.join(protocol.LANGUAGES)}")
-
-
-def _ms(seconds: float) -> int:
-    return round(seconds * 1000)
+    context.draining.set()
+    await asyncio.gather(*(one(*sitting) for sitting in list(context.sessions)))

@@ -39,3 +39,11 @@ def model(checkpoint: Callable[[str], Path]) -> Callable[[str], Model]:
         return made[kind]
 
     return get
+
+
+@pytest.fixture
+def voices(tmp_path: Path) -> Path:
+    """A folder of two voices for a server, one with a transcript."""
+    from tests.serving import make_voices
+
+    return make_voices(tmp_path / "voices")

@@ -10,10 +10,9 @@ import numpy as np
 
 from qwen3_jax import Sampling, Voice
 from qwen3_jax.config import GenerationConfig
-from server.engine import WARM_UP
+from tests.fake_engine import FRAME, LIMIT
 
-FRAME = 1920
-LIMIT = 10.0  # seconds that any wait of a test may take
+WARM_UP = "Ready."
 
 
 def tone(index: int) -> np.ndarray:
@@ -32,6 +31,11 @@ class FakeTTS:
     streams: list["FakeStream"] = field(default_factory=list)
     cloned: list[tuple[str, str | None]] = field(default_factory=list)
     warm: list[str] = field(default_factory=list)
+    languages: tuple[str, ...] = ("english", "german")
+    fingerprint: str = "f"
+    device: str | None = None
+    frail: bool = True  # "memory" in a text is out of memory, but for the CPU
+    whole: list[str] = field(default_factory=list)
 
     @property
     def model(self) -> Any:
@@ -56,6 +60,8 @@ class FakeTTS:
         sampling: Sampling | None = None,
         max_frames: int | None = None,
     ) -> "FakeStream":
+        if "memory" in text and not (self.frail and self.device == "cpu"):
+            raise RuntimeError("RESOURCE_EXHAUSTED: out of memory")
         if "refuse" in text:
             raise ValueError("text 'refuse': is refused; say something else")
         request = SimpleNamespace(
@@ -67,6 +73,10 @@ class FakeTTS:
         stream = FakeStream(self, request)
         self.streams.append(stream)
         return stream
+
+    def generate(self, text: str, **options: Any) -> Any:
+        self.whole.append(text)
+        return SimpleNamespace(pcm=np.concatenate([tone(index) for index in range(self.pieces)]), finish_reason="eos")
 
 
 class FakeStream:
@@ -87,6 +97,8 @@ class FakeStream:
                 raise TimeoutError("the test never opened the gate")
             if "fail" in self.request.text and index == 1:
                 raise RuntimeError("the fake failed")
+            if "kill" in self.request.text:
+                raise SystemExit("the thread is killed")
             if self.cancelled.is_set():
                 self.finish_reason = "cancelled"
                 return

@@ -3,9 +3,11 @@
 import json
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from server import protocol
-from server.protocol import Cancel, InvalidMessage, Speak, Start, Stop
+from server.protocol import Cancel, Flush, InvalidMessage, Speak, Start, Stop
 
 
 def test_start_defaults_are_the_specifications() -> None:
@@ -71,3 +73,56 @@ def test_languages_in_any_case() -> None:
     assert protocol.language("english") == "English"
     assert protocol.language("AUTO") == "Auto"
     assert protocol.language("Klingon") is None
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=8,
+)
+FIELDS = st.sampled_from(
+    [
+        "text",
+        "priority",
+        "voice",
+        "requestId",
+        "continue",
+        "seed",
+        "temperature",
+        "topK",
+        "topP",
+        "sampleRate",
+        "encoding",
+        "transport",
+        "language",
+        "authToken",
+        "contractId",
+        "reason",
+        "x",
+    ]
+)
+KINDS = st.sampled_from(["start", "speak", "flush", "cancel", "stop", "ready", "", "Speak"])
+NEAR = st.builds(lambda kind, fields: json.dumps({"type": kind, **fields}), KINDS | VALUES, st.dictionaries(FIELDS, VALUES, max_size=5))
+
+
+@given(
+    frame=st.text(max_size=200)
+    | st.binary(max_size=200)
+    | st.none()
+    | NEAR
+    | st.builds(lambda text, cut: text[:cut], NEAR, st.integers(0, 80))
+)
+@settings(deadline=None, max_examples=500)
+def test_no_frame_does_more_than_be_invalid(frame: str | bytes | None) -> None:
+    try:
+        message = protocol.parse(frame)
+    except InvalidMessage:
+        return
+    assert message is None or isinstance(message, (Start, Speak, Flush, Cancel, Stop))
+
+
+def test_deep_nesting_is_invalid_too() -> None:
+    with pytest.raises(InvalidMessage):
+        protocol.parse('{"type": "speak", "text": ' + "[" * 30_000)
+    with pytest.raises(InvalidMessage):
+        protocol.parse('{"type": "speak", "text": "a", "x": ' + '{"a":' * 10_000 + "1" + "}" * 10_000 + "}")

@@ -1,0 +1,168 @@
+"""A token -> who it is. JWT (HS256, RS256, ES256; by secret, PEM or JWKS) and API keys, of which only hashes are kept.
+
+Where auth is off everybody is ``anonymous``, told apart by address for the limits alone.
+"""
+
+import asyncio
+import hashlib
+import json
+import logging
+import secrets
+import time
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import jwt
+import msgspec
+
+from server.settings import Settings
+
+ANONYMOUS = "anonymous"
+JWKS_SECONDS, JWKS_TIMEOUT = 60.0, 5.0  # asked for at most once a minute, whatever key ids clients make up
+LEEWAY = 10.0  # seconds by which clocks may differ
+log = logging.getLogger(__name__)
+
+
+class Unauthorized(ValueError):
+    """No token, or one that is not valid; the message says what is wrong and nothing about keys."""
+
+
+class Principal(msgspec.Struct, frozen=True):
+    """Who asks. ``id`` owns voices; limits count by ``bucket``; ``expires`` is seconds since 1970."""
+
+    id: str
+    bucket: str
+    expires: float | None = None
+
+    @property
+    def expired(self) -> bool:
+        return self.expires is not None and time.time() > self.expires + LEEWAY
+
+
+class Authenticator:
+    """All keys of the settings.
+
+    Raises:
+        ValueError, FileNotFoundError: a key that cannot be read.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.required = settings.auth_required
+        self._keys = read_keys(settings.api_keys) if settings.api_keys is not None else {}
+        self._secret = None if settings.jwt_secret is None else settings.jwt_secret.get_secret_value()
+        self._pems = {"ES256": _pem(settings.jwt_public_key), "RS256": _pem(settings.jwt_rsa_public_key)}
+        base = None if settings.supabase_url is None else settings.supabase_url.rstrip("/") + "/auth/v1"
+        self._jwks = settings.jwks or (f"{base}/.well-known/jwks.json" if base is not None else None)
+        if self._jwks is not None and "://" in self._jwks and not self._jwks.startswith("https://"):
+            raise ValueError(f"TTS_JWKS = {self._jwks!r}: must be a file or an https address")
+        self._issuer, self._audience = settings.jwt_issuer or base, settings.jwt_audience
+        if base is not None and self._audience is None:
+            self._audience = "authenticated"
+        self._set: jwt.PyJWKSet | None = None
+        self._fetched = float("-inf")
+        self._fetching = asyncio.Lock()
+
+    def anonymous(self, address: str) -> Principal:
+        return Principal(ANONYMOUS, f"ip:{address}")
+
+    async def authenticate(self, token: str | None) -> Principal:
+        """Who the token is.
+
+        Raises:
+            Unauthorized: see there.
+        """
+        if not token:
+            raise Unauthorized("no token: send authToken in start, an Authorization: Bearer header, or a token query")
+        digest = hashlib.sha256(token.encode(errors="surrogatepass")).hexdigest()
+        if digest in self._keys:
+            name = f"key:{self._keys[digest]}"
+            return Principal(name, name)
+        try:
+            header = jwt.get_unverified_header(token)
+            key = await self._key(str(header.get("alg")), header.get("kid"))
+            claims = jwt.decode(
+                token,
+                key,
+                algorithms=[str(header["alg"])],
+                audience=self._audience,
+                issuer=self._issuer,
+                leeway=LEEWAY,
+                options={"require": ["exp", "sub"], "verify_aud": self._audience is not None},
+            )
+        except (jwt.PyJWTError, UnicodeError) as error:
+            raise Unauthorized(f"the token is not valid: {error}") from error
+        name = f"jwt:{claims['sub']}"
+        return Principal(name, name, float(claims["exp"]))
+
+    async def _key(self, algorithm: str, kid: Any) -> Any:
+        if algorithm == "HS256" and self._secret is not None:
+            return self._secret
+        if algorithm in self._pems:
+            if (pem := self._pems[algorithm]) is not None:
+                return pem
+            if self._jwks is not None:
+                return await self._from_set(algorithm, kid)
+        raise jwt.InvalidAlgorithmError("its algorithm is not one that is accepted here")
+
+    async def _from_set(self, algorithm: str, kid: Any) -> Any:
+        async with self._fetching:
+            key = _find(self._set, algorithm, kid)
+            if key is None and time.monotonic() - self._fetched > JWKS_SECONDS:
+                self._fetched = time.monotonic()
+                try:
+                    self._set = jwt.PyJWKSet.from_dict(json.loads(await asyncio.to_thread(_read, str(self._jwks))))
+                except (OSError, ValueError, jwt.PyJWTError) as error:
+                    log.error("JWKS %s cannot be read: %s", self._jwks, error)
+                key = _find(self._set, algorithm, kid)
+        if key is None:
+            raise jwt.InvalidKeyError("its key is not known here")
+        return key.key
+
+
+def _find(keys: jwt.PyJWKSet | None, algorithm: str, kid: Any) -> jwt.PyJWK | None:
+    fitting = [key for key in keys.keys if key.algorithm_name == algorithm] if keys is not None else []
+    if kid is None and len(fitting) == 1:
+        return fitting[0]
+    return next((key for key in fitting if key.key_id == kid), None)
+
+
+def _read(location: str) -> bytes:
+    if "://" not in location:
+        return Path(location).read_bytes()
+    with urllib.request.urlopen(location, timeout=JWKS_TIMEOUT) as answer:  # https, see Authenticator
+        data: bytes = answer.read(1_000_000)
+        return data
+
+
+def _pem(value: str | None) -> str | None:
+    """A PEM, or the file of one; ``\\n`` in an environment variable is a line break."""
+    if value is None:
+        return None
+    text = value.replace("\\n", "\n") if value.lstrip().startswith("-----BEGIN") else Path(value).read_text("utf-8")
+    if "PUBLIC KEY" not in text:
+        raise ValueError("a JWT public key must be PEM (-----BEGIN PUBLIC KEY-----), or the path of such a file")
+    return text
+
+
+def new_key(name: str) -> tuple[str, str]:
+    """A fresh API key and the line that the key file keeps of it."""
+    key = f"tts-{secrets.token_urlsafe(32)}"
+    return key, f"{name}:{hashlib.sha256(key.encode()).hexdigest()}"
+
+
+def read_keys(path: Path) -> dict[str, str]:
+    """A key file -> {sha256: name}.
+
+    Raises:
+        ValueError: a line that is not name:sha256.
+    """
+    found = {}
+    for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
+        name, _, digest = line.strip().partition(":")
+        if not line.strip() or line.startswith("#"):
+            continue
+        if not name or len(digest) != 64 or set(digest) - set("0123456789abcdef"):
+            raise ValueError(f"{path}, line {number}: must be name:sha256; make one with python -m server key NAME")
+        found[digest] = name
+    return found

@@ -1,0 +1,52 @@
+"""What all handlers of one server share."""
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import Any
+
+from server.auth import Authenticator
+from server.engines.base import TtsEngine
+from server.limits import Limits
+from server.metrics import Metrics
+from server.settings import Settings
+from server.voices.store import StoredVoice, VoiceStore
+
+
+@dataclass(frozen=True)
+class Context:
+    """One server's parts; ``sessions`` are the open WebSockets, ``draining`` is set when it goes down."""
+
+    settings: Settings
+    engine: TtsEngine
+    store: VoiceStore
+    auth: Authenticator
+    limits: Limits
+    metrics: Metrics
+    sessions: set[Any] = field(default_factory=set)
+    draining: asyncio.Event = field(default_factory=asyncio.Event)
+    loading: asyncio.Event = field(default_factory=asyncio.Event)  # set as soon as the engine begins to load
+
+    def load(self) -> None:
+        """Begin to load the engine, unless that has begun already."""
+        self.engine.load()
+        self.loading.set()
+
+    def voices(self, principal_id: str | None) -> tuple[str, ...]:
+        """Ids that the principal may name: recordings that it can see, or the model's presets."""
+        if self.engine.presets is not None:
+            return self.engine.presets
+        return tuple(name for name, voice in self.store.voices.items() if voice.visible_to(principal_id))
+
+    def default_voice(self, principal_id: str | None) -> str:
+        """The configured one if it is there, else the first; empty if there is none (voice_design)."""
+        voices = self.voices(principal_id)
+        return self.settings.default_voice if self.settings.default_voice in voices else next(iter(voices), "")
+
+    async def find_voice(self, name: str, principal_id: str | None) -> StoredVoice | str | None:
+        """What an engine takes for the voice of that id; None if there is none that the principal can see."""
+        if self.engine.presets is not None:
+            return name if name in self.engine.presets or name == "" else None
+        if name not in self.store.voices:
+            await asyncio.to_thread(self.store.refresh)  # another process may have added it
+        voice = self.store.voices.get(name)
+        return voice if voice is not None and voice.visible_to(principal_id) else None

@@ -1,0 +1,217 @@
+"""pcm as it comes (float32, mono, 24 kHz) -> a file as it is made: mp3, opus, aac, flac, wav or pcm. Every format is streamed.
+
+libsndfile writes to a Sink; where it goes back to mend a header that has left already, the mend is dropped: such a header says that the
+length is not known, which players of streams expect. AAC (ADTS), and any speed but 1, need PyAV (the extra ``aac``).
+"""
+
+import io
+import struct
+from fractions import Fraction
+from typing import Any, Protocol
+
+import numpy as np
+import soundfile
+
+from qwen3_jax.audio import SAMPLE_RATE, to_pcm16
+from qwen3_jax.shapes import NpF32
+
+CONTENT_TYPES = {
+    "mp3": "audio/mpeg",
+    "opus": "audio/ogg",
+    "aac": "audio/aac",
+    "flac": "audio/flac",
+    "wav": "audio/wav",
+    "pcm": "audio/pcm",
+}
+UNKNOWN = 0xFFFFFFFF  # a length that nobody knows yet
+_SOUNDFILE = {"mp3": ("MP3", "MPEG_LAYER_III"), "opus": ("OGG", "OPUS"), "flac": ("FLAC", "PCM_16")}
+
+
+class Unavailable(ValueError):
+    """A format or a speed that needs a package which is not installed."""
+
+
+class Encoder(Protocol):
+    """Pieces in, bytes out."""
+
+    def write(self, pcm: NpF32["F"]) -> bytes: ...
+    def finish(self) -> bytes: ...
+
+
+class Raw:
+    """16-bit little-endian PCM; ``header`` goes before it."""
+
+    def __init__(self, header: bytes = b"") -> None:
+        self._header = header
+
+    def write(self, pcm: NpF32["F"]) -> bytes:
+        header, self._header = self._header, b""
+        return header + to_pcm16(pcm)
+
+    def finish(self) -> bytes:
+        return self._header
+
+
+class Sink(io.RawIOBase):
+    """A file that can only grow, for whoever thinks that it can seek."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._taken = bytearray()
+        self._length = self._place = 0
+
+    def write(self, data: Any) -> int:
+        new = max(0, self._place + len(data) - self._length) if self._place + len(data) > self._length else 0
+        if new:
+            self._taken += bytes(data)[-new:]
+            self._length += new
+        self._place += len(data)
+        return len(data)
+
+    def seek(self, place: int, whence: int = 0) -> int:
+        self._place = place + (0, self._place, self._length)[whence]
+        return self._place
+
+    def tell(self) -> int:
+        return self._place
+
+    def readable(self) -> bool:
+        return True
+
+    def writable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Nothing that was written can be read again."""
+        return 0
+
+    def take(self) -> bytes:
+        """What has been written since the last time."""
+        data = bytes(self._taken)
+        self._taken.clear()
+        return data
+
+
+class Sound:
+    """libsndfile's formats."""
+
+    def __init__(self, kind: str) -> None:
+        self._sink = Sink()
+        container, codec = _SOUNDFILE[kind]
+        self._file = soundfile.SoundFile(self._sink, "w", SAMPLE_RATE, 1, codec, format=container)
+
+    def write(self, pcm: NpF32["F"]) -> bytes:
+        self._file.write(np.clip(pcm, -1, 1))
+        return self._sink.take()
+
+    def finish(self) -> bytes:
+        self._file.close()
+        return self._sink.take()
+
+
+class Aac:
+    """AAC in ADTS frames, each of which says all that a player needs."""
+
+    def __init__(self) -> None:
+        av = _av("response_format aac")
+        self._file = _Buffer()
+        self._container = av.open(self._file, "w", format="adts")
+        self._stream = self._container.add_stream("aac", rate=SAMPLE_RATE, layout="mono")
+        self._frame, self._place = av.AudioFrame, 0
+
+    def write(self, pcm: NpF32["F"]) -> bytes:
+        frame = self._frame.from_ndarray(np.ascontiguousarray(pcm[None]), format="fltp", layout="mono")
+        frame.sample_rate, frame.pts, frame.time_base = SAMPLE_RATE, self._place, Fraction(1, SAMPLE_RATE)
+        self._place += len(pcm)
+        for packet in self._stream.encode(frame):
+            self._container.mux(packet)
+        return self._file.take()
+
+    def finish(self) -> bytes:
+        for packet in self._stream.encode(None):
+            self._container.mux(packet)
+        self._container.close()
+        return self._file.take()
+
+
+class _Buffer:
+    """What PyAV wants of a file that it writes to."""
+
+    def __init__(self) -> None:
+        self._taken = bytearray()
+
+    def write(self, data: bytes) -> int:
+        self._taken += data
+        return len(data)
+
+    def take(self) -> bytes:
+        data = bytes(self._taken)
+        self._taken.clear()
+        return data
+
+
+class Tempo:
+    """Faster or slower at the same pitch (FFmpeg's atempo).
+
+    Args:
+        speed: 0.25 to 4.
+    """
+
+    def __init__(self, speed: float) -> None:
+        av = _av(f"speed {speed:g}")
+        self._frame, self._blocked, self._place = av.AudioFrame, (av.BlockingIOError, av.EOFError), 0
+        self._graph = av.filter.Graph()
+        nodes = [self._graph.add_abuffer(format="flt", sample_rate=SAMPLE_RATE, layout="mono", time_base=Fraction(1, SAMPLE_RATE))]
+        while speed < 0.5:  # the filter's own limit
+            nodes.append(self._graph.add("atempo", "0.5"))
+            speed /= 0.5
+        nodes += [self._graph.add("atempo", f"{speed:.6f}"), self._graph.add("abuffersink")]
+        for one, following in zip(nodes, nodes[1:], strict=False):  # noqa: RUF007
+            one.link_to(following)
+        self._graph.configure()
+
+    def write(self, pcm: NpF32["F"]) -> NpF32["F"]:
+        frame = self._frame.from_ndarray(np.ascontiguousarray(pcm[None], np.float32), format="flt", layout="mono")
+        frame.sample_rate, frame.pts, frame.time_base = SAMPLE_RATE, self._place, Fraction(1, SAMPLE_RATE)
+        self._place += len(pcm)
+        self._graph.push(frame)
+        return self._pull()
+
+    def finish(self) -> NpF32["F"]:
+        self._graph.push(None)
+        return self._pull()
+
+    def _pull(self) -> NpF32["F"]:
+        pieces = [np.zeros(0, np.float32)]
+        while True:
+            try:
+                pieces.append(self._graph.pull().to_ndarray()[0])
+            except self._blocked:
+                return np.concatenate(pieces)
+
+
+def encoder(kind: str) -> Encoder:
+    """A fresh encoder for one of CONTENT_TYPES. Raises Unavailable."""
+    if kind == "aac":
+        return Aac()
+    if kind in _SOUNDFILE:
+        return Sound(kind)
+    return Raw(wav_header() if kind == "wav" else b"")
+
+
+def wav_header() -> bytes:
+    """Of a stream whose length nobody knows yet."""
+    fields = struct.pack("<HHIIHH", 1, 1, SAMPLE_RATE, SAMPLE_RATE * 2, 2, 16)
+    return b"RIFF" + struct.pack("<I", UNKNOWN) + b"WAVEfmt " + struct.pack("<I", 16) + fields + b"data" + struct.pack("<I", UNKNOWN)
+
+
+def _av(what: str) -> Any:
+    try:
+        import av
+        import av.filter
+    except ImportError as error:
+        raise Unavailable(f"{what} needs PyAV, which this server has not: the operator can install the extra 'aac'") from error
+    return av

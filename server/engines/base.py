@@ -1,0 +1,116 @@
+"""What the server asks of an engine, whatever stands behind it: ``submit`` a SpeechRequest, read pcm from its Handle.
+
+All methods are for the event loop's thread. An engine never sees sockets, and the server never sees a model's arrays.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any, Literal, Protocol
+
+import msgspec
+
+from qwen3_jax.shapes import NpF32
+from server.voices.store import StoredVoice
+
+State = Literal["idle", "loading", "ready", "failed"]
+
+
+class Refused(ValueError):
+    """The model refused the input; the message says what is allowed."""
+
+
+class OutOfMemory(RuntimeError):
+    """The device has no memory left for this utterance."""
+
+
+class EngineClosed(RuntimeError):
+    """The engine has been closed, and with it all that was under way."""
+
+
+class SpeechRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """What to say, and how.
+
+    ``draw`` are fields of Sampling that differ from the model's own; ``incremental``: ``text`` is a beginning, ``append`` brings more
+    and ``finish`` ends it; ``whole``: make all of it before any is handed out (a streaming failure is tried again so).
+    """
+
+    text: str
+    voice: StoredVoice | str  # a recording to clone, or a preset of the model
+    language: str
+    seed: int | None = None
+    draw: dict[str, Any] = {}
+    high: bool = False
+    incremental: bool = False
+    whole: bool = False
+
+
+class Handle(Protocol):
+    """One utterance on its way. Iterate it for pcm (float32 [F], mono, at the engine's rate); it ends with the utterance.
+
+    ``finish_reason`` is ``eos``, ``length`` or ``cancelled`` after a good end; else ``failure`` says what went wrong.
+    """
+
+    finish_reason: str | None
+
+    @property
+    def failure(self) -> BaseException | None: ...
+    async def begin(self) -> None:
+        """Return when it is the utterance's turn, or when it has ended."""
+
+    def append(self, text: str) -> None:
+        """More text of an incremental request."""
+
+    def finish(self) -> None:
+        """No more text comes."""
+
+    def cancel(self) -> None:
+        """Give up, from any thread, at any time."""
+
+    def __aiter__(self) -> AsyncIterator[NpF32["F"]]: ...
+    async def __anext__(self) -> NpF32["F"]: ...
+
+
+class TtsEngine(Protocol):
+    """An engine. ``loaded`` is None until ``load`` has been called once."""
+
+    sample_rate: int
+    loaded: "asyncio.Future[None] | None"
+
+    @property
+    def state(self) -> State: ...
+    @property
+    def is_ready(self) -> bool: ...
+    @property
+    def languages(self) -> tuple[str, ...]:
+        """As ``server.protocol.LANGUAGES`` spells them."""
+
+    @property
+    def streaming(self) -> bool:
+        """Whether audio comes while it is being made."""
+
+    @property
+    def presets(self) -> tuple[str, ...] | None:
+        """Voices of the model's own, if it speaks in those; None if it clones. Empty if it takes no voice."""
+
+    @property
+    def queued(self) -> int:
+        """Utterances that wait for their turn."""
+
+    @property
+    def active(self) -> int:
+        """Utterances that are spoken."""
+
+    def load(self) -> "asyncio.Future[None]":
+        """Begin to load, unless that has begun already."""
+
+    def submit(self, request: SpeechRequest) -> Handle:
+        """Queue an utterance."""
+
+    async def prepare(self, voice: StoredVoice) -> None:
+        """Make a voice ready, so that its first utterance does not wait. Raises Refused if it cannot be cloned."""
+
+    def forget(self, voice_id: str) -> None:
+        """A voice is gone."""
+
+    def close(self) -> None:
+        """Give up everything that runs or waits."""

@@ -1,0 +1,255 @@
+"""The engine for models that speak one utterance at a time: one thread owns the model, ``high`` requests go first.
+
+The executor is the thread's owner: whatever an utterance raises, SystemExit included, ends that utterance and is told to whoever
+waits for it, and the thread lives on. Out of memory: the caches are cleared, and at the second time the model moves to the CPU.
+"""
+
+import asyncio
+import heapq
+import itertools
+import logging
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from time import monotonic
+from typing import Any, Protocol
+
+from qwen3_jax.shapes import NpF32
+from server.engines.base import OutOfMemory, Refused, SpeechRequest, State
+from server.engines.handle import ThreadHandle
+from server.settings import Settings
+from server.voices.store import StoredVoice, VoiceStore
+
+PRIVILEGE = 30.0  # seconds by which ``high`` seems to have come earlier: a normal one that waits longer goes first
+log = logging.getLogger(__name__)
+
+
+class Speech(Protocol):
+    """An utterance being made: iterate it in the thread, ``cancel`` from any."""
+
+    finish_reason: str | None
+
+    def __iter__(self) -> Iterator[NpF32["F"]]: ...
+    def cancel(self) -> None: ...
+
+
+class Synthesiser(Protocol):
+    """A model as the thread sees it. Every method runs in the thread and may block.
+
+    ``clone`` returns what the model needs to know of a voice, ``to_bytes`` and ``from_bytes`` keep it on a disk.
+    ``speak`` raises Refused for input that the model does not take, OutOfMemory (there or later) where memory ends.
+    """
+
+    sample_rate: int
+    streaming: bool
+
+    @property
+    def fingerprint(self) -> str: ...
+    @property
+    def languages(self) -> tuple[str, ...]: ...
+    @property
+    def presets(self) -> tuple[str, ...] | None: ...
+    def clone(self, wav: bytes, transcript: str | None, name: str) -> Any: ...
+    def to_bytes(self, prompt: Any) -> bytes: ...
+    def from_bytes(self, data: bytes) -> Any: ...
+    def speak(self, request: SpeechRequest, prompt: Any, text: str) -> Speech: ...
+    def warm_up(self, request: SpeechRequest | None, prompt: Any, *, everything: bool) -> None: ...
+    def clear(self) -> None: ...
+    def split(self, text: str) -> list[str]:
+        """Sentences of a text that is still being written."""
+
+
+class ThreadEngine:
+    """See ``server.engines.base.TtsEngine``.
+
+    Args:
+        settings: limits and warm-up.
+        store: the voices.
+        make: loads the model on the device given (None: the configured one), in the thread.
+    """
+
+    sample_rate = 24000
+
+    def __init__(self, settings: Settings, store: VoiceStore, make: Callable[[str | None], Synthesiser]) -> None:
+        self._settings, self._store, self._make = settings, store, make
+        self._thread = ThreadPoolExecutor(1, "tts")
+        self._model: Synthesiser | None = None
+        self._prompts: OrderedDict[tuple[str, str], Any] = OrderedDict()  # least recently used first; the thread's alone
+        self._waiting: list[tuple[float, int, ThreadHandle]] = []
+        self._order, self._guard = itertools.count(), threading.Lock()
+        self._running: set[ThreadHandle] = set()
+        self._exhausted = 0
+        self.loaded: asyncio.Future[None] | None = None
+
+    @property
+    def state(self) -> State:
+        if self.loaded is None:
+            return "idle"
+        if not self.loaded.done():
+            return "loading"
+        return "failed" if self.loaded.cancelled() or self.loaded.exception() is not None else "ready"
+
+    @property
+    def is_ready(self) -> bool:
+        return self.state == "ready"
+
+    @property
+    def languages(self) -> tuple[str, ...]:
+        return () if self._model is None else self._model.languages
+
+    @property
+    def streaming(self) -> bool:
+        return self._model is None or self._model.streaming
+
+    @property
+    def presets(self) -> tuple[str, ...] | None:
+        return None if self._model is None else self._model.presets
+
+    @property
+    def queued(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def active(self) -> int:
+        return len(self._running) - len(self._waiting)
+
+    def load(self) -> "asyncio.Future[None]":
+        if self.loaded is None:
+            self.loaded = asyncio.get_running_loop().run_in_executor(self._thread, self._prepare)
+        return self.loaded
+
+    def submit(self, request: SpeechRequest) -> ThreadHandle:
+        handle = ThreadHandle(request, self._settings.max_buffer_ms * self.sample_rate // 1000)
+        self._running.add(handle)
+        with self._guard:
+            heapq.heappush(self._waiting, (monotonic() - PRIVILEGE * request.high, next(self._order), handle))
+        done = asyncio.get_running_loop().run_in_executor(self._thread, self._run_next)
+        done.add_done_callback(self._ended)
+        return handle
+
+    async def prepare(self, voice: StoredVoice) -> None:
+        await asyncio.get_running_loop().run_in_executor(self._thread, self._prompt, voice)
+
+    def forget(self, voice_id: str) -> None:
+        self._thread.submit(self._forget, voice_id)
+
+    def close(self) -> None:
+        for handle in list(self._running):
+            handle.abandon()
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    # In the thread
+
+    def _run_next(self) -> ThreadHandle:
+        with self._guard:
+            handle = heapq.heappop(self._waiting)[2]
+        failure: BaseException | None = None
+        try:
+            if handle.wanted:
+                handle.start()
+                self._speak(handle)
+            else:
+                handle.finish_reason = "cancelled"
+        except OutOfMemory as error:
+            failure = error
+            self._recover()
+        except BaseException as error:  # noqa: BLE001  # its owner is the handle's reader, who is told
+            failure = error
+        handle.end(failure)
+        return handle
+
+    def _ended(self, done: "asyncio.Future[ThreadHandle]") -> None:
+        if not done.cancelled():
+            self._running.discard(done.result())
+
+    def _speak(self, handle: ThreadHandle) -> None:
+        request, model = handle.request, self._loaded
+        prompt = self._prompt(request.voice) if isinstance(request.voice, StoredVoice) else request.voice
+        for text in self._sentences(handle):
+            speech = model.speak(request, prompt, text)
+            pieces = iter(speech)
+            if request.whole:
+                pieces = iter(list(pieces))
+            for piece in pieces:
+                if not handle.put(piece):
+                    speech.cancel()
+                    handle.finish_reason = "cancelled"
+                    return
+            handle.finish_reason = speech.finish_reason
+        if handle.finish_reason is None:  # its text ended before it had any
+            handle.finish_reason = "eos" if handle.wanted else "cancelled"
+
+    def _sentences(self, handle: ThreadHandle) -> Iterator[str]:
+        """The text whole; one that is still being written by sentences, each as soon as the next has begun."""
+        text = handle.request.text
+        if not handle.request.incremental:
+            yield text
+            return
+        more: str | None = ""
+        while more is not None:
+            *settled, text = self._loaded.split(text)
+            yield from (sentence for sentence in settled if sentence.strip())
+            more = handle.more_text()
+            text += more or ""
+        if text.strip() and handle.wanted:
+            yield text
+
+    def _prompt(self, voice: StoredVoice) -> Any:
+        key, model = (voice.id, voice.revision), self._loaded
+        if key not in self._prompts:
+            kept = self._store.load_prompt(voice, model.fingerprint)
+            if kept is None:
+                self._prompts[key] = model.clone(self._store.reference(voice), voice.transcript, voice.id)
+                self._store.save_prompt(voice, model.fingerprint, model.to_bytes(self._prompts[key]))
+            else:
+                self._prompts[key] = model.from_bytes(kept)
+        self._prompts.move_to_end(key)
+        while len(self._prompts) > self._settings.voice_cache:
+            self._prompts.popitem(last=False)
+        return self._prompts[key]
+
+    def _forget(self, voice_id: str) -> None:
+        for key in [key for key in self._prompts if key[0] == voice_id]:
+            del self._prompts[key]
+
+    def _recover(self) -> None:
+        """After out of memory: clear the caches; where that has not helped, go on on the CPU."""
+        self._exhausted += 1
+        self._prompts.clear()
+        self._loaded.clear()
+        log.error("out of memory: caches cleared")
+        if self._exhausted > 1 and self._settings.device != "cpu":
+            log.error("out of memory again: the model moves to the CPU")
+            self._model = None
+            self._model = self._make("cpu")
+            self._exhausted = 0
+
+    @property
+    def _loaded(self) -> Synthesiser:
+        if self._model is None:
+            raise RuntimeError("the model is not loaded")
+        return self._model
+
+    def _prepare(self) -> None:
+        model = self._make(None)
+        voices = self._store.voices
+        if model.presets is None and not voices:
+            raise FileNotFoundError(
+                f"no voice in {self._settings.voices_dir}: this model speaks in cloned voices; install a recording with "
+                "python -m qwen3_jax voices add reference.wav --id NAME --transcript 'What it says.' --consent '...'"
+            )
+        self._model = model
+        names = tuple(voices) if model.presets is None else model.presets
+        name = self._settings.default_voice if self._settings.default_voice in names else next(iter(names), "")
+        voice: StoredVoice | str = voices[name] if model.presets is None else name
+        request = SpeechRequest(text="Ready.", voice=voice, language="Auto")
+        prompt = self._prompt(voice) if isinstance(voice, StoredVoice) else voice
+        model.warm_up(request, prompt, everything=self._settings.warmup == "all")
+        if name != self._settings.default_voice:
+            log.warning("there is no voice %r: %r is the default", self._settings.default_voice, name)
+
+
+def refuse(error: ValueError) -> Refused:
+    """What a model says of its input, for whoever sent it."""
+    return Refused(str(error))

@@ -1,0 +1,178 @@
+"""The states of a session on ``/api/v1/speak``, and of its utterances. Pure: messages in, decisions out; no socket, engine or clock.
+
+    CONNECTING --ready--> READY --start--> STARTED
+    READY, STARTED --speak--> SPEAKING --the last utterance ends, or is cancelled--> READY
+    READY, STARTED, SPEAKING --stop--> STOPPED        any --a fault of ours--> ERROR
+
+An utterance is live from its ``speak`` to its last message (``complete``, or ``error`` with its requestId). Audio is sent only while its
+utterance is live, so a cancel, which ends that at once, lets not one byte follow.
+"""
+
+import unicodedata
+from enum import Enum
+
+from server.protocol import Cancel, Code, Flush, Speak, Start, Stop
+
+KEEP_CLOSED = " \t\r\n.,;:!?"  # never composes with what follows
+
+
+class State(Enum):
+    """See the module's docstring."""
+
+    CONNECTING = "connecting"
+    READY = "ready"
+    STARTED = "started"
+    SPEAKING = "speaking"
+    STOPPED = "stopped"
+    ERROR = "error"
+
+
+_IDLE: dict[type, State] = {Start: State.STARTED, Speak: State.SPEAKING, Stop: State.STOPPED}
+NEXT: dict[State, dict[type, State]] = {
+    State.CONNECTING: {},
+    State.READY: _IDLE,
+    State.STARTED: _IDLE,
+    State.SPEAKING: {Speak: State.SPEAKING, Flush: State.SPEAKING, Stop: State.STOPPED},
+    State.STOPPED: {},
+    State.ERROR: {},
+}
+
+
+class Refusal(ValueError):
+    """A message that is not possible now; becomes an ``error`` and changes nothing."""
+
+    def __init__(self, code: Code, message: str, request_id: str | None = None, retry_after_ms: int | None = None) -> None:
+        super().__init__(message)
+        self.code, self.request_id, self.retry_after_ms = code, request_id, retry_after_ms
+
+
+class Utterance:
+    """One ``speak``, or the text of several: what it says so far, and whether it is still wanted."""
+
+    def __init__(self, message: Speak, max_chars: int) -> None:
+        self.message, self.request_id = message, message.request_id
+        self.live = True
+        self.begun = False  # its turn has come
+        self.text_open = message.continue_
+        self.characters = 0
+        self._max_chars = max_chars
+        self._held = ""  # what the next piece may still compose with
+
+    def take(self, piece: str, *, last: bool) -> str:
+        """More text -> what of it is settled, in NFC.
+
+        Raises:
+            Refusal: the text would be too long, or is empty at its end.
+        """
+        text = self._held + piece
+        settled = len(text)
+        if not last and text and text[-1] not in KEEP_CLOSED:  # "e" may become "é"
+            settled = max((i for i, c in enumerate(text) if not unicodedata.combining(c)), default=0)
+        done = unicodedata.normalize("NFC", text[:settled])
+        if self.characters == 0:
+            done = done.lstrip()
+        if last:
+            done = done.rstrip()
+        characters = self.characters + len(done)
+        if characters + len(text) - settled > self._max_chars or (last and characters == 0):
+            raise Refusal(
+                "INVALID_TEXT",
+                f"text of {characters + len(text) - settled} characters: must be 1 to {self._max_chars} after trimming",
+                self.request_id,
+            )
+        self._held, self.characters = text[settled:], characters
+        return done
+
+
+class Machine:
+    """The state of one session.
+
+    Args:
+        max_waiting: utterances that may be live.
+        max_chars: of one utterance.
+    """
+
+    def __init__(self, max_waiting: int, max_chars: int) -> None:
+        self.state = State.CONNECTING
+        self.live: list[Utterance] = []  # in order of arrival
+        self._open: Utterance | None = None
+        self._max_waiting, self._max_chars = max_waiting, max_chars
+
+    def connected(self) -> None:
+        """``ready`` has been sent."""
+        self.state = State.READY
+
+    def start(self) -> None:
+        """A ``start`` that is in order. Raises Refusal while speaking."""
+        self.state = self._next(Start)
+
+    def speak(self, message: Speak) -> tuple[Utterance, str, bool]:
+        """A ``speak``. Returns its utterance, the text that is settled, and whether the utterance is a new one.
+
+        Raises:
+            Refusal: too long, empty, too many, or a piece of another text than the open one.
+        """
+        after = self._next(Speak, message.request_id)
+        if message.continue_ and self._open is not None:
+            if message.request_id not in (None, self._open.request_id):
+                raise Refusal("INVALID_MESSAGE", f"the text of {self._open.request_id!r} is still open: flush it first", message.request_id)
+            return self._open, self._open.take(message.text, last=False), False
+        if len(self.live) >= self._max_waiting:
+            raise Refusal("RATE_LIMITED", f"{self._max_waiting} utterances wait already", message.request_id, 1000)
+        utterance = Utterance(message, self._max_chars)
+        settled = utterance.take(message.text, last=not message.continue_)
+        self.live.append(utterance)
+        self._open = utterance if message.continue_ else self._open
+        self.state = after
+        return utterance, settled, True
+
+    def flush(self, message: Flush) -> tuple[Utterance, str]:
+        """The end of the open text. Returns its utterance and the rest of the text.
+
+        Raises:
+            Refusal: no text is open, another one is, or it is empty; an empty one ends here.
+        """
+        if self._open is None or message.request_id not in (None, self._open.request_id):
+            raise Refusal("INVALID_MESSAGE", "flush: no such text is open; open one with speak and continue:true", message.request_id)
+        utterance, self._open = self._open, None
+        utterance.text_open = False
+        try:
+            return utterance, utterance.take("", last=True)
+        except Refusal:
+            self.ended(utterance)
+            raise
+
+    def cancel(self, message: Cancel | None = None) -> list[Utterance]:
+        """Whatever is live, or what has the requestId: not live any more."""
+        wanted = None if message is None else message.request_id
+        dropped = [utterance for utterance in self.live if wanted in (None, utterance.request_id)]
+        for utterance in dropped:
+            self.ended(utterance)
+        return dropped
+
+    def ended(self, utterance: Utterance) -> None:
+        """Nothing of it follows but its last message."""
+        utterance.live = utterance.text_open = False
+        if utterance in self.live:
+            self.live.remove(utterance)
+        if self._open is utterance:
+            self._open = None
+        if not self.live and self.state is State.SPEAKING:
+            self.state = State.READY
+
+    def stop(self) -> None:
+        """The end, from whichever side."""
+        self.cancel()
+        if self.state is not State.ERROR:
+            self.state = State.STOPPED
+
+    def fail(self) -> None:
+        """A fault of ours."""
+        self.cancel()
+        self.state = State.ERROR
+
+    def _next(self, kind: type, request_id: str | None = None) -> State:
+        try:
+            return NEXT[self.state][kind]
+        except KeyError as error:
+            raise Refusal("INVALID_MESSAGE", f"{kind.__name__.lower()} is not possible while {self.state.value}", request_id) from error

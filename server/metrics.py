@@ -1,0 +1,40 @@
+"""What ``/metrics`` tells (Prometheus); one registry per application."""
+
+from collections.abc import Callable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+_SECONDS = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.8, 1.2, 2.0, 5.0, 10.0, 30.0)
+
+
+class Metrics:
+    """All figures of one server. ``watch`` gives the gauges their sources."""
+
+    def __init__(self) -> None:
+        self._registry = registry = CollectorRegistry()
+        self.ttfa = Histogram("tts_ttfa_seconds", "From speak to the first audio sent", registry=registry, buckets=_SECONDS)
+        self.gap = Histogram("tts_inter_chunk_seconds", "Between two frames of audio", registry=registry, buckets=_SECONDS)
+        self.rtf = Histogram(
+            "tts_rtf",
+            "Seconds per second of audio, from the turn to the last piece",
+            registry=registry,
+            buckets=(0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10),
+        )
+        self.underrun = Counter("tts_underrun_seconds", "Silence that a listener heard inside utterances", registry=registry)
+        self.audio = Counter("tts_audio_seconds", "Audio sent", registry=registry)
+        self.utterances = Counter("tts_utterances", "Utterances by end", ["finish_reason"], registry=registry)
+        self.errors = Counter("tts_errors", "Errors sent, by code", ["code"], registry=registry)
+        self.cancellations = Counter("tts_cancellations", "Utterances cancelled by clients", registry=registry)
+        self.retries = Counter("tts_retries", "Utterances made again after a failure", registry=registry)
+        self._gauges: list[Gauge] = []
+
+    def watch(self, name: str, text: str, source: Callable[[], float]) -> None:
+        """A gauge that asks ``source`` whenever it is read."""
+        gauge = Gauge(name, text, registry=self._registry)
+        gauge.set_function(source)
+        self._gauges.append(gauge)
+
+    def render(self) -> bytes:
+        """The page."""
+        return generate_latest(self._registry)

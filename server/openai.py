@@ -1,0 +1,221 @@
+"""OpenAI's speech endpoint on the same engine: ``POST /v1/audio/speech``, ``GET /v1/models``, ``GET /v1/audio/voices``.
+
+Whatever speaks to OpenAI speaks to this: the ``openai`` package, LiveKit, Pipecat, SillyTavern, Open WebUI, wyoming_openai.
+"""
+
+import asyncio
+import base64
+import contextlib
+import logging
+import unicodedata
+from collections.abc import AsyncGenerator
+from time import monotonic
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+from quart import Quart, Response, ResponseReturnValue, request
+
+from qwen3_jax.shapes import NpF32
+from server import protocol
+from server.auth import Principal
+from server.context import Context
+from server.encode import CONTENT_TYPES, Encoder, Tempo, Unavailable, encoder
+from server.engines.base import Handle, OutOfMemory, Refused, SpeechRequest
+from server.voices.store import StoredVoice
+from server.web import HttpError, authenticated
+
+MODELS = ("tts-1", "tts-1-hd", "gpt-4o-mini-tts")  # what clients have in their menus; all are this server's one engine
+VOICES = ("alloy", "ash", "ballad", "cedar", "coral", "echo", "fable", "marin", "nova", "onyx", "sage", "shimmer", "verse")
+log = logging.getLogger(__name__)
+
+
+class VoiceId(msgspec.Struct):
+    """``voice`` as an object."""
+
+    id: str
+
+
+class Speech(msgspec.Struct, kw_only=True):
+    """The body of ``POST /v1/audio/speech``. ``instructions`` are taken and not followed: a Base model has none."""
+
+    input: str
+    model: str = ""
+    voice: str | VoiceId = ""
+    instructions: str | None = None
+    response_format: Literal["mp3", "opus", "aac", "flac", "wav", "pcm"] = "mp3"
+    speed: Annotated[float, Meta(ge=0.25, le=4)] = 1.0
+    stream_format: Literal["audio", "sse"] = "audio"
+    language: str | None = None  # ours
+    seed: Annotated[int, Meta(ge=0, lt=2**32)] | None = None  # ours
+
+
+def install(app: Quart, context: Context) -> None:
+    """Add the routes."""
+
+    @app.get("/v1/models")
+    @authenticated(context)
+    async def models(principal: Principal) -> ResponseReturnValue:
+        names = (context.settings.model_id, *MODELS)
+        return {"object": "list", "data": [{"id": name, "object": "model", "created": 0, "owned_by": "qwen3-jax"} for name in names]}
+
+    @app.get("/v1/audio/voices")
+    @authenticated(context)
+    async def speech_voices(principal: Principal) -> ResponseReturnValue:
+        await asyncio.to_thread(context.store.refresh)
+        return {"voices": [{"id": name, "name": _title(context, name)} for name in context.voices(principal.id)]}
+
+    @app.post("/v1/audio/speech")
+    @authenticated(context)
+    async def speech(principal: Principal) -> ResponseReturnValue:
+        wanted = _parse(await request.get_data(as_text=False))
+        text = _text(context, wanted)
+        voice, language = await _voice(context, wanted, principal), _language(context, wanted)
+        _check_engine(context)
+        context.limits.count(principal, "characters", len(text))
+        context.limits.count(principal, "utterances")
+        try:
+            encoding, tempo = encoder(wanted.response_format), None if wanted.speed == 1 else Tempo(wanted.speed)
+        except Unavailable as error:
+            raise HttpError(400, "FORMAT_UNAVAILABLE", str(error)) from error
+        work = _Work(context, SpeechRequest(text=text, voice=voice, language=language, seed=wanted.seed), encoding, tempo)
+        first = await work.first()
+        body = work.rest(first) if wanted.stream_format == "audio" else _events(work.rest(first), text)
+        kind = CONTENT_TYPES[wanted.response_format] if wanted.stream_format == "audio" else "text/event-stream"
+        response = Response(body, content_type=kind)
+        response.timeout = None
+        response.headers["Cache-Control"] = "no-store"
+        response.headers["X-Accel-Buffering"] = "no"  # proxies: pass it on as it comes
+        return response
+
+
+class _Work:
+    """One utterance on its way through an encoder."""
+
+    def __init__(self, context: Context, wanted: SpeechRequest, encoding: Encoder, tempo: Tempo | None) -> None:
+        self._context, self._wanted, self._encoding, self._tempo = context, wanted, encoding, tempo
+        self._handle: Handle | None = None
+        self._begun = monotonic()
+
+    async def first(self) -> NpF32["F"] | None:
+        """The first piece, so that what goes wrong before any sound is an HTTP error; one failure is made good by another try."""
+        for whole in (False, True):
+            self._handle = handle = self._context.engine.submit(msgspec.structs.replace(self._wanted, whole=whole))
+            try:
+                async with asyncio.timeout(self._context.settings.turn_timeout):
+                    await handle.begin()
+                piece = await self._next(handle)
+            except TimeoutError as error:
+                handle.cancel()
+                raise HttpError(503, "TIMEOUT", "the server is too busy; try again later", 2000) from error
+            except BaseException:
+                handle.cancel()
+                raise
+            if handle.failure is None:
+                self._context.metrics.ttfa.observe(monotonic() - self._begun)
+                return piece
+            if isinstance(handle.failure, Refused):
+                raise HttpError(400, "INVALID_TEXT", str(handle.failure))
+            log.error("an utterance failed", exc_info=handle.failure)
+        if isinstance(handle.failure, OutOfMemory):
+            raise HttpError(503, "GPU_OUT_OF_MEMORY", "the device ran out of memory; try again", 2000)
+        raise HttpError(500, "SYNTHESIS_ERROR", "failed to generate audio; the server's log says more")
+
+    async def rest(self, piece: NpF32["F"] | None) -> AsyncGenerator[bytes, None]:
+        """The file. A failure in its middle cuts the connection, for there is no other way to say so; a client that goes away ends it."""
+        handle = self._handle
+        assert handle is not None
+        try:
+            while piece is not None:
+                sound = piece if self._tempo is None else await asyncio.to_thread(self._tempo.write, piece)
+                self._context.metrics.audio.inc(len(sound) / self._context.engine.sample_rate)
+                if data := await asyncio.to_thread(self._encoding.write, sound):
+                    yield data
+                piece = await self._next(handle)
+            if handle.failure is not None:
+                raise handle.failure
+            if self._tempo is not None:
+                yield await asyncio.to_thread(self._encoding.write, await asyncio.to_thread(self._tempo.finish))
+            yield await asyncio.to_thread(self._encoding.finish)
+            self._context.metrics.utterances.labels(handle.finish_reason or "eos").inc()
+        finally:
+            handle.cancel()
+
+    async def _next(self, handle: Handle) -> NpF32["F"] | None:
+        try:
+            return await asyncio.wait_for(anext(handle), self._context.settings.chunk_timeout)
+        except StopAsyncIteration:
+            return None
+
+
+async def _events(body: AsyncGenerator[bytes, None], text: str) -> AsyncGenerator[bytes, None]:
+    """Server-sent events. Usage counts characters of input and chunks of output, since the clients want numbers there."""
+    chunks = 0
+    async with contextlib.aclosing(body):
+        async for data in body:
+            if data:
+                chunks += 1
+                yield _event({"type": "speech.audio.delta", "audio": base64.b64encode(data).decode()})
+    usage = {"input_tokens": len(text), "output_tokens": chunks, "total_tokens": len(text) + chunks}
+    yield _event({"type": "speech.audio.done", "usage": usage})
+
+
+def _event(value: dict[str, Any]) -> bytes:
+    return b"data: " + msgspec.json.encode(value) + b"\n\n"
+
+
+def _parse(body: str | bytes) -> Speech:
+    try:
+        return msgspec.json.decode(body, type=Speech)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise HttpError(400, "INVALID_MESSAGE", str(error)) from error
+
+
+def _text(context: Context, wanted: Speech) -> str:
+    text, most = unicodedata.normalize("NFC", wanted.input).strip(), context.settings.max_text_chars
+    if not 1 <= len(text) <= most:
+        raise HttpError(400, "INVALID_TEXT", f"input of {len(text)} characters: must be 1 to {most} after trimming")
+    return text
+
+
+async def _voice(context: Context, wanted: Speech, principal: Principal) -> StoredVoice | str:
+    """Ours by id; then the operator's aliases; OpenAI's own names are the default voice."""
+    name = wanted.voice if isinstance(wanted.voice, str) else wanted.voice.id
+    found = await context.find_voice(name, principal.id) if name else None
+    if found is None and name in context.settings.voice_aliases:
+        found = await context.find_voice(context.settings.voice_aliases[name], principal.id)
+    if found is None and (name in VOICES or name in ("", "default")):
+        found = await context.find_voice(context.default_voice(principal.id), principal.id)
+    if found is None:
+        raise HttpError(
+            404, "VOICE_NOT_FOUND", f"voice {name!r} is not here: {', '.join(context.voices(principal.id)[:20]) or 'there is none'}"
+        )
+    return found
+
+
+def _language(context: Context, wanted: Speech) -> str:
+    known = context.engine.languages or protocol.LANGUAGES
+    if wanted.language is None:
+        return protocol.language(context.settings.default_language) or "Auto"
+    found = protocol.language(wanted.language)
+    if found is None or found not in (*known, "Auto"):
+        raise HttpError(400, "INVALID_TEXT", f"language {wanted.language!r} is not known: use one of {', '.join(known)}")
+    return found
+
+
+def _check_engine(context: Context) -> None:
+    if context.draining.is_set():
+        raise HttpError(503, "GOING_AWAY", "the server goes down: ask again", 5000)
+    if context.engine.state == "idle":
+        context.load()
+    if context.engine.state == "loading":
+        raise HttpError(503, "MODEL_LOADING", "the model is being loaded; try again in a few seconds", 2000)
+    if context.engine.state == "failed":
+        raise HttpError(500, "SYNTHESIS_ERROR", "the model could not be loaded; the log says why")
+    if context.engine.queued >= context.settings.max_queue:
+        raise HttpError(503, "RATE_LIMITED", f"{context.settings.max_queue} utterances wait for their turn", 5000)
+
+
+def _title(context: Context, name: str) -> str:
+    voice = context.store.voices.get(name)
+    return voice.metadata.name or name if voice is not None else name

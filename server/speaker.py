@@ -1,0 +1,251 @@
+"""What a session speaks: Turns -> frames of audio and the message that ends each, one after the other, ``high`` ones first.
+
+Each is sent at most a second ahead of real time. One that fails before any audio has gone out is made once more, in one piece.
+"""
+
+import asyncio
+import base64
+import contextlib
+import logging
+import time
+from collections.abc import AsyncGenerator, Iterator
+from time import monotonic
+from typing import Protocol
+
+import msgspec
+from msgspec import UNSET
+
+from qwen3_jax.audio import SAMPLE_RATE
+from qwen3_jax.shapes import NpF32
+from server import protocol
+from server.audio_out import Converter, Pace
+from server.context import Context
+from server.engines.base import EngineClosed, Handle, OutOfMemory, Refused, SpeechRequest
+from server.machine import Machine, Utterance
+from server.voices.store import StoredVoice
+
+log = logging.getLogger(__name__)
+
+
+class Configuration(msgspec.Struct, frozen=True, kw_only=True):
+    """What ``start`` chose."""
+
+    sample_rate: int = SAMPLE_RATE
+    encoding: str = "pcm16"
+    transport: str = "binary"
+    language: str
+    voice: str | None = None
+
+
+class Sink(Protocol):
+    """The part of ``server.websocket.Outgoing`` that is used here."""
+
+    async def send(self, message: protocol.ServerMessage) -> None: ...
+    async def audio(self, utterance: Utterance, frame: str | bytes) -> bool: ...
+
+
+class Turn:
+    """An utterance with all that is needed to speak it."""
+
+    def __init__(self, utterance: Utterance, text: str, voice: StoredVoice | str, configuration: Configuration) -> None:
+        self.utterance, self.voice, self.configuration = utterance, voice, configuration
+        self.text = text  # all of it that has come
+        self.arrived = self.touched = monotonic()
+        self.handle: Handle | None = None
+        self.first: float | None = None  # when its first audio went out
+        self.sequence = 0
+
+    def request(self, *, whole: bool) -> SpeechRequest:
+        """For the engine."""
+        message = self.utterance.message
+        draw = {name: value for name in ("temperature", "top_k", "top_p") if (value := getattr(message, name)) is not None}
+        return SpeechRequest(
+            text=self.text,
+            voice=self.voice,
+            language=self.configuration.language,
+            seed=message.seed,
+            draw=draw,
+            high=message.priority == "high",
+            incremental=self.utterance.text_open,
+            whole=whole,
+        )
+
+
+class Speaker:
+    """The speaking task of one session."""
+
+    def __init__(self, machine: Machine, out: Sink, context: Context, name: str) -> None:
+        self.last = float("-inf")  # when the last utterance ended
+        self._last_sent = 0.0
+        self._machine, self._out, self._context, self._name = machine, out, context, name
+        self._settings, self._metrics = context.settings, context.metrics
+        self._turns: list[Turn] = []
+        self._changed = asyncio.Event()
+        self._pace = Pace(self._settings.lead)
+
+    def add(self, turn: Turn) -> None:
+        """Speak that when its turn comes."""
+        self._turns.append(turn)
+        self._changed.set()
+
+    def more(self, utterance: Utterance, text: str) -> None:
+        """More text of an utterance, and its end where that is not open any more."""
+        turn = next(turn for turn in self._turns if turn.utterance is utterance)
+        turn.text += text
+        turn.touched = monotonic()
+        if turn.handle is not None:
+            if text:
+                turn.handle.append(text)
+            if not utterance.text_open:
+                turn.handle.finish()
+
+    def wake(self) -> None:
+        """Something was cancelled: stop waiting for it."""
+        for turn in self._turns:
+            if not turn.utterance.live and turn.handle is not None:
+                turn.handle.cancel()
+        self._changed.set()
+
+    async def quiet(self, limit: float) -> None:
+        """Return when nothing is spoken, at the latest after ``limit`` seconds."""
+        end = monotonic() + limit
+        while self._machine.live and (left := end - monotonic()) > 0:
+            await self._change(left)
+
+    async def run(self) -> None:
+        """For ever."""
+        while True:
+            self._turns = [turn for turn in self._turns if turn.utterance.live]
+            if not self._turns:
+                await self._change(None)
+                continue
+            turn = max(self._turns, key=lambda turn: turn.utterance.message.priority == "high")  # the first of the highest
+            turn.utterance.begun = True
+            await self._speak(turn)
+            self.last = monotonic()
+
+    async def _change(self, limit: float | None) -> None:
+        self._changed.clear()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._changed.wait(), limit)
+
+    async def _speak(self, turn: Turn) -> None:
+        utterance = turn.utterance
+        last = await self._attempt(turn, whole=False)
+        if last is None and utterance.live:
+            self._metrics.retries.inc()
+            last = await self._attempt(turn, whole=True)
+        if utterance.live and last is not None:
+            self._machine.ended(utterance)
+            await self._out.send(last)
+        elif not utterance.live:
+            self._pace.forget()
+        self._changed.set()
+
+    async def _attempt(self, turn: Turn, *, whole: bool) -> protocol.Complete | protocol.Error | None:
+        """Speak it. Returns the message that ends it; None if it failed in a way that may be tried again."""
+        handle = turn.handle = self._context.engine.submit(turn.request(whole=whole))
+        request_id = turn.utterance.request_id
+        converter = Converter(turn.configuration.sample_rate, turn.configuration.encoding)
+        try:
+            async with asyncio.timeout(self._settings.turn_timeout):
+                await handle.begin()
+            begun = monotonic()
+            async with contextlib.aclosing(self._pieces(turn, handle)) as pieces:
+                async for pcm in pieces:
+                    if not await self._send_all(turn, converter.write(pcm)):
+                        return None
+            if handle.failure is None and not await self._send_all(turn, converter.finish(), end=True):
+                return None
+        except TimeoutError:  # not one of sending: that is a SlowClient
+            why = "no more text came: flush it in time" if turn.utterance.text_open else "the server is too busy; try again later"
+            return protocol.error("TIMEOUT", why, request_id, retry_after_ms=2000)
+        finally:
+            handle.cancel()
+        failure = handle.failure
+        if failure is None:
+            self._metrics.rtf.observe((monotonic() - begun) / max(converter.seconds, 0.001))
+            return self._complete(turn, converter, handle.finish_reason or "eos")
+        if isinstance(failure, Refused):
+            return protocol.error("INVALID_TEXT", str(failure), request_id)
+        if turn.utterance.live:
+            log.error("an utterance failed", exc_info=failure)
+        if converter.samples == 0 and not whole and not isinstance(failure, EngineClosed):
+            return None
+        if isinstance(failure, OutOfMemory):
+            return protocol.error("GPU_OUT_OF_MEMORY", "the device ran out of memory; try again", request_id, retry_after_ms=2000)
+        return protocol.error("SYNTHESIS_ERROR", "failed to generate audio; the server's log says more", request_id)
+
+    async def _pieces(self, turn: Turn, handle: Handle) -> AsyncGenerator[NpF32["F"], None]:
+        """The handle's pieces, each within its limit: the engine's, or that of a client who is still writing."""
+        while True:
+            writing = turn.utterance.text_open
+            limit = self._settings.text_timeout if writing else self._settings.chunk_timeout
+            try:
+                yield await asyncio.wait_for(anext(handle), limit)
+            except StopAsyncIteration:
+                return
+            except TimeoutError:
+                still = turn.utterance.text_open and monotonic() - turn.touched < limit
+                if not (writing and (still or not turn.utterance.text_open)):
+                    raise
+
+    async def _send_all(self, turn: Turn, frames: Iterator[tuple[bytes, float]], *, end: bool = False) -> bool:
+        """Send frames in time, in JSON the last one marked. False if the utterance is not live any more."""
+        for data, seconds in frames:
+            if not await self._send_frame(turn, data, seconds):
+                return False
+        if end and turn.configuration.transport == "json":
+            return await self._out.audio(turn.utterance, _chunk(turn, b"", final=True))
+        return turn.utterance.live
+
+    async def _send_frame(self, turn: Turn, data: bytes, seconds: float) -> bool:
+        utterance, paused = turn.utterance, monotonic()
+        while utterance.live and (wait := self._pace.wait(monotonic())) > 0:
+            await self._change(wait)
+        ready = monotonic()
+        if not await self._out.audio(utterance, data if turn.configuration.transport == "binary" else _chunk(turn, data, final=False)):
+            return False
+        now = monotonic()
+        late = self._pace.sent(seconds, now)
+        if turn.first is None:
+            turn.first = now
+            self._metrics.ttfa.observe(now - turn.arrived)
+        else:
+            self._metrics.gap.observe(max(0.0, now - self._last_sent - (ready - paused)))
+            if not utterance.text_open:
+                self._metrics.underrun.inc(late)
+        self._last_sent = now
+        self._metrics.audio.inc(seconds)
+        return True
+
+    def _complete(self, turn: Turn, converter: Converter, reason: str) -> protocol.Complete:
+        now, utterance = monotonic(), turn.utterance
+        self._metrics.utterances.labels(reason).inc()
+        message = protocol.Complete(
+            duration_ms=round((now - turn.arrived) * 1000),
+            characters_processed=utterance.characters,
+            audio_length_ms=round(converter.seconds * 1000),
+            ttfa_ms=None if turn.first is None else round((turn.first - turn.arrived) * 1000),
+            finish_reason=reason,
+            request_id=UNSET if utterance.request_id is None else utterance.request_id,
+        )
+        fields = {"characters": message.characters_processed, "audio_ms": message.audio_length_ms, "ttfa_ms": message.ttfa_ms}
+        if self._settings.log_texts:
+            fields["text"] = turn.text  # type: ignore[assignment]
+        log.info("utterance complete", extra={"fields": {**fields, "finish_reason": reason}})
+        return message
+
+
+def _chunk(turn: Turn, data: bytes, *, final: bool) -> str:
+    turn.sequence += 1
+    request_id = turn.utterance.request_id
+    return protocol.encode(
+        protocol.AudioChunk(
+            data=base64.b64encode(data).decode(),
+            sequence_number=turn.sequence,
+            is_final=final,
+            timestamp_ms=round(time.time() * 1000),
+            request_id=UNSET if request_id is None else request_id,
+        )
+    )

@@ -1,0 +1,161 @@
+"""``/api/v1/voices``: list, listen, upload, delete. Voices of other principals do not exist for whoever asks."""
+
+import asyncio
+import errno
+import logging
+
+import msgspec
+from quart import Quart, Response, ResponseReturnValue, request
+
+from server import protocol
+from server.auth import Principal
+from server.context import Context
+from server.engines.base import Refused
+from server.voices import checks
+from server.voices.store import Metadata, StoredVoice
+from server.web import HttpError, authenticated
+
+UPLOADS_AT_ONCE = 2  # each may hold a decoded clip in memory
+MAX_NAME, MAX_CONSENT, MAX_TRANSCRIPT = 100, 1000, 2000
+log = logging.getLogger(__name__)
+
+
+class VoiceInfo(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """A voice as clients see it."""
+
+    id: str
+    name: str
+    language: str = ""
+    description: str = ""
+    is_default: bool
+    modes: list[str] = []
+    duration_seconds: float = 0.0
+    licence: str = ""
+    consent: str = ""
+
+
+class VoiceList(msgspec.Struct, frozen=True):
+    """``GET /api/v1/voices``."""
+
+    voices: list[VoiceInfo]
+
+
+def describe(voice: StoredVoice, default: str) -> VoiceInfo:
+    """A voice as the list shows it."""
+    about = voice.metadata
+    return VoiceInfo(
+        id=voice.id,
+        name=about.name or voice.id,
+        language=about.language,
+        description=about.description,
+        is_default=voice.id == default,
+        modes=[voice.mode] if voice.transcript is None else ["icl", "xVector"],
+        duration_seconds=about.duration_seconds,
+        licence=about.licence,
+        consent=about.consent,
+    )
+
+
+def install(app: Quart, context: Context) -> None:
+    """Add the routes."""
+    store, settings = context.store, context.settings
+    uploading = asyncio.Semaphore(UPLOADS_AT_ONCE)
+
+    @app.get("/api/v1/voices")
+    @authenticated(context)
+    async def list_voices(principal: Principal) -> ResponseReturnValue:
+        await asyncio.to_thread(store.refresh)
+        default = context.default_voice(principal.id)
+        if context.engine.presets is not None:
+            return _answer(VoiceList([VoiceInfo(id=name, name=name, is_default=name == default) for name in context.engine.presets]))
+        return _answer(VoiceList([describe(voice, default) for voice in store.voices.values() if voice.visible_to(principal.id)]))
+
+    @app.get("/api/v1/voices/<voice_id>/sample.wav")
+    @authenticated(context)
+    async def sample(principal: Principal, voice_id: str) -> ResponseReturnValue:
+        voice = await _visible(context, principal, voice_id)
+        return Response(await asyncio.to_thread(store.reference, voice), content_type="audio/wav")
+
+    @app.delete("/api/v1/voices/<voice_id>")
+    @authenticated(context)
+    async def delete(principal: Principal, voice_id: str) -> ResponseReturnValue:
+        voice = await _visible(context, principal, voice_id)
+        if voice.metadata.owner != principal.id:
+            raise HttpError(403, "VOICE_PROTECTED", f"voice {voice_id} is built in: only the operator can remove it")
+        await asyncio.to_thread(store.remove, voice.id)
+        context.engine.forget(voice.id)
+        return "", 204
+
+    @app.post("/api/v1/voices")
+    @authenticated(context)
+    async def upload(principal: Principal) -> ResponseReturnValue:
+        context.limits.count(principal, "uploads")
+        if context.engine.presets is not None:
+            raise HttpError(409, "VOICES_FIXED", f"this model speaks in its own voices: {', '.join(context.engine.presets) or 'none'}")
+        async with uploading:
+            data, form = await _body(settings.max_upload_bytes)
+            about = _about(form, principal)
+            try:
+                clip = await asyncio.to_thread(checks.check, data, settings.max_upload_bytes)
+                given = form.get("transcript")
+                transcript = None if given is None else checks.check_transcript(given[: MAX_TRANSCRIPT + 1], clip.seconds)
+                voice = await asyncio.to_thread(store.add, clip, transcript, about)
+            except checks.Refusal as error:
+                raise HttpError(error.status, error.code, str(error)) from error
+            except OSError as error:
+                log.error("a voice could not be written", exc_info=error)
+                full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+                raise HttpError(
+                    507 if full else 500, "STORAGE_FULL" if full else "STORAGE_FAILED", "the voice could not be kept"
+                ) from error
+        await _prepare(context, voice)
+        return _answer(describe(voice, context.default_voice(principal.id)), 201)
+
+
+async def _prepare(context: Context, voice: StoredVoice) -> None:
+    """Clone it now, so that the first utterance need not wait; a voice that the model refuses does not stay."""
+    if not context.engine.is_ready:
+        return
+    try:
+        await asyncio.wait_for(context.engine.prepare(voice), context.settings.chunk_timeout)
+    except Refused as error:
+        await asyncio.to_thread(context.store.remove, voice.id)
+        raise HttpError(422, "VOICE_REFUSED", str(error)) from error
+    except TimeoutError:
+        log.warning("voice %s is prepared later: the engine is busy", voice.id)
+
+
+async def _body(most: int) -> tuple[bytes, dict[str, str]]:
+    files, form = await request.files, await request.form
+    if "audio" not in files:
+        raise HttpError(400, "AUDIO_MISSING", "the field audio is missing: send multipart/form-data with a file of that name")
+    return files["audio"].read(most + 1), dict(form)
+
+
+def _about(form: dict[str, str], principal: Principal) -> Metadata:
+    """The fields that describe a voice, checked. Raises HttpError 400."""
+    values = {name: form.get(name, "").strip() for name in ("name", "consent", "language", "description", "licence")}
+    for name, most in (("name", MAX_NAME), ("consent", MAX_CONSENT)):
+        if not 1 <= len(values[name]) <= most:
+            what = "a statement that the speaker agrees" if name == "consent" else "what people call the voice"
+            raise HttpError(400, f"{name.upper()}_MISSING", f"the field {name} is required: {what}, 1 to {most} characters")
+    if values["language"]:
+        known = protocol.language(values["language"])
+        if known is None:
+            raise HttpError(400, "LANGUAGE_UNKNOWN", f"language {values['language']!r}: use one of {', '.join(protocol.LANGUAGES)}")
+        values["language"] = known
+    for name in ("description", "licence"):
+        if len(values[name]) > MAX_CONSENT:
+            raise HttpError(400, f"{name.upper()}_TOO_LONG", f"the field {name} may have {MAX_CONSENT} characters")
+    return Metadata(owner=principal.id, **values)  # type: ignore[arg-type]  # all of these are strings
+
+
+async def _visible(context: Context, principal: Principal, voice_id: str) -> StoredVoice:
+    found = await context.find_voice(voice_id, principal.id)
+    if not isinstance(found, StoredVoice):
+        raise HttpError(404, "VOICE_NOT_FOUND", f"voice {voice_id!r} is not here")
+    return found
+
+
+def _answer(value: msgspec.Struct, status: int = 200) -> Response:
+    return Response(msgspec.json.encode(value), status=status, content_type="application/json")

@@ -1,0 +1,134 @@
+"""What all HTTP routes share: who asks, which browser origins may, and errors as JSON."""
+
+from collections.abc import Awaitable, Callable
+from functools import wraps
+from typing import Any
+from urllib.parse import urlsplit
+
+from quart import Quart, Response, ResponseReturnValue, jsonify, request
+from werkzeug.exceptions import HTTPException
+
+from server.auth import Principal, Unauthorized
+from server.context import Context
+from server.limits import Limited
+from server.settings import LOOPBACK, Settings
+
+
+class HttpError(Exception):
+    """An answer that is an error: ``{error: {code, message}}``."""
+
+    def __init__(self, status: int, code: str, message: str, retry_after_ms: int | None = None) -> None:
+        super().__init__(message)
+        self.status, self.code, self.retry_after_ms = status, code, retry_after_ms
+
+
+def origin_allowed(settings: Settings, origin: str | None, host: str) -> bool:
+    """Whether a browser page of that origin may ask. What is no browser sends none.
+
+    Where nobody has to say who he is, "the server's own origin" means its loopback names, so that no page can come by a name of its own.
+    """
+    if origin is None or origin in settings.allowed_origins or "*" in settings.allowed_origins:
+        return True
+    own = urlsplit(origin).netloc == host
+    return own and (settings.auth_required or urlsplit(origin).hostname in LOOPBACK)
+
+
+def token_of(headers: Any, query: Any) -> str | None:
+    """The token of a request: the Authorization header's, or for browsers' WebSockets the query's."""
+    kind, _, token = headers.get("Authorization", "").partition(" ")
+    return token.strip() if kind.lower() == "bearer" else query.get("token")
+
+
+def address_of(client: Any) -> str:
+    """The peer's address."""
+    return client[0] if client else "unknown"
+
+
+async def principal_of(context: Context) -> Principal:
+    """Who asks. Raises HttpError 401."""
+    if not context.auth.required:
+        return context.auth.anonymous(address_of(request.scope.get("client")))
+    try:
+        return await context.auth.authenticate(token_of(request.headers, {}))
+    except Unauthorized as error:
+        raise HttpError(401, "UNAUTHORIZED", str(error)) from error
+
+
+def authenticated(context: Context) -> Callable[[Callable[..., Awaitable[Any]]], Callable[..., Awaitable[Any]]]:
+    """A route that gets the principal as its first argument."""
+
+    def wrap(route: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+        @wraps(route)
+        async def asked(**values: Any) -> Any:
+            return await route(await principal_of(context), **values)
+
+        return asked
+
+    return wrap
+
+
+def install(app: Quart, context: Context) -> None:
+    """Origins and errors, for every route."""
+    settings = context.settings
+
+    @app.before_request
+    async def check_origin() -> ResponseReturnValue | None:
+        origin = request.headers.get("Origin")
+        if not origin_allowed(settings, origin, request.headers.get("Host", "")):
+            raise HttpError(
+                403, "ORIGIN_NOT_ALLOWED", f"pages of {origin} may not ask here: the operator can add it to TTS_ALLOWED_ORIGINS"
+            )
+        if request.method == "OPTIONS" and origin is not None:
+            return "", 204
+        return None
+
+    @app.after_request
+    async def tell_browsers(response: Response) -> Response:
+        origin = request.headers.get("Origin")
+        if origin is not None and origin_allowed(settings, origin, request.headers.get("Host", "")):
+            response.headers["Access-Control-Allow-Origin"] = origin
+            response.headers["Access-Control-Allow-Headers"] = "Authorization, Content-Type"
+            response.headers["Access-Control-Allow-Methods"] = "GET, POST, DELETE"
+            response.headers["Vary"] = "Origin"
+        response.headers.setdefault("X-Content-Type-Options", "nosniff")
+        return response
+
+    @app.errorhandler(HttpError)
+    async def told(error: HttpError) -> ResponseReturnValue:
+        return answer(error.status, error.code, str(error), error.retry_after_ms)
+
+    @app.errorhandler(Limited)
+    async def limited(error: Limited) -> ResponseReturnValue:
+        return answer(429, "RATE_LIMITED", str(error), error.retry_after_ms)
+
+    @app.errorhandler(HTTPException)
+    async def http(error: HTTPException) -> ResponseReturnValue:
+        status = error.code or 500
+        response = answer(status, error.name.upper().replace(" ", "_"), error.description or error.name)
+        if status == 405 and (allowed := getattr(error, "valid_methods", None)):
+            response.headers["Allow"] = ", ".join(sorted(allowed))
+        return response
+
+    @app.errorhandler(Exception)
+    async def failed(error: Exception) -> ResponseReturnValue:
+        app.logger.error("request failed", exc_info=error)
+        return answer(500, "INTERNAL", "internal error; the server's log says more")
+
+
+def answer(status: int, code: str, message: str, retry_after_ms: int | None = None) -> Response:
+    """An error as JSON; ``type`` and ``param`` are what OpenAI's clients look for."""
+    body: dict[str, Any] = {
+        "code": code,
+        "message": message,
+        "type": "invalid_request_error" if status < 500 else "server_error",
+        "param": None,
+    }
+    if retry_after_ms is not None:
+        body["retryAfterMs"] = retry_after_ms
+    response = jsonify({"error": body})
+    response.status_code = status
+    if status == 401:
+        response.headers["WWW-Authenticate"] = "Bearer"
+    if retry_after_ms is not None:
+        response.headers["Retry-After"] = str(-(-retry_after_ms // 1000))
+    return response

@@ -1,0 +1,332 @@
+"""Who may ask, and how much: JWT of three kinds, API keys, browsers' origins, deadlines, limits, and voices of others."""
+
+import asyncio
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+import jwt
+import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from websockets.asyncio.client import connect
+from websockets.exceptions import InvalidStatus
+
+from server.auth import Authenticator, Unauthorized, new_key, read_keys
+from server.limits import Limited, Limits
+from server.settings import Settings
+from server.web import origin_allowed
+from tests.fake_engine import FakeEngine
+from tests.serving import client, closed, hear, running, say, utterance
+from tests.test_server_voices import CONSENT, sound, speech
+
+SECRET = "a secret of more than thirty-two bytes"
+RSA = rsa.generate_private_key(65537, 2048)
+EC = ec.generate_private_key(ec.SECP256R1())
+
+
+def pem(key: Any) -> str:
+    public: bytes = key.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+    return public.decode()
+
+
+def token(key: Any = SECRET, algorithm: str = "HS256", *, kid: str | None = None, **claims: Any) -> str:
+    made = {"sub": "user", "exp": time.time() + 60} | claims
+    return jwt.encode({name: value for name, value in made.items() if value is not None}, key, algorithm, {"kid": kid} if kid else None)
+
+
+async def who(settings: Settings, text: str | None) -> str:
+    return (await Authenticator(settings).authenticate(text)).id
+
+
+async def test_three_algorithms_and_keys_in_files(tmp_path: Path) -> None:
+    (tmp_path / "ec.pem").write_text(pem(EC))
+    chosen = Settings(jwt_secret=SECRET, jwt_public_key=str(tmp_path / "ec.pem"), jwt_rsa_public_key=pem(RSA).replace("\n", "\\n"))
+    for made in (token(), token(EC, "ES256"), token(RSA, "RS256")):
+        assert await who(chosen, made) == "jwt:user"
+
+
+async def test_jwks_by_key_id(tmp_path: Path) -> None:
+    keys = [
+        jwt.get_algorithm_by_name(algorithm).to_jwk(key.public_key(), as_dict=True) | {"kid": kid, "alg": algorithm}
+        for algorithm, key, kid in (("RS256", RSA, "r"), ("ES256", EC, "e"))
+    ]
+    (tmp_path / "jwks.json").write_text(json.dumps({"keys": keys}))
+    chosen = Settings(jwks=str(tmp_path / "jwks.json"))
+    assert await who(chosen, token(RSA, "RS256", kid="r")) == "jwt:user"
+    assert await who(chosen, token(EC, "ES256", kid="e")) == "jwt:user"
+    with pytest.raises(Unauthorized, match="not known"):
+        await who(chosen, token(RSA, "RS256", kid="x"))
+
+
+async def test_an_unknown_key_id_does_not_fetch_again_and_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reads: list[str] = []
+
+    def read(location: str) -> bytes:
+        reads.append(location)
+        return b'{"keys": []}'
+
+    monkeypatch.setattr("server.auth._read", read)
+    auth = Authenticator(Settings(jwks="https://example.org/jwks"))
+    for number in range(5):
+        with pytest.raises(Unauthorized):
+            await auth.authenticate(token(RSA, "RS256", kid=str(number)))
+    assert len(reads) == 1
+    with pytest.raises(ValueError, match="https"):
+        Authenticator(Settings(jwks="http://example.org/jwks"))
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        None,
+        "",
+        "nonsense",
+        "a.b.c",
+        "\udc00",
+        token("another secret of more than thirty-two bytes"),
+        token(exp=time.time() - 60),
+        token(exp=None),
+        token(sub=None),
+        token(aud="others"),
+        token(iss="others", aud="us"),
+        token(RSA, "RS256"),
+        jwt.encode({"sub": "user", "exp": time.time() + 60, "aud": "us", "iss": "we"}, None, "none"),
+        token(aud="us", iss="we", nbf=time.time() + 60),
+    ],
+)
+async def test_what_is_not_valid_is_refused(made: str | None) -> None:
+    chosen = Settings(jwt_secret=SECRET, jwt_audience="us", jwt_issuer="we")
+    with pytest.raises(Unauthorized):
+        await who(chosen, made)
+    assert await who(chosen, token(aud="us", iss="we")) == "jwt:user"
+
+
+async def test_a_public_key_is_no_secret() -> None:
+    """The classic confusion: HS256 with the RSA key's own PEM as its secret."""
+    import base64
+    import hashlib
+    import hmac
+
+    def part(value: Any) -> bytes:
+        return base64.urlsafe_b64encode(json.dumps(value).encode()).rstrip(b"=")
+
+    body = part({"alg": "HS256"}) + b"." + part({"sub": "user", "exp": time.time() + 60})
+    signed = body + b"." + base64.urlsafe_b64encode(hmac.digest(pem(RSA).encode(), body, hashlib.sha256)).rstrip(b"=")
+    with pytest.raises(Unauthorized):
+        await who(Settings(jwt_rsa_public_key=pem(RSA)), signed.decode())
+
+
+async def test_api_keys_are_kept_as_hashes(tmp_path: Path) -> None:
+    key, line = new_key("operator")
+    assert key not in line
+    (tmp_path / "keys").write_text(f"# ours\n{line}\n\n")
+    assert await who(Settings(api_keys=tmp_path / "keys"), key) == "key:operator"
+    with pytest.raises(Unauthorized):
+        await who(Settings(api_keys=tmp_path / "keys"), line.split(":")[1])
+    (tmp_path / "bad").write_text("operator:123\n")
+    with pytest.raises(ValueError, match=r"line 1.*python -m server key"):
+        read_keys(tmp_path / "bad")
+    made = subprocess.run([sys.executable, "-m", "server", "key", "me"], capture_output=True, text=True, timeout=60, check=True)
+    (tmp_path / "made").write_text(made.stdout)
+    assert await who(Settings(api_keys=tmp_path / "made"), made.stderr.split()[-1]) == "key:me"
+
+
+def test_only_loopback_is_served_without_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match="TTS_AUTH=off"):
+        Settings(host="0.0.0.0")
+    assert not Settings(host="0.0.0.0", auth="off").auth_required
+    assert Settings(host="0.0.0.0", jwt_secret=SECRET).auth_required
+    assert not Settings(jwt_secret=SECRET, auth="off").auth_required
+    monkeypatch.setenv("SUPABASE_URL", "https://x.supabase.co")
+    monkeypatch.setenv("SUPABASE_JWT_PUBLIC_KEY", pem(EC))
+    chosen = Settings()
+    assert (chosen.auth_required, chosen.jwt_public_key) == (True, pem(EC))
+    assert SECRET not in Settings(jwt_secret=SECRET).table()
+
+
+async def test_supabase_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = Settings(supabase_url="https://x.supabase.co/", jwt_public_key=pem(EC))
+    assert await who(chosen, token(EC, "ES256", aud="authenticated", iss="https://x.supabase.co/auth/v1")) == "jwt:user"
+    with pytest.raises(Unauthorized):
+        await who(chosen, token(EC, "ES256", aud="anon", iss="https://x.supabase.co/auth/v1"))
+
+
+async def test_a_token_in_start_in_the_header_or_in_the_query(voices: Path) -> None:
+    engine = FakeEngine()
+    async with running(voices, engine, jwt_secret=SECRET) as server:
+        async with client(server.url) as connection:
+            await say(connection, type="start", authToken=token())
+            assert (await hear(connection))["type"] == "started"
+            await say(connection, type="speak", text="Hello.")
+            assert (await utterance(connection))[1]["type"] == "complete"
+        headers = {"Authorization": f"Bearer {token()}"}
+        for url, options in ((server.url, {"additional_headers": headers}), (f"{server.url}?token={token()}", {})):
+            async with client(url, **options) as connection:
+                await say(connection, type="speak", text="Hello.")
+                assert (await utterance(connection))[1]["type"] == "complete"
+
+
+async def test_without_a_valid_token_nothing_is_done(voices: Path) -> None:
+    engine = FakeEngine()
+    async with running(voices, engine, wait=False, jwt_secret=SECRET, load="lazy") as server:
+        for message in ({"type": "start"}, {"type": "start", "authToken": "x"}, {"type": "speak", "text": "Hello."}):
+            async with client(server.url) as connection:
+                await say(connection, **message)
+                error = await hear(connection)
+                assert (error["code"], error["recoverable"]) == ("UNAUTHORIZED", False)
+                assert await closed(connection) == 4401
+        async with connect(f"{server.url}?token=x") as connection:
+            assert (await hear(connection))["code"] == "UNAUTHORIZED"
+            assert await closed(connection) == 4401
+        async with httpx.AsyncClient(base_url=server.http) as http:
+            for method, path in (
+                ("GET", "/api/v1/voices"),
+                ("POST", "/api/v1/voices"),
+                ("GET", "/metrics"),
+                ("DELETE", "/api/v1/voices/anna"),
+            ):
+                answer = await http.request(method, path)
+                assert (answer.status_code, answer.headers["www-authenticate"]) == (401, "Bearer")
+            assert (await http.get("/healthz")).status_code == 200
+    assert (engine.loads, engine.requests) == (0, [])
+
+
+async def test_the_deadline_for_a_token(voices: Path) -> None:
+    async with running(voices, FakeEngine(), jwt_secret=SECRET, auth_timeout=0.1) as server, client(server.url) as connection:
+        assert "no valid token" in (await hear(connection))["message"]
+        assert await closed(connection) == 4408
+
+
+async def test_a_token_that_expires_is_renewed_by_start(voices: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("server.auth.LEEWAY", 0.0)
+    async with running(voices, FakeEngine(), jwt_secret=SECRET) as server, client(server.url) as connection:
+        await say(connection, type="start", authToken=token(exp=time.time() + 1.2))
+        assert (await hear(connection))["type"] == "started"
+        await asyncio.sleep(1.3)
+        await say(connection, type="speak", text="Hello.", requestId="r")
+        error = await hear(connection)
+        assert (error["code"], error["recoverable"], error["requestId"]) == ("UNAUTHORIZED", True, "r")
+        await say(connection, type="start", authToken=token())
+        assert (await hear(connection))["type"] == "started"
+        await say(connection, type="speak", text="Hello.")
+        assert (await utterance(connection))[1]["type"] == "complete"
+
+
+async def test_voices_of_others_are_invisible(voices: Path) -> None:
+    mine, theirs = ({"Authorization": f"Bearer {token(sub=name)}"} for name in ("me", "them"))
+    async with running(voices, FakeEngine(), jwt_secret=SECRET) as server, httpx.AsyncClient(base_url=server.http) as http:
+        made = (await http.post("/api/v1/voices", headers=mine, files={"audio": ("a.wav", sound(speech()))}, data=CONSENT)).json()["id"]
+        for headers, seen in ((mine, 3), (theirs, 2)):
+            assert len((await http.get("/api/v1/voices", headers=headers)).json()["voices"]) == seen
+        for method, path in (("GET", f"/api/v1/voices/{made}/sample.wav"), ("DELETE", f"/api/v1/voices/{made}")):
+            assert (await http.request(method, path, headers=theirs)).status_code == 404
+        async with client(server.url, additional_headers=theirs) as connection:
+            await say(connection, type="speak", text="Hello.", voice=made)
+            error = await hear(connection)
+            assert error["code"] == "VOICE_NOT_FOUND"
+            assert made not in error["message"].split("is not here", 1)[1]
+        async with connect(server.url) as connection:
+            assert made not in (await hear(connection))["capabilities"]["voices"]
+        async with connect(server.url, additional_headers=mine) as connection:
+            assert made in (await hear(connection))["capabilities"]["voices"]
+        assert (await http.delete(f"/api/v1/voices/{made}", headers=mine)).status_code == 204
+
+
+@pytest.mark.parametrize(
+    ("origin", "host", "chosen", "allowed"),
+    [
+        (None, "localhost:8000", {}, True),
+        ("http://localhost:8000", "localhost:8000", {}, True),
+        ("http://127.0.0.1:8000", "127.0.0.1:8000", {}, True),
+        ("http://evil.example", "localhost:8000", {}, False),
+        ("null", "localhost:8000", {}, False),
+        ("http://evil.example:8000", "evil.example:8000", {}, False),  # DNS rebinding
+        ("https://tts.example", "tts.example", {"jwt_secret": SECRET}, True),
+        ("https://app.example", "tts.example", {"jwt_secret": SECRET}, False),
+        ("https://app.example", "tts.example", {"allowed_origins": "https://app.example, https://b.example"}, True),
+        ("https://any.example", "tts.example", {"allowed_origins": "*"}, True),
+    ],
+)
+def test_origins(origin: str | None, host: str, chosen: dict[str, Any], allowed: bool) -> None:
+    assert origin_allowed(Settings(**chosen), origin, host) is allowed
+
+
+async def test_pages_of_other_origins_are_kept_out(voices: Path) -> None:
+    chosen = {"allowed_origins": "https://app.example"}
+    async with running(voices, FakeEngine(), **chosen) as server, httpx.AsyncClient(base_url=server.http) as http:
+        with pytest.raises(InvalidStatus) as refused:
+            await connect(server.url, origin="http://evil.example")
+        assert refused.value.response.status_code == 403
+        async with client(server.url, origin="https://app.example"):
+            pass
+        assert (await http.get("/api/v1/voices", headers={"Origin": "http://evil.example"})).status_code == 403
+        answer = await http.options("/api/v1/voices", headers={"Origin": "https://app.example", "Access-Control-Request-Method": "POST"})
+        assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (204, "https://app.example")
+
+
+async def test_limits_of_a_principal(voices: Path) -> None:
+    chosen = {"limit_utterances": 2, "limit_characters": 30, "limit_sessions": 2}
+    async with running(voices, FakeEngine(), jwt_secret=SECRET, **chosen) as server:
+        mine = {"Authorization": f"Bearer {token(sub='me')}"}
+        async with client(server.url, additional_headers=mine) as connection, client(server.url, additional_headers=mine):
+            for text, code in (("Hello.", None), ("x" * 30, "RATE_LIMITED"), ("Hello.", None), ("Hello.", "RATE_LIMITED")):
+                await say(connection, type="speak", text=text, requestId="r")
+                message = (await utterance(connection))[1]
+                assert message.get("code") == code
+                if code is not None:
+                    assert 0 < message["retryAfterMs"] <= 60_000
+                    assert message["requestId"] == "r"
+            async with connect(server.url, additional_headers=mine) as third:
+                assert (await hear(third))["code"] == "RATE_LIMITED"
+                assert await closed(third) == 4429
+            async with client(server.url, additional_headers={"Authorization": f"Bearer {token(sub='another')}"}) as other:
+                await say(other, type="speak", text="Hello.")
+                assert (await utterance(other))[1]["type"] == "complete"
+
+
+async def test_addresses_behind_a_trusted_proxy(voices: Path) -> None:
+    for proxies, codes in ((0, [None, 4429]), (1, [None, None])):
+        async with running(voices, FakeEngine(), proxies=proxies, limit_connects=1) as server:
+            seen = []
+            for address in ("1.1.1.1", "2.2.2.2"):
+                async with connect(server.url, additional_headers={"X-Forwarded-For": f"9.9.9.9, {address}"}) as connection:
+                    seen.append(None if (await hear(connection))["type"] == "ready" else await closed(connection))
+            assert seen == codes
+
+
+@pytest.mark.slow
+async def test_a_flood_of_connects_is_held_off(voices: Path) -> None:
+    """1000 connects within a minute from one address: the allowed ones get a session, all others 4429, and the server stays small."""
+    codes: list[int | None] = []
+    async with running(voices, FakeEngine()) as server:
+        for _ in range(1000):
+            async with connect(server.url) as connection:
+                if (await hear(connection))["type"] == "ready":
+                    codes.append(None)
+                else:
+                    codes.append(await closed(connection))
+        assert len(server.context.sessions) <= 1
+    assert codes.count(None) == 120
+    assert set(codes[120:]) == {4429}
+
+
+async def test_uploads_have_a_limit(voices: Path) -> None:
+    async with running(voices, FakeEngine(), limit_uploads=1) as server, httpx.AsyncClient(base_url=server.http) as http:
+        statuses = [(await http.post("/api/v1/voices", data=CONSENT)) for _ in range(2)]
+        assert [answer.status_code for answer in statuses] == [400, 429]
+        assert statuses[1].json()["error"]["retryAfterMs"] > 0
+        assert int(statuses[1].headers["retry-after"]) > 0
+
+
+def test_what_is_too_much_is_not_counted() -> None:
+    limits = Limits(Settings(limit_characters=10))
+    someone = Authenticator(Settings()).anonymous("1.2.3.4")
+    limits.count(someone, "characters", 6)
+    with pytest.raises(Limited, match="more than 10 characters in one minute"):
+        limits.count(someone, "characters", 5)
+    limits.count(someone, "characters", 4)

@@ -1,0 +1,184 @@
+"""OpenAI's endpoints, asked by the real ``openai`` package over a real socket; and the encoders behind them."""
+
+import asyncio
+import base64
+import io
+import json
+import sys
+from pathlib import Path
+
+import httpx
+import numpy as np
+import openai
+import pytest
+import soundfile
+
+from server.encode import CONTENT_TYPES, Tempo, Unavailable, encoder
+from tests.fake_engine import FRAME, LIMIT, FakeEngine, pcm16
+from tests.serving import Server, running, until
+
+
+def ask(server: Server) -> openai.AsyncOpenAI:
+    return openai.AsyncOpenAI(base_url=f"{server.http}/v1", api_key="none", max_retries=0)
+
+
+def wave(seconds: float = 1.0) -> np.ndarray:
+    return (0.5 * np.sin(2 * np.pi * 440 * np.arange(int(24000 * seconds)) / 24000)).astype(np.float32)
+
+
+def encoded(kind: str, pcm: np.ndarray, size: int = 1920) -> bytes:
+    coder = encoder(kind)
+    return b"".join([coder.write(pcm[start : start + size]) for start in range(0, len(pcm), size)] + [coder.finish()])
+
+
+def decoded(kind: str, data: bytes) -> tuple[np.ndarray, int]:
+    """Samples and rate, by an independent reader (FFmpeg, as PyAV has it)."""
+    if kind == "pcm":
+        return np.frombuffer(data, "<i2") / 32768, 24000
+    av = pytest.importorskip("av", reason="the extra aac")
+    with av.open(io.BytesIO(data)) as container:
+        frames = list(container.decode(audio=0))
+        samples = [frame.to_ndarray().reshape(len(frame.layout.channels), -1)[0].astype(np.float64) for frame in frames]
+        scale = 32768.0 if frames[0].format.name.startswith("s16") else 1.0
+        return np.concatenate(samples) / scale, frames[0].sample_rate
+
+
+@pytest.mark.parametrize("kind", sorted(CONTENT_TYPES))
+def test_every_format_is_streamed_and_says_what_went_in(kind: str) -> None:
+    coder, sound, early = encoder(kind), wave(2.0), 0
+    data = b""
+    for start in range(0, len(sound), 1920):
+        data += coder.write(sound[start : start + 1920])
+        early = early or (len(data) > 100 and start)
+    data += coder.finish()
+    assert early < len(sound) / 2, "bytes leave long before the end"
+    samples, rate = decoded(kind, data)
+    assert abs(len(samples) / rate - 2.0) < 0.1
+    spectrum = np.abs(np.fft.rfft(samples[: rate // 2 * 2] * np.hanning(rate // 2 * 2)))
+    assert abs(spectrum.argmax() * rate / (rate // 2 * 2) - 440) < 2
+    assert abs(np.sqrt(np.mean(samples**2)) - 0.3535) < 0.03
+
+
+def test_a_streamed_wav_has_one_header() -> None:
+    data = encoded("wav", wave())
+    assert data.count(b"RIFF") == 1
+    assert data[44:] == encoded("pcm", wave())
+    assert len(soundfile.read(io.BytesIO(data))[0]) == 24000
+
+
+@pytest.mark.parametrize("speed", [0.25, 0.8, 1.5, 4.0])
+def test_speed_changes_the_length_and_not_the_pitch(speed: float) -> None:
+    pytest.importorskip("av", reason="the extra aac")
+    tempo, sound = Tempo(speed), wave(3.0)
+    made = np.concatenate([*(tempo.write(sound[start : start + 1920]) for start in range(0, len(sound), 1920)), tempo.finish()])
+    assert abs(len(made) / 24000 - 3.0 / speed) < 0.1
+    spectrum = np.abs(np.fft.rfft(made * np.hanning(len(made))))
+    assert abs(spectrum.argmax() * 24000 / len(made) - 440) < 5
+
+
+def test_without_pyav_the_answer_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "av", None)
+    for make in (lambda: encoder("aac"), lambda: Tempo(2.0)):
+        with pytest.raises(Unavailable, match="the extra 'aac'"):
+            make()
+
+
+@pytest.mark.parametrize("kind", sorted(CONTENT_TYPES))
+async def test_the_openai_package_gets_every_format(voices: Path, kind: str) -> None:
+    engine = FakeEngine(frames=12)
+    async with (
+        running(voices, engine) as server,
+        ask(server) as client,
+        client.audio.speech.with_streaming_response.create(
+            model="tts-1", voice="alloy", input=" Hello. ", response_format=kind, instructions="calmly"
+        ) as response,
+    ):
+        assert response.headers["content-type"] == CONTENT_TYPES[kind]
+        data = b"".join([piece async for piece in response.iter_bytes()])
+    if kind in ("pcm", "wav"):
+        assert data[-12 * 2 * FRAME :] == pcm16(1, 12)
+    samples, rate = decoded(kind, data)
+    assert abs(len(samples) / rate - 0.96) < 0.1
+    assert (engine.requests[0].text, engine.requests[0].voice.id) == ("Hello.", "makima")
+
+
+async def test_audio_comes_while_it_is_made(voices: Path) -> None:
+    gate = asyncio.Semaphore(1)
+    async with running(voices, FakeEngine(gate=gate)) as server, ask(server) as client:
+        async with client.audio.speech.with_streaming_response.create(
+            model="tts-1", voice="makima", input="Hello.", response_format="pcm"
+        ) as response:
+            pieces = response.iter_bytes()
+            first = await asyncio.wait_for(anext(pieces), LIMIT)
+            assert first == pcm16(1, 1)
+            gate.release()
+            gate.release()
+            assert b"".join([piece async for piece in pieces]) == pcm16(1, 3, first=1)
+
+
+async def test_server_sent_events(voices: Path) -> None:
+    body = {"model": "gpt-4o-mini-tts", "voice": {"id": "anna"}, "input": "Hello.", "response_format": "pcm", "stream_format": "sse"}
+    engine = FakeEngine()
+    async with running(voices, engine) as server, httpx.AsyncClient(base_url=server.http) as http:
+        answer = await http.post("/v1/audio/speech", json=body)
+    assert answer.headers["content-type"] == "text/event-stream"
+    events = [json.loads(line.removeprefix("data: ")) for line in answer.text.split("\n\n") if line]
+    *deltas, done = events
+    assert {event["type"] for event in deltas} == {"speech.audio.delta"}
+    assert b"".join(base64.b64decode(event["audio"]) for event in deltas) == pcm16(1, 3)
+    assert done == {"type": "speech.audio.done", "usage": {"input_tokens": 6, "output_tokens": 3, "total_tokens": 9}}
+    assert engine.requests[0].voice.id == "anna"
+
+
+async def test_models_and_voices(voices: Path) -> None:
+    async with running(voices, FakeEngine()) as server, ask(server) as client, httpx.AsyncClient(base_url=server.http) as http:
+        assert "tts-1" in [model.id async for model in client.models.list()]
+        assert (await http.get("/v1/audio/voices")).json() == {
+            "voices": [{"id": "anna", "name": "anna"}, {"id": "makima", "name": "makima"}]
+        }
+
+
+async def test_aliases(voices: Path) -> None:
+    engine = FakeEngine()
+    async with running(voices, engine, voice_aliases={"alloy": "anna"}) as server, ask(server) as client:
+        for voice in ("alloy", "nova", "makima"):
+            await client.audio.speech.create(model="tts-1", voice=voice, input="Hello.", response_format="pcm", speed=1.0)
+        with pytest.raises(openai.NotFoundError, match="nobody"):
+            await client.audio.speech.create(model="tts-1", voice="nobody", input="Hello.")
+    assert [request.voice.id for request in engine.requests] == ["anna", "makima", "makima"]
+
+
+async def test_errors_are_those_of_the_package(voices: Path) -> None:
+    engine = FakeEngine()
+    async with running(voices, engine, jwt_secret="a secret of more than thirty-two bytes", auth="off") as server, ask(server) as client:
+        for text, kind, code in (
+            ("  ", openai.BadRequestError, "INVALID_TEXT"),
+            ("x" * 2001, openai.BadRequestError, "INVALID_TEXT"),
+            ("refuse", openai.BadRequestError, "INVALID_TEXT"),
+            ("break", openai.InternalServerError, "SYNTHESIS_ERROR"),
+            ("memory", openai.InternalServerError, "GPU_OUT_OF_MEMORY"),
+        ):
+            with pytest.raises(kind) as raised:
+                await client.audio.speech.create(model="tts-1", voice="alloy", input=text)
+            assert raised.value.code == code
+        with pytest.raises(openai.BadRequestError):
+            await client.audio.speech.create(model="tts-1", voice="alloy", input="Hello.", speed=9)
+        with pytest.raises(openai.BadRequestError):
+            await client.post("/audio/speech", content=b'{"input":' + b"[" * 30_000, cast_to=object)
+        engine.healed = True
+        assert (await client.audio.speech.create(model="tts-1", voice="alloy", input="break", response_format="pcm")).content
+        with pytest.raises(openai.APIConnectionError):  # a failure in the middle must not look like an end
+            (await client.audio.speech.create(model="tts-1", voice="alloy", input="fail", response_format="pcm")).read()
+    async with running(voices, FakeEngine(), jwt_secret="a secret of more than thirty-two bytes") as server, ask(server) as client:
+        with pytest.raises(openai.AuthenticationError):
+            await client.audio.speech.create(model="tts-1", voice="alloy", input="Hello.")
+
+
+async def test_a_client_that_goes_away_ends_the_generation(voices: Path) -> None:
+    engine = FakeEngine(frames=1000, gate=asyncio.Semaphore(2))
+    async with running(voices, engine) as server:
+        body = {"input": "Hello.", "voice": "alloy", "response_format": "pcm"}
+        async with httpx.AsyncClient(base_url=server.http) as http, http.stream("POST", "/v1/audio/speech", json=body) as answer:
+            await anext(answer.aiter_raw())
+        await asyncio.wait_for(engine.handles[0].cancelled.wait(), LIMIT)
+        await until(lambda: engine.active == 0)

@@ -1,0 +1,332 @@
+"""Voices: what a recording must be, where voices lie, their REST interface, and the same offline."""
+
+import errno
+import io
+import json
+import os
+import struct
+import subprocess
+import sys
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+import soundfile
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from server.voices.checks import Refusal, advise, check, check_transcript
+from server.voices.command import app
+from server.voices.store import Metadata, VoiceStore
+from tests.fake_engine import FakeEngine
+from tests.serving import client, running, say, utterance
+
+ROOT = Path(__file__).parent.parent
+MOST = 10 * 1024 * 1024
+CONSENT = {"name": "Clara", "consent": "I am the speaker and I agree."}
+
+
+def speech(seconds: float = 5.0, rate: int = 24000, level: float = 0.2) -> np.ndarray:
+    """Syllables of noise with pauses: what the checks take for speech."""
+    time = np.arange(int(seconds * rate)) / rate
+    envelope = np.clip(np.sin(2 * np.pi * 2 * time), 0, 1)
+    return (np.random.default_rng(0).normal(0, level, len(time)).clip(-0.9, 0.9) * envelope).astype(np.float32)
+
+
+def sound(samples: np.ndarray, rate: int = 24000, kind: str = "WAV", subtype: str | None = None) -> bytes:
+    file = io.BytesIO()
+    soundfile.write(file, samples, rate, format=kind, subtype=subtype)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("kind", "subtype", "rate"),
+    [
+        ("WAV", "PCM_16", 24000),
+        ("WAV", "FLOAT", 48000),
+        ("FLAC", None, 44100),
+        ("OGG", "VORBIS", 24000),
+        ("OGG", "OPUS", 48000),
+        ("MP3", None, 44100),
+    ],
+)
+def test_every_format_is_taken(kind: str, subtype: str | None, rate: int) -> None:
+    stereo = np.stack([speech(rate=rate), speech(rate=rate)], axis=1)
+    clip = check(sound(stereo, rate, kind, subtype), MOST)
+    assert (clip.rate, clip.samples.ndim) == (rate, 1)
+    assert abs(clip.seconds - 5) < 0.15
+
+
+def header_only(channels: int = 1, rate: int = 24000, seconds: float = 5.0) -> bytes:
+    """A WAV header that promises that much, and a little data."""
+    size = int(seconds * rate) * channels * 2
+    fields = struct.pack("<HHIIHH", 1, channels, rate, rate * channels * 2 & 0xFFFFFFFF, channels * 2 & 0xFFFF, 16)
+    return (
+        b"RIFF"
+        + struct.pack("<I", size + 36)
+        + b"WAVEfmt "
+        + struct.pack("<I", 16)
+        + fields
+        + b"data"
+        + struct.pack("<I", size)
+        + bytes(size)
+    )
+
+
+@pytest.mark.parametrize(
+    ("data", "code", "said"),
+    [
+        (b"RIFF" + bytes(MOST), "AUDIO_TOO_BIG", str(MOST)),
+        (b"", "AUDIO_FORMAT", "first bytes"),
+        (b"%PDF-1.7 and so on", "AUDIO_FORMAT", "first bytes"),
+        (b"RIFF\0\0\0\0WAVEnonsense", "AUDIO_UNREADABLE", "WAV"),
+        (b"fLaC" + os.urandom(100), "AUDIO_UNREADABLE", "FLAC"),
+        (b"OggS" + bytes(100), "AUDIO_UNREADABLE", "OGG"),
+        (header_only(channels=3), "AUDIO_CHANNELS", "3 channels"),
+        (header_only(channels=1024, seconds=0.01), "AUDIO_CHANNELS", "1024 channels"),
+        (header_only(rate=4000), "AUDIO_SAMPLE_RATE", "4000 Hz"),
+        (header_only(rate=192_000, seconds=4), "AUDIO_SAMPLE_RATE", "192000 Hz"),
+        (sound(speech(2.9)), "AUDIO_TOO_SHORT", "2.90 s"),
+        (sound(speech(31), kind="FLAC"), "AUDIO_TOO_LONG", "31.0 s"),
+        (sound(np.where(np.arange(96000) == 5, np.nan, speech(4)).astype(np.float32), subtype="FLOAT"), "AUDIO_NOT_FINITE", "1 NaN"),
+        (sound(np.where(np.arange(96000) < 2, np.inf, speech(4)).astype(np.float32), subtype="FLOAT"), "AUDIO_NOT_FINITE", "2 NaN"),
+        (sound(np.zeros(96000)), "AUDIO_SILENT", "dBFS"),
+        (sound(np.sign(speech(4))), "AUDIO_CLIPPED", "full scale"),
+    ],
+)
+def test_every_rule_has_its_refusal(data: bytes, code: str, said: str) -> None:
+    with pytest.raises(Refusal, match=said) as refused:
+        check(data, MOST)
+    assert refused.value.code == code
+    assert 400 <= refused.value.status < 500
+
+
+@pytest.mark.slow
+def test_audio_bombs_cost_nothing() -> None:
+    """10 h of silence in a FLAC of a few MB: refused by its header; with a header that does not say how long, by bounded decoding."""
+    file = io.BytesIO()
+    with soundfile.SoundFile(file, "w", 8000, 1, "PCM_16", format="FLAC") as out:
+        for _ in range(36):
+            out.write(np.zeros(8_000_000, np.int16))
+    bomb = file.getvalue()
+    assert len(bomb) < 4_000_000
+    liar = bytearray(bomb)
+    liar[21] &= 0xF0  # STREAMINFO's 36 bits of total samples: unknown
+    liar[22:26] = bytes(4)
+    tracemalloc.start()
+    for data, code in ((bomb, "AUDIO_TOO_LONG"), (bytes(liar), "AUDIO_TOO_LONG")):
+        with pytest.raises(Refusal) as refused:
+            check(data, MOST)
+        assert refused.value.code == code
+    assert tracemalloc.get_traced_memory()[1] < 20_000_000
+    tracemalloc.stop()
+
+
+@given(
+    data=st.binary(max_size=300),
+    magic=st.sampled_from([b"RIFF\0\0\0\0WAVE", b"fLaC\0\0\0\x22", b"OggS\0\2", b"ID3\4\0", b"\xff\xfb\x90", b""]),
+)
+@settings(deadline=None, max_examples=150)
+def test_no_bytes_do_more_than_be_refused(data: bytes, magic: bytes) -> None:
+    with pytest.raises(Refusal):
+        check(magic + data, MOST)
+
+
+CLIP = sound(speech(3.0, 8000), 8000)
+
+
+@given(
+    cuts=st.lists(st.tuples(st.integers(0, len(CLIP) - 1) | st.integers(0, 60), st.integers(0, 255)), max_size=20),
+    end=st.integers(0, len(CLIP)),
+)
+@settings(deadline=None, max_examples=60)
+def test_a_damaged_file_is_taken_or_refused(cuts: list[tuple[int, int]], end: int) -> None:
+    data = bytearray(CLIP)
+    for place, value in cuts:
+        data[place] = value
+    try:
+        clip = check(bytes(data[:end]), MOST)
+    except Refusal:
+        return
+    assert 3 <= clip.seconds <= 30
+    assert np.isfinite(clip.samples).all()
+
+
+def test_transcripts_must_fit() -> None:
+    assert check_transcript("  Good evening, everybody.\n", 3.0) == "Good evening, everybody."
+    assert check_transcript("こんばんは、マキマです。", 3.0)
+    for text, code in (
+        ("", "TRANSCRIPT_EMPTY"),
+        ("word " * 100, "TRANSCRIPT_MISFIT"),
+        ("a", "TRANSCRIPT_MISFIT"),
+        ("漢" * 60, "TRANSCRIPT_MISFIT"),
+    ):
+        with pytest.raises(Refusal) as refused:
+            check_transcript(text, 5.0)
+        assert refused.value.code == code
+
+
+def test_advice_is_the_specifications() -> None:
+    assert advise(check(sound(speech(6.0)), MOST)) == []
+    noisy = speech(12.0, 16000) + np.random.default_rng(1).normal(0, 0.1, 192000).astype(np.float32)
+    said = " ".join(advise(check(sound(noisy.clip(-0.9, 0.9), 16000, subtype="PCM_U8"), MOST)))
+    for part in ("12.0 s", "16000 Hz", "8 bits", "above the background"):
+        assert part in said
+    assert "lossy" in " ".join(advise(check(sound(speech(6.0), kind="OGG"), MOST)))
+
+
+async def test_upload_list_listen_speak_delete(voices: Path) -> None:
+    engine = FakeEngine()
+    data = sound(speech())
+    async with running(voices, engine) as server, httpx.AsyncClient(base_url=server.http) as http:
+        listed = (await http.get("/api/v1/voices")).json()["voices"]
+        assert [(voice["id"], voice["isDefault"], voice["modes"]) for voice in listed] == [
+            ("anna", False, ["xVector"]),
+            ("makima", True, ["icl", "xVector"]),
+        ]
+        form = CONSENT | {"transcript": "These are the words that are said.", "language": "english"}
+        answer = await http.post("/api/v1/voices", files={"audio": ("clip.wav", data)}, data=form)
+        assert answer.status_code == 201, answer.text
+        made = answer.json()
+        assert (made["name"], made["language"], made["modes"], made["durationSeconds"]) == ("Clara", "English", ["icl", "xVector"], 5.0)
+        assert made["consent"] == CONSENT["consent"]
+        assert engine.prepared == [made["id"]]
+        assert sorted(file.name for file in (voices / made["id"]).iterdir()) == ["metadata.json", "reference.wav", "transcript.txt"]
+        sample = await http.get(f"/api/v1/voices/{made['id']}/sample.wav")
+        assert sample.headers["content-type"] == "audio/wav"
+        samples, rate = soundfile.read(io.BytesIO(sample.content))
+        assert (rate, len(samples)) == (24000, 120_000)
+        async with client(server.url) as connection:
+            await say(connection, type="speak", text="Hello.", voice=made["id"])
+            assert (await utterance(connection))[1]["type"] == "complete"
+        assert engine.requests[0].voice.id == made["id"]
+        assert (await http.delete(f"/api/v1/voices/{made['id']}")).status_code == 204
+        assert engine.forgotten == [made["id"]]
+        assert not (voices / made["id"]).exists()
+        for request in (http.delete, lambda path: http.get(f"{path}/sample.wav")):
+            gone = await request(f"/api/v1/voices/{made['id']}")
+            assert (gone.status_code, gone.json()["error"]["code"]) == (404, "VOICE_NOT_FOUND")
+        protected = await http.delete("/api/v1/voices/makima")
+        assert (protected.status_code, protected.json()["error"]["code"]) == (403, "VOICE_PROTECTED")
+
+
+async def test_refused_uploads_say_why_and_leave_nothing(voices: Path) -> None:
+    engine = FakeEngine(refuses_voice=True)
+    data = sound(speech())
+    before = sorted(voices.iterdir())
+    async with running(voices, engine) as server, httpx.AsyncClient(base_url=server.http) as http:
+        cases: list[tuple[Any, Any, int, str]] = [
+            (None, CONSENT, 400, "AUDIO_MISSING"),
+            (data, {"name": "x"}, 400, "CONSENT_MISSING"),
+            (data, {"consent": "yes"}, 400, "NAME_MISSING"),
+            (data, CONSENT | {"language": "Klingon"}, 400, "LANGUAGE_UNKNOWN"),
+            (b"MZ", CONSENT, 415, "AUDIO_FORMAT"),
+            (sound(speech(2)), CONSENT, 422, "AUDIO_TOO_SHORT"),
+            (data, CONSENT | {"transcript": "x" * 1000}, 422, "TRANSCRIPT_MISFIT"),
+            (data, CONSENT, 422, "VOICE_REFUSED"),
+            (bytes(11 * 1024 * 1024), CONSENT, 413, "AUDIO_TOO_BIG"),
+        ]
+        for audio, form, status, code in cases:
+            files = {"audio": ("a.wav", audio)} if audio is not None else {"other": ("b", b"")}
+            answer = await http.post("/api/v1/voices", files=files, data=form)
+            assert (answer.status_code, answer.json()["error"]["code"]) == (status, code), code
+            assert answer.json()["error"]["message"]
+    assert sorted(voices.iterdir()) == before
+
+
+async def test_a_full_disk_is_told_and_leaves_nothing(voices: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = sorted(voices.iterdir())
+
+    def full(path: Path, data: bytes) -> None:
+        path.write_bytes(data[:10])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("server.voices.store.write_file", full)
+    async with running(voices, FakeEngine()) as server, httpx.AsyncClient(base_url=server.http) as http:
+        answer = await http.post("/api/v1/voices", files={"audio": ("a.wav", sound(speech()))}, data=CONSENT)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (507, "STORAGE_FULL")
+        async with client(server.url) as connection:
+            await say(connection, type="speak", text="Hello.")
+            assert (await utterance(connection))[1]["type"] == "complete"
+    assert sorted(voices.iterdir()) == before
+
+
+KILLED = """
+import os, signal, sys
+import numpy as np
+from pathlib import Path
+from server.voices import store
+from server.voices.checks import Clip
+written = []
+def write(path, data):
+    Path(path).write_bytes(data[: len(data) // 2])
+    written.append(path)
+    if len(written) == last:
+        os.kill(os.getpid(), signal.SIGKILL)
+store.write_file = write
+clip = Clip(np.ones(72000, np.float32) / 2, 24000, 16)
+for last in (1, 2, 3):
+    child = os.fork()
+    if child == 0:
+        store.VoiceStore(sys.argv[1]).add(clip, "words", store.Metadata(name="x"), f"half-{last}")
+    assert os.waitpid(child, 0)[1] == signal.SIGKILL
+"""
+
+
+def test_kill_9_during_an_upload_leaves_no_half_voice(voices: Path) -> None:
+    """Killed while each of the three files is being written; a child's start clears away what the one before has left."""
+    subprocess.run([sys.executable, "-c", KILLED, str(voices)], cwd=ROOT, timeout=60, check=True)
+    assert [path.name for path in voices.iterdir() if path.name.startswith(".half-3.partial-")], "it was killed in the middle"
+    assert list(VoiceStore(voices).voices) == ["anna", "makima"]
+    assert sorted(path.name for path in voices.iterdir()) == ["anna", "makima"], "the next start clears away"
+
+
+def test_the_folder_may_be_a_bucket() -> None:
+    store = VoiceStore("memory://bucket/voices")
+    clip = check(sound(speech()), MOST)
+    made = store.add(clip, "These are the words that are said.", Metadata(name="Clara", owner="key:a"), "clara")
+    assert (made.id, made.mode, made.metadata.duration_seconds) == ("clara", "icl", 5.0)
+    again = VoiceStore("memory://bucket/voices").voices["clara"]
+    assert (again.transcript, again.metadata.owner, again.revision) == (made.transcript, "key:a", made.revision)
+    assert soundfile.read(io.BytesIO(store.reference(again)))[1] == 24000
+    store.save_prompt(again, "model one", b"1")
+    store.save_prompt(again, "model two", b"2")
+    assert (store.load_prompt(again, "model one"), store.load_prompt(again, "model two")) == (None, b"2")
+    store._fs.rm_file("/bucket/voices/clara/metadata.json")
+    assert store.refresh(now=True) == {}, "what has no metadata is no voice"
+    store.add(clip, None, Metadata(), "dora")
+    store.remove("dora")
+    assert store.voices == {}
+
+
+@pytest.mark.parametrize("name", ["../x", "", ".hidden", "a/b", "a" * 65, "é"])
+def test_ids_are_names_of_folders_and_nothing_else(voices: Path, name: str) -> None:
+    with pytest.raises(ValueError, match="id is 1 to 64"):
+        VoiceStore(voices).add(check(sound(speech()), MOST), None, Metadata(), name)
+
+
+def test_the_same_offline(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def run(*arguments: str) -> str:
+        """As the program runs it (qwen3_jax/cli.py): a ValueError is a line on stderr and status 2."""
+        app(arguments, standalone_mode=False)
+        return capsys.readouterr().out
+
+    folder, clip = ["--voices-dir", str(tmp_path / "voices")], tmp_path / "clip.wav"
+    clip.write_bytes(sound(speech(6.0)))
+    assert "6.0 s" in run("check", str(clip), "--transcript", "These are the words that are said.")
+    with pytest.raises(ValueError, match="TRANSCRIPT_MISFIT"):
+        run("check", str(clip), "--transcript", "x" * 1000)
+    words = ["--transcript", "These are the words that are said.", "--language", "Japanese", "--licence", "CC0-1.0"]
+    with pytest.raises(ValueError, match="--consent is required"):
+        run("add", str(clip), "--id", "makima", *words, *folder)
+    run("add", str(clip), "--id", "makima", *words, "--consent", "The speaker agrees.", *folder)
+    about = json.loads((tmp_path / "voices" / "makima" / "metadata.json").read_text())
+    assert (about["licence"], about["consent"], about["language"]) == ("CC0-1.0", "The speaker agrees.", "Japanese")
+    assert "makima" in run("list", *folder)
+    run("remove", "makima", *folder)
+    assert "holds no voice" in run("list", *folder)
+    with pytest.raises(ValueError, match="'makima' is not in"):
+        run("remove", "makima", *folder)
