@@ -1,7 +1,8 @@
-"""The one thread that owns the model: load -> voices -> utterances, one after the other in order of arrival; pcm goes to the event loop.
+"""Threads between model and event loop: load -> voices -> utterances, ``slots`` at a time in order of arrival; pcm goes to the loop.
 
-The executor's queue is the line in which utterances wait, its future is the owner that learns of the thread's failure: nothing
-an utterance raises is lost. Between thread and loop there are at most ``max_chunks`` pieces of audio; the thread waits for room.
+The model speaks for all of them in one batch (qwen3_jax.service); a thread here only carries one utterance's audio over. The executor's
+queue is the line in which utterances wait, its future is the owner that learns of a thread's failure: nothing an utterance raises is
+lost. Between thread and loop there are at most ``max_chunks`` pieces of audio; the thread waits for room, and so its slot pauses.
 """
 
 import asyncio
@@ -16,6 +17,8 @@ import numpy as np
 
 from qwen3_jax import Qwen3TTS, Sampling, Voice, voice_folder
 from qwen3_jax.config import GenerationConfig
+from qwen3_jax.service import SpeechService
+from qwen3_jax.service import Utterance as Spoken
 from server.settings import Settings
 
 WARM_UP, WARM_UP_FRAMES = "Ready.", 6  # a first piece and a later one, in the default voice
@@ -61,6 +64,24 @@ class Tts(Protocol):
         sampling: Sampling | None = None,
         max_frames: int | None = None,
     ) -> Stream: ...
+
+
+class Served:
+    """A checkpoint all of whose streams share one batch. As Tts."""
+
+    def __init__(self, service: SpeechService) -> None:
+        self._service = service
+        tts = service.tts
+        self.model, self.model_type, self.speakers, self.create_voice = tts.model, tts.model_type, tts.speakers, tts.create_voice
+
+    def warmup(self) -> None:
+        """Done when the service began."""
+
+    def stream(self, text: str, **how: Any) -> Spoken:
+        return self._service.speak(text, **how)
+
+    def close(self) -> None:
+        self._service.close()
 
 
 class Refused(ValueError):
@@ -156,7 +177,8 @@ class Engine:
     def __init__(self, settings: Settings, load: Callable[[], Tts]) -> None:
         self._settings = settings
         self._load = load
-        self._thread = ThreadPoolExecutor(1, "tts")
+        self._threads = ThreadPoolExecutor(settings.slots, "tts")
+        self._cloning = threading.Lock()  # two utterances in a new voice clone it once
         self._tts: Tts | None = None
         self._entries = voice_folder.find(settings.voices_dir)
         self._voices: dict[str, Voice] = {}
@@ -165,13 +187,15 @@ class Engine:
 
     def start(self) -> None:
         """Begin to load."""
-        self.loaded = asyncio.get_running_loop().run_in_executor(self._thread, self._prepare)
+        self.loaded = asyncio.get_running_loop().run_in_executor(self._threads, self._prepare)
 
     def close(self) -> None:
         """Give up everything that runs or waits."""
         for utterance in self._running:
             utterance.cancel()
-        self._thread.shutdown(wait=False, cancel_futures=True)
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        if isinstance(self._tts, Served):
+            self._tts.close()
 
     @property
     def state(self) -> str:
@@ -203,15 +227,16 @@ class Engine:
         """What the model takes for a voice of that id; a folder's voice is cloned once and kept. Runs in the thread."""
         if self.tts.model_type != "base":
             return name or None
-        if name not in self._voices:
-            self._voices[name] = self._entries[name].create(self.tts.create_voice)
-        return self._voices[name]
+        with self._cloning:
+            if name not in self._voices:
+                self._voices[name] = self._entries[name].create(self.tts.create_voice)
+            return self._voices[name]
 
     def submit(self, request: Request) -> Utterance:
         """Queue an utterance behind those of all sessions."""
         utterance = Utterance(request, self._settings.max_chunks)
         self._running.add(utterance)
-        done = asyncio.get_running_loop().run_in_executor(self._thread, utterance.run, self)
+        done = asyncio.get_running_loop().run_in_executor(self._threads, utterance.run, self)
         done.add_done_callback(lambda _: self._running.discard(utterance))
         utterance.attach(done)
         return utterance
@@ -236,4 +261,5 @@ class Engine:
 
 def load_model(settings: Settings) -> Tts:
     """The configured checkpoint; errors as in ``Qwen3TTS.from_pretrained``."""
-    return Qwen3TTS.from_pretrained(settings.model_id, device=settings.device, dtype=settings.dtype)
+    tts = Qwen3TTS.from_pretrained(settings.model_id, device=settings.device, dtype=settings.dtype)
+    return Served(SpeechService(tts, slots=settings.slots))

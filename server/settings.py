@@ -21,6 +21,7 @@ class Settings(BaseSettings):
     voices_dir: Path = Path("voices")
     default_voice: str = "makima"
     default_language: str = "English"
+    slots: Annotated[int, Field(ge=1, le=256)] = 10  # utterances that are spoken at a time; more wait for their turn
     warmup: Literal["all", "first"] = "all"  # compiled before readyz: every common size, or what the default voice's first words need
 
     host: str = "127.0.0.1"

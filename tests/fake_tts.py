@@ -32,6 +32,7 @@ class FakeTTS:
     streams: list["FakeStream"] = field(default_factory=list)
     cloned: list[tuple[str, str | None]] = field(default_factory=list)
     warm: list[str] = field(default_factory=list)
+    twice: threading.Event = field(default_factory=threading.Event)  # a second utterance has begun
 
     @property
     def model(self) -> Any:
@@ -66,6 +67,8 @@ class FakeTTS:
             return FakeStream(FakeTTS(pieces=1), request)
         stream = FakeStream(self, request)
         self.streams.append(stream)
+        if len(self.streams) == 2:
+            self.twice.set()
         return stream
 
 

@@ -18,7 +18,9 @@ from websockets.exceptions import ConnectionClosed
 
 from qwen3_jax import Qwen3TTS, Sampling
 from qwen3_jax.audio import to_pcm16, write_wav
+from qwen3_jax.service import SpeechService
 from server.app import create_app
+from server.engine import Served
 from server.settings import Settings
 from server.transport import serve
 from tests.fake_tts import LIMIT, FakeTTS, tone
@@ -258,7 +260,7 @@ async def test_too_many_waiting_utterances_are_refused(voices: Path) -> None:
 async def test_sessions_speak_in_turn(voices: Path) -> None:
     tts = FakeTTS(gate=threading.Semaphore(1))
     assert tts.gate is not None
-    async with running(voices, lambda: tts) as url, client(url) as first, client(url) as second:
+    async with running(voices, lambda: tts, slots=1) as url, client(url) as first, client(url) as second:
         await say(first, type="speak", text="First.")
         assert isinstance(await asyncio.wait_for(first.recv(), LIMIT), bytes)
         await say(second, type="speak", text="Second.")
@@ -269,10 +271,25 @@ async def test_sessions_speak_in_turn(voices: Path) -> None:
     assert [stream.request.text for stream in tts.streams] == ["First.", "Second."]
 
 
+async def test_sessions_speak_at_once(voices: Path) -> None:
+    """The second session hears its first piece while the first one is still in the middle of its utterance."""
+    tts = FakeTTS(gate=threading.Semaphore(1))
+    assert tts.gate is not None
+    async with running(voices, lambda: tts, slots=2) as url, client(url) as first, client(url) as second:
+        await say(first, type="speak", text="First.")
+        assert isinstance(await asyncio.wait_for(first.recv(), LIMIT), bytes)
+        await say(second, type="speak", text="Second.")
+        tts.gate.release(1)  # a piece of either; the other session's thread waits for the next one
+        assert await asyncio.to_thread(tts.twice.wait, LIMIT), "both utterances have begun, and neither has ended"
+        tts.gate.release(4)
+        for connection in (first, second):
+            assert (await utterance(connection))[1]["type"] == "complete"
+
+
 async def test_waiting_for_the_turn_has_a_limit(voices: Path) -> None:
     tts = FakeTTS(gate=threading.Semaphore(1))
     assert tts.gate is not None
-    async with running(voices, lambda: tts, turn_timeout=0.05) as url, client(url) as first, client(url) as second:
+    async with running(voices, lambda: tts, slots=1, turn_timeout=0.05) as url, client(url) as first, client(url) as second:
         await say(first, type="speak", text="First.")
         assert isinstance(await asyncio.wait_for(first.recv(), LIMIT), bytes)
         await say(second, type="speak", text="Second.", requestId="r")
@@ -409,6 +426,32 @@ async def test_end_to_end_on_a_tiny_checkpoint(voices: Path, checkpoint: Callabl
     assert len(frames[0]) == 2 * 1920, "the first piece is one frame"
     assert complete["audioLengthMs"] == round(len(expected) / 24)
     assert complete["finishReason"] == stream.finish_reason
+
+
+async def test_several_sessions_share_a_batch(voices: Path, checkpoint: Callable[[str], Path]) -> None:
+    """The engine behind the socket: three sessions at once hear what each would hear alone."""
+    rng = np.random.default_rng(1)
+    for name in ("anna", "makima"):
+        write_wav(voices / name / "reference.wav", rng.normal(0, 0.1, 36000).astype(np.float32))
+    plain = Qwen3TTS.from_pretrained(checkpoint("base"))
+    voice = plain.create_voice(voices / "anna" / "reference.wav")
+    expected = [plain.generate("Hello, this is all.", voice=voice, language="English", seed=seed).pcm for seed in range(3)]
+    service = SpeechService(plain, slots=3, columns=320)
+
+    async def one(url: str, seed: int) -> bytes:
+        async with connect(url) as connection:
+            await hear(connection)
+            await say(connection, type="speak", text="Hello, this is all.", voice="anna", seed=seed)
+            audio = b""
+            while isinstance(frame := await asyncio.wait_for(connection.recv(), MINUTES), bytes):
+                audio += frame
+            assert json.loads(frame)["type"] == "complete"
+            return audio
+
+    async with running(voices, lambda: Served(service), limit=MINUTES, warmup="first", slots=3) as url:
+        heard = await asyncio.gather(*(one(url, seed) for seed in range(3)))
+    for got, pcm in zip(heard, expected, strict=True):
+        assert np.abs(np.frombuffer(got, "<i2").astype(int) - np.frombuffer(to_pcm16(pcm), "<i2")).max() <= 1
 
 
 async def test_health(voices: Path) -> None:
