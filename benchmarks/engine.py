@@ -4,8 +4,9 @@ usage: python -m benchmarks.engine --model CHECKPOINT [--streams 1,10] [--second
                                    [--columns 512] [--frames N] [--json OUT]
 
 CHECKPOINT: any Base checkpoint that loads; no tokenizer is needed, since the engine takes ids. The text is random ids, and an utterance
-lasts ``--seconds`` (runaway speech is not watched, and end of speech ends it sooner, as it does for a trained model). For each number
-of streams the engine has as many slots (or ``--slots``), all requests come at the same moment, and each is listened to as a player does:
+lasts ``--seconds`` (runaway speech is not watched, and end of speech ends it sooner, as it does for a trained model). One engine serves
+all numbers of streams, as a server's does: it has as many slots as the most of them (or ``--slots``). All requests of a number come at
+the same moment, and each is listened to as a player does:
 
     ttfa        from submission to the first packet in the consumer's hands, ms
     gap         between two packets, less the audio that the earlier one brought: what a player without a buffer waits, ms; never below 0
@@ -34,6 +35,7 @@ from rich.table import Table
 from qwen3_jax import compilation
 from qwen3_jax.allocation import TUNABLES, restart_with_large_pages
 from qwen3_jax.engine import Engine, Handle, JaxDevice, Options, Request, Segment
+from qwen3_jax.engine.slots import NEVER, Opening, Text
 from qwen3_jax.model import Model, load
 from qwen3_jax.prompt import build
 from qwen3_jax.sampling import Sampling
@@ -117,7 +119,7 @@ def step_milliseconds(model: Model, slots: int, columns: int, frames: int) -> Fi
     device = JaxDevice(model, slots=slots, columns=columns, frames=frames)
     for slot in range(slots):
         one = request(model, slot, columns // 2)
-        engine_request(device, slot, one)
+        occupy(device, slot, one)
     device.collect(device.launch([1] * slots, 1))
     taken = []
     for _ in range(10):
@@ -127,10 +129,8 @@ def step_milliseconds(model: Model, slots: int, columns: int, frames: int) -> Fi
     return {"step_ms": min(taken), "step_median_ms": statistics.median(taken)}
 
 
-def engine_request(device: JaxDevice, slot: int, one: Request) -> None:
+def occupy(device: JaxDevice, slot: int, one: Request) -> None:
     """Give a slot to a request, without a scheduler."""
-    from qwen3_jax.engine.slots import NEVER, Opening, Text
-
     prompt = one.segments[0].prompt
     text = Text(prompt.trailing.tolist(), one.segments[0].max_frames, NEVER, NEVER)
     for _ in device.open(slot, Opening(prompt, text, one.sampling, one.seed, 0, None, None, False)):
@@ -172,7 +172,8 @@ def plot(console: Console, listeners: list[Listener], streams: int) -> None:
     """Each stream's audio in hand over time: how far it is ahead of a player that began with its first packet."""
     end = max(listener.times[-1] for listener in listeners)
     width, rows = 72, " .:-=+*#%@"
-    console.print(f"{streams} streams, {end:.1f} s from left to right: seconds of audio in hand, 0 to 9 and more; ! is an underrun, spaces before the first packet")
+    console.print(f"{streams} streams, {end:.1f} s from left to right: seconds of audio in hand, from 0 (.) to 9 and more (@)")
+    console.print("an underrun is a !, and before the first packet there is nothing")
     for number, listener in enumerate(listeners[:20]):
         line = ""
         for column in range(width):
@@ -189,7 +190,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--streams", default="1,10", type=lambda text: [int(part) for part in text.split(",")])
     parser.add_argument("--seconds", type=float, default=8.0, help="of speech a request")
-    parser.add_argument("--slots", type=int, help="default: as many as streams")
+    parser.add_argument("--slots", type=int, help="default: as many as the most streams")
     parser.add_argument("--columns", type=int, default=512)
     parser.add_argument("--frames", type=int, default=4, help="of a launch, at most")
     parser.add_argument("--dtype", default="float32" if jax.default_backend() == "cpu" else "bfloat16")
@@ -202,32 +203,36 @@ def main() -> None:
     frames = round(given.seconds / SECONDS_A_FRAME)
     rate = bandwidth()
     device = jax.devices()[0]
-    console.print(f"{device.device_kind} ({os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}), jax {jax.__version__}, {given.dtype}, {rate / 1e9:.0f} GB/s")
-    table = Table("streams", "slots", "TTFA p50", "TTFA p95", "gap p99", "underrun", "aggregate", "ms a step", "bound", title=str(given.model))
+    machine = f"{device.device_kind} ({os.cpu_count()} cores, load {os.getloadavg()[0]:.1f})"
+    console.print(f"{machine}, jax {jax.__version__}, {given.dtype}, {rate / 1e9:.0f} GB/s")
+    title = f"{given.model}, {given.seconds:.0f} s a request"
+    table = Table("streams", "slots", "TTFA p50", "TTFA p95", "gap p99", "underrun", "aggregate", "ms a step", "bound", title=title)
     results: dict[str, Any] = {}
     plots = []
-    for streams in given.streams:
-        slots = given.slots or streams
+    slots = given.slots or max(given.streams)
 
-        def build(slots: int, on_cpu: bool) -> JaxDevice:
-            made = JaxDevice(model, slots=slots, columns=given.columns, frames=given.frames)
-            console.print(f"memory: {made.plan}", highlight=False)
-            begun = time.perf_counter()
-            made.warm_up()
-            console.print(f"warm in {time.perf_counter() - begun:.1f} s", highlight=False)
-            return made
+    def build(slots: int, on_cpu: bool) -> JaxDevice:
+        made = JaxDevice(model, slots=slots, columns=given.columns, frames=given.frames)
+        console.print(f"memory: {made.plan}", highlight=False)
+        begun = time.perf_counter()
+        made.warm_up()
+        console.print(f"warm in {time.perf_counter() - begun:.1f} s", highlight=False)
+        return made
 
-        with Engine(build, slots=slots, options=Options(buffer_ms=int(given.seconds * 1000) + 1000)) as engine:
-            measure(engine, model, streams, 10)
+    alone = step_milliseconds(model, slots, given.columns, given.frames)
+    alone["bound_ms"] = 1000 * step_bytes(model, slots, given.columns) / rate
+    with Engine(build, slots=slots, options=Options(buffer_ms=int(given.seconds * 1000) + 1000)) as engine:
+        measure(engine, model, max(given.streams), 10)
+        for streams in given.streams:
             figures, listeners = measure(engine, model, streams, frames)
-        figures |= step_milliseconds(model, slots, given.columns, given.frames)
-        figures["bound_ms"] = 1000 * step_bytes(model, slots, given.columns) / rate
-        results[str(streams)] = {name: round(value, 2) for name, value in figures.items()}
-        table.add_row(
-            str(streams), str(slots), *(f"{figures[name]:.0f} ms" for name in ("ttfa_p50_ms", "ttfa_p95_ms", "gap_p99_ms", "underrun_ms")),
-            f"{figures['aggregate_x_realtime']:.1f}x", f"{figures['step_ms']:.1f}", f"{figures['bound_ms']:.1f}",
-        )  # fmt: skip
-        plots.append((listeners, streams))
+            figures |= alone
+            results[str(streams)] = {name: round(value, 2) for name, value in figures.items()}
+            milliseconds = (figures[name] for name in ("ttfa_p50_ms", "ttfa_p95_ms", "gap_p99_ms", "underrun_ms"))
+            table.add_row(
+                str(streams), str(slots), *(f"{value:.0f} ms" for value in milliseconds), f"{figures['aggregate_x_realtime']:.1f}x",
+                f"{figures['step_ms']:.1f}", f"{figures['bound_ms']:.1f}",
+            )  # fmt: skip
+            plots.append((listeners, streams))
     for listeners, streams in plots:
         plot(console, listeners, streams)
     console.print(table)

@@ -114,7 +114,9 @@ def _filter(logits: F32["B V"], top_k: Int["B"], top_p: F32["B"]) -> F32["B V"]:
     """
     size = logits.shape[1]
     order = _order(logits)
-    kept = order >= _threshold(lambda at: jnp.sum(order >= at, axis=-1) >= jnp.where(top_k > 0, jnp.minimum(top_k, size), size), top_k.shape)
+    kept = order >= _threshold(
+        lambda at: jnp.sum(order >= at, axis=-1) >= jnp.where(top_k > 0, jnp.minimum(top_k, size), size), top_k.shape
+    )
 
     def nucleus() -> Bool["B V"]:
         mass = jax.nn.softmax(jnp.where(kept, logits, -jnp.inf), axis=-1)

@@ -28,6 +28,7 @@ class Settings(BaseSettings):
     model_id: str = EMBEDDED  # a folder, a hub id such as Qwen/Qwen3-TTS-12Hz-0.6B-Base, or the small voice that ships
     device: str | None = None  # cpu, cuda:0, ...; None: JAX's own choice
     dtype: Literal["float32", "bfloat16"] | None = None
+    slots: Annotated[int, Field(ge=1, le=256)] = 10  # utterances that are spoken at a time; more wait for their turn
     load: Literal["start", "lazy"] = "start"  # lazy: at the first utterance that an authorised client asks for
     warmup: Literal["all", "first"] = "all"  # compiled before readyz: every common size, or what the default voice's first words need
 
