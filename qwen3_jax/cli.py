@@ -182,7 +182,8 @@ def voices(context: typer.Context) -> None:
     """The folder of voices: list, add, check, remove; without a word: list."""
     from server.voices.command import app as program
 
-    program(context.args or ["list"], prog_name="python -m qwen3_jax voices")
+    listing = not context.args or (context.args[0].startswith("-") and context.args[0] != "--help")
+    program(["list", *context.args] if listing else context.args, prog_name="python -m qwen3_jax voices")
 
 
 @app.command()

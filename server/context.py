@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from server.auth import Authenticator
-from server.engines.base import TtsEngine
+from server.engines.base import Handle, TtsEngine
 from server.limits import Limits
 from server.metrics import Metrics
 from server.settings import Settings
@@ -23,6 +23,7 @@ class Context:
     limits: Limits
     metrics: Metrics
     sessions: set[Any] = field(default_factory=set)
+    streams: "dict[Handle, asyncio.Future[None]]" = field(default_factory=dict)  # on their way to HTTP clients -> their ends
     draining: asyncio.Event = field(default_factory=asyncio.Event)
     loading: asyncio.Event = field(default_factory=asyncio.Event)  # set as soon as the engine begins to load
 

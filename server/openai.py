@@ -125,6 +125,7 @@ class _Work:
         """The file. A failure in its middle cuts the connection, for there is no other way to say so; a client that goes away ends it."""
         handle = self._handle
         assert handle is not None
+        ended = self._context.streams[handle] = asyncio.get_running_loop().create_future()
         try:
             while piece is not None:
                 sound = piece if self._tempo is None else await asyncio.to_thread(self._tempo.write, piece)
@@ -134,12 +135,16 @@ class _Work:
                 piece = await self._next(handle)
             if handle.failure is not None:
                 raise handle.failure
+            if handle.finish_reason == "cancelled":
+                raise ConnectionAbortedError("the server goes down")
             if self._tempo is not None:
                 yield await asyncio.to_thread(self._encoding.write, await asyncio.to_thread(self._tempo.finish))
             yield await asyncio.to_thread(self._encoding.finish)
             self._context.metrics.utterances.labels(handle.finish_reason or "eos").inc()
         finally:
             handle.cancel()
+            del self._context.streams[handle]
+            ended.set_result(None)
 
     async def _next(self, handle: Handle) -> NpF32["F"] | None:
         try:

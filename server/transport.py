@@ -24,12 +24,12 @@ from quart import Quart
 from quart.asgi import ASGIWebsocketConnection
 from wsproto.events import Message
 
-from server import websocket
 from server.context import Context
+from server.drain import drain
 from server.settings import Settings
 
 SEND_BUFFER = 32 * 1024  # bytes in the kernel for each connection, which doubles it: less than two seconds of audio
-CLOSE_SECONDS = 1.0
+CLOSE_SECONDS, STALLED_MS = 1.0, 20_000
 log = logging.getLogger(__name__)
 
 
@@ -90,6 +90,8 @@ class QuietSockets(Config):
         for one in (*made.secure_sockets, *made.insecure_sockets):
             if one.family != socket.AF_UNIX:
                 one.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)  # inherited by what it accepts
+                if hasattr(socket, "TCP_USER_TIMEOUT"):  # so that what a client never reads does not hold the server's end up
+                    one.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, STALLED_MS)
         return made
 
 
@@ -153,7 +155,7 @@ async def serve(
         told.cancel()
         failed.cancel()
         log.info("going down: %d sessions", len(context.sessions))
-        await websocket.drain(context)
+        await drain(context)
 
     try:
         served = ProxyFixMiddleware(app, "legacy", settings.proxies) if settings.proxies else app

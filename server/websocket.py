@@ -394,15 +394,3 @@ def _slow(error: BaseException) -> bool:
     if isinstance(error, BaseExceptionGroup):
         return all(_slow(one) for one in error.exceptions)
     return isinstance(error, SlowClient)
-
-
-async def drain(context: Context) -> None:
-    """The server goes down: no new sessions, and every open one ends, see Session.drain."""
-
-    async def one(session: Session, task: "asyncio.Task[None]") -> None:
-        with contextlib.suppress(SlowClient):
-            await session.drain(context.settings.grace)
-        task.cancel()
-
-    context.draining.set()
-    await asyncio.gather(*(one(*sitting) for sitting in list(context.sessions)))

@@ -166,6 +166,21 @@ async def test_out_of_memory_clears_the_caches_and_then_moves_to_the_cpu(voices:
         assert len(await collect(engine.submit(request(engine, "memory")))) == 3
 
 
+async def test_an_engine_that_cannot_recover_is_not_ready(
+    voices: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def lost(self: Qwen3Synthesiser) -> None:
+        raise RuntimeError("the device is lost")
+
+    monkeypatch.setattr(Qwen3Synthesiser, "clear", lost)
+    async with engine_of(voices, FakeTTS()) as engine:
+        handle = engine.submit(request(engine, "memory"))
+        await collect(handle)
+        assert isinstance(handle.failure, OutOfMemory)
+        await until(lambda: engine.state == "failed")
+        assert "the device is lost" in caplog.text
+
+
 async def test_whole_is_made_in_one_piece(voices: Path) -> None:
     tts = FakeTTS()
     async with engine_of(voices, tts) as engine:

@@ -174,6 +174,26 @@ async def test_errors_are_those_of_the_package(voices: Path) -> None:
             await client.audio.speech.create(model="tts-1", voice="alloy", input="Hello.")
 
 
+@pytest.mark.parametrize("grace", [LIMIT, 0.2])
+async def test_going_down_finishes_what_is_on_its_way_or_cuts_it(voices: Path, grace: float) -> None:
+    gate = asyncio.Semaphore(1)
+    async with running(voices, FakeEngine(gate=gate), grace=grace) as server:
+        body = {"input": "Hello.", "voice": "alloy", "response_format": "pcm"}
+        async with httpx.AsyncClient(base_url=server.http) as http, http.stream("POST", "/v1/audio/speech", json=body) as answer:
+            pieces = answer.aiter_raw()
+            heard = await anext(pieces)
+            server.stop.set()
+            await until(server.context.draining.is_set)
+            if grace == LIMIT:
+                gate.release()
+                gate.release()
+                assert heard + b"".join([piece async for piece in pieces]) == pcm16(1, 3)
+            else:
+                with pytest.raises(httpx.RemoteProtocolError):
+                    [piece async for piece in pieces]
+        await asyncio.wait_for(asyncio.shield(server.task), LIMIT)
+
+
 async def test_a_client_that_goes_away_ends_the_generation(voices: Path) -> None:
     engine = FakeEngine(frames=1000, gate=asyncio.Semaphore(2))
     async with running(voices, engine) as server:

@@ -302,6 +302,27 @@ def test_the_folder_may_be_a_bucket() -> None:
     assert store.voices == {}
 
 
+def test_a_voice_that_breaks_later_is_left_out_and_one_that_is_broken_is_named(voices: Path, caplog: pytest.LogCaptureFixture) -> None:
+    store = VoiceStore(voices)
+    assert store.voices["makima"].metadata.duration_seconds == 1.5
+    (voices / "anna" / "metadata.json").write_text("[]")
+    assert list(store.refresh(now=True)) == ["makima"]
+    assert "anna/metadata.json" in caplog.text
+    for file, content, said in (
+        ("metadata.json", b"[]", "metadata"),
+        ("transcript.txt", b"\xff", "UTF-8"),
+        ("transcript.txt", b" ", "empty"),
+    ):
+        (voices / "anna" / "metadata.json").write_text("{}")
+        (voices / "anna" / file).write_bytes(content)
+        with pytest.raises(ValueError, match=said):
+            VoiceStore(voices)
+    (voices / "anna" / "transcript.txt").unlink()
+    (voices / "anna" / "reference.wav").write_bytes(b"nonsense")
+    with pytest.raises(ValueError, match="not a readable sound"):
+        VoiceStore(voices)
+
+
 @pytest.mark.parametrize("name", ["../x", "", ".hidden", "a/b", "a" * 65, "é"])
 def test_ids_are_names_of_folders_and_nothing_else(voices: Path, name: str) -> None:
     with pytest.raises(ValueError, match="id is 1 to 64"):

@@ -141,7 +141,7 @@ class ThreadEngine:
 
     # In the thread
 
-    def _run_next(self) -> ThreadHandle:
+    def _run_next(self) -> None:
         with self._guard:
             handle = heapq.heappop(self._waiting)[2]
         failure: BaseException | None = None
@@ -151,17 +151,18 @@ class ThreadEngine:
                 self._speak(handle)
             else:
                 handle.finish_reason = "cancelled"
-        except OutOfMemory as error:
-            failure = error
-            self._recover()
         except BaseException as error:  # noqa: BLE001  # its owner is the handle's reader, who is told
             failure = error
+        self._running.discard(handle)
         handle.end(failure)
-        return handle
+        if isinstance(failure, OutOfMemory):
+            self._recover()
 
-    def _ended(self, done: "asyncio.Future[ThreadHandle]") -> None:
-        if not done.cancelled():
-            self._running.discard(done.result())
+    def _ended(self, done: "asyncio.Future[None]") -> None:
+        """The thread's owner. What an utterance died of its reader knows; an exception here means that the model is gone."""
+        if not done.cancelled() and (error := done.exception()) is not None:
+            log.critical("the engine could not recover", exc_info=error)
+            self.loaded = done
 
     def _speak(self, handle: ThreadHandle) -> None:
         request, model = handle.request, self._loaded

@@ -76,20 +76,21 @@ class VoiceStore:
         self._looked = 0.0
         if self._local:
             remove_leftovers(Path(path))
-        self.refresh(now=True)
+        self.refresh(now=True, strict=True)
 
     @property
     def voices(self) -> dict[str, StoredVoice]:
         """By id, in alphabetical order, as of the last look."""
         return self._voices
 
-    def refresh(self, *, now: bool = False) -> dict[str, StoredVoice]:
-        """Look again, if the last look is a while ago."""
+    def refresh(self, *, now: bool = False, strict: bool = False) -> dict[str, StoredVoice]:
+        """Look again, if the last look is a while ago. A voice that cannot be read is left out; ``strict``: raises ValueError."""
         with self._lock:
             if now or time.monotonic() - self._looked > STALE_SECONDS:
                 self._fs.invalidate_cache()
                 found = (PurePosixPath(path).parent.name for path in self._fs.glob(str(self._root / "*" / REFERENCE)))
-                self._voices = {name: voice for name in sorted(found) if ID.fullmatch(name) and (voice := self._read(name)) is not None}
+                looked = ((name, self._look(name, strict)) for name in sorted(found) if ID.fullmatch(name))
+                self._voices = {name: voice for name, voice in looked if voice is not None}
                 self._looked = time.monotonic()
             return self._voices
 
@@ -172,6 +173,18 @@ class VoiceStore:
     def _path(self, voice_id: str, file: str) -> str:
         return str(self._root / voice_id / file)
 
+    def _look(self, voice_id: str, strict: bool) -> StoredVoice | None:
+        """The voice; None if there is none, or, unless ``strict``, none that can be read."""
+        try:
+            return self._read(voice_id)
+        except ValueError as error:
+            if strict:
+                raise
+            log.warning("a voice is left out: %s", error)
+        except FileNotFoundError:  # removed while we looked
+            pass
+        return None
+
     def _read(self, voice_id: str) -> StoredVoice | None:
         metadata = self._optional(voice_id, METADATA)
         if metadata is None and not self._local:
@@ -179,16 +192,32 @@ class VoiceStore:
         transcript = self._optional(voice_id, TRANSCRIPT)
         try:
             known = Metadata() if metadata is None else msgspec.json.decode(metadata, type=Metadata)
+        except msgspec.DecodeError as error:
+            raise ValueError(f"{self._path(voice_id, METADATA)} is not a voice's metadata ({error}): mend it, or remove it") from error
+        try:
             words = None if transcript is None else transcript.decode().strip()
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise ValueError(
-                f"voice {voice_id}: {METADATA} or {TRANSCRIPT} cannot be read ({error}): mend it, or remove the voice"
-            ) from error
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{self._path(voice_id, TRANSCRIPT)} is not UTF-8 ({error}): save it as UTF-8") from error
         if words == "":
-            raise ValueError(f"voice {voice_id}: {TRANSCRIPT} is empty: write what the reference says, or remove the file")
+            raise ValueError(f"{self._path(voice_id, TRANSCRIPT)} is empty: write what the reference says, or remove the file")
         stamp = {**self._stamp(voice_id), "transcript": words}
         revision = hashlib.sha256(json.dumps(stamp, sort_keys=True).encode()).hexdigest()[:16]
+        if not known.duration_seconds:
+            known = msgspec.structs.replace(known, duration_seconds=self._seconds(voice_id, revision))
         return StoredVoice(id=voice_id, metadata=known, transcript=words, revision=revision)
+
+    def _seconds(self, voice_id: str, revision: str) -> float:
+        """How long the recording is; it is opened once."""
+        before = self._voices.get(voice_id)
+        if before is not None and before.revision == revision:
+            return before.metadata.duration_seconds
+        try:
+            with self._fs.open(self._path(voice_id, REFERENCE), "rb") as file:
+                return round(float(soundfile.info(file).duration), 3)
+        except soundfile.LibsndfileError as error:
+            raise ValueError(
+                f"{self._path(voice_id, REFERENCE)} is not a readable sound ({error}): replace it, or remove the voice"
+            ) from error
 
     def _stamp(self, voice_id: str) -> dict[str, Any]:
         """What tells one recording from another without reading it."""
