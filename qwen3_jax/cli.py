@@ -192,7 +192,7 @@ def serve(
     host: Annotated[str | None, Option(help="Default: TTS_HOST, or 127.0.0.1.")] = None,
     port: Annotated[int | None, Option(help="Default: TTS_PORT, or 8000.")] = None,
     device: DeviceOption = None,
-    voices_dir: Annotated[Path | None, Option(help="Default: TTS_VOICES_DIR, or voices.")] = None,
+    voices_dir: Annotated[Path | None, Option(help="Default: TTS_VOICES_DIR, else voices here, else those of the package.")] = None,
 ) -> None:
     """Serve /api/v1/speak; all other settings are TTS_* variables."""
     from server.run import main as run

@@ -120,9 +120,10 @@ class Qwen3TTS:
         self._folder = folder
         self._prepared: OrderedDict[Voice, DecoderState] = OrderedDict()  # by identity, least recently used first
         self._lock = threading.Lock()
+        self.prepared_voices = PREPARED_VOICES
 
     @classmethod
-    def from_pretrained(cls, path: str | Path, *, device: str | None = None, dtype: str | None = None) -> "Qwen3TTS":
+    def from_pretrained(cls, path: str | Path, *, device: str | None = None, dtype: str | None = None, several: bool = False) -> "Qwen3TTS":
         """Load a checkpoint.
 
         Args:
@@ -130,6 +131,8 @@ class Qwen3TTS:
                 ``Qwen/Qwen3-TTS-12Hz-0.6B-Base`` (downloaded once into the hub's own cache).
             device: ``cpu``, ``gpu``, ``tpu``, or one of them with an index (``cuda:1``). Default: JAX's own choice.
             dtype: ``float32`` or ``bfloat16`` for talker and predictor. Default: float32 on a CPU, else bfloat16.
+            several: for many utterances at once: weights are kept in ``dtype``, also where a single one is better served by those of
+                the checkpoint (bfloat16 ones under float32 arithmetic, on a CPU).
 
         Raises:
             FileNotFoundError: no checkpoint there, and none to be had.
@@ -142,7 +145,7 @@ class Qwen3TTS:
         if dtype not in ("float32", "bfloat16"):
             raise ValueError(f"dtype {dtype!r}: use float32 or bfloat16 (float16 overflows in the code predictor)")
         folder = hub.local_folder(path)
-        model = load(folder, dtype=jnp.dtype(dtype), device=chosen)
+        model = load(folder, dtype=jnp.dtype(dtype), device=chosen, stored=jnp.dtype(dtype) if several else None)
         try:
             tokenizer = Tokenizer.from_folder(folder, model.config)
         except FileNotFoundError:
@@ -211,7 +214,7 @@ class Qwen3TTS:
             if voice not in self._prepared:
                 self._prepared[voice] = prime(self.model, voice.codes)
             self._prepared.move_to_end(voice)
-            while len(self._prepared) > PREPARED_VOICES:
+            while len(self._prepared) > self.prepared_voices:
                 self._prepared.popitem(last=False)
             return self._prepared[voice]
 

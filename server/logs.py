@@ -45,9 +45,10 @@ class TextLines(logging.Formatter):
 
 
 def configure(kind: Literal["text", "json"]) -> None:
-    """Send everything to stderr; the server's own words from INFO, libraries' from WARNING."""
+    """Send everything to stderr; our own words from INFO, libraries' from WARNING."""
     handler = logging.StreamHandler()
     handler.addFilter(_Context())
     handler.setFormatter(JsonLines() if kind == "json" else TextLines())
     logging.basicConfig(handlers=[handler], force=True)
-    logging.getLogger("server").setLevel(logging.INFO)
+    for name in ("server", "qwen3_jax"):
+        logging.getLogger(name).setLevel(logging.INFO)

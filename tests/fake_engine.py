@@ -76,6 +76,8 @@ class FakeEngine:
     def active(self) -> int:
         return sum(not handle.over for handle in self.handles)
 
+    runaways, restarts = 2, 1
+
     def load(self) -> "asyncio.Future[None]":
         if self.loaded is None:
             self.loads += 1

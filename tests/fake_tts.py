@@ -31,6 +31,8 @@ class FakeTTS:
     streams: list["FakeStream"] = field(default_factory=list)
     cloned: list[tuple[str, str | None]] = field(default_factory=list)
     warm: list[str] = field(default_factory=list)
+    prepared: list[str] = field(default_factory=list)
+    sample_rate: int = 24000
     languages: tuple[str, ...] = ("english", "german")
     fingerprint: str = "f"
     device: str | None = None
@@ -48,6 +50,9 @@ class FakeTTS:
         self.cloned.append((name or "voice", transcript))
         codes = None if transcript is None else np.zeros((1, 16), np.int32)
         return Voice(np.zeros(4, np.float32), codes, transcript, name or "voice")
+
+    def prepare(self, voice: Voice) -> None:
+        self.prepared.append(voice.name)
 
     def stream(
         self,

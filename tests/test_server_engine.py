@@ -1,6 +1,7 @@
-"""The one-at-a-time engine: its thread, its queue, voices and their prompts, faults; and the real model behind the socket."""
+"""The many-at-once engine: requests, voices and their prompts, turns, cancels, faults; and the real model behind the socket."""
 
 import asyncio
+import logging
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -9,31 +10,30 @@ from typing import Any
 
 import numpy as np
 import pytest
+from websockets.asyncio.client import connect
 
 from qwen3_jax import Qwen3TTS, Sampling
 from qwen3_jax.audio import to_pcm16, write_wav
+from qwen3_jax.engine import plan
+from qwen3_jax.model import Model
+from server import logs
 from server.engines import factory
 from server.engines.base import EngineClosed, OutOfMemory, Refused, SpeechRequest
-from server.engines.qwen3 import Qwen3Synthesiser
-from server.engines.thread import ThreadEngine
+from server.engines.qwen3 import Qwen3Engine, slots_for
 from server.settings import Settings
 from server.voices.store import VoiceStore
-from tests.fake_engine import FRAME, LIMIT
-from tests.fake_tts import FakeTTS, tone
+from tests.fake_engine import LIMIT
+from tests.fake_service import FRAMES, FakeService
+from tests.fake_tts import FakeTTS
 from tests.serving import client, hear, running, say, until, utterance
 
 MINUTES = 240.0  # where a real model compiles
+SPOKEN = np.arange(FRAMES, dtype=np.float32).repeat(4)
 
 
 @asynccontextmanager
-async def engine_of(voices: Path, tts: FakeTTS, **chosen: Any) -> AsyncIterator[ThreadEngine]:
-    settings = Settings(voices_dir=voices, **chosen)
-
-    def make(device: str | None) -> Qwen3Synthesiser:
-        tts.device = device
-        return Qwen3Synthesiser(tts)
-
-    engine = ThreadEngine(settings, VoiceStore(voices), make)
+async def engine_of(voices: Path, tts: FakeTTS | None = None, *, slots: int = 2, **chosen: Any) -> AsyncIterator[Qwen3Engine]:
+    engine = Qwen3Engine(Settings(voices_dir=voices, **chosen), VoiceStore(voices), lambda _: FakeService(tts or FakeTTS(), slots))
     try:
         await asyncio.wait_for(engine.load(), LIMIT)
         yield engine
@@ -41,7 +41,18 @@ async def engine_of(voices: Path, tts: FakeTTS, **chosen: Any) -> AsyncIterator[
         engine.close()
 
 
-def request(engine: ThreadEngine, text: str, voice: str = "makima", **more: Any) -> SpeechRequest:
+def service_of(engine: Any) -> FakeService:
+    assert isinstance(engine._service, FakeService)
+    return engine._service
+
+
+def hold(engine: Any) -> threading.Semaphore:
+    """From now on the device waits before each launch."""
+    gate = service_of(engine).device.gate = threading.Semaphore(0)
+    return gate
+
+
+def request(engine: Qwen3Engine, text: str, voice: str = "makima", **more: Any) -> SpeechRequest:
     return SpeechRequest(text=text, voice=engine._store.voices[voice], language="English", **more)
 
 
@@ -54,15 +65,15 @@ async def test_a_request_reaches_the_model_and_its_pieces_come_back(voices: Path
     tts = FakeTTS()
     async with engine_of(voices, tts) as engine:
         assert (engine.state, engine.languages, engine.presets) == ("ready", ("English", "German"), None)
-        handle = engine.submit(request(engine, "Hello.", "anna", seed=5, draw={"temperature": 0.5}))
-        pieces = await collect(handle)
-        assert [piece[0] for piece in pieces] == [tone(index)[0] for index in range(3)]
+        handle = engine.submit(request(engine, "Hello.", "anna", seed=5, draw={"temperature": 0.5}, high=True))
+        np.testing.assert_array_equal(np.concatenate(await collect(handle)), SPOKEN)
         assert (handle.finish_reason, handle.failure) == ("eos", None)
-    [stream] = [stream.request for stream in tts.streams]
-    assert (stream.text, stream.voice.name, stream.language, stream.seed) == ("Hello.", "anna", "English", 5)
-    assert (stream.sampling.temperature, stream.sampling.top_k) == (0.5, 50)
-    assert tts.warm == ["all", "makima"]
+        [(text, how)] = service_of(engine).said
+        assert (text, how["voice"].name, how["language"], how["seed"]) == ("Hello.", "anna", "English", 5)
+        assert (how["sampling"].temperature, how["sampling"].top_k) == (0.5, 50)
+        assert handle.utterance.handle.request.priority == "high"
     assert tts.cloned == [("makima", "Good evening."), ("anna", None)]
+    assert tts.prepared == ["makima", "anna"]
 
 
 async def test_prompts_are_kept_beside_the_voice_until_the_model_or_the_recording_changes(voices: Path) -> None:
@@ -74,200 +85,255 @@ async def test_prompts_are_kept_beside_the_voice_until_the_model_or_the_recordin
     second = FakeTTS()
     async with engine_of(voices, second) as engine:
         await collect(engine.submit(request(engine, "Hello.")))
+        assert service_of(engine).said[0][1]["voice"].name == "makima"
     assert second.cloned == []
-    assert second.streams[0].request.voice.name == "makima"
     other = FakeTTS(fingerprint="another model")
     async with engine_of(voices, other):
         assert len(other.cloned) == 1
     [renewed] = (voices / "makima").glob("prompt-*")
     assert renewed.name != kept.name
-    (voices / "makima" / "transcript.txt").write_text("Good morning.", "utf-8")
-    changed = FakeTTS(fingerprint="another model")
-    async with engine_of(voices, changed):
-        assert changed.cloned == [("makima", "Good morning.")]
 
 
 async def test_the_least_recently_used_voice_leaves_the_cache(voices: Path) -> None:
     """The specification's 7.1.1: room for two; a, b, a, c -> b is gone."""
     for name in ("a", "b", "c"):
         (voices / name).mkdir()
-        write_wav(voices / name / "reference.wav", tone(3).repeat(13))
-    async with engine_of(voices, FakeTTS(), voice_cache=2) as engine:
+        write_wav(voices / name / "reference.wav", np.full(30000, 0.1, np.float32))
+    async with engine_of(voices, voice_cache=2) as engine:
         for name in ("a", "b", "a", "c"):
             await engine.prepare(engine._store.voices[name])
         assert [name for name, _ in engine._prompts] == ["a", "c"]
         engine.forget("a")
-        await engine.prepare(engine._store.voices["c"])
         assert [name for name, _ in engine._prompts] == ["c"]
 
 
-async def test_high_goes_before_waiting_normal_ones(voices: Path) -> None:
-    tts = FakeTTS(gate=threading.Semaphore(1))
-    assert tts.gate is not None
-    async with engine_of(voices, tts) as engine:
-        handles = [engine.submit(request(engine, "first"))]
-        await asyncio.wait_for(handles[0].begin(), LIMIT)
-        handles += [engine.submit(request(engine, text, high=text == "high")) for text in ("normal", "high")]
-        assert (engine.active, engine.queued) == (1, 2)
-        tts.gate.release(8)
-        for handle in handles:
-            await collect(handle)
-        assert [stream.request.text for stream in tts.streams] == ["first", "high", "normal"]
+async def test_a_voice_that_many_want_is_cloned_once(voices: Path) -> None:
+    tts = FakeTTS()
+    async with engine_of(voices, tts, slots=4) as engine:
+        await asyncio.gather(*(collect(engine.submit(request(engine, "Hello.", "anna"))) for _ in range(4)))
+    assert [name for name, _ in tts.cloned] == ["makima", "anna"]
 
 
-async def test_a_full_buffer_holds_the_thread_back(voices: Path) -> None:
-    tts = FakeTTS(pieces=30)
-    async with engine_of(voices, tts, max_buffer_ms=400) as engine:
-        handle = engine.submit(request(engine, "Long."))
-        await asyncio.wait_for(handle.begin(), LIMIT)
-        pieces = [await anext(handle)]
-        await until(lambda: len(handle._pieces) >= 5)
-        await asyncio.sleep(0.02)  # the thread has had time to do what it must not
-        assert len(handle._pieces) == 5
-        pieces += await collect(handle)
-        assert len(pieces) == 30
+async def test_a_voice_that_cannot_be_cloned_is_refused_and_tried_again_next_time(voices: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with engine_of(voices) as engine:
+        with monkeypatch.context() as broken:
+
+            def refuse(*_: Any, **__: Any) -> None:
+                raise ValueError("the recording is silent")
+
+            broken.setattr(FakeTTS, "create_voice", refuse)
+            handle = engine.submit(request(engine, "Hello.", "anna"))
+            assert await collect(handle) == []
+            assert isinstance(handle.failure, Refused)
+            with pytest.raises(Refused, match="silent"):
+                await engine.prepare(engine._store.voices["anna"])
+        assert await collect(engine.submit(request(engine, "Hello.", "anna")))
 
 
-async def test_cancel_in_the_queue_and_while_speaking(voices: Path) -> None:
-    tts = FakeTTS(pieces=50, gate=threading.Semaphore(1))
-    assert tts.gate is not None
-    async with engine_of(voices, tts) as engine:
-        spoken, waiting = engine.submit(request(engine, "spoken")), engine.submit(request(engine, "waiting"))
-        await anext(spoken)
+async def test_as_many_speak_at_once_as_there_are_slots_and_high_goes_first(voices: Path) -> None:
+    async with engine_of(voices) as engine:
+        gate = hold(engine)
+        first = [engine.submit(request(engine, text)) for text in ("a", "b")]
+        for handle in first:
+            await asyncio.wait_for(handle.begin(), LIMIT)
+        late = [engine.submit(request(engine, "normal")), engine.submit(request(engine, "high", high=True))]
+        assert engine.queued == 2
+        begun: list[str] = []
+
+        async def listen(handle: Any) -> None:
+            await handle.begin()
+            begun.append(handle.request.text)
+            assert len(np.concatenate(await collect(handle))) == len(SPOKEN)
+
+        assert engine.active == 2
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(late[0].begin(), 0.05)
+        first[0].cancel()
+        gate.release(100)
+        async with asyncio.timeout(LIMIT):
+            await asyncio.gather(listen(first[1]), *map(listen, late))
+        assert begun.index("high") < begun.index("normal")
+        assert (first[0].finish_reason, engine.queued, engine.active) == ("cancelled", 0, 0)
+
+
+async def test_cancel_in_the_queue_while_speaking_and_before_anything(voices: Path) -> None:
+    async with engine_of(voices, slots=1) as engine:
+        gate = hold(engine)
+        spoken, waiting, barely = (engine.submit(request(engine, text)) for text in ("spoken", "waiting", "barely"))
+        barely.cancel()
+        await asyncio.wait_for(spoken.begin(), LIMIT)
+        gate.release()
         for handle in (spoken, waiting):
             handle.cancel()
-        tts.gate.release(1)
-        assert await collect(spoken) == []
-        assert await collect(waiting) == []
-        assert (spoken.finish_reason, waiting.finish_reason) == ("cancelled", "cancelled")
-        assert [stream.request.text for stream in tts.streams] == ["spoken"]
-        assert tts.streams[0].closed.is_set()
+        assert [await collect(handle) for handle in (spoken, waiting, barely)] == [[], [], []]
+        assert {handle.finish_reason for handle in (spoken, waiting, barely)} == {"cancelled"}
+        gate.release(100)
+        assert len(np.concatenate(await collect(engine.submit(request(engine, "Hello."))))) == len(SPOKEN)
+        assert not engine._handles
 
 
-async def test_whatever_the_thread_dies_of_is_told_and_the_next_utterance_is_spoken(voices: Path) -> None:
-    async with engine_of(voices, FakeTTS()) as engine:
-        for text, kind in (("fail", RuntimeError), ("kill", SystemExit), ("refuse", Refused)):
-            handle = engine.submit(request(engine, text))
-            await collect(handle)
-            assert isinstance(handle.failure, kind)
-        assert len(await collect(engine.submit(request(engine, "Hello.")))) == 3
-
-
-async def test_out_of_memory_clears_the_caches_and_then_moves_to_the_cpu(voices: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    cleared = []
-    monkeypatch.setattr(Qwen3Synthesiser, "clear", lambda self: cleared.append(1))
-    tts = FakeTTS()
-    async with engine_of(voices, tts) as engine:
-        for _ in range(2):
-            handle = engine.submit(request(engine, "memory"))
-            await collect(handle)
-            assert isinstance(handle.failure, OutOfMemory)
-        assert (cleared, tts.device) == ([1, 1], "cpu")
-        assert len(await collect(engine.submit(request(engine, "memory")))) == 3
-
-
-async def test_an_engine_that_cannot_recover_is_not_ready(
-    voices: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    def lost(self: Qwen3Synthesiser) -> None:
-        raise RuntimeError("the device is lost")
-
-    monkeypatch.setattr(Qwen3Synthesiser, "clear", lost)
-    async with engine_of(voices, FakeTTS()) as engine:
-        handle = engine.submit(request(engine, "memory"))
+async def test_a_fault_is_told_to_everybody_and_the_engine_begins_again_once(voices: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async with engine_of(voices) as engine:
+        for expected, after in (("is being restarted", "ready"), ("could not be restarted", "failed")):
+            gate = hold(engine)
+            handles = [engine.submit(request(engine, text)) for text in ("a", "b", "waits")]
+            await asyncio.wait_for(handles[1].begin(), LIMIT)
+            service_of(engine).device.poison = RuntimeError("the device is lost")
+            gate.release(100)
+            for handle in handles:
+                assert await collect(handle) == []
+                assert expected in str(handle.failure)
+            await until(lambda: engine.state == after)  # noqa: B023  # awaited at once
+            if after == "ready":
+                assert engine.restarts == 1
+                assert len(np.concatenate(await collect(engine.submit(request(engine, "Hello."))))) == len(SPOKEN)
+        handle = engine.submit(request(engine, "Hello."))
         await collect(handle)
+        assert isinstance(handle.failure, EngineClosed)
+    assert "the device is lost" in caplog.text
+
+
+async def test_out_of_memory_has_its_own_name_and_halves_the_slots(voices: Path) -> None:
+    async with engine_of(voices) as engine:
+        service_of(engine).device.poison = MemoryError()
+        handle = engine.submit(request(engine, "Hello."))
+        assert await collect(handle) == []
         assert isinstance(handle.failure, OutOfMemory)
-        await until(lambda: engine.state == "failed")
-        assert "the device is lost" in caplog.text
+        await until(lambda: engine.state == "ready")
+        assert (service_of(engine).engine.stats().slots, engine.restarts) == (1, 0)
 
 
-async def test_whole_is_made_in_one_piece(voices: Path) -> None:
-    tts = FakeTTS()
-    async with engine_of(voices, tts) as engine:
+async def test_speech_without_end_is_made_again_and_counted(voices: Path) -> None:
+    async with engine_of(voices) as engine:
+        np.testing.assert_array_equal(np.concatenate(await collect(engine.submit(request(engine, "loop")))), SPOKEN)
+        assert engine.runaways == 1
+
+
+async def test_whole_is_handed_out_in_one_piece(voices: Path) -> None:
+    async with engine_of(voices) as engine:
         [piece] = await collect(engine.submit(request(engine, "Hello.", whole=True)))
-    assert (len(piece), tts.whole, tts.streams) == (3 * FRAME, ["Hello."], [])
+        np.testing.assert_array_equal(piece, SPOKEN)
 
 
-async def test_text_in_pieces_is_spoken_by_sentences(voices: Path) -> None:
-    tts = FakeTTS(pieces=1)
-    async with engine_of(voices, tts) as engine:
-        handle = engine.submit(request(engine, "One. Tw", incremental=True))
-        await anext(handle)
-        assert [stream.request.text.strip() for stream in tts.streams] == ["One."]
-        handle.append("o. Three")
-        await anext(handle)
-        handle.append(" and four")
+async def test_text_in_pieces(voices: Path) -> None:
+    """Each piece is spoken as far as it is settled; a text without a word yet does not wait for a slot, but for its writer."""
+    async with engine_of(voices) as engine:
+        handle = engine.submit(request(engine, "", incremental=True))
+        await asyncio.wait_for(handle.begin(), LIMIT)
+        handle.append("One ")
+        first = 0
+        async with asyncio.timeout(LIMIT):
+            while first < 4 * len("One"):
+                first += len(await anext(handle))
+        assert first == 4 * len("One")
+        handle.append("two.")
         handle.finish()
-        assert len(await collect(handle)) == 1
-        assert handle.finish_reason == "eos"
-    assert [stream.request.text.strip() for stream in tts.streams] == ["One.", "Two.", "Three and four"]
+        rest = np.concatenate(await collect(handle))
+        assert len(rest) == 4 * (len("One two.") + 1) - first
+        assert (handle.finish_reason, handle.failure) == ("length", None)
+
+
+async def test_text_that_came_before_the_engine_took_it_is_not_lost(voices: Path) -> None:
+    async with engine_of(voices) as engine:
+        handle = engine.submit(request(engine, "One ", incremental=True))
+        handle.append("two.")
+        handle.finish()
+        assert len(np.concatenate(await collect(handle))) == 4 * (len("One two.") + 1)
+
+
+async def test_text_in_pieces_that_is_refused_ends_the_utterance(voices: Path) -> None:
+    async with engine_of(voices) as engine:
+        handle = engine.submit(request(engine, "One ", incremental=True))
+        await anext(handle)
+        handle.append("refuse ")
+        await collect(handle)
+        assert isinstance(handle.failure, Refused)
 
 
 async def test_closing_ends_what_runs_and_waits(voices: Path) -> None:
-    tts = FakeTTS(gate=threading.Semaphore(1))
-    assert tts.gate is not None
-    async with engine_of(voices, tts) as engine:
+    async with engine_of(voices, slots=1) as engine:
+        gate = hold(engine)
         handles = [engine.submit(request(engine, text)) for text in ("a", "b")]
-        await anext(handles[0])
+        await asyncio.wait_for(handles[0].begin(), LIMIT)
         engine.close()
         for handle in handles:
-            await collect(handle)
+            assert await collect(handle) == []
             assert isinstance(handle.failure, EngineClosed)
-        tts.gate.release(1)
+        gate.release(100)
+        await until(lambda: service_of(engine).engine.state == "closed")
 
 
 async def test_a_model_without_voices_does_not_load(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="voices add"):
-        async with engine_of(tmp_path, FakeTTS()):
+        async with engine_of(tmp_path):
             pass
 
 
-def test_the_factory_knows_both_engines(voices: Path) -> None:
-    for name in ("qwen3", "chatterbox"):
-        assert isinstance(factory.create(Settings(engine=name, voices_dir=voices), VoiceStore(voices)), ThreadEngine)
+async def test_sessions_speak_at_once_and_hear_of_a_fault(voices: Path) -> None:
+    def make(settings: Settings, store: VoiceStore) -> Qwen3Engine:
+        return Qwen3Engine(settings, store, lambda _: FakeService(FakeTTS()))
 
-
-async def test_sessions_speak_in_turn_and_the_turn_has_a_limit(voices: Path) -> None:
-    tts = FakeTTS(gate=threading.Semaphore(1))
-    assert tts.gate is not None
-
-    def make(settings: Settings, store: VoiceStore) -> ThreadEngine:
-        return ThreadEngine(settings, store, lambda _: Qwen3Synthesiser(tts))
-
-    async with running(voices, make, turn_timeout=0.3) as server, client(server.url) as first, client(server.url) as second:
-        await say(first, type="speak", text="First.")
-        assert isinstance(await asyncio.wait_for(first.recv(), LIMIT), bytes)
-        await say(second, type="speak", text="Second.", requestId="late")
-        error = await hear(second)
-        assert (error["code"], error["requestId"]) == ("TIMEOUT", "late")
-        await say(second, type="speak", text="Third.")
-        tts.gate.release(5)
+    async with running(voices, make) as server, client(server.url) as first, client(server.url) as second:
+        gate = hold(server.context.engine)
+        for connection in (first, second):
+            await say(connection, type="speak", text="Hello.")
+        await until(lambda: server.context.engine.active == 2)
+        gate.release(100)
+        for connection in (first, second):
+            heard, complete = await utterance(connection)
+            assert (len(heard), complete["type"]) == (2 * len(SPOKEN), "complete")
+        service_of(server.context.engine).device.poison = RuntimeError("the device is lost")
+        await say(first, type="speak", text="Hello.", requestId="r")
+        error = await hear(first)
+        assert (error["code"], error["requestId"], error["recoverable"]) == ("SYNTHESIS_ERROR", "r", True)
+        await until(lambda: server.context.engine.is_ready)
+        await say(first, type="speak", text="Hello.")
         assert (await utterance(first))[1]["type"] == "complete"
-        heard, complete = await utterance(second)
-        assert (heard, complete["type"]) == (b"".join(to_pcm16(tone(index)) for index in range(3)), "complete")
-    assert [stream.request.text for stream in tts.streams] == ["First.", "Third."]
+
+
+def test_slots_by_the_device_and_its_memory(model: Callable[[str], Model], monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny = model("base")
+    assert slots_for(tiny, 320) == 10
+    monkeypatch.setattr("server.engines.qwen3.LARGE", 1000)
+    assert slots_for(tiny, 320) == 4
+    small = plan.plan(tiny, 2, 320).total / plan.SHARE
+    monkeypatch.setattr(plan, "memory", lambda _: int(small) + 1)
+    assert slots_for(tiny, 320) == 2
+    monkeypatch.setattr(plan, "memory", lambda _: 1000)
+    assert slots_for(tiny, 320) == 1
 
 
 @pytest.mark.slow
-async def test_end_to_end_on_a_tiny_checkpoint(voices: Path, checkpoint: Callable[[str], Path]) -> None:
-    """The real model behind the socket: the bytes are those of ``stream`` with the same seed, and come in several frames."""
-    folder = checkpoint("base")
-    tts = Qwen3TTS.from_pretrained(folder)
-    voice = tts.create_voice(voices / "makima" / "reference.wav", "Good evening.")
-    text = "Hello, this is all."
-    stream = tts.stream(text, voice=voice, language="English", seed=2, sampling=Sampling(temperature=0.7))
-    expected = np.concatenate(list(stream))
+async def test_end_to_end_on_a_tiny_checkpoint(
+    voices: Path, checkpoint: Callable[[str], Path], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The real model behind the socket: three sessions at once hear what each would hear alone, while a fourth one is cancelled."""
+    monkeypatch.setattr(logging, "basicConfig", lambda **_: None)
+    logs.configure("text")
+    folder, text, sampling = checkpoint("base"), "Hello, this is all.", Sampling(temperature=0.7)
+    alone = Qwen3TTS.from_pretrained(folder)
+    voice = alone.create_voice(voices / "makima" / "reference.wav", "Good evening.")
+    expected = alone.generate([text] * 3, voice=voice, language="English", seed=[0, 1, 2], sampling=sampling)
 
-    def make(settings: Settings, store: VoiceStore) -> ThreadEngine:
-        return ThreadEngine(settings, store, lambda _: Qwen3Synthesiser(tts))
+    async def one(url: str, seed: int) -> list[bytes | str]:
+        async with connect(url) as connection:
+            await hear(connection)
+            await say(connection, type="speak", text=text, seed=seed, temperature=0.7)
+            frames: list[bytes | str] = []
+            while not frames or isinstance(frames[-1], bytes):
+                frames.append(await asyncio.wait_for(connection.recv(), MINUTES))
+                if seed == 3:
+                    await say(connection, type="cancel")
+            return frames
 
-    async with running(voices, make, limit=MINUTES, warmup="first", lead=60) as server, client(server.url) as connection:
-        await say(connection, type="speak", text=text, seed=2, temperature=0.7)
-        frames = []
-        while isinstance(frame := await asyncio.wait_for(connection.recv(), MINUTES), bytes):
-            frames.append(frame)
-    assert b"".join(frames) == to_pcm16(expected)
-    assert len(frames[0]) == 2 * FRAME, "the first piece is one frame"
-    assert f'"audioLengthMs":{round(len(expected) / 24)}' in frame
-    assert f'"finishReason":"{stream.finish_reason}"' in frame
+    chosen = {"model_id": str(folder), "slots": 4, "columns": 320, "lead": 60}
+    async with running(voices, factory.create, limit=MINUTES, **chosen) as server:
+        heard = await asyncio.gather(*(one(server.url, seed) for seed in range(4)))
+    for frames, speech in zip(heard, expected, strict=False):
+        got = np.frombuffer(b"".join(frames[:-1]), "<i2").astype(int)  # type: ignore[arg-type]  # all but the last are bytes
+        assert np.abs(got - np.frombuffer(to_pcm16(speech.pcm), "<i2")).max() <= 1
+        assert len(frames[0]) == 2 * 1920, "the first piece is one frame"
+        assert f'"finishReason":"{speech.finish_reason}"' in str(frames[-1])
+    assert '"CANCELLED"' in str(heard[3][-1])
     assert len(list((voices / "makima").glob("prompt-*"))) == 1
+    assert "memory: " in caplog.text and "4 slots x 320 positions" in caplog.text

@@ -54,7 +54,8 @@ class JaxDevice:
         self._pad = np.int32(model.config.tts_pad_token_id)
         self._width = model.config.talker_config.hidden_size
         self._state = self._start()
-        self._fresh = jax.device_put(init_state(model.codec_config.decoder_config, 1), jax.tree.leaves(self._decoder)[0].sharding)
+        self._place = jax.tree.leaves(self._decoder)[0].sharding
+        self._fresh = jax.device_put(init_state(model.codec_config.decoder_config, 1), self._place)
         self._pieces: list[deque[tuple[PromptRows, int]]] = [deque() for _ in range(slots)]
 
     def check(self, request: Request) -> None:
@@ -75,7 +76,8 @@ class JaxDevice:
         watch, text = opening.watch, opening.text
         hold, repeats = (NEVER, NEVER) if watch is None else (watch.hold, watch.repeats)
         limits = programs.Limits(np.int32(hold), np.int32(repeats), np.int32(text.overdue), np.int32(text.overdue_end))
-        codec = opening.codec_state if opening.codec_state is not None else self._fresh
+        # A voice may have been prepared on the device that a CPU has taken over from.
+        codec = self._fresh if opening.codec_state is None else jax.device_put(opening.codec_state, self._place)
         self._state = programs.open_row(
             self._state,
             np.int32(slot),

@@ -28,6 +28,14 @@ class LoopConsumer:
             if handle in self._news:
                 self._news[handle].set()
 
+    def listen(self, handle: Handle) -> asyncio.Event:
+        """What is set whenever there are news of the handle, until ``leave``; clear it before looking."""
+        return self._news.setdefault(handle, asyncio.Event())
+
+    def leave(self, handle: Handle) -> None:
+        """Hear no more of it."""
+        self._news.pop(handle, None)
+
     async def packets(self, handle: Handle, limit: float) -> AsyncIterator[Packet]:
         """The handle's packets to its end. Who leaves early, or is cancelled, cancels the request.
 
@@ -35,7 +43,7 @@ class LoopConsumer:
             TimeoutError: none came in ``limit`` seconds.
             EngineError: what the request died of, after all audio that was made before.
         """
-        event = self._news[handle] = asyncio.Event()
+        event = self.listen(handle)
         try:
             while True:
                 event.clear()  # before looking: what comes after is told again
@@ -52,4 +60,4 @@ class LoopConsumer:
                 raise handle.error
         finally:
             handle.cancel()  # nothing, if it has ended
-            del self._news[handle]
+            self.leave(handle)

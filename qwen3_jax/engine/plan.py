@@ -37,6 +37,11 @@ class Plan(NamedTuple):
         """Of all."""
         return sum(self.weights.values()) + self.cache + self.codec + self.other + self.work
 
+    @property
+    def fits(self) -> bool:
+        """Whether it may be begun with."""
+        return self.total <= SHARE * self.available
+
     def __str__(self) -> str:
         weights = ", ".join(f"{_size(size)} {dtype}" for dtype, size in sorted(self.weights.items()))
         return (
@@ -81,7 +86,7 @@ def require(planned: Plan) -> None:
     Raises:
         ValueError: with the numbers, and how many slots would fit.
     """
-    if planned.total <= SHARE * planned.available:
+    if planned.fits:
         return
     each = (planned.cache + planned.codec + planned.other + planned.work) // planned.slots
     fit = int((SHARE * planned.available - sum(planned.weights.values())) // each)

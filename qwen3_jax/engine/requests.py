@@ -147,6 +147,7 @@ class Handle(Iterator[Packet]):
     def __init__(self, request: Request, wake: Callable[[], None], now: float) -> None:
         self.request = request
         self.submitted = now
+        self.begun = False  # it has got a slot
         self.first_audio: float | None = None  # on the engine's clock, when the first packet was handed over
         self._wake = wake  # tells the engine's thread that something has changed here
         self._changed = threading.Condition()

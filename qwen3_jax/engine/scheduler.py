@@ -199,6 +199,8 @@ class Scheduler:
         for slot in self.slots:
             if slot.handle is None and (handle := self.line.pop()) is not None:
                 slot.handle = handle
+                handle.begun = True
+                self._news.append(handle)
                 self._open(slot, 0)
 
     def _open(self, slot: Slot, index: int) -> None:

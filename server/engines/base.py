@@ -100,6 +100,14 @@ class TtsEngine(Protocol):
     def active(self) -> int:
         """Utterances that are spoken."""
 
+    @property
+    def runaways(self) -> int:
+        """Times that speech without end was taken back and made again, before anybody heard it."""
+
+    @property
+    def restarts(self) -> int:
+        """Times that the engine has died and was built again."""
+
     def load(self) -> "asyncio.Future[None]":
         """Begin to load, unless that has begun already."""
 

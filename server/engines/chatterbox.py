@@ -24,7 +24,7 @@ from qwen3_jax.checkpoint import digest_files
 from qwen3_jax.hub import local_folder
 from qwen3_jax.shapes import NpF32
 from server.engines.base import OutOfMemory, Refused, SpeechRequest
-from server.engines.thread import Speech, refuse
+from server.engines.thread import Speech
 from server.settings import Settings
 
 MODEL_ID = "ResembleAI/chatterbox-turbo-ONNX"
@@ -81,7 +81,7 @@ class ChatterboxSynthesiser:
             wave = audio.load_audio((samples, rate))
             audio.check_reference(wave)
         except ValueError as error:
-            raise refuse(error) from error
+            raise Refused(str(error)) from error
         return Speaker(*self._run(self._encoder, {"audio_values": wave[None]}))
 
     def to_bytes(self, prompt: Speaker) -> bytes:
@@ -95,10 +95,9 @@ class ChatterboxSynthesiser:
             raise Refused(f"language {request.language!r}: Chatterbox-Turbo speaks English")
         return OnePiece(partial(self._wave, request, prompt), self.split_for_passes(text))
 
-    def warm_up(self, request: SpeechRequest | None, prompt: Any, *, everything: bool) -> None:
-        if request is not None:
-            for _ in self.speak(request, prompt, request.text):
-                pass
+    def warm_up(self, request: SpeechRequest, prompt: Any) -> None:
+        for _ in self.speak(request, prompt, request.text):
+            pass
 
     def clear(self) -> None:
         """onnxruntime gives no cache to clear."""

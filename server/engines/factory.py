@@ -15,7 +15,7 @@ def create(settings: Settings, store: VoiceStore) -> TtsEngine:
     if settings.engine == "qwen3":
         from server.engines import qwen3
 
-        return ThreadEngine(settings, store, lambda device: qwen3.load(settings, device))
+        return qwen3.Qwen3Engine(settings, store, qwen3.load)
     if settings.engine == "chatterbox":
         from server.engines import chatterbox
 

@@ -1,84 +1,61 @@
-"""Qwen3TTS as a Synthesiser: requests -> ``Qwen3TTS.stream``; voices are Voice objects."""
+"""Qwen3-TTS for many at once: requests -> ``qwen3_jax.service``, whose engine speaks for all of them in one batch.
 
+The event loop owns what is here; two threads of its own do what may take long. ``voices`` loads, clones and closes, ``texts`` turns text
+into ids: one of each, so that text stays in order, and a new voice makes nobody wait who speaks in an old one.
+"""
+
+import asyncio
+import logging
 import tempfile
-from collections.abc import Callable, Iterator
+from collections import OrderedDict
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from io import BytesIO
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
+import jax
 import msgspec
 import numpy as np
-import sentencex
 import soundfile
 
 from qwen3_jax import Qwen3TTS, Sampling, Voice
-from qwen3_jax.config import GenerationConfig
+from qwen3_jax.engine import Closed, Options
+from qwen3_jax.engine import OutOfMemory as DeviceFull
+from qwen3_jax.engine.loop import LoopConsumer
+from qwen3_jax.engine.plan import plan
+from qwen3_jax.model import Model
+from qwen3_jax.service import LiveUtterance, SpeechService, Utterance
 from qwen3_jax.shapes import NpF32
-from server.engines.base import OutOfMemory, SpeechRequest
-from server.engines.thread import Speech, refuse
+from server.engines import prompts
+from server.engines.base import EngineClosed, OutOfMemory, Refused, SpeechRequest, State
 from server.protocol import LANGUAGES
 from server.settings import Settings
+from server.voices.store import StoredVoice, VoiceStore
 
-WARM_UP_FRAMES = 6  # a first piece and a later one
-
-
-class Model(Protocol):
-    """The part of a loaded model that is used here."""
-
-    @property
-    def generation(self) -> GenerationConfig: ...
+WARM_UP, WARM_UP_FRAMES = "Ready.", 6  # a first piece and a later one
+SLOTS, CPU_SLOTS, CPU_SLOTS_LARGE, LARGE = 16, 10, 4, 200_000_000  # parameters of a model that two cores cannot speak ten times
+LONGER = 10.0  # seconds that the engine is more patient than the server, so that it is the server who tells the client
+log = logging.getLogger(__name__)
 
 
-class Tts(Protocol):
-    """The part of Qwen3TTS that is used here; a fake of a dozen lines can stand in for it."""
+class Cloner:
+    """See ``server.engines.prompts.Cloner``."""
 
-    @property
-    def model(self) -> Model: ...
-    @property
-    def model_type(self) -> str: ...
-    @property
-    def speakers(self) -> tuple[str, ...]: ...
-    @property
-    def languages(self) -> tuple[str, ...]: ...
-    @property
-    def fingerprint(self) -> str: ...
-    def warmup(self) -> None: ...
-    def create_voice(self, audio_in: Any, transcript: str | None = None, *, name: str | None = None) -> Voice: ...
-    @property
-    def stream(self) -> Callable[..., Any]: ...
-    @property
-    def generate(self) -> Callable[..., Any]: ...
-
-
-class Qwen3Synthesiser:
-    """See ``server.engines.thread.Synthesiser``."""
-
-    sample_rate = 24000
-    streaming = True
-
-    def __init__(self, tts: Tts) -> None:
+    def __init__(self, tts: Qwen3TTS) -> None:
         self._tts = tts
 
     @property
     def fingerprint(self) -> str:
         return self._tts.fingerprint
 
-    @cached_property
-    def languages(self) -> tuple[str, ...]:
-        known = {name.casefold() for name in self._tts.languages}
-        return tuple(name for name in LANGUAGES if name.casefold() in known)
-
-    @property
-    def presets(self) -> tuple[str, ...] | None:
-        return None if self._tts.model_type == "base" else self._tts.speakers
-
     def clone(self, wav: bytes, transcript: str | None, name: str) -> Voice:
         samples, rate = soundfile.read(BytesIO(wav), dtype="float32")
         try:
             return self._tts.create_voice((samples, rate), transcript, name=name)
         except ValueError as error:
-            raise refuse(error) from error
+            raise Refused(str(error)) from error
 
     def to_bytes(self, prompt: Voice) -> bytes:
         return prompt.to_bytes()
@@ -88,74 +65,355 @@ class Qwen3Synthesiser:
             Path(file.name).write_bytes(data)
             return Voice.load(file.name)
 
-    def speak(self, request: SpeechRequest, prompt: Any, text: str) -> Speech:
-        sampling = msgspec.structs.replace(Sampling.defaults(self._tts.model.generation), **request.draw)
-        options = {"voice": prompt or None, "language": request.language, "seed": request.seed, "sampling": sampling}
-        try:
-            if request.whole:
-                return Whole(self._tts.generate(text, **options))
-            return Guarded(self._tts.stream(text, **options))
-        except ValueError as error:
-            raise refuse(error) from error
-        except RuntimeError as error:
-            raise _memory(error) from error
 
-    def warm_up(self, request: SpeechRequest | None, prompt: Any, *, everything: bool) -> None:
-        if everything:
-            self._tts.warmup()
-        if request is not None:
-            for _ in self._tts.stream(request.text, voice=prompt or None, max_frames=WARM_UP_FRAMES):
-                pass
+class Qwen3Handle:
+    """One utterance; see ``server.engines.base.Handle``. The engine makes it as fast as it can, up to the buffer's end."""
 
-    def clear(self) -> None:
-        """Compiled programs hold device memory; they come back from the disk's cache."""
-        import jax
-
-        jax.clear_caches()
-
-    def split(self, text: str) -> list[str]:
-        return list(sentencex.segment("en", text)) or [text]
-
-
-class Guarded:
-    """A SpeechStream whose errors have the server's names."""
-
-    def __init__(self, stream: Any) -> None:
-        self._stream = stream
+    def __init__(self, request: SpeechRequest, engine: "Qwen3Engine") -> None:
+        self.request = request
         self.finish_reason: str | None = None
+        self.failure: BaseException | None = None
+        self.utterance: Utterance | None = None
+        self._engine, self._loop = engine, asyncio.get_running_loop()
+        self._news = asyncio.Event()
+        self._text: list[str] = []  # that came before `attach`
+        self._text_ended = not request.incremental
+        self._pieces: list[NpF32["F"]] = []  # of a whole one
+        self._over = False
 
-    def __iter__(self) -> Iterator[NpF32["F"]]:
+    async def begin(self) -> None:
+        """A text that has no word yet does not wait for anybody but its writer."""
+        while not self._begun:
+            self._news.clear()
+            await self._news.wait()
+
+    def append(self, text: str) -> None:
+        if self.utterance is None:
+            self._text.append(text)
+        elif not self._over:
+            self._engine.write(self, text, last=False)
+
+    def finish(self) -> None:
+        self._text_ended = True
+        if self.utterance is not None and not self._over:
+            self._engine.write(self, "", last=True)
+
+    def cancel(self) -> None:
+        if self.utterance is not None:
+            self.utterance.cancel()
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._cancelled)
+
+    def __aiter__(self) -> "Qwen3Handle":
+        return self
+
+    async def __anext__(self) -> NpF32["F"]:
+        while not self._over:
+            self._news.clear()  # before looking: what comes after is told again
+            if self.utterance is not None:
+                while (packet := self.utterance.handle.take()) is not None:
+                    if not self.request.whole:
+                        return packet.pcm
+                    self._pieces.append(packet.pcm)
+                if self.utterance.handle.done:
+                    self._ended()
+                    if self._pieces and self.failure is None:
+                        return np.concatenate(self._pieces)
+                    break
+            await self._news.wait()
+        raise StopAsyncIteration
+
+    # The engine's side, in the event loop
+
+    @property
+    def over(self) -> bool:
+        """Whether nobody waits for it any more."""
+        return self._over
+
+    def attach(self, utterance: Utterance, news: asyncio.Event) -> None:
+        """It has been given to the engine; ``news`` is set when that has some."""
+        self.utterance = utterance
+        if self._over:
+            utterance.cancel()
+            return
+        self._news.set()
+        self._news = news
+        self._news.set()
+        if self._text or (self.request.incremental and self._text_ended):
+            self._engine.write(self, "".join(self._text), last=self._text_ended)
+        self._text.clear()
+
+    def fail(self, error: BaseException) -> None:
+        """It has ended badly."""
+        if not self._over:
+            self.failure = error
+            self._end()
+        if self.utterance is not None:
+            self.utterance.cancel()
+
+    @property
+    def _begun(self) -> bool:
+        if self._over or self.utterance is None:
+            return self._over
+        handle = self.utterance.handle
+        return handle.begun or handle.done or (self.request.incremental and handle.segment(0) is None)
+
+    def _cancelled(self) -> None:
+        if not self._over:
+            self.finish_reason = "cancelled"
+            self._end()
+
+    def _ended(self) -> None:
+        assert self.utterance is not None
+        handle = self.utterance.handle
+        if handle.error is not None and not handle.cancelled:
+            self.failure = _named(handle.error)
+        else:
+            self.finish_reason = handle.finish_reason
+        self._end()
+
+    def _end(self) -> None:
+        self._over = True
+        self._news.set()
+        self._engine.leave(self)
+
+
+class Qwen3Engine:
+    """See ``server.engines.base.TtsEngine``.
+
+    Args:
+        settings: limits and warm-up.
+        store: the voices.
+        make: loads the model and begins the service, in a thread.
+    """
+
+    sample_rate = 24000
+    streaming = True
+
+    def __init__(self, settings: Settings, store: VoiceStore, make: Callable[[Settings], SpeechService]) -> None:
+        self._settings, self._store, self._make = settings, store, make
+        self._voices, self._texts = ThreadPoolExecutor(1, "voices"), ThreadPoolExecutor(1, "texts")
+        self._service: SpeechService | None = None
+        self._consumer: LoopConsumer | None = None
+        self._prompts: OrderedDict[tuple[str, str], asyncio.Future[Voice]] = OrderedDict()  # least recently used first
+        self._handles: dict[Qwen3Handle, asyncio.Task[None]] = {}
+        self.loaded: asyncio.Future[None] | None = None
+
+    @property
+    def state(self) -> State:
+        if self.loaded is None:
+            return "idle"
+        if not self.loaded.done():
+            return "loading"
+        if self.loaded.cancelled() or self.loaded.exception() is not None or self._service is None:
+            return "failed"
+        states: dict[str, State] = {"running": "ready", "restarting": "loading"}
+        return states.get(self._service.engine.state, "failed")
+
+    @property
+    def is_ready(self) -> bool:
+        return self.state == "ready"
+
+    @cached_property
+    def _languages(self) -> tuple[str, ...]:
+        known = {name.casefold() for name in self._running.tts.languages}
+        return tuple(name for name in LANGUAGES if name.casefold() in known)
+
+    @property
+    def languages(self) -> tuple[str, ...]:
+        return () if self._service is None else self._languages
+
+    @property
+    def presets(self) -> tuple[str, ...] | None:
+        if self._service is None or self._service.tts.model_type == "base":
+            return None
+        return self._service.tts.speakers
+
+    @property
+    def queued(self) -> int:
+        coming = sum(handle.utterance is None for handle in self._handles)
+        return coming if self._service is None else coming + self._service.engine.stats().waiting
+
+    @property
+    def active(self) -> int:
+        return 0 if self._service is None else self._service.engine.stats().active
+
+    @property
+    def runaways(self) -> int:
+        return 0 if self._service is None else self._service.engine.stats().counters["runaways"]
+
+    @property
+    def restarts(self) -> int:
+        return 0 if self._service is None else self._service.engine.stats().restarts
+
+    def load(self) -> "asyncio.Future[None]":
+        if self.loaded is None:
+            self._consumer = LoopConsumer(asyncio.get_running_loop())
+            self.loaded = asyncio.ensure_future(self._load())
+        return self.loaded
+
+    def submit(self, request: SpeechRequest) -> Qwen3Handle:
+        handle = Qwen3Handle(request, self)
+        self._handles[handle] = asyncio.create_task(self._begin(handle))
+        return handle
+
+    async def prepare(self, voice: StoredVoice) -> None:
+        await self._prompt(voice)
+
+    def forget(self, voice_id: str) -> None:
+        for key in [key for key in self._prompts if key[0] == voice_id]:
+            del self._prompts[key]
+
+    def close(self) -> None:
+        if self.loaded is not None:
+            self.loaded.cancel()  # nothing, if it is done
+        for handle in list(self._handles):
+            handle.fail(EngineClosed("the engine is closed"))
+        self._voices.submit(self._shut)
+        for threads in (self._voices, self._texts):
+            threads.shutdown(wait=False)
+
+    # For the handles
+
+    def write(self, handle: Qwen3Handle, text: str, *, last: bool) -> None:
+        """More text of an open one."""
+        assert isinstance(handle.utterance, LiveUtterance)
+        written = self._in(self._texts, _write, handle.utterance, text, last)
+
+        def look(done: "asyncio.Future[None]") -> None:
+            if not done.cancelled() and (error := done.exception()) is not None:
+                handle.fail(_named(error))
+
+        written.add_done_callback(look)
+
+    def leave(self, handle: Qwen3Handle) -> None:
+        """It is over."""
+        self._handles.pop(handle, None)
+        if handle.utterance is not None and self._consumer is not None:
+            self._consumer.leave(handle.utterance.handle)
+
+    # In the event loop
+
+    async def _load(self) -> None:
+        await self._in(self._voices, self._build)
+        voice = prompts.first_voice(self._settings, self._store, self.presets)
+        prompt = await self._prompt(voice) if isinstance(voice, StoredVoice) else voice or None
+        await self._in(self._voices, self._say_first_words, prompt)
+
+    async def _begin(self, handle: Qwen3Handle) -> None:
+        """Whatever goes wrong is told to the handle's reader."""
+        request = handle.request
         try:
-            with self._stream as stream:
-                yield from stream
-            self.finish_reason = self._stream.finish_reason
-        except RuntimeError as error:
-            raise _memory(error) from error
+            voice = await self._prompt(request.voice) if isinstance(request.voice, StoredVoice) else request.voice or None
+            if not handle.over:
+                utterance = await self._in(self._texts, self._speak, request, voice)
+                assert self._consumer is not None
+                handle.attach(utterance, asyncio.Event() if handle.over else self._consumer.listen(utterance.handle))
+        except Exception as error:  # noqa: BLE001  # see above
+            handle.fail(_named(error))
 
-    def cancel(self) -> None:
-        self._stream.cancel()
+    async def _prompt(self, voice: StoredVoice) -> Voice:
+        """The voice, cloned once however many wait for it."""
+        key = (voice.id, voice.revision)
+        if key not in self._prompts:
+            self._prompts[key] = self._in(self._voices, self._clone, voice)
+        self._prompts.move_to_end(key)
+        while len(self._prompts) > self._settings.voice_cache:
+            self._prompts.popitem(last=False)
+        future = self._prompts[key]
+        try:
+            return await asyncio.shield(future)
+        except Exception:
+            if self._prompts.get(key) is future:
+                del self._prompts[key]
+            raise
+
+    def _in(self, threads: ThreadPoolExecutor, call: Callable[..., Any], *given: Any) -> "asyncio.Future[Any]":
+        return asyncio.get_running_loop().run_in_executor(threads, call, *given)
+
+    # In the threads
+
+    def _build(self) -> None:
+        self._service = self._make(self._settings)
+
+    def _clone(self, voice: StoredVoice) -> Voice:
+        tts = self._running.tts
+        prompt: Voice = prompts.prepared(self._store, voice, Cloner(tts))
+        tts.prepare(prompt)
+        return prompt
+
+    def _say_first_words(self, prompt: Voice | str | None) -> None:
+        said = self._running.speak(WARM_UP, voice=prompt, max_frames=WARM_UP_FRAMES)
+        while said.handle.next(self._settings.chunk_timeout) is not None:
+            pass
+
+    def _speak(self, request: SpeechRequest, voice: Voice | str | None) -> Utterance:
+        service = self._running
+        assert self._consumer is not None
+        how: dict[str, Any] = {
+            "voice": voice,
+            "language": request.language,
+            "seed": request.seed,
+            "sampling": msgspec.structs.replace(Sampling.defaults(service.tts.model.generation), **request.draw),
+            "priority": "high" if request.high else "normal",
+            "notify": self._consumer.notify,
+        }
+        if not request.incremental:
+            return service.speak(request.text, **how)
+        live = service.open(**how)
+        live.write(request.text)
+        return live
+
+    def _shut(self) -> None:
+        if self._service is not None:
+            try:
+                self._service.close()
+            except TimeoutError:
+                log.exception("the engine does not end")
+
+    @property
+    def _running(self) -> SpeechService:
+        if self._service is None:
+            raise RuntimeError("the model is not loaded")
+        return self._service
 
 
-class Whole:
-    """A finished Speech as one piece."""
-
-    def __init__(self, speech: Any) -> None:
-        self._pcm: NpF32["F"] = np.asarray(speech.pcm)
-        self.finish_reason: str | None = speech.finish_reason
-
-    def __iter__(self) -> Iterator[NpF32["F"]]:
-        yield self._pcm
-
-    def cancel(self) -> None:
-        """There is nothing left to stop."""
+def _write(live: LiveUtterance, text: str, last: bool) -> None:
+    if text and not live.handle.done:
+        live.write(text)
+    if last and not live.handle.done:
+        live.finish()
 
 
-def _memory(error: RuntimeError) -> RuntimeError:
-    """XLA says so in words only."""
-    return OutOfMemory(str(error)) if "RESOURCE_EXHAUSTED" in str(error) else error
+def _named(error: BaseException) -> BaseException:
+    """The engine's errors by the server's names."""
+    if isinstance(error, ValueError) and not isinstance(error, Refused):
+        return Refused(str(error))
+    if isinstance(error, DeviceFull):
+        return OutOfMemory(str(error))
+    return EngineClosed(str(error)) if isinstance(error, Closed) else error
 
 
-def load(settings: Settings, device: str | None) -> Qwen3Synthesiser:
-    """The configured checkpoint, on ``device`` or the configured one; errors as in ``Qwen3TTS.from_pretrained``."""
-    tts = Qwen3TTS.from_pretrained(settings.model_id, device=device or settings.device, dtype=settings.dtype)
-    return Qwen3Synthesiser(tts)
+def slots_for(model: Model, columns: int) -> int:
+    """How many a device of that kind can speak for at once, halved until memory holds them."""
+    talker = jax.tree.leaves(model.params["talker"])
+    slots = SLOTS
+    if all(device.platform == "cpu" for device in talker[0].devices()):
+        slots = CPU_SLOTS if sum(leaf.size for leaf in talker) < LARGE else CPU_SLOTS_LARGE
+    while slots > 1 and not plan(model, slots, columns).fits:
+        slots //= 2
+    return slots
+
+
+def load(settings: Settings) -> SpeechService:
+    """The configured checkpoint as a service; errors as in ``Qwen3TTS.from_pretrained`` and ``SpeechService``."""
+    several = settings.slots != 1
+    tts = Qwen3TTS.from_pretrained(settings.model_id, device=settings.device, dtype=settings.dtype, several=several)
+    tts.prepared_voices = settings.voice_cache
+    slots = settings.slots or slots_for(tts.model, settings.columns)
+    options = Options(
+        buffer_ms=settings.max_buffer_ms,
+        max_waiting=settings.max_queue + settings.max_sessions,  # the server counts first; sessions may each try once more
+        stall_seconds=max(settings.text_timeout, settings.send_timeout) + LONGER,
+    )
+    return SpeechService(tts, slots=slots, columns=settings.columns, options=options, warm=settings.warmup == "all")

@@ -16,7 +16,8 @@ from time import monotonic
 from typing import Any, Protocol
 
 from qwen3_jax.shapes import NpF32
-from server.engines.base import OutOfMemory, Refused, SpeechRequest, State
+from server.engines import prompts
+from server.engines.base import OutOfMemory, SpeechRequest, State
 from server.engines.handle import ThreadHandle
 from server.settings import Settings
 from server.voices.store import StoredVoice, VoiceStore
@@ -54,7 +55,7 @@ class Synthesiser(Protocol):
     def to_bytes(self, prompt: Any) -> bytes: ...
     def from_bytes(self, data: bytes) -> Any: ...
     def speak(self, request: SpeechRequest, prompt: Any, text: str) -> Speech: ...
-    def warm_up(self, request: SpeechRequest | None, prompt: Any, *, everything: bool) -> None: ...
+    def warm_up(self, request: SpeechRequest, prompt: Any) -> None: ...
     def clear(self) -> None: ...
     def split(self, text: str) -> list[str]:
         """Sentences of a text that is still being written."""
@@ -105,6 +106,8 @@ class ThreadEngine:
     @property
     def presets(self) -> tuple[str, ...] | None:
         return None if self._model is None else self._model.presets
+
+    runaways = restarts = 0
 
     @property
     def queued(self) -> int:
@@ -197,14 +200,9 @@ class ThreadEngine:
             yield text
 
     def _prompt(self, voice: StoredVoice) -> Any:
-        key, model = (voice.id, voice.revision), self._loaded
+        key = (voice.id, voice.revision)
         if key not in self._prompts:
-            kept = self._store.load_prompt(voice, model.fingerprint)
-            if kept is None:
-                self._prompts[key] = model.clone(self._store.reference(voice), voice.transcript, voice.id)
-                self._store.save_prompt(voice, model.fingerprint, model.to_bytes(self._prompts[key]))
-            else:
-                self._prompts[key] = model.from_bytes(kept)
+            self._prompts[key] = prompts.prepared(self._store, voice, self._loaded)
         self._prompts.move_to_end(key)
         while len(self._prompts) > self._settings.voice_cache:
             self._prompts.popitem(last=False)
@@ -233,24 +231,8 @@ class ThreadEngine:
         return self._model
 
     def _prepare(self) -> None:
-        model = self._make(None)
-        voices = self._store.voices
-        if model.presets is None and not voices:
-            raise FileNotFoundError(
-                f"no voice in {self._settings.voices_dir}: this model speaks in cloned voices; install a recording with "
-                "python -m qwen3_jax voices add reference.wav --id NAME --transcript 'What it says.' --consent '...'"
-            )
-        self._model = model
-        names = tuple(voices) if model.presets is None else model.presets
-        name = self._settings.default_voice if self._settings.default_voice in names else next(iter(names), "")
-        voice: StoredVoice | str = voices[name] if model.presets is None else name
+        self._model = model = self._make(None)
+        voice = prompts.first_voice(self._settings, self._store, model.presets)
         request = SpeechRequest(text="Ready.", voice=voice, language="Auto")
         prompt = self._prompt(voice) if isinstance(voice, StoredVoice) else voice
-        model.warm_up(request, prompt, everything=self._settings.warmup == "all")
-        if name != self._settings.default_voice:
-            log.warning("there is no voice %r: %r is the default", self._settings.default_voice, name)
-
-
-def refuse(error: ValueError) -> Refused:
-    """What a model says of its input, for whoever sent it."""
-    return Refused(str(error))
+        model.warm_up(request, prompt)

@@ -7,20 +7,32 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from qwen3_jax.voice_folder import default_folder
 from server import protocol
 from server.voices import checks
 from server.voices.store import Metadata, VoiceStore
 
 console = Console()
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Voices: recordings that a Base checkpoint clones.")
+OWN = "voices"  # what is added or removed is the user's; those that come with the package are only read
 Folder = Annotated[str, typer.Option("--voices-dir", envvar="TTS_VOICES_DIR", help="The folder of voices, or a bucket.")]
+ReadFolder = Annotated[
+    str,
+    typer.Option(
+        "--voices-dir",
+        envvar="TTS_VOICES_DIR",
+        default_factory=lambda: str(default_folder()),
+        show_default="voices, or those that come with the package",
+        help="The folder of voices, or a bucket.",
+    ),
+]
 Recording = Annotated[Path, typer.Argument(help="WAV, FLAC, OGG or MP3; 3 to 30 s, 5 to 10 are best.")]
 Transcript = Annotated[str | None, typer.Option(help="Exactly what it says, or a .txt file; without it only the timbre is cloned.")]
 MAX_BYTES = 100 * 1024 * 1024  # an operator's own file may be larger than an upload
 
 
 @app.command("list")
-def list_voices(voices_dir: Folder = "voices") -> None:
+def list_voices(voices_dir: ReadFolder) -> None:
     """List the voices."""
     found = VoiceStore(voices_dir).voices
     if not found:
@@ -53,7 +65,7 @@ def add(
     language: Annotated[str, typer.Option(help="Of the recording.")] = "",
     licence: Annotated[str, typer.Option(help="Of the recording.")] = "",
     description: Annotated[str, typer.Option()] = "",
-    voices_dir: Folder = "voices",
+    voices_dir: Folder = OWN,
 ) -> None:
     """Install a voice for everybody."""
     if not consent.strip():
@@ -72,7 +84,7 @@ def add(
 
 
 @app.command()
-def remove(name: Annotated[str, typer.Argument(help="The voice's id.")], voices_dir: Folder = "voices") -> None:
+def remove(name: Annotated[str, typer.Argument(help="The voice's id.")], voices_dir: Folder = OWN) -> None:
     """Delete a voice, whosever it is."""
     store = VoiceStore(voices_dir)
     if name not in store.voices:

@@ -1,0 +1,67 @@
+"""The real service, engine and scheduler on a device of arithmetic: texts -> frames that a test can foretell, and hold.
+
+A text is spoken in three frames of 4 samples, frame i's value is i; with "loop" it runs away once. A text that is still being written has
+a frame for each character, and one for its end. "refuse" is refused.
+"""
+
+import threading
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from qwen3_jax.engine import Engine, Options, Watch
+from qwen3_jax.prompt import Prompt
+from qwen3_jax.sampling import Sampling
+from qwen3_jax.service import SpeechService
+from qwen3_jax.session import Request as Row
+from tests.fake_device import FakeDevice
+from tests.fake_engine import LIMIT
+from tests.fake_tts import WARM_UP, FakeTTS
+
+FRAMES, ENDLESS = 3, 1000
+
+
+@dataclass
+class HeldDevice(FakeDevice):
+    """With ``gate`` set, waits for one release per launch. ``poison``: what the next launch dies of."""
+
+    gate: threading.Semaphore | None = None
+    poison: BaseException | None = None
+
+    def launch(self, quotas: list[int], limit: int) -> Any:
+        if self.gate is not None and not self.gate.acquire(timeout=LIMIT):
+            raise TimeoutError("the test never opened the gate")
+        if self.poison is not None:
+            raise self.poison
+        return super().launch(quotas, limit)
+
+
+class FakeService(SpeechService):
+    """See the module's docstring. ``said`` has all texts with how they are to be spoken."""
+
+    def __init__(self, tts: FakeTTS, slots: int = 2, options: Options | None = None) -> None:
+        self.tts, self._watch, self.books = tts, Watch(), 5  # type: ignore[assignment]  # the part of Qwen3TTS that is used
+        self.said: list[tuple[str, dict[str, Any]]] = []
+        self.devices: list[HeldDevice] = []
+
+        def build(slots: int, on_cpu: bool) -> HeldDevice:
+            self.devices.append(HeldDevice(slots))
+            return self.devices[-1]
+
+        self.engine = Engine(build, slots=slots, options=options)
+
+    @property
+    def device(self) -> HeldDevice:
+        return self.devices[-1]
+
+    def row(self, text: str, **how: Any) -> Row:
+        if "refuse" in text:
+            raise ValueError("text 'refuse': is refused; say something else")
+        if text != WARM_UP and not how.get("streaming_text"):
+            self.said.append((text, how))
+        ids = np.array([*map(ord, text), 0])
+        frames = ENDLESS if how.get("streaming_text") else FRAMES
+        prompt = Prompt(np.array([frames, int("loop" in text), 0]), np.zeros((3, 5)), np.zeros(3, bool), None, ids)
+        seed = 7 if how.get("seed") is None else how["seed"]
+        return Row(prompt, how.get("sampling") or Sampling(), seed, len(ids) if frames == ENDLESS else 100, None, len(text))

@@ -1,0 +1,251 @@
+"""The one-at-a-time engine: its thread, its queue, voices and their prompts, faults."""
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from qwen3_jax.audio import to_pcm16, write_wav
+from server.engines import factory
+from server.engines.base import EngineClosed, OutOfMemory, Refused, SpeechRequest
+from server.engines.qwen3 import Qwen3Engine
+from server.engines.thread import ThreadEngine
+from server.settings import Settings
+from server.voices.store import VoiceStore
+from tests.fake_engine import LIMIT
+from tests.fake_synthesiser import FakeSynthesiser
+from tests.fake_tts import FakeTTS, tone
+from tests.serving import client, hear, running, say, until, utterance
+
+
+@asynccontextmanager
+async def engine_of(voices: Path, tts: FakeTTS, **chosen: Any) -> AsyncIterator[ThreadEngine]:
+    settings = Settings(voices_dir=voices, **chosen)
+
+    def make(device: str | None) -> FakeSynthesiser:
+        tts.device = device
+        return FakeSynthesiser(tts)
+
+    engine = ThreadEngine(settings, VoiceStore(voices), make)
+    try:
+        await asyncio.wait_for(engine.load(), LIMIT)
+        yield engine
+    finally:
+        engine.close()
+
+
+def request(engine: ThreadEngine, text: str, voice: str = "makima", **more: Any) -> SpeechRequest:
+    return SpeechRequest(text=text, voice=engine._store.voices[voice], language="English", **more)
+
+
+async def collect(handle: Any) -> list[np.ndarray]:
+    async with asyncio.timeout(LIMIT):
+        return [piece async for piece in handle]
+
+
+async def test_a_request_reaches_the_model_and_its_pieces_come_back(voices: Path) -> None:
+    tts = FakeTTS()
+    async with engine_of(voices, tts) as engine:
+        assert (engine.state, engine.languages, engine.presets) == ("ready", ("English", "German"), None)
+        handle = engine.submit(request(engine, "Hello.", "anna", seed=5, draw={"temperature": 0.5}))
+        pieces = await collect(handle)
+        assert [piece[0] for piece in pieces] == [tone(index)[0] for index in range(3)]
+        assert (handle.finish_reason, handle.failure) == ("eos", None)
+    [stream] = [stream.request for stream in tts.streams]
+    assert (stream.text, stream.voice.name, stream.language, stream.seed) == ("Hello.", "anna", "English", 5)
+    assert (stream.sampling.temperature, stream.sampling.top_k) == (0.5, 50)
+    assert tts.warm == ["makima"]
+    assert tts.cloned == [("makima", "Good evening."), ("anna", None)]
+
+
+async def test_prompts_are_kept_beside_the_voice_until_the_model_or_the_recording_changes(voices: Path) -> None:
+    first = FakeTTS()
+    async with engine_of(voices, first) as engine:
+        await engine.prepare(engine._store.voices["makima"])
+        assert len(first.cloned) == 1, "a voice is cloned once"
+    [kept] = (voices / "makima").glob("prompt-*")
+    second = FakeTTS()
+    async with engine_of(voices, second) as engine:
+        await collect(engine.submit(request(engine, "Hello.")))
+    assert second.cloned == []
+    assert second.streams[0].request.voice.name == "makima"
+    other = FakeTTS(fingerprint="another model")
+    async with engine_of(voices, other):
+        assert len(other.cloned) == 1
+    [renewed] = (voices / "makima").glob("prompt-*")
+    assert renewed.name != kept.name
+    (voices / "makima" / "transcript.txt").write_text("Good morning.", "utf-8")
+    changed = FakeTTS(fingerprint="another model")
+    async with engine_of(voices, changed):
+        assert changed.cloned == [("makima", "Good morning.")]
+
+
+async def test_the_least_recently_used_voice_leaves_the_cache(voices: Path) -> None:
+    """The specification's 7.1.1: room for two; a, b, a, c -> b is gone."""
+    for name in ("a", "b", "c"):
+        (voices / name).mkdir()
+        write_wav(voices / name / "reference.wav", tone(3).repeat(13))
+    async with engine_of(voices, FakeTTS(), voice_cache=2) as engine:
+        for name in ("a", "b", "a", "c"):
+            await engine.prepare(engine._store.voices[name])
+        assert [name for name, _ in engine._prompts] == ["a", "c"]
+        engine.forget("a")
+        await engine.prepare(engine._store.voices["c"])
+        assert [name for name, _ in engine._prompts] == ["c"]
+
+
+async def test_high_goes_before_waiting_normal_ones(voices: Path) -> None:
+    tts = FakeTTS(gate=threading.Semaphore(1))
+    assert tts.gate is not None
+    async with engine_of(voices, tts) as engine:
+        handles = [engine.submit(request(engine, "first"))]
+        await asyncio.wait_for(handles[0].begin(), LIMIT)
+        handles += [engine.submit(request(engine, text, high=text == "high")) for text in ("normal", "high")]
+        assert (engine.active, engine.queued) == (1, 2)
+        tts.gate.release(8)
+        for handle in handles:
+            await collect(handle)
+        assert [stream.request.text for stream in tts.streams] == ["first", "high", "normal"]
+
+
+async def test_a_full_buffer_holds_the_thread_back(voices: Path) -> None:
+    tts = FakeTTS(pieces=30)
+    async with engine_of(voices, tts, max_buffer_ms=400) as engine:
+        handle = engine.submit(request(engine, "Long."))
+        await asyncio.wait_for(handle.begin(), LIMIT)
+        pieces = [await anext(handle)]
+        await until(lambda: len(handle._pieces) >= 5)
+        await asyncio.sleep(0.02)  # the thread has had time to do what it must not
+        assert len(handle._pieces) == 5
+        pieces += await collect(handle)
+        assert len(pieces) == 30
+
+
+async def test_cancel_in_the_queue_and_while_speaking(voices: Path) -> None:
+    tts = FakeTTS(pieces=50, gate=threading.Semaphore(1))
+    assert tts.gate is not None
+    async with engine_of(voices, tts) as engine:
+        spoken, waiting = engine.submit(request(engine, "spoken")), engine.submit(request(engine, "waiting"))
+        await anext(spoken)
+        for handle in (spoken, waiting):
+            handle.cancel()
+        tts.gate.release(1)
+        assert await collect(spoken) == []
+        assert await collect(waiting) == []
+        assert (spoken.finish_reason, waiting.finish_reason) == ("cancelled", "cancelled")
+        assert [stream.request.text for stream in tts.streams] == ["spoken"]
+        assert tts.streams[0].closed.is_set()
+
+
+async def test_whatever_the_thread_dies_of_is_told_and_the_next_utterance_is_spoken(voices: Path) -> None:
+    async with engine_of(voices, FakeTTS()) as engine:
+        for text, kind in (("fail", RuntimeError), ("kill", SystemExit), ("refuse", Refused)):
+            handle = engine.submit(request(engine, text))
+            await collect(handle)
+            assert isinstance(handle.failure, kind)
+        assert len(await collect(engine.submit(request(engine, "Hello.")))) == 3
+
+
+async def test_out_of_memory_clears_the_caches_and_then_moves_to_the_cpu(voices: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cleared = []
+    monkeypatch.setattr(FakeSynthesiser, "clear", lambda self: cleared.append(1))
+    tts = FakeTTS()
+    async with engine_of(voices, tts) as engine:
+        for _ in range(2):
+            handle = engine.submit(request(engine, "memory"))
+            await collect(handle)
+            assert isinstance(handle.failure, OutOfMemory)
+        assert (cleared, tts.device) == ([1, 1], "cpu")
+        assert len(await collect(engine.submit(request(engine, "memory")))) == 3
+
+
+async def test_an_engine_that_cannot_recover_is_not_ready(
+    voices: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def lost(self: FakeSynthesiser) -> None:
+        raise RuntimeError("the device is lost")
+
+    monkeypatch.setattr(FakeSynthesiser, "clear", lost)
+    async with engine_of(voices, FakeTTS()) as engine:
+        handle = engine.submit(request(engine, "memory"))
+        await collect(handle)
+        assert isinstance(handle.failure, OutOfMemory)
+        await until(lambda: engine.state == "failed")
+        assert "the device is lost" in caplog.text
+
+
+async def test_whole_is_handed_out_when_all_of_it_is_made(voices: Path) -> None:
+    tts = FakeTTS(gate=threading.Semaphore(2))
+    assert tts.gate is not None
+    async with engine_of(voices, tts) as engine:
+        handle = engine.submit(request(engine, "Hello.", whole=True))
+        await asyncio.wait_for(handle.begin(), LIMIT)
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(anext(handle), 0.05)
+        tts.gate.release()
+        assert len(await collect(handle)) == 3
+
+
+async def test_text_in_pieces_is_spoken_by_sentences(voices: Path) -> None:
+    tts = FakeTTS(pieces=1)
+    async with engine_of(voices, tts) as engine:
+        handle = engine.submit(request(engine, "One. Tw", incremental=True))
+        await anext(handle)
+        assert [stream.request.text.strip() for stream in tts.streams] == ["One."]
+        handle.append("o. Three")
+        await anext(handle)
+        handle.append(" and four")
+        handle.finish()
+        assert len(await collect(handle)) == 1
+        assert handle.finish_reason == "eos"
+    assert [stream.request.text.strip() for stream in tts.streams] == ["One.", "Two.", "Three and four"]
+
+
+async def test_closing_ends_what_runs_and_waits(voices: Path) -> None:
+    tts = FakeTTS(gate=threading.Semaphore(1))
+    assert tts.gate is not None
+    async with engine_of(voices, tts) as engine:
+        handles = [engine.submit(request(engine, text)) for text in ("a", "b")]
+        await anext(handles[0])
+        engine.close()
+        for handle in handles:
+            await collect(handle)
+            assert isinstance(handle.failure, EngineClosed)
+        tts.gate.release(1)
+
+
+async def test_a_model_without_voices_does_not_load(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="voices add"):
+        async with engine_of(tmp_path, FakeTTS()):
+            pass
+
+
+def test_the_factory_knows_both_engines(voices: Path) -> None:
+    for name, kind in (("qwen3", Qwen3Engine), ("chatterbox", ThreadEngine)):
+        assert isinstance(factory.create(Settings(engine=name, voices_dir=voices), VoiceStore(voices)), kind)
+
+
+async def test_sessions_speak_in_turn_and_the_turn_has_a_limit(voices: Path) -> None:
+    tts = FakeTTS(gate=threading.Semaphore(1))
+    assert tts.gate is not None
+
+    def make(settings: Settings, store: VoiceStore) -> ThreadEngine:
+        return ThreadEngine(settings, store, lambda _: FakeSynthesiser(tts))
+
+    async with running(voices, make, turn_timeout=0.3) as server, client(server.url) as first, client(server.url) as second:
+        await say(first, type="speak", text="First.")
+        assert isinstance(await asyncio.wait_for(first.recv(), LIMIT), bytes)
+        await say(second, type="speak", text="Second.", requestId="late")
+        error = await hear(second)
+        assert (error["code"], error["requestId"]) == ("TIMEOUT", "late")
+        await say(second, type="speak", text="Third.")
+        tts.gate.release(5)
+        assert (await utterance(first))[1]["type"] == "complete"
+        heard, complete = await utterance(second)
+        assert (heard, complete["type"]) == (b"".join(to_pcm16(tone(index)) for index in range(3)), "complete")
+    assert [stream.request.text for stream in tts.streams] == ["First.", "Third."]
