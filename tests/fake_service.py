@@ -1,7 +1,7 @@
 """The real service, engine and scheduler on a device of arithmetic: texts -> frames that a test can foretell, and hold.
 
-A text is spoken in three frames of 4 samples, frame i's value is i; with "loop" it runs away once. A text that is still being written has
-a frame for each character, and one for its end. "refuse" is refused.
+A text is spoken in three frames of 4 samples, frame i's value is i; a "long" one in 300; with "loop" it runs away once. A text that is
+still being written has a frame for each character, and one for its end. "refuse" is refused.
 """
 
 import threading
@@ -19,7 +19,7 @@ from tests.fake_device import FakeDevice
 from tests.fake_engine import LIMIT
 from tests.fake_tts import WARM_UP, FakeTTS
 
-FRAMES, ENDLESS = 3, 1000
+FRAMES, LONG, ENDLESS = 3, 300, 1000
 
 
 @dataclass
@@ -61,7 +61,7 @@ class FakeService(SpeechService):
         if text != WARM_UP and not how.get("streaming_text"):
             self.said.append((text, how))
         ids = np.array([*map(ord, text), 0])
-        frames = ENDLESS if how.get("streaming_text") else FRAMES
+        frames = ENDLESS if how.get("streaming_text") else LONG if "long" in text else FRAMES
         prompt = Prompt(np.array([frames, int("loop" in text), 0]), np.zeros((3, 5)), np.zeros(3, bool), None, ids)
         seed = 7 if how.get("seed") is None else how["seed"]
-        return Row(prompt, how.get("sampling") or Sampling(), seed, len(ids) if frames == ENDLESS else 100, None, len(text))
+        return Row(prompt, how.get("sampling") or Sampling(), seed, len(ids) if frames == ENDLESS else LONG + 1, None, len(text))

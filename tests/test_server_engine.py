@@ -12,20 +12,18 @@ import numpy as np
 import pytest
 from websockets.asyncio.client import connect
 
-from qwen3_jax import Qwen3TTS, Sampling
+from qwen3_jax import Sampling
 from qwen3_jax.audio import to_pcm16, write_wav
 from qwen3_jax.engine import plan
 from qwen3_jax.model import Model
-from server import logs
-from server.engines import factory
 from server.engines.base import EngineClosed, OutOfMemory, Refused, SpeechRequest
-from server.engines.qwen3 import Qwen3Engine, slots_for
+from server.engines.qwen3 import Qwen3Engine, load, slots_for
 from server.settings import Settings
 from server.voices.store import VoiceStore
 from tests.fake_engine import LIMIT
-from tests.fake_service import FRAMES, FakeService
+from tests.fake_service import FRAMES, LONG, FakeService
 from tests.fake_tts import FakeTTS
-from tests.serving import client, hear, running, say, until, utterance
+from tests.serving import audio, client, hear, running, say, until, utterance
 
 MINUTES = 240.0  # where a real model compiles
 SPOKEN = np.arange(FRAMES, dtype=np.float32).repeat(4)
@@ -50,6 +48,14 @@ def hold(engine: Any) -> threading.Semaphore:
     """From now on the device waits before each launch."""
     gate = service_of(engine).device.gate = threading.Semaphore(0)
     return gate
+
+
+async def step_until(gate: threading.Semaphore, condition: Callable[[], bool]) -> None:
+    """Let the device make one launch after another until it is true."""
+    async with asyncio.timeout(LIMIT):
+        while not condition():
+            gate.release()
+            await asyncio.sleep(0.005)
 
 
 def request(engine: Qwen3Engine, text: str, voice: str = "makima", **more: Any) -> SpeechRequest:
@@ -133,23 +139,24 @@ async def test_a_voice_that_cannot_be_cloned_is_refused_and_tried_again_next_tim
 async def test_as_many_speak_at_once_as_there_are_slots_and_high_goes_first(voices: Path) -> None:
     async with engine_of(voices) as engine:
         gate = hold(engine)
-        first = [engine.submit(request(engine, text)) for text in ("a", "b")]
+        first = [engine.submit(request(engine, text)) for text in ("long a", "long b")]
+        await step_until(gate, lambda: engine.active == 2)
         for handle in first:
             await asyncio.wait_for(handle.begin(), LIMIT)
         late = [engine.submit(request(engine, "normal")), engine.submit(request(engine, "high", high=True))]
+        await until(lambda: all(handle.utterance is not None for handle in late))
         assert engine.queued == 2
         begun: list[str] = []
 
         async def listen(handle: Any) -> None:
             await handle.begin()
             begun.append(handle.request.text)
-            assert len(np.concatenate(await collect(handle))) == len(SPOKEN)
+            assert len(np.concatenate(await collect(handle))) == 4 * (LONG if "long" in handle.request.text else FRAMES)
 
-        assert engine.active == 2
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(late[0].begin(), 0.05)
         first[0].cancel()
-        gate.release(100)
+        gate.release(10_000)
         async with asyncio.timeout(LIMIT):
             await asyncio.gather(listen(first[1]), *map(listen, late))
         assert begun.index("high") < begun.index("normal")
@@ -167,7 +174,7 @@ async def test_cancel_in_the_queue_while_speaking_and_before_anything(voices: Pa
             handle.cancel()
         assert [await collect(handle) for handle in (spoken, waiting, barely)] == [[], [], []]
         assert {handle.finish_reason for handle in (spoken, waiting, barely)} == {"cancelled"}
-        gate.release(100)
+        gate.release(10_000)
         assert len(np.concatenate(await collect(engine.submit(request(engine, "Hello."))))) == len(SPOKEN)
         assert not engine._handles
 
@@ -176,12 +183,12 @@ async def test_a_fault_is_told_to_everybody_and_the_engine_begins_again_once(voi
     async with engine_of(voices) as engine:
         for expected, after in (("is being restarted", "ready"), ("could not be restarted", "failed")):
             gate = hold(engine)
-            handles = [engine.submit(request(engine, text)) for text in ("a", "b", "waits")]
-            await asyncio.wait_for(handles[1].begin(), LIMIT)
+            handles = [engine.submit(request(engine, text)) for text in ("long a", "long b", "waits")]
+            await step_until(gate, lambda: engine.active == 2 and engine.queued == 1)  # awaited at once
             service_of(engine).device.poison = RuntimeError("the device is lost")
-            gate.release(100)
+            gate.release(10_000)
             for handle in handles:
-                assert await collect(handle) == []
+                await collect(handle)
                 assert expected in str(handle.failure)
             await until(lambda: engine.state == after)  # noqa: B023  # awaited at once
             if after == "ready":
@@ -259,7 +266,7 @@ async def test_closing_ends_what_runs_and_waits(voices: Path) -> None:
         for handle in handles:
             assert await collect(handle) == []
             assert isinstance(handle.failure, EngineClosed)
-        gate.release(100)
+        gate.release(10_000)
         await until(lambda: service_of(engine).engine.state == "closed")
 
 
@@ -276,15 +283,19 @@ async def test_sessions_speak_at_once_and_hear_of_a_fault(voices: Path) -> None:
     async with running(voices, make) as server, client(server.url) as first, client(server.url) as second:
         gate = hold(server.context.engine)
         for connection in (first, second):
-            await say(connection, type="speak", text="Hello.")
-        await until(lambda: server.context.engine.active == 2)
-        gate.release(100)
+            await say(connection, type="speak", text="A long story.")
+        await step_until(gate, lambda: server.context.engine.active == 2)
+        gate.release(10_000)
         for connection in (first, second):
             heard, complete = await utterance(connection)
-            assert (len(heard), complete["type"]) == (2 * len(SPOKEN), "complete")
+            assert (len(heard), complete["type"]) == (2 * 4 * LONG, "complete")
+        gate = hold(server.context.engine)
+        await say(first, type="speak", text="A long story.", requestId="r")
+        gate.release(3)
+        await audio(first)
         service_of(server.context.engine).device.poison = RuntimeError("the device is lost")
-        await say(first, type="speak", text="Hello.", requestId="r")
-        error = await hear(first)
+        gate.release(10_000)
+        _, error = await utterance(first)
         assert (error["code"], error["requestId"], error["recoverable"]) == ("SYNTHESIS_ERROR", "r", True)
         await until(lambda: server.context.engine.is_ready)
         await say(first, type="speak", text="Hello.")
@@ -304,16 +315,20 @@ def test_slots_by_the_device_and_its_memory(model: Callable[[str], Model], monke
 
 
 @pytest.mark.slow
-async def test_end_to_end_on_a_tiny_checkpoint(
-    voices: Path, checkpoint: Callable[[str], Path], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_end_to_end_on_a_tiny_checkpoint(voices: Path, checkpoint: Callable[[str], Path], caplog: pytest.LogCaptureFixture) -> None:
     """The real model behind the socket: three sessions at once hear what each would hear alone, while a fourth one is cancelled."""
-    monkeypatch.setattr(logging, "basicConfig", lambda **_: None)
-    logs.configure("text")
-    folder, text, sampling = checkpoint("base"), "Hello, this is all.", Sampling(temperature=0.7)
-    alone = Qwen3TTS.from_pretrained(folder)
-    voice = alone.create_voice(voices / "makima" / "reference.wav", "Good evening.")
-    expected = alone.generate([text] * 3, voice=voice, language="English", seed=[0, 1, 2], sampling=sampling)
+    caplog.set_level(logging.INFO)
+    text, sampling = "Hello, this is all.", Sampling(temperature=0.7)
+    chosen = Settings(voices_dir=voices, model_id=str(checkpoint("base")), slots=4, columns=320, warmup="first")
+    service = load(chosen)
+    voice = service.tts.create_voice(voices / "makima" / "reference.wav", "Good evening.")
+    expected = []
+    for seed in range(3):
+        speech = service.speak(text, voice=voice, language="English", seed=seed, sampling=sampling)
+        expected.append((to_pcm16(np.concatenate(list(speech))), speech.finish_reason))
+
+    def make(settings: Settings, store: VoiceStore) -> Qwen3Engine:
+        return Qwen3Engine(settings, store, lambda _: service)
 
     async def one(url: str, seed: int) -> list[bytes | str]:
         async with connect(url) as connection:
@@ -326,14 +341,13 @@ async def test_end_to_end_on_a_tiny_checkpoint(
                     await say(connection, type="cancel")
             return frames
 
-    chosen = {"model_id": str(folder), "slots": 4, "columns": 320, "lead": 60}
-    async with running(voices, factory.create, limit=MINUTES, **chosen) as server:
+    async with running(voices, make, limit=MINUTES, lead=60) as server:
         heard = await asyncio.gather(*(one(server.url, seed) for seed in range(4)))
-    for frames, speech in zip(heard, expected, strict=False):
-        got = np.frombuffer(b"".join(frames[:-1]), "<i2").astype(int)  # type: ignore[arg-type]  # all but the last are bytes
-        assert np.abs(got - np.frombuffer(to_pcm16(speech.pcm), "<i2")).max() <= 1
+    for frames, (pcm, reason) in zip(heard, expected, strict=False):
+        got = b"".join(frame for frame in frames if isinstance(frame, bytes))
+        assert np.abs(np.frombuffer(got, "<i2").astype(int) - np.frombuffer(pcm, "<i2")).max() <= 1
         assert len(frames[0]) == 2 * 1920, "the first piece is one frame"
-        assert f'"finishReason":"{speech.finish_reason}"' in str(frames[-1])
+        assert f'"finishReason":"{reason}"' in str(frames[-1])
     assert '"CANCELLED"' in str(heard[3][-1])
     assert len(list((voices / "makima").glob("prompt-*"))) == 1
     assert "memory: " in caplog.text and "4 slots x 320 positions" in caplog.text

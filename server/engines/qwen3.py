@@ -198,6 +198,7 @@ class Qwen3Engine:
         self._prompts: OrderedDict[tuple[str, str], asyncio.Future[Voice]] = OrderedDict()  # least recently used first
         self._handles: dict[Qwen3Handle, asyncio.Task[None]] = {}
         self.loaded: asyncio.Future[None] | None = None
+        self._closed = False
 
     @property
     def state(self) -> State:
@@ -265,6 +266,9 @@ class Qwen3Engine:
             del self._prompts[key]
 
     def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
         if self.loaded is not None:
             self.loaded.cancel()  # nothing, if it is done
         for handle in list(self._handles):
