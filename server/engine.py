@@ -28,8 +28,8 @@ log = logging.getLogger(__name__)
 class Stream(Protocol):
     """The part of SpeechStream that is used here."""
 
-    finish_reason: str | None
-
+    @property
+    def finish_reason(self) -> str | None: ...
     def __iter__(self) -> Iterator[np.ndarray]: ...
     def __enter__(self) -> "Stream": ...
     def __exit__(self, *_: object) -> None: ...
@@ -77,8 +77,17 @@ class Served:
     def warmup(self) -> None:
         """Done when the service began."""
 
-    def stream(self, text: str, **how: Any) -> Spoken:
-        return self._service.speak(text, **how)
+    def stream(
+        self,
+        text: str,
+        *,
+        voice: Voice | str | None = None,
+        language: str = "Auto",
+        seed: int | None = None,
+        sampling: Sampling | None = None,
+        max_frames: int | None = None,
+    ) -> Spoken:
+        return self._service.speak(text, voice=voice, language=language, seed=seed, sampling=sampling, max_frames=max_frames)
 
     def close(self) -> None:
         self._service.close()
