@@ -12,6 +12,7 @@ the same moment, and each is listened to as a player does:
     gap         between two packets, less the audio that the earlier one brought: what a player without a buffer waits, ms; never below 0
     underrun    silence that a player hears which starts with the first packet, ms in all, the worst stream
     aggregate   seconds of audio that all streams got in a second
+    CPU         processor time of a step, all threads together: on a machine that others use too, the one figure that does not suffer
 
 The step's bound is what memory bandwidth allows: the bytes that a step has to read (talker once, predictor layers sixteen times as far
 as no cache holds them, codec once, the KV cache) over the bandwidth that a sum over a large array reaches here.
@@ -121,12 +122,13 @@ def step_milliseconds(model: Model, slots: int, columns: int, frames: int) -> Fi
         one = request(model, slot, columns // 2)
         occupy(device, slot, one)
     device.collect(device.launch([1] * slots, 1))
-    taken = []
+    taken, used = [], []
     for _ in range(10):
-        begun = time.perf_counter()
+        begun, before = time.perf_counter(), time.process_time()
         device.collect(device.launch([frames] * slots, frames))
         taken.append(1000 * (time.perf_counter() - begun) / frames)
-    return {"step_ms": min(taken), "step_median_ms": statistics.median(taken)}
+        used.append(1000 * (time.process_time() - before) / frames)
+    return {"step_ms": min(taken), "step_median_ms": statistics.median(taken), "step_cpu_ms": statistics.median(used)}
 
 
 def occupy(device: JaxDevice, slot: int, one: Request) -> None:
@@ -206,7 +208,7 @@ def main() -> None:
     machine = f"{device.device_kind} ({os.cpu_count()} cores, load {os.getloadavg()[0]:.1f})"
     console.print(f"{machine}, jax {jax.__version__}, {given.dtype}, {rate / 1e9:.0f} GB/s")
     title = f"{given.model}, {given.seconds:.0f} s a request"
-    table = Table("streams", "slots", "TTFA p50", "TTFA p95", "gap p99", "underrun", "aggregate", "ms a step", "bound", title=title)
+    table = Table("streams", "slots", "TTFA p50", "TTFA p95", "gap p99", "underrun", "aggregate", "ms a step", "CPU", "bound", title=title)
     results: dict[str, Any] = {}
     plots = []
     slots = given.slots or max(given.streams)
@@ -230,7 +232,7 @@ def main() -> None:
             milliseconds = (figures[name] for name in ("ttfa_p50_ms", "ttfa_p95_ms", "gap_p99_ms", "underrun_ms"))
             table.add_row(
                 str(streams), str(slots), *(f"{value:.0f} ms" for value in milliseconds), f"{figures['aggregate_x_realtime']:.1f}x",
-                f"{figures['step_ms']:.1f}", f"{figures['bound_ms']:.1f}",
+                f"{figures['step_ms']:.1f}", f"{figures['step_cpu_ms']:.1f}", f"{figures['bound_ms']:.1f}",
             )  # fmt: skip
             plots.append((listeners, streams))
     for listeners, streams in plots:

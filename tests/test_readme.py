@@ -21,7 +21,7 @@ README = (ROOT / "README.md").read_text("utf-8")
 SHELL = [line for block in re.findall(r"```sh\n(.*?)```", README, re.S) for line in block.splitlines()]
 INSTALL = [line for line in SHELL if line.startswith("python3 -m venv")]
 SERVE = "python -m qwen3_jax serve --model checkpoint"
-LIBRARY, CLIENT = re.findall(r"```python\n(.*?)```", README, re.S)
+LIBRARY, MANY, CLIENT = re.findall(r"```python\n(.*?)```", README, re.S)
 LIMIT = 300.0
 
 
@@ -73,6 +73,14 @@ def test_command(command: str, folder: Path) -> None:
 def test_library_program(folder: Path) -> None:
     (folder / "library.py").write_text(LIBRARY, "utf-8")
     assert re.match(r"(eos|length) \(\d+, 16\)\n(\d+\n)+$", run(folder, "python library.py"))
+
+
+def test_many_voices_program(folder: Path) -> None:
+    assert "narrator.safetensors" in LIBRARY, "that program makes the voice"
+    (folder / "library.py").write_text(LIBRARY, "utf-8")
+    run(folder, "python library.py")
+    (folder / "many.py").write_text(MANY, "utf-8")
+    assert re.match(r"(\d+\n)*\d+ (eos|length)\n$", run(folder, "python many.py"))
 
 
 def test_serving_and_the_client(folder: Path) -> None:
