@@ -11,7 +11,7 @@ import signal
 import socket
 import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import h11
 from hypercorn.asyncio import run as hypercorn_run
@@ -89,7 +89,7 @@ class _Connection(hypercorn_run.TCPServer):
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
-        self.config.connections.add(self.writer)
+        cast("QuietSockets", self.config).connections.add(self.writer)
 
 
 class QuietSockets(Config):
@@ -129,7 +129,7 @@ def harden() -> None:
     """Put our classes in the place of Hypercorn's, which has no switches for them."""
     ws_stream.Handshake = _PlainHandshake  # type: ignore[misc]
     ws_stream.WebsocketBuffer = _Buffer  # type: ignore[misc]
-    hypercorn_run.TCPServer = _Connection  # type: ignore[misc]
+    hypercorn_run.TCPServer = _Connection  # type: ignore[misc, assignment]
     h11_protocol.WSStream = _Stream  # type: ignore[misc]
     h11_protocol.H11Protocol._check_protocol = _only_http11  # type: ignore[method-assign]
 
