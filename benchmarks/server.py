@@ -189,8 +189,8 @@ def main() -> None:
         finally:
             process.terminate()
             process.wait(60)
-    for streams, figures in made.items():
-        print(f"{streams} streams")
+    for number, figures in made.items():
+        print(f"{number} streams")
         for name, value in figures.items():
             print(f"  {name:32} {value:>12}")
     if arguments.json is not None:

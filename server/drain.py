@@ -10,7 +10,7 @@ from server.websocket import Session, SlowClient
 async def drain(context: Context) -> None:
     """Return when no session is left and no audio is on its way."""
     context.draining.set()
-    await asyncio.gather(_http(context), *(_session(*sitting, context.settings.grace) for sitting in list(context.sessions)))
+    await asyncio.gather(_http(context), *(_session(session, task, context.settings.grace) for session, task in list(context.sessions)))
 
 
 async def _session(session: Session, task: "asyncio.Task[None]", grace: float) -> None:

@@ -8,6 +8,7 @@ import base64
 import contextlib
 import logging
 import unicodedata
+import uuid
 from collections.abc import AsyncGenerator
 from time import monotonic
 from typing import Annotated, Any, Literal
@@ -85,6 +86,7 @@ def install(app: Quart, context: Context) -> None:
         response = Response(body, content_type=kind)
         response.timeout = None
         response.headers["Cache-Control"] = "no-store"
+        response.headers["X-Request-Id"] = str(uuid.uuid4())
         response.headers["X-Accel-Buffering"] = "no"  # proxies: pass it on as it comes
         return response
 

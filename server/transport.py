@@ -9,10 +9,12 @@ import asyncio
 import logging
 import signal
 import socket
+import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import h11
+from hypercorn.asyncio import run as hypercorn_run
 from hypercorn.asyncio import serve as hypercorn_serve
 from hypercorn.config import Config, Sockets
 from hypercorn.middleware import ProxyFixMiddleware
@@ -82,8 +84,25 @@ async def _only_http11(self: h11_protocol.H11Protocol, event: h11.Request) -> No
     """In place of the check for offers of HTTP/2: ``Upgrade: h2c`` is ignored, as HTTP allows, and its preface is an odd request."""
 
 
+class _Connection(hypercorn_run.TCPServer):
+    """As Hypercorn's, but known to the configuration, so that the end can cut it."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        cast("QuietSockets", self.config).connections.add(self.writer)
+
+
 class QuietSockets(Config):
-    """Hypercorn's configuration with small send buffers."""
+    """Hypercorn's configuration with small send buffers, and the connections that are open."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.connections: weakref.WeakSet[asyncio.StreamWriter] = weakref.WeakSet()
+
+    def cut(self) -> None:
+        """Everybody has been told: what is still open would hold the end up for ever (Python 3.12.1 and later wait for it)."""
+        for writer in list(self.connections):
+            writer.transport.abort()
 
     def create_sockets(self) -> Sockets:
         made = super().create_sockets()
@@ -110,11 +129,12 @@ def harden() -> None:
     """Put our classes in the place of Hypercorn's, which has no switches for them."""
     ws_stream.Handshake = _PlainHandshake  # type: ignore[misc]
     ws_stream.WebsocketBuffer = _Buffer  # type: ignore[misc]
+    hypercorn_run.TCPServer = _Connection  # type: ignore[misc, assignment]
     h11_protocol.WSStream = _Stream  # type: ignore[misc]
     h11_protocol.H11Protocol._check_protocol = _only_http11  # type: ignore[method-assign]
 
 
-def configuration(settings: Settings) -> Config:
+def configuration(settings: Settings) -> QuietSockets:
     """Hypercorn's, for these settings."""
     config = QuietSockets()
     config.bind = [f"{settings.host}:{settings.port}"]
@@ -156,6 +176,7 @@ async def serve(
         failed.cancel()
         log.info("going down: %d sessions", len(context.sessions))
         await drain(context)
+        loop.call_later(CLOSE_SECONDS, config.cut)
 
     try:
         served = ProxyFixMiddleware(app, "legacy", settings.proxies) if settings.proxies else app
