@@ -48,7 +48,9 @@ def runs(base: Path, recordings: Path, tmp_path_factory: pytest.TempPathFactory)
     folder = tmp_path_factory.mktemp("runs")
     before = finetune.identity(base)
     for name, rank in (("full", None), ("lora", 4)):
+        programs = finetune.train_step._cache_size()
         finetune.run_command(str(base), recordings, folder / name, lora_rank=rank, steps=STEPS, **OPTIONS)
+        assert finetune.train_step._cache_size() == programs + 1  # clips of like length share one
     assert finetune.identity(base) == before
     return {name: folder / name for name in ("full", "lora")}
 

@@ -285,6 +285,7 @@ def run_command(
     data, eos = batches(training, batch=batch, accumulate=accumulate, seed=seed), config.talker_config.codec_eos_token_id
     judging = [assembled([judged[first : first + batch]])[0] for first in range(0, held_out, batch)]
     state = loop.resume(run, shapes) if loop.saved(run) else start(talker, rank, seed)
+    state = jax.device_put(state, jax.devices()[0])  # committed, as a step's own results are: else the second step compiles anew
     frozen = talker if rank else None
     del model, talker
     steps = math.ceil(PASSES * len(training) / (batch * accumulate)) if steps is None else steps
