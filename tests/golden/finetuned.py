@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 import torch
-from make import Recorder
+from make import Recorder  # type: ignore[import-not-found]  # beside this file, which is run by its path
 from qwen_tts.core.models import Qwen3TTSForConditionalGeneration
 from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
@@ -78,4 +78,10 @@ def record(folder: Path, out: Path) -> None:
 
 
 if __name__ == "__main__":
-    {"prepare": prepare, "record": record}[sys.argv[1]](*map(Path, sys.argv[2:]))
+    verb, *paths = sys.argv[1:]
+    if verb == "prepare":
+        prepare(*map(Path, paths))
+    elif verb == "record":
+        record(*map(Path, paths))
+    else:
+        raise SystemExit(__doc__)
