@@ -53,7 +53,7 @@ class Batch(NamedTuple):
     mel_length: Int["B"]
     labels: Int["B T K"]  # of each row, -1 where there is none; the end of speech has book 0 only
     spoken: Int["B T 2"]  # of each row with a label: the first row that is to be looked at, and the first one after; equal: none
-    picks: Int["N"]  # places of `labels`, counted through rows, that hold a whole frame
+    picks: Int["N"]  # places of `labels`, counted through rows, that hold a whole frame; one without a frame is padding
 
 
 class Taught(NamedTuple):
@@ -194,10 +194,14 @@ def predictor_logits(predictor: Predictor, hidden: Float["N H"], embedding: Floa
 
 
 def forward(graphs: Definitions, params: Params, batch: Batch) -> tuple[F32["B T V"], F32["N 15 V"], F32["B T"]]:
-    """Scores of book 0 at every row, and of books 1..15 of the picked frames; and `looked_at`, averaged over the guided heads."""
-    talker: Talker = nnx.merge(graphs.talker, params["talker"])
+    """`scores`, with the speaker row made from the batch's references."""
     x_vector = nnx.merge(graphs.speaker, params["speaker_encoder"])(batch.mel, batch.mel_length)
-    hidden, looks = talker_states(talker, batch.rows._replace(x_vector=x_vector), batch.spoken)
+    return scores(nnx.merge(graphs.talker, params["talker"]), batch._replace(rows=batch.rows._replace(x_vector=x_vector)))
+
+
+def scores(talker: Talker, batch: Batch) -> tuple[F32["B T V"], F32["N 15 V"], F32["B T"]]:
+    """Scores of book 0 at every row, and of books 1..15 of the picked frames; and `looked_at`, averaged over the guided heads."""
+    hidden, looks = talker_states(talker, batch.rows, batch.spoken)
     picked = batch.labels.reshape(-1, talker.books)[batch.picks]
     rest = predictor_logits(
         talker.code_predictor,
@@ -216,8 +220,15 @@ def cross_entropy(logits: F32["... V"], labels: Int["..."], smoothing: float) ->
 
 
 def losses(graphs: Definitions, params: Params, batch: Batch, eos: int, weights: Weights) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """The loss and its parts: means over frames, in nats, and shares of right guesses."""
-    logits, rest, looks = forward(graphs, params, batch)
+    """`compared`, of what the parameters make of a batch."""
+    return compared(forward(graphs, params, batch), batch, eos, weights)
+
+
+def compared(
+    made: tuple[F32["B T V"], F32["N 15 V"], F32["B T"]], batch: Batch, eos: int, weights: Weights
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """The loss of some `scores` and its parts: means over frames, in nats, and shares of right guesses. Picks of no frame do not count."""
+    logits, rest, looks = made
     first = batch.labels[..., 0]
     there, ends = first >= 0, first == eos
     places = batch.spoken[..., 0] < batch.spoken[..., 1]
@@ -228,14 +239,14 @@ def losses(graphs: Definitions, params: Params, batch: Batch, eos: int, weights:
         return jnp.sum(jnp.where(of, values, 0)) / jnp.maximum(jnp.sum(of), 1)
 
     book_0 = mean(cross_entropy(logits, first, weights.smoothing), there)
-    books = jnp.mean(cross_entropy(rest, picked, weights.smoothing))
+    books = mean(cross_entropy(rest, picked, weights.smoothing), picked >= 0)
     guidance = -mean(jnp.where(places, looks, 0), places)
     figures = {
         "book_0": book_0,
         "books_1_15": books,
         "guidance": guidance,
         "right_0": mean(guess == first, there),
-        "right_1_15": jnp.mean(jnp.argmax(rest, axis=-1) == picked),
+        "right_1_15": mean(jnp.argmax(rest, axis=-1) == picked, picked >= 0),
         "end_recall": mean(guess == eos, ends),  # ends that are heard as such
         "end_early": mean(guess == eos, there & ~ends),  # frames taken for an end
     }
