@@ -120,7 +120,12 @@ def test_without_a_model_the_embedded_voice_speaks(
     run: Run, tts: FakeTTS, voices: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     asked: list[str] = []
-    monkeypatch.setattr(Qwen3TTS, "from_pretrained", lambda name, **_: asked.append(name) or tts)
+
+    def load(name: str, **_: object) -> FakeTTS:
+        asked.append(name)
+        return tts
+
+    monkeypatch.setattr(Qwen3TTS, "from_pretrained", load)
     status, _, said = run("say", "Hi.", "--stream", "--voices-dir", voices)
     assert (status, asked) == (0, ["embedded"])
     assert "model: embedded" in said and "--model Qwen/Qwen3-TTS-12Hz-0.6B-Base" in said
@@ -182,6 +187,20 @@ def test_voices_lists_the_folder(run: Run, voices: Path, tmp_path: Path) -> None
     assert all(word in anna for word in ("icl", "2.0", "Anna A.", "CC0"))
     assert "xVector" in boris
     assert b"holds no voice" in run("voices", "--voices-dir", tmp_path / "none")[1]
+
+
+def test_voices_are_listed_from_the_package_and_added_here(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    shipped = tmp_path / "shipped"
+    shipped.mkdir()
+    monkeypatch.setattr(voice_folder, "_SHIPPED", (shipped,))
+    write_wav(tmp_path / "ref.wav", 4.0)
+    assert b"shipped holds no voice" in run("voices", "list")[1].replace(b"\n", b"")
+    code, _, err = run("voices", "add", "ref.wav", "--id", "mine", "--consent", "It is noise.")
+    assert code == 0, err
+    assert [path.name for path in shipped.iterdir()] == []
+    assert (tmp_path / "voices" / "mine" / "reference.wav").is_file()
+    assert b"mine" in run("voices", "list")[1]
+    assert run("voices", "remove", "mine")[0] == 0
 
 
 def test_a_voice_whose_metadata_is_broken_is_named(run: Run, voices: Path) -> None:

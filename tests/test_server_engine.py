@@ -141,6 +141,7 @@ async def test_as_many_speak_at_once_as_there_are_slots_and_high_goes_first(voic
         gate = hold(engine)
         first = [engine.submit(request(engine, text)) for text in ("long a", "long b")]
         await step_until(gate, lambda: engine.active == 2)
+        gate.release(2)  # what has happened in a turn is told at its end
         for handle in first:
             await asyncio.wait_for(handle.begin(), LIMIT)
         late = [engine.submit(request(engine, "normal")), engine.submit(request(engine, "high", high=True))]
@@ -166,10 +167,11 @@ async def test_as_many_speak_at_once_as_there_are_slots_and_high_goes_first(voic
 async def test_cancel_in_the_queue_while_speaking_and_before_anything(voices: Path) -> None:
     async with engine_of(voices, slots=1) as engine:
         gate = hold(engine)
-        spoken, waiting, barely = (engine.submit(request(engine, text)) for text in ("spoken", "waiting", "barely"))
+        spoken, waiting, barely = (engine.submit(request(engine, text)) for text in ("long", "waiting", "barely"))
         barely.cancel()
+        gate.release(2)
         await asyncio.wait_for(spoken.begin(), LIMIT)
-        gate.release()
+        assert waiting in engine._handles
         for handle in (spoken, waiting):
             handle.cancel()
         assert [await collect(handle) for handle in (spoken, waiting, barely)] == [[], [], []]
@@ -260,7 +262,8 @@ async def test_text_in_pieces_that_is_refused_ends_the_utterance(voices: Path) -
 async def test_closing_ends_what_runs_and_waits(voices: Path) -> None:
     async with engine_of(voices, slots=1) as engine:
         gate = hold(engine)
-        handles = [engine.submit(request(engine, text)) for text in ("a", "b")]
+        handles = [engine.submit(request(engine, text)) for text in ("long", "b")]
+        gate.release(2)
         await asyncio.wait_for(handles[0].begin(), LIMIT)
         engine.close()
         for handle in handles:
