@@ -11,7 +11,7 @@ import signal
 import socket
 import weakref
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import h11
 from hypercorn.asyncio import run as hypercorn_run
@@ -89,7 +89,8 @@ class _Connection(hypercorn_run.TCPServer):
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
-        cast("QuietSockets", self.config).connections.add(self.writer)
+        if isinstance(self.config, QuietSockets):  # else Hypercorn was started by others
+            self.config.connections.add(self.writer)
 
 
 class QuietSockets(Config):

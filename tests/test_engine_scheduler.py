@@ -349,9 +349,9 @@ def test_one_call_per_turn_and_consumer() -> None:
 
     handles = [stage.submit(request(5, seed=number, notify=notify)) for number in range(2)]
     stage.turns(2)
-    assert calls == [handles]
+    assert calls == [handles, handles], "they have slots; and their first frames"
     stage.until_idle()
-    assert len(calls) <= sum(entry[0] == "collect" for entry in stage.device.log)
+    assert len(calls) <= 1 + sum(entry[0] == "collect" for entry in stage.device.log)
 
 
 def test_everybody_is_told_of_a_fault() -> None:

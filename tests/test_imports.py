@@ -80,7 +80,10 @@ LAYERS = [
 ]
 RANK = {module: rank for rank, row in enumerate(LAYERS) for module in row}
 # (importer, imported): why it may go up all the same
-EXCEPTIONS = {("qwen3_jax.checkpoint", "qwen3_jax"): "only __version__, inside the function that writes it into a checkpoint"}
+EXCEPTIONS = {
+    ("qwen3_jax.checkpoint", "qwen3_jax"): "only __version__, inside the function that writes it into a checkpoint",
+    **{("server", f"server.{name}"): "when hypercorn's command line calls it" for name in ("app", "logs", "run", "transport")},
+}
 PACKAGES = ("qwen3_jax", "server", "convert")
 
 

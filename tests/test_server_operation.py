@@ -169,6 +169,30 @@ def ready(process: "subprocess.Popen[str]") -> float:
     pytest.fail("the server was not ready in time")
 
 
+@pytest.fixture
+def hypercorn(voices: Path) -> "Iterator[subprocess.Popen[str]]":
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("TTS_")}
+    environment |= {"TTS_VOICES_DIR": str(voices), "TTS_LOAD": "lazy"}
+    command = [sys.executable, "-m", "hypercorn", "server:create_app()", "--bind", f"127.0.0.1:{port}"]
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True) as made:
+        made.port = port
+        try:
+            ready(made)
+            yield made
+        finally:
+            made.kill()
+
+
+async def test_hypercorns_own_command_line_serves(hypercorn: "subprocess.Popen[str]") -> None:
+    async with client(f"ws://127.0.0.1:{hypercorn.port}/api/v1/speak") as connection:
+        await say(connection, type="start")
+        assert (await hear(connection))["type"] == "started"
+    hypercorn.terminate()
+    assert await asyncio.to_thread(hypercorn.wait, LIMIT) == 0
+
+
 async def test_sigterm_in_mid_utterance(process: "subprocess.Popen[str]") -> None:
     """Speech under way is finished, everybody is told, and the process ends with 0."""
     url = f"ws://127.0.0.1:{process.port}/api/v1/speak"
