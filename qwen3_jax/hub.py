@@ -60,7 +60,7 @@ def local_folder(path: str | Path, revision: str | None = None, files: tuple[str
 def described(name: str) -> str:
     """Which model is in use, in one line, and how to get the real one."""
     if name == EMBEDDED:
-        return f"{EMBEDDED}, the small English voice that ships; the published one: --model {PUBLISHED} (or TTS_MODEL_ID)"
+        return f"{EMBEDDED}, the small English voice that ships, still in training; else: --model {PUBLISHED} (or TTS_MODEL_ID)"
     return name
 
 

@@ -37,14 +37,10 @@ class FakeTTS:
     fingerprint: str = "f"
     device: str | None = None
     frail: bool = True  # "memory" in a text is out of memory, but for the CPU
-    whole: list[str] = field(default_factory=list)
 
     @property
     def model(self) -> Any:
         return SimpleNamespace(generation=GenerationConfig(max_new_tokens=100))
-
-    def warmup(self) -> None:
-        self.warm.append("all")
 
     def create_voice(self, audio_in: Any, transcript: str | None = None, *, name: str | None = None) -> Voice:
         self.cloned.append((name or "voice", transcript))
@@ -78,10 +74,6 @@ class FakeTTS:
         stream = FakeStream(self, request)
         self.streams.append(stream)
         return stream
-
-    def generate(self, text: str, **options: Any) -> Any:
-        self.whole.append(text)
-        return SimpleNamespace(pcm=np.concatenate([tone(index) for index in range(self.pieces)]), finish_reason="eos")
 
 
 class FakeStream:

@@ -1,0 +1,47 @@
+"""The checkpoint that ships: small, in the published layout, found by name, and it speaks: streamed as whole, in every voice, to an end."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from convert.__main__ import convert
+from qwen3_jax import Qwen3TTS, voice_folder
+from qwen3_jax.hub import EMBEDDED, local_folder
+from qwen3_jax.model import read_configs
+
+TEXT = "Let me recommend Bath to you."
+
+
+@pytest.fixture(scope="module")
+def tts() -> Qwen3TTS:
+    return Qwen3TTS.from_pretrained(EMBEDDED)
+
+
+def test_it_is_small_and_in_the_published_layout(tmp_path: Path) -> None:
+    folder = local_folder(EMBEDDED)
+    assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) <= 40e6
+    config, codec, _ = read_configs(folder)
+    assert (config.tts_model_type, codec.output_sample_rate, len(config.talker_config.languages)) == ("base", 24000, 10)
+    convert(str(folder), tmp_path / "converted")
+    assert Qwen3TTS.from_pretrained(tmp_path / "converted").model_type == "base"
+
+
+@pytest.mark.parametrize("name", ["makima", "heart", "emma", "george"])
+def test_every_voice_speaks_and_ends(tts: Qwen3TTS, name: str) -> None:
+    entry = voice_folder.find(voice_folder.default_folder())[name]
+    voice = tts.create_voice(entry.path / voice_folder.REFERENCE, name=name)
+    speech = tts.generate(TEXT, voice=voice, language="English", seed=3)
+    assert speech.finish_reason == "eos"
+    assert 1.0 < speech.seconds < 5.0  # the teachers take 1.6 to 2.2 s
+    assert np.sqrt(np.mean(np.square(speech.pcm))) > 0.005  # not silence
+
+
+def test_streamed_is_whole_in_any_chunking(tts: Qwen3TTS) -> None:
+    entry = voice_folder.find(voice_folder.default_folder())["makima"]
+    voice = entry.create(tts.create_voice)
+    whole = tts.generate(TEXT, voice=voice, language="English", seed=5)
+    with tts.stream(TEXT, voice=voice, language="English", seed=5) as stream:
+        pieces = list(stream)
+    assert len(pieces) > 2
+    np.testing.assert_allclose(np.concatenate(pieces), whole.pcm, atol=1e-4)
