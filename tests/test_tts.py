@@ -57,6 +57,7 @@ def test_the_public_names_are_frozen() -> None:
     public = {name for name in vars(Qwen3TTS) if not name.startswith("_")}
     assert public == {
         "from_pretrained",
+        "fingerprint",
         "generate",
         "stream",
         "create_voice",
