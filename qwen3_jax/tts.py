@@ -123,7 +123,7 @@ class Qwen3TTS:
         self.prepared_voices = PREPARED_VOICES
 
     @classmethod
-    def from_pretrained(cls, path: str | Path, *, device: str | None = None, dtype: str | None = None, several: bool = False) -> "Qwen3TTS":
+    def from_pretrained(cls, path: str | Path, *, device: str | None = None, dtype: str | None = None) -> "Qwen3TTS":
         """Load a checkpoint.
 
         Args:
@@ -131,13 +131,21 @@ class Qwen3TTS:
                 ``Qwen/Qwen3-TTS-12Hz-0.6B-Base`` (downloaded once into the hub's own cache).
             device: ``cpu``, ``gpu``, ``tpu``, or one of them with an index (``cuda:1``). Default: JAX's own choice.
             dtype: ``float32`` or ``bfloat16`` for talker and predictor. Default: float32 on a CPU, else bfloat16.
-            several: for many utterances at once: weights are kept in ``dtype``, also where a single one is better served by those of
-                the checkpoint (bfloat16 ones under float32 arithmetic, on a CPU).
 
         Raises:
             FileNotFoundError: no checkpoint there, and none to be had.
             ValueError: a checkpoint, device or dtype that cannot be used.
         """
+        return cls._load(path, device, dtype, several=False)
+
+    @classmethod
+    def for_many(cls, path: str | Path, *, device: str | None = None, dtype: str | None = None) -> "Qwen3TTS":
+        """`from_pretrained` for many utterances at once: weights are kept in ``dtype``, also where a single one is better served by
+        those of the checkpoint (bfloat16 ones under float32 arithmetic, on a CPU)."""
+        return cls._load(path, device, dtype, several=True)
+
+    @classmethod
+    def _load(cls, path: str | Path, device: str | None, dtype: str | None, *, several: bool) -> "Qwen3TTS":
         compilation.use_persistent_cache()
         chosen = _device(device)
         if dtype is None:

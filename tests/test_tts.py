@@ -57,6 +57,7 @@ def test_the_public_names_are_frozen() -> None:
     public = {name for name in vars(Qwen3TTS) if not name.startswith("_")}
     assert public == {
         "from_pretrained",
+        "for_many",
         "fingerprint",
         "generate",
         "stream",
@@ -68,7 +69,8 @@ def test_the_public_names_are_frozen() -> None:
         "model_type",
         "sample_rate",
     }
-    assert list(inspect.signature(Qwen3TTS.from_pretrained).parameters) == ["path", "device", "dtype"]
+    for load in (Qwen3TTS.from_pretrained, Qwen3TTS.for_many):
+        assert list(inspect.signature(load).parameters) == ["path", "device", "dtype"]
     request = ["self", "text", "voice", "language", "instruct", "streaming_text", "seed", "sampling", "max_frames"]
     assert list(inspect.signature(Qwen3TTS.generate).parameters) == request
     assert list(inspect.signature(Qwen3TTS.stream).parameters) == [*request, "first_chunk", "chunk"]

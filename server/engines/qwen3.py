@@ -411,8 +411,8 @@ def slots_for(model: Model, columns: int) -> int:
 
 def load(settings: Settings) -> SpeechService:
     """The configured checkpoint as a service; errors as in ``Qwen3TTS.from_pretrained`` and ``SpeechService``."""
-    several = settings.slots != 1
-    tts = Qwen3TTS.from_pretrained(settings.model_id, device=settings.device, dtype=settings.dtype, several=several)
+    read = Qwen3TTS.from_pretrained if settings.slots == 1 else Qwen3TTS.for_many
+    tts = read(settings.model_id, device=settings.device, dtype=settings.dtype)
     tts.prepared_voices = settings.voice_cache
     slots = settings.slots or slots_for(tts.model, settings.columns)
     options = Options(
