@@ -162,7 +162,7 @@ def start(arguments: argparse.Namespace, port: int, folder: Path) -> "subprocess
             with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=5):
                 return process
         except (urllib.error.URLError, ConnectionError):
-            time.sleep(0.2)
+            time.sleep(0.2)  # between two questions; the deadline is above
     process.kill()
     raise TimeoutError(f"the server was not ready in {READY_SECONDS:.0f} s")
 

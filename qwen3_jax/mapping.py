@@ -180,8 +180,7 @@ def make_plan(shapes: Mapping[str, Shape], abstract: Mapping[str, Any]) -> Plan:
 
 
 def targets(path: str, shape: Shape) -> list[Target]:
-    """The places of a parameter: one per slot where sources are stacked, else one."""
-    """All places of a parameter: one, or one per book."""
+    """All places of a parameter: one per slot where sources are stacked, else one."""
     return [Target(path, slot) for slot in range(shape[0])] if path in _STACK_OF else [Target(path, None)]
 
 

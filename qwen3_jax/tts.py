@@ -9,8 +9,7 @@ for pcm in tts.stream("Hello there.", voice=voice): ...
 import secrets
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ from qwen3_jax.model import Model, load
 from qwen3_jax.prompt import AUTO, CLOSING, ROLE, build, language_id, speaker_name
 from qwen3_jax.sampling import Sampling
 from qwen3_jax.session import BATCH_BUCKETS, Request, Session, prime, warm_up
-from qwen3_jax.shapes import NpF32, NpInt
+from qwen3_jax.speech import Speech, SpeechStream
 from qwen3_jax.text import Tokenizer
 from qwen3_jax.voice import Voice
 
@@ -34,81 +33,6 @@ FIRST_CHUNK, CHUNK, OFFLINE_CHUNK = 1, 4, 8  # frames per compiled call: first s
 WARM_PROMPTS, WARM_COLUMNS = (32, 64, 96, 128, 192), (128, 256, 512)  # what `warmup` compiles
 PREPARED_VOICES = 16  # kept ready for in-context cloning, 5 MB each
 FRAMES_PER_TOKEN, SPARE_FRAMES = 25, 125  # default cap on an utterance: 2 s a text token and 10 s on top
-
-
-@dataclass(frozen=True, eq=False)
-class Speech:
-    """A finished utterance.
-
-    Attributes:
-        pcm: float32 [samples], mono, in [-1, 1].
-        sample_rate: Hz.
-        frames: int32 [N 16], the codes; 1920 samples each.
-        finish_reason: ``eos`` (it ended by itself), ``length`` (it met ``max_frames``) or ``cancelled``.
-        seed: what it was drawn with; the same request with it gives the same audio.
-    """
-
-    pcm: NpF32["F"]
-    sample_rate: int
-    frames: NpInt["N K"]
-    finish_reason: str
-    seed: int
-
-    @property
-    def seconds(self) -> float:
-        """Length of the audio."""
-        return len(self.pcm) / self.sample_rate
-
-    def save(self, path: str | Path) -> None:
-        """Write a 16-bit WAV file."""
-        audio.write_wav(path, self.pcm, self.sample_rate)
-
-
-class SpeechStream(Iterator[NpF32["F"]]):
-    """Pieces of pcm (float32, mono, 24 kHz) as they are made. Iterate in one thread; ``cancel`` from any.
-
-    Use it as a context manager, or iterate to the end, or cancel: nothing runs between two calls of ``next``.
-    """
-
-    def __init__(self, session: Session, seed: int, first_chunk: int, chunk: int, sample_rate: int) -> None:
-        self._session = session
-        self._next, self._chunk = first_chunk, chunk
-        self._cancelled = threading.Event()
-        self._codes: list[NpInt["N K"]] = []
-        self.sample_rate = sample_rate
-        self.seed = seed
-        self.finish_reason: str | None = None
-
-    def __next__(self) -> NpF32["F"]:
-        while self.finish_reason is None:
-            if self._cancelled.is_set():
-                self.finish_reason = "cancelled"
-                break
-            piece = self._session.step(self._next)[0]
-            self._next = self._chunk
-            self.finish_reason = self._session.finish_reasons[0]
-            if self._cancelled.is_set():
-                self.finish_reason = "cancelled"
-                break
-            if len(piece.pcm):
-                self._codes.append(piece.codes)
-                return piece.pcm
-        raise StopIteration
-
-    @property
-    def frames(self) -> NpInt["N K"]:
-        """Codes of all that has been handed out."""
-        return np.concatenate(self._codes) if self._codes else np.zeros((0, self._session.books), np.int32)
-
-    def cancel(self) -> None:
-        """No piece is handed out after this; the chunk being computed is thrown away."""
-        self._cancelled.set()
-
-    def __enter__(self) -> "SpeechStream":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.cancel()
 
 
 class Qwen3TTS:

@@ -4,6 +4,7 @@ import asyncio
 import logging
 
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
 from qwen3_jax.hub import described
 from server import logs
@@ -26,8 +27,8 @@ def settings_of(**chosen: object) -> Settings:
         raise ValueError("; ".join(_said(one) for one in error.errors(include_url=False))) from error
 
 
-def _said(error: object) -> str:
-    place, value, message = error["loc"], error["input"], error["msg"]  # type: ignore[index]
+def _said(error: ErrorDetails) -> str:
+    place, value, message = error["loc"], error["input"], error["msg"]
     if not place:
         return str(message)
     name = "_".join(map(str, place)).upper()

@@ -230,9 +230,13 @@ class Speaker:
             finish_reason=reason,
             request_id=UNSET if utterance.request_id is None else utterance.request_id,
         )
-        fields = {"characters": message.characters_processed, "audio_ms": message.audio_length_ms, "ttfa_ms": message.ttfa_ms}
+        fields: dict[str, object] = {
+            "characters": message.characters_processed,
+            "audio_ms": message.audio_length_ms,
+            "ttfa_ms": message.ttfa_ms,
+        }
         if self._settings.log_texts:
-            fields["text"] = turn.text  # type: ignore[assignment]
+            fields["text"] = turn.text
         log.info("utterance complete", extra={"fields": {**fields, "finish_reason": reason}})
         return message
 

@@ -128,11 +128,11 @@ def bounded(messages: int) -> type[ASGIWebsocketConnection]:
 
 def harden() -> None:
     """Put our classes in the place of Hypercorn's, which has no switches for them."""
-    ws_stream.Handshake = _PlainHandshake  # type: ignore[misc]
-    ws_stream.WebsocketBuffer = _Buffer  # type: ignore[misc]
-    hypercorn_run.TCPServer = _Connection  # type: ignore[misc, assignment]
-    h11_protocol.WSStream = _Stream  # type: ignore[misc]
-    h11_protocol.H11Protocol._check_protocol = _only_http11  # type: ignore[method-assign]
+    ws_stream.Handshake = _PlainHandshake  # type: ignore[misc]  # a class in the place of another
+    ws_stream.WebsocketBuffer = _Buffer  # type: ignore[misc]  # a class in the place of another
+    hypercorn_run.TCPServer = _Connection  # type: ignore[misc, assignment]  # the same
+    h11_protocol.WSStream = _Stream  # type: ignore[misc]  # a class in the place of another
+    h11_protocol.H11Protocol._check_protocol = _only_http11  # type: ignore[method-assign]  # a method
 
 
 def configuration(settings: Settings) -> QuietSockets:

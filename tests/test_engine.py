@@ -169,7 +169,7 @@ async def test_an_event_loop_is_told_once_a_step() -> None:
         calls.append(args)
         return plain(*args)
 
-    loop.call_soon_threadsafe = counted  # type: ignore[assignment, method-assign]
+    loop.call_soon_threadsafe = counted  # type: ignore[assignment, method-assign]  # counts, then does it
     consumer = LoopConsumer(loop)
     engine = Engine(lambda slots, on_cpu: FakeDevice(slots=slots), slots=2)
     try:

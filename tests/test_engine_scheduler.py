@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from qwen3_jax.engine.options import Options
 from qwen3_jax.engine.requests import Closed, DeadlineExceeded, Full, Handle, Request, Stalled, Watch
-from qwen3_jax.engine.scheduler import Options, Scheduler
+from qwen3_jax.engine.scheduler import Scheduler
 from qwen3_jax.sampling import Sampling
 from tests.fake_device import FakeDevice, expected, segment
 

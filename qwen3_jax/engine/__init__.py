@@ -18,6 +18,7 @@ open, and grow (`Handle.append`, `Handle.add`, `Handle.finish`). `qwen3_jax.serv
 
 from qwen3_jax.engine.device import JaxDevice
 from qwen3_jax.engine.engine import Engine, Stats
+from qwen3_jax.engine.options import Options
 from qwen3_jax.engine.requests import (
     Closed,
     DeadlineExceeded,
@@ -32,7 +33,6 @@ from qwen3_jax.engine.requests import (
     Stalled,
     Watch,
 )
-from qwen3_jax.engine.scheduler import Options
 
 __all__ = [
     "Closed",

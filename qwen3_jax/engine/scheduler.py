@@ -14,62 +14,16 @@ not paused for those who wait for a slot: the sooner it ends, the sooner they ha
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from qwen3_jax.engine.line import Line
+from qwen3_jax.engine.options import FRAME_SECONDS, Counters, Options
 from qwen3_jax.engine.requests import DeadlineExceeded, EngineError, Full, Handle, Notify, Packet, Segment, Stalled, Watch
 from qwen3_jax.engine.slots import NEVER, RUNAWAY, Device, Opening, Outcome, Slot, Text
 from qwen3_jax.generate import LENGTH, RUNNING
 from qwen3_jax.shapes import NpF32, NpInt
-
-FRAME_SECONDS = 0.08
-
-
-@dataclass(frozen=True)
-class Options:
-    """How the engine shares itself out.
-
-    Attributes:
-        buffer_ms: audio made and not yet taken, per request; a slot whose queue is full pauses.
-        lead_ms: ahead of real time, while others wait for their first packet.
-        call_ms: what one launch may take, once everybody speaks.
-        max_waiting: requests in line; more are refused with ``Full``.
-        patience: ``high`` requests in a row that may overtake a ``normal`` one.
-        stall_seconds: how long a slot waits for text, or for a consumer that takes nothing.
-    """
-
-    buffer_ms: int = 10_000
-    lead_ms: int = 2_000
-    call_ms: int = 40
-    max_waiting: int = 256
-    patience: int = 4
-    stall_seconds: float = 30.0
-
-    def __post_init__(self) -> None:
-        for one in fields(self):
-            value = getattr(self, one.name)
-            least = FRAME_SECONDS * 1000 if one.name == "buffer_ms" else 0
-            if not value >= least or (one.name == "stall_seconds" and value == 0):
-                raise ValueError(f"{one.name} = {value}: must be {f'at least {least:.0f}' if least else 'above 0'}")
-
-
-@dataclass
-class Counters:
-    """What has happened since the start; `Engine.stats` shows them."""
-
-    submitted: int = 0
-    completed: int = 0
-    cancelled: int = 0
-    failed: int = 0
-    frames: int = 0  # released
-    steps: int = 0
-    runaways: int = 0  # rolled back before they were heard
-    runaways_ended: int = 0  # retries used up
-    cut: int = 0  # segments that met their limit
-    step_seconds: float = 0.0  # smoothed, per frame of the batch
 
 
 class Flight(NamedTuple):

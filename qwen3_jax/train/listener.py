@@ -18,7 +18,7 @@ from qwen3_jax.config import CodecEncoderConfig
 from qwen3_jax.mapping import unflatten
 from qwen3_jax.shapes import F32, Int
 from qwen3_jax.train.latents import Latents
-from qwen3_jax.train.vocoder import Flat, optimiser, rate_at
+from qwen3_jax.train.vocoder import Flat, optimiser, rate_at, running_average
 
 SKIPPED = 4  # frames at a crop's begin, whose past the encoder does not hear
 
@@ -104,8 +104,7 @@ def regression_step(
     steps, moments = optimiser().update(gradients, state["moments"], state["trained"])
     now = rate_at(state["step"], rate)
     trained = jax.tree.map(lambda param, step: param + now * step, state["trained"], steps)
-    keep = jnp.minimum(0.999, (1.0 + state["step"]) / (10.0 + state["step"]))
-    average = jax.tree.map(lambda old, new: keep * old + (1 - keep) * new, state["average"], trained)
+    average = running_average(state["average"], trained, state["step"])
     return {**state, "trained": trained, "average": average, "moments": moments, "step": state["step"] + 1}, {
         **terms, "gradient": optax.tree.norm(gradients)
     }  # fmt: skip

@@ -32,7 +32,7 @@ from qwen3_jax.prompt import Prompt
 from qwen3_jax.shapes import F32, Bool, Float, Int, NpF32, NpInt
 from qwen3_jax.speaker import SpeakerEncoder
 from qwen3_jax.talker import Talker
-from qwen3_jax.train.vocoder import rate_at
+from qwen3_jax.train.vocoder import rate_at, running_average
 
 Rope = tuple[Float["B T D"], Float["B T D"]]
 Params = dict[str, Any]  # {"talker": ..., "speaker_encoder": ...}, nested as in `model.Model`
@@ -279,8 +279,7 @@ def train_step(
     change, moments = optimiser().update(gradients, state["moments"], state["trained"])
     now = rate_at(state["step"], rate)
     trained = jax.tree.map(lambda param, by: param + now * by, state["trained"], change)
-    keep = jnp.minimum(0.999, (1.0 + state["step"]) / (10.0 + state["step"]))
-    average = jax.tree.map(lambda old, new: keep * old + (1 - keep) * new, state["average"], trained)
+    average = running_average(state["average"], trained, state["step"])
     figures |= {"gradient": optax.tree.norm(gradients)}
     return {"step": state["step"] + 1, "trained": trained, "average": average, "moments": moments}, figures
 

@@ -117,13 +117,14 @@ def begin(generator: Flat, critic: Flat) -> dict[str, Any]:
     }
 
 
-def _average(average: Flat, params: Flat, step: jax.Array) -> Flat:
+def running_average(average: Any, params: Any, step: jax.Array) -> Any:
+    """Of parameters in any tree, over the last thousand steps; over fewer at the beginning."""
     keep = jnp.minimum(0.999, (1.0 + step) / (10.0 + step))
     return jax.tree.map(lambda old, new: keep * old + (1 - keep) * new, average, params)
 
 
 def _finish(state: dict[str, Any], **changed: Any) -> dict[str, Any]:
-    average = _average(state["average"], changed["trained"], state["step"])
+    average = running_average(state["average"], changed["trained"], state["step"])
     return {**state, **changed, "average": average, "step": state["step"] + 1}
 
 

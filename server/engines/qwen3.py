@@ -6,19 +6,15 @@ into ids: one of each, so that text stays in order, and a new voice makes nobody
 
 import asyncio
 import logging
-import tempfile
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
-from io import BytesIO
-from pathlib import Path
 from typing import Any
 
 import jax
 import msgspec
 import numpy as np
-import soundfile
 
 from qwen3_jax import Qwen3TTS, Sampling, Voice
 from qwen3_jax.engine import Closed, Options
@@ -30,6 +26,7 @@ from qwen3_jax.service import LiveUtterance, SpeechService, Utterance
 from qwen3_jax.shapes import NpF32
 from server.engines import prompts
 from server.engines.base import EngineClosed, OutOfMemory, Refused, SpeechRequest, State
+from server.engines.qwen3_cloner import Cloner
 from server.protocol import LANGUAGES
 from server.settings import Settings
 from server.voices.store import StoredVoice, VoiceStore
@@ -38,32 +35,6 @@ WARM_UP, WARM_UP_FRAMES = "Ready.", 6  # a first piece and a later one
 SLOTS, CPU_SLOTS, CPU_SLOTS_LARGE, LARGE = 16, 10, 4, 200_000_000  # parameters of a model that two cores cannot speak ten times
 LONGER = 10.0  # seconds that the engine is more patient than the server, so that it is the server who tells the client
 log = logging.getLogger(__name__)
-
-
-class Cloner:
-    """See ``server.engines.prompts.Cloner``."""
-
-    def __init__(self, tts: Qwen3TTS) -> None:
-        self._tts = tts
-
-    @property
-    def fingerprint(self) -> str:
-        return self._tts.fingerprint
-
-    def clone(self, wav: bytes, transcript: str | None, name: str) -> Voice:
-        samples, rate = soundfile.read(BytesIO(wav), dtype="float32")
-        try:
-            return self._tts.create_voice((samples, rate), transcript, name=name)
-        except ValueError as error:
-            raise Refused(str(error)) from error
-
-    def to_bytes(self, prompt: Voice) -> bytes:
-        return prompt.to_bytes()
-
-    def from_bytes(self, data: bytes) -> Voice:
-        with tempfile.NamedTemporaryFile(suffix=".safetensors") as file:
-            Path(file.name).write_bytes(data)
-            return Voice.load(file.name)
 
 
 class Qwen3Handle:
@@ -115,7 +86,8 @@ class Qwen3Handle:
                     if not self.request.whole:
                         return packet.pcm
                     self._pieces.append(packet.pcm)
-                if self.utterance.handle.done:
+                # One that was cancelled is ended by who did it: `cancel`, or the text that was refused, whose error is on its way.
+                if self.utterance.handle.done and not self.utterance.handle.cancelled:
                     self._ended()
                     if self._pieces and self.failure is None:
                         return np.concatenate(self._pieces)
@@ -166,7 +138,7 @@ class Qwen3Handle:
     def _ended(self) -> None:
         assert self.utterance is not None
         handle = self.utterance.handle
-        if handle.error is not None and not handle.cancelled:
+        if handle.error is not None:
             self.failure = _named(handle.error)
         else:
             self.finish_reason = handle.finish_reason
@@ -313,7 +285,7 @@ class Qwen3Engine:
                 utterance = await self._in(self._texts, self._speak, request, voice)
                 assert self._consumer is not None
                 handle.attach(utterance, asyncio.Event() if handle.over else self._consumer.listen(utterance.handle))
-        except Exception as error:  # noqa: BLE001  # see above
+        except Exception as error:  # noqa: BLE001  # a task nobody awaits: the handle tells its reader, or it would wait for ever
             handle.fail(_named(error))
 
     async def _prompt(self, voice: StoredVoice) -> Voice:
@@ -327,7 +299,7 @@ class Qwen3Engine:
         future = self._prompts[key]
         try:
             return await asyncio.shield(future)
-        except Exception:
+        except Exception:  # of whatever kind: it goes on to who asked, and the next one who asks tries again
             if self._prompts.get(key) is future:
                 del self._prompts[key]
             raise
