@@ -99,7 +99,7 @@ def decoder(
     fitted = Latents.load(run / LATENTS)
     cfg = configured(fitted).decoder_config
     place = run / "decoder"
-    streams = data.load_streams(corpus, hours, fitted)
+    streams = data.load_streams(corpus, run, hours, fitted)
     context = cfg.sliding_window - crop // 2
     judged = crop // 2 * FRAME
 
@@ -139,7 +139,7 @@ def encoder(
     """Train the encoder onto the latents."""
     fitted = Latents.load(run / LATENTS)
     cfg = configured(fitted)
-    streams = data.load_streams(corpus, hours, fitted)
+    streams = data.load_streams(corpus, run, hours, fitted)
 
     def step(state: loop.State, number: int) -> tuple[loop.State, loop.Figures]:
         found = data.places(streams, rows, crop, seed, number)
@@ -171,8 +171,7 @@ def held_out(corpus: Path, each: int) -> list[tuple[str, NpF32]]:
 
 def codes_of(fitted: Latents, wave: NpF32, voice: str) -> NpInt:
     """A clip's codes [N K], by its spectrogram."""
-    latent = fitted.latent(latents.log_mel(wave))
-    return fitted.codes(latent, fitted.content_vector(latent, voice))
+    return fitted.read(wave, voice).codes
 
 
 def decode_all(cfg: Any, params: dict[str, Any], codes: NpInt) -> NpF32:

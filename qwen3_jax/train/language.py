@@ -103,7 +103,7 @@ def train(
     _, config, fitted, reader = configured(run)
     graphs, _ = narrator.define(config)
     eos = config.talker_config.codec_eos_token_id
-    batch = utterances.batches(config, utterances.load(corpus, hours, fitted, reader), rows=rows, picks=picks, seed=seed)
+    batch = utterances.batches(config, utterances.load(corpus, run, hours, fitted, reader), rows=rows, picks=picks, seed=seed)
     judged = held_out_batches(corpus, config, fitted, reader, rows)
     weights = Weights(guidance=guidance)
 

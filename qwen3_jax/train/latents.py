@@ -1,7 +1,8 @@
 """Speech [F] -> what a codec frame says: a latent [N H], a content vector [N D] and 16 codes [N K], without a network.
 
-A frame is four columns of an 80-bin log-mel spectrogram, side by side: 320 numbers. Their main components are the latent, and the
-15 acoustic books are residual k-means of it. Book 0 is k-means of the content vector, the part of a regression on the teacher's
+A frame is four columns of an 80-bin log-mel spectrogram, side by side: 320 numbers. Their main components are the first part of the
+latent, what a `locking.PitchBook` says of the frame's pitch is the second. Book 1 is that pitch book, books 2 to 15 are residual k-means
+of the components. Book 0 is k-means of the content vector, the part of a regression on the teacher's
 phonemes (of each quarter of the frame) that matters most; it sees the frame and the one before it, after the voice's own mean and
 spread are taken out, so that the same sounds of two voices get the same code. No column looks beyond its frame's last sample, so a
 causal encoder can learn all of it. How much is lost: `Report`, printed when the books are fitted.
@@ -15,12 +16,14 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from qwen3_jax.shapes import NpF32, NpInt
+from qwen3_jax.train import locking
 
 FRAME, HOP, WINDOW, FFT, BINS = 1920, 480, 960, 1024, 80
 COLUMNS = FRAME // HOP
 UNIT = 600  # samples, of the teachers' durations
 FLOOR = 1e-4  # of a bin's magnitude; a full-scale sine has about 1, and 57 % of teacher speech's bins lie below 1e-3
 _SAMPLE_RATE = 24000
+PITCH_SHARE = 0.15  # of the components' variance: what the pitch counts for beside them
 _FEATURES = 1536  # random ones, for the regression on phonemes
 
 
@@ -55,32 +58,56 @@ def log_mel(wave: np.ndarray, block: int = 4096) -> NpF32["N 320"]:
 
 
 class Latents(msgspec.Struct):
-    """All that was fitted. ``basis`` has the components as rows; ``spread`` is the latent's standard deviation, by component."""
+    """All that was fitted. ``basis`` has the components as rows; ``spread`` is the latent's standard deviation, by number.
+
+    A latent is C components and what the pitch book says, H = C + 42 numbers. The first acoustic book has nothing in the C, the others
+    nothing in the rest.
+    """
 
     mean: Any  # [320]
-    basis: Any  # [H 320]
+    basis: Any  # [C 320]
     spread: Any  # [H]
     acoustic: Any  # [15 V H]
-    content_in: Any  # [2H F] and
+    cycles: Any  # [V] and
+    bends: Any  # [V 7]: the pitch book
+    content_in: Any  # [2C F] and
     content_phase: Any  # [F]: the random features of the regression
     content_out: Any  # [F+1 D]
     content: Any  # [V D]
-    voices: Any  # [voices 2 H]: mean and spread of each voice's latents
+    voices: Any  # [voices 2 C]: mean and spread of each voice's components
     names: list[str]  # of the voices
 
     @property
     def latent_size(self) -> int:
-        """Components of a latent, H."""
+        """Numbers of a latent, H."""
+        return len(self.spread)
+
+    @property
+    def components(self) -> int:
+        """How many of them are main components of the spectrogram, C."""
         return len(self.basis)
 
-    def latent(self, mel: NpF32["N 320"]) -> NpF32["N H"]:
-        """Main components of a spectrogram's frames."""
-        return (mel - self.mean) @ self.basis.T
+    @property
+    def pitch(self) -> locking.PitchBook:
+        """The contours that book 1 names."""
+        return locking.PitchBook(self.cycles, self.bends)
+
+    def latent(self, mel: NpF32["N 320"], entry: NpInt["N"]) -> NpF32["N H"]:
+        """Of a spectrogram's frames and their entries of the pitch book."""
+        return np.concatenate([(mel - self.mean) @ self.basis.T, self.acoustic[0, entry, self.components :]], axis=1)
 
     def content_vector(self, latent: NpF32["N H"], voice: str) -> NpF32["N D"]:
         """What predicts the phonemes best. A voice that was not fitted is measured by itself."""
-        mean, spread = self.voices[self.names.index(voice)] if voice in self.names else _statistics(latent)
-        return _features(latent, mean, spread, self.content_in, self.content_phase) @ self.content_out
+        parts = latent[:, : self.components]
+        mean, spread = self.voices[self.names.index(voice)] if voice in self.names else _statistics(parts)
+        return _features(parts, mean, spread, self.content_in, self.content_phase) @ self.content_out
+
+    def read(self, wave: NpF32["N*1920"], voice: str) -> "Read":
+        """What the codec is to say of speech."""
+        locked = locking.lock(wave, self.pitch)
+        latent = self.latent(log_mel(locked.wave), locked.entry)
+        content = self.content_vector(latent, voice)
+        return Read(locked.wave, self.codes(latent, content), self.latent(log_mel(wave), locked.entry), content)
 
     def codes(self, latent: NpF32["N H"], content: NpF32["N D"]) -> NpInt["N K"]:
         """Book 0 from the content, then book after book of the latent."""
@@ -150,12 +177,24 @@ def occupancy(labels: np.ndarray, count: int) -> NpF32["N 4*P"]:
     return shares.reshape(-1, COLUMNS * count)
 
 
+class Read(msgspec.Struct):
+    """Speech as it is locked, float32 [N*1920], and its codes [N K]; the latent [N H] of it as it was, and the content vector [N D]."""
+
+    wave: NpF32
+    codes: NpInt
+    latent: NpF32
+    content: NpF32
+
+
 class Part(msgspec.Struct):
-    """A voice's speech, for fitting: spectrogram [N 320], and the phonemes' numbers of every 600 samples."""
+    """A voice's speech, for fitting: spectrogram [N 320] of the locked wave, and the phonemes' numbers of every 600 samples; and of
+    the frames with voice their cycles [M] and bends [M 7]."""
 
     voice: str
     mel: Any
     labels: Any
+    cycles: Any
+    bends: Any
 
 
 class Report(msgspec.Struct):
@@ -197,10 +236,19 @@ def fit(
     values, vectors = np.linalg.eigh(np.cov((mel - mean).T))
     basis = vectors[:, ::-1][:, :latent].T.astype(np.float32)
     x = (mel - mean) @ basis.T
-    acoustic, unexplained, total, rest = [], [], float(values.sum()), x.copy()
-    for _ in range(books):
-        acoustic.append(_shipped(k_means(rest, entries, steps, noise)))
-        rest -= acoustic[-1][nearest(rest, acoustic[-1])]
+    cycles, bends = np.concatenate([part.cycles for part in parts]), np.concatenate([part.bends for part in parts])
+    some = noise.permutation(len(cycles))[:most]
+    pitch = locking.fit(cycles[some], bends[some], entries, lambda x, count: k_means(x.astype(np.float32), count, steps, noise))
+    said = pitch.features()
+    known = np.concatenate([pitch.nearest(part.cycles, part.bends, np.ones(len(part.cycles), bool)) for part in parts])
+    size = PITCH_SHARE * np.square(x).sum(axis=1).mean() / np.square(said[known] - said[known].mean(axis=0)).sum(axis=1).mean()
+    said = _shipped(said * np.float32(np.sqrt(size)))
+    names = ((0, 0), (latent, 0))
+    acoustic, unexplained, total, rest = [np.pad(said, names)], [], float(values.sum()), x.copy()
+    names = ((0, 0), (0, said.shape[1]))
+    for _ in range(books - 1):
+        acoustic.append(np.pad(_shipped(k_means(rest, entries, steps, noise)), names))
+        rest -= acoustic[-1][nearest(rest, acoustic[-1][:, :latent]), :latent]
         unexplained.append(float(np.square(rest).sum(axis=1).mean() / np.square(x).sum(axis=1).mean()))
     # content: ridge regression of the phonemes on random features, cut to the directions in which its answers vary most
     count = 1 + max(int(part.labels.max()) for part in parts)
@@ -223,13 +271,14 @@ def fit(
     projected = f @ out
     book = _shipped(k_means(projected[noise.permutation(len(projected))[:most]], entries, steps, noise))
     fitted = Latents(
-        mean=mean, basis=basis, spread=x.std(axis=0), acoustic=np.stack(acoustic), content_in=weight, content_phase=phase,
+        mean=mean, basis=basis, spread=np.concatenate([x.std(axis=0), said[known].std(axis=0) + 1e-2]).astype(np.float32),
+        cycles=pitch.cycles, bends=pitch.bends, acoustic=np.stack(acoustic), content_in=weight, content_phase=phase,
         content_out=out, content=book, voices=voices, names=[part.voice for part in parts],
     )  # fmt: skip
     every = np.concatenate([each[:take] for each, take in zip(latents, takes, strict=True)])
     read = {
         "content": _read_off(nearest(projected, book), y, count, entries),
-        "acoustic": _read_off(nearest(every, acoustic[0]), y, count, entries),
+        "acoustic": _read_off(nearest(every, acoustic[1][:, :latent]), y, count, entries),
         "regression": _hits(answer, y, count),
     }
     return fitted, Report(float(values[::-1][:latent].sum() / total), unexplained, read)

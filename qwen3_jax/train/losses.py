@@ -44,6 +44,19 @@ def _filters(fft: int) -> np.ndarray:
     return (filters / np.maximum(filters.sum(axis=1, keepdims=True), 1.0)).T  # means, so that wide bins do not count for more
 
 
+def harmonic(made: F32["B F"], real: F32["B F"], resolutions: Sequence[int] = RESOLUTIONS[:2]) -> F32[""]:
+    """How far the complex spectra are apart, |M - R| / |R| of all bins, weighted by exp(-f / 2 kHz): locked speech has its phases in the
+    codes, but not that of its noise, which lies higher."""
+    total = jnp.zeros(())
+    for fft in resolutions:
+        weight = jnp.exp(-jnp.arange(fft // 2 + 1) * (24000 / fft / 2000.0))
+        m, r = spectrum(made, fft, fft // 4), spectrum(real, fft, fft // 4)
+        off = jnp.sqrt(jnp.square(m[0] - r[0]) + jnp.square(m[1] - r[1]) + _TINY)
+        size = jnp.sqrt(jnp.square(r[0]) + jnp.square(r[1]) + _TINY)
+        total += jnp.mean(jnp.sum(off * weight, axis=(1, 2)) / (jnp.sum(size * weight, axis=(1, 2)) + 1.0)) / len(resolutions)
+    return total
+
+
 def spectral(made: F32["B F"], real: F32["B F"], resolutions: Sequence[int] = RESOLUTIONS) -> tuple[F32[""], dict[str, F32[""]]]:
     """How far the spectra are apart.
 

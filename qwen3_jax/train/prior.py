@@ -2,7 +2,8 @@
 
 The latent of a frame is linear in four columns of a log-mel spectrogram (latents.py), and the decoder's first two stretchings make four
 steps of a frame. So its projections are set to carry the components through, and the stretchings to turn them back into columns: from
-the start the first 80 channels at 50 Hz are the quantised spectrogram, and the rest of the decoder begins as a vocoder of it. Every
+the start the first 80 channels at 50 Hz are the quantised spectrogram, the next are the frame's pitch, and the rest of the decoder
+begins as a vocoder of both. Every
 other weight stays random, and all of them train. One thousand steps without this had not found the formants yet.
 """
 
@@ -49,15 +50,18 @@ def show_spectrum(decoder: Flat, latents: Latents) -> Flat:
     half[carry, carry, 0] = 1.0
     half[carry, size + carry, 1] = 1.0
     quarter = made[second]
-    quarter[:, :BINS] = 0.0
+    shown = BINS + size - latents.components
+    quarter[:, :shown] = 0.0
     for column, matrix in enumerate(columns(latents)):
-        rows = slice(0, size) if column < COLUMNS // 2 else slice(size, 2 * size)
-        quarter[rows, :BINS, column % 2] = matrix
+        at = 0 if column < COLUMNS // 2 else size
+        quarter[at : at + latents.components, :BINS, column % 2] = matrix
+        pitch = np.arange(latents.components, size)
+        quarter[at + pitch, BINS + pitch - latents.components, column % 2] = 1.0
     return made
 
 
-def columns(latents: Latents) -> NpF32["4 D O"]:
-    """For each column, whitened components -> its 80 bins, as deviations from the mean in units of the spectrogram's spread."""
-    back = latents.spread[:, None] * latents.basis  # [D 320]
+def columns(latents: Latents) -> NpF32["4 C O"]:
+    """For each column, whitened components [C] -> its 80 bins, as deviations from the mean in units of the spectrogram's spread."""
+    back = latents.spread[: latents.components, None] * latents.basis  # [C 320]
     scale = np.sqrt(np.mean(np.sum(np.square(back), axis=0)))
     return np.moveaxis((back / scale).reshape(len(back), COLUMNS, BINS), 1, 0).astype(np.float32)

@@ -59,7 +59,7 @@ class Form(msgspec.Struct, frozen=True):
     in_context: bool = False
 
 
-def load(corpus: Path, hours: float, latents: Latents, tokenizer: Tokenizer) -> Speech:
+def load(corpus: Path, run: Path, hours: float, latents: Latents, tokenizer: Tokenizer) -> Speech:
     """The first ``hours`` of each voice, in memory.
 
     Raises:
@@ -67,7 +67,7 @@ def load(corpus: Path, hours: float, latents: Latents, tokenizer: Tokenizer) -> 
     """
     lines = chosen_lines(corpus, hours)
     utterances, waves = [], []
-    for voice, stream in enumerate(load_streams(corpus, hours, latents)):
+    for voice, stream in enumerate(load_streams(corpus, run, hours, latents)):
         start = 0
         for line in lines[stream.voice]:
             frames = -(-line.samples // FRAME)

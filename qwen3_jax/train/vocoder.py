@@ -135,7 +135,10 @@ def spectral_step(
     """One step on the spectral losses alone."""
 
     def loss(trained: Flat) -> tuple[jax.Array, dict[str, jax.Array]]:
-        return losses.spectral(generate(cfg, trained, state["frozen"], codes, crop), wave)
+        made = generate(cfg, trained, state["frozen"], codes, crop)
+        spectral, terms = losses.spectral(made, wave)
+        terms["harmonic"] = losses.harmonic(made, wave)
+        return spectral + HARMONIC * terms["harmonic"], terms
 
     (total, terms), gradients = jax.value_and_grad(loss, has_aux=True)(state["trained"])
     trained, moments = _update(gradients, state["moments"], state["trained"], rate_at(state["step"], rate))
@@ -143,6 +146,7 @@ def spectral_step(
     return _finish(state, trained=trained, moments=moments), figures
 
 
+HARMONIC = 1.0  # beside the spectral losses
 WEIGHTS = {"spectral": 10.0, "adversarial": 1.0, "features": 4.0}
 
 
@@ -166,7 +170,7 @@ def adversarial_step(
         made = generate(cfg, trained, state["frozen"], codes, crop)
         spectral, terms = losses.spectral(made, wave)
         heard = judge(state["critic"], window(made, start))
-        terms |= {"spectral": spectral, "adversarial": losses.adversarial(heard)}
+        terms |= {"spectral": spectral + HARMONIC * losses.harmonic(made, wave), "adversarial": losses.adversarial(heard)}
         terms["features"] = losses.feature_matching(judge(state["critic"], real), heard)
         return sum((WEIGHTS[name] * terms[name] for name in WEIGHTS), jnp.zeros(())), (made, terms)
 

@@ -1,0 +1,141 @@
+"""Speech [F] -> the same speech, bent in time by a few milliseconds so that each frame of 80 ms holds whole cycles of its fundamental.
+
+A spectrogram does not say where the glottal pulses stand, so a vocoder has to make their phase up, frame after frame, and only an
+adversary can teach it to. In locked speech every frame with voice begins at the same phase and its cycles follow one of a few hundred
+contours (`PitchBook`). One code then says where every pulse is: the wave is a function of the codes, a plain regression learns its
+harmonics, and frames join without a seam whatever comes next. The price is a pitch that is up to 3 % off; DistillMOS of twelve
+sentences of a teacher fell from 4.52 to 4.39 (heart) and from 4.47 to 4.40 (makima).
+"""
+
+from typing import Any
+
+import msgspec
+import numpy as np
+import scipy.interpolate
+import scipy.ndimage
+import scipy.signal
+
+from qwen3_jax.shapes import NpBool, NpF32, NpFloat, NpInt
+from qwen3_jax.train.pitch import STEP, phase, track
+
+FRAME = 1920
+POINTS = FRAME // STEP  # of a contour
+LEAST, MOST = 4, 33  # cycles of a frame that a book knows: 50 to 412 Hz
+_CENTRES, _WIDTH = np.arange(LEAST, MOST + 1, 1.5), 1.2  # of the bumps that tell cycles apart
+_SHIFTS = np.arange(-3, 4)  # cycles by which a frame's border may move
+_TURNING = 0.3  # what a contour's cosines and sines count for in a distance, beside its cycles and bends
+
+
+class PitchBook(msgspec.Struct):
+    """Contours: the cycles of a frame [P] int32, and at the inner points how far they are from an even run [P 7], in cycles.
+
+    Entry 0 is a frame without voice, whose contour means nothing.
+    """
+
+    cycles: Any
+    bends: Any
+
+    def nearest(self, cycles: NpFloat["N"], bends: NpFloat["N 7"], voiced: NpBool["N"]) -> NpInt["N"]:
+        """The entry of each frame: 0 without voice, else of the same number of cycles the nearest contour."""
+        found = []
+        for start in range(0, len(cycles), 4096):
+            some = slice(start, start + 4096)
+            distance = 100.0 * np.square(np.rint(cycles[some])[:, None] - self.cycles)
+            distance += np.square(bends[some, None] - self.bends).sum(axis=2)
+            distance[:, 0] = np.inf
+            found.append(distance.argmin(axis=1))
+        return np.where(voiced, np.concatenate(found), 0).astype(np.int32)
+
+    def features(self) -> NpF32["P 42"]:
+        """What a latent says of each entry: voice, cycles (as bumps), bends, and cosine and sine of the phase at the inner points."""
+        path = self.cycles[:, None] * np.arange(1, POINTS) / POINTS + self.bends
+        bumps = np.exp(-np.square((self.cycles[:, None] - _CENTRES) / _WIDTH))
+        turns = _TURNING * np.concatenate([np.cos(2 * np.pi * path), np.sin(2 * np.pi * path)], axis=1)
+        found = np.concatenate([np.ones((len(path), 1)), bumps, self.bends, turns], axis=1)
+        found[0] = 0.0
+        return found.astype(np.float32)
+
+
+def fit(cycles: NpFloat["N"], bends: NpFloat["N 7"], entries: int, means: Any) -> PitchBook:
+    """A book of ``entries``, from frames with voice.
+
+    Each number of cycles has an even run, and of the rest a share by the square root of its frames. ``means``: (x, count) -> k-means.
+    """
+    whole = np.clip(np.rint(cycles).astype(int), LEAST, MOST)
+    numbers = np.arange(LEAST, MOST + 1)
+    count = np.array([(whole == number).sum() for number in numbers])
+    free = entries - 1 - len(numbers)
+    share = np.floor(free * np.sqrt(count) / np.sqrt(count).sum()).astype(int)
+    share = np.minimum(share, count // 4)
+    found_cycles, found_bends = [0, *numbers], [np.zeros((1 + len(numbers), POINTS - 1))]
+    for number, size in zip(numbers, share, strict=True):
+        if size:
+            found_bends.append(means(bends[whole == number], int(size)))
+            found_cycles += [number] * size
+    short = entries - len(found_cycles)
+    found_bends.append(np.zeros((short, POINTS - 1)))  # doubles of an even run, that nothing names
+    found_cycles += [MOST] * short
+    return PitchBook(np.array(found_cycles, np.int32), np.concatenate(found_bends).astype(np.float32))
+
+
+class Locked(msgspec.Struct):
+    """``wave`` float32 [N*1920], locked; of each frame whether there is voice, its cycles and bends (of the source), and its entry."""
+
+    wave: NpF32
+    voiced: NpBool
+    cycles: NpFloat
+    bends: NpFloat
+    entry: NpInt
+
+
+def lock(wave: NpF32["N*1920"], book: PitchBook | None) -> Locked:
+    """Lock whole frames of speech; without a book, frames keep their own contours and have no entry."""
+    count = len(wave) // FRAME
+    frequency, heard = track(wave)
+    passed = phase(wave, frequency, heard)
+    points = np.arange(count)[:, None] * POINTS + np.arange(POINTS + 1)
+    voiced = heard[points].any(axis=1)
+    borders = _borders(passed, voiced)
+    inner = borders[:-1, None] + np.diff(borders)[:, None] * (np.arange(POINTS + 1) / POINTS)
+    path = np.interp(inner.ravel(), np.arange(len(passed)), passed).reshape(inner.shape)
+    cycles = path[:, -1] - path[:, 0]
+    bends = (path - path[:, :1] - cycles[:, None] * (np.arange(POINTS + 1) / POINTS))[:, 1:-1]
+    entry = np.zeros(count, np.int32)
+    run, bent = cycles, bends
+    if book is not None:
+        entry = book.nearest(cycles, bends, voiced)
+        run = np.where(voiced, book.cycles[entry], cycles)
+        bent = np.where(voiced[:, None], book.bends[entry], bends)
+    return Locked(_bent(wave, passed, path[:, 0], run, bent), voiced, cycles, bends, entry)
+
+
+def _borders(passed: NpFloat["F+1"], voiced: NpBool["N"]) -> NpFloat["N+1"]:
+    """Where in the source each frame begins: at a whole cycle where a frame beside it has voice, so that time is bent least."""
+    straight = np.arange(len(voiced) + 1) * FRAME
+    beside = np.concatenate([[False], voiced]) | np.concatenate([voiced, [False]])
+    here = passed[straight][:, None]
+    wanted = np.where(beside[:, None], np.round(here) + _SHIFTS, here + 0.5 * _SHIFTS)
+    places = np.interp(wanted.ravel(), passed, np.arange(len(passed))).reshape(wanted.shape)
+    drift = 0.05 * np.square((places - straight[:, None]) / STEP)
+    total, came = drift[0], np.zeros(places.shape, np.int64)
+    for now in range(1, len(places)):
+        stretch = 100.0 * ((places[now] - places[now - 1][:, None]) / FRAME - 1)
+        sums = total[:, None] + 0.1 * np.square(stretch)
+        came[now] = sums.argmin(axis=0)
+        total = sums.min(axis=0) + drift[now]
+    chosen = np.full(len(places), total.argmin())
+    for now in range(len(places) - 1, 0, -1):
+        chosen[now - 1] = came[now, chosen[now]]
+    return places[np.arange(len(places)), chosen]
+
+
+def _bent(wave: NpF32["F"], passed: NpFloat["F+1"], start: NpFloat["N"], cycles: NpFloat["N"], bends: NpFloat["N 7"]) -> NpF32["F"]:
+    """The wave read at the times at which its own phase is the wanted one."""
+    even = np.arange(POINTS + 1) / POINTS
+    knots = start[:, None] + cycles[:, None] * even
+    knots[:, 1:-1] += bends
+    spline = scipy.interpolate.CubicSpline(even, knots, axis=1, bc_type="natural")
+    path = np.maximum.accumulate(spline(np.arange(FRAME) / FRAME).ravel())
+    times = np.interp(path, passed, np.arange(len(passed)))
+    fine = scipy.signal.resample_poly(np.pad(wave, (0, FRAME)), 2, 1)
+    return scipy.ndimage.map_coordinates(fine, [2 * times], order=3, mode="nearest").astype(np.float32)
