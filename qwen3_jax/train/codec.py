@@ -76,8 +76,8 @@ def decoder_start(fitted: Latents, seed: int) -> dict[str, Any]:
     """The decoder's training state before its first step."""
     _, shapes = vocoder.decoder_definition(configured(fitted).decoder_config)
     _, critic = vocoder.critic_definition()
-    generator = vocoder.fill_books(small.random_start(flatten(shapes), seed), fitted.acoustic, fitted.content, fitted.spread)
-    return vocoder.begin(prior.show_spectrum(generator, fitted), small.random_start(flatten(critic), seed))
+    generator = vocoder.fill_books(small.random_start(flatten(shapes), seed), fitted)
+    return vocoder.begin(prior.show(generator, fitted), small.random_start(flatten(critic), seed))
 
 
 def encoder_start(fitted: Latents, seed: int) -> dict[str, Any]:
@@ -98,6 +98,7 @@ def decoder(
     """Train the decoder on the codes of the corpus's latents."""
     fitted = Latents.load(run / LATENTS)
     cfg = configured(fitted).decoder_config
+    held = prior.held(fitted, cfg.num_hidden_layers)
     place = run / "decoder"
     streams = data.load_streams(corpus, run, hours, fitted)
     context = cfg.sliding_window - crop // 2
@@ -106,7 +107,7 @@ def decoder(
     def step(state: loop.State, number: int) -> tuple[loop.State, loop.Figures]:
         batch = data.crops(streams, rows, max(context, vocoder.heard(cfg)[0]), crop, seed, number)
         if number < adversarial_from:
-            return vocoder.spectral_step(state, batch.codes, batch.wave, rate, cfg=cfg, crop=crop)
+            return vocoder.spectral_step(state, batch.codes, batch.wave, rate, cfg=cfg, crop=crop, held=held)
         start = np.random.default_rng([seed, number, 1]).integers(0, batch.wave.shape[1] - judged + 1, rows)
         return vocoder.adversarial_step(
             state,
@@ -119,6 +120,7 @@ def decoder(
             crop=crop,
             judged=judged,
             pair=number % len(PERIODS),
+            held=held,
         )
 
     def evaluate(state: loop.State, folder: Path) -> loop.Figures:
@@ -144,9 +146,10 @@ def encoder(
     def step(state: loop.State, number: int) -> tuple[loop.State, loop.Figures]:
         found = data.places(streams, rows, crop, seed, number)
         wave = np.stack([stream.wave[at * FRAME : (at + crop) * FRAME] for stream, at in found]).astype(np.float32) / 32768
-        latent = np.stack([stream.latent[at : at + crop] for stream, at in found])
+        main = np.stack([stream.main[at : at + crop] for stream, at in found])
+        entry = np.stack([stream.codes[at : at + crop, 1] for stream, at in found])
         content = np.stack([stream.content[at : at + crop] for stream, at in found])
-        wanted = listener.target(fitted, latent, content)
+        wanted = listener.target(fitted, fitted.latent(main, entry), content)
         return listener.regression_step(
             state, wave, wanted, fitted.spread, rate, cfg=cfg.encoder_config, books=cfg.encoder_valid_num_quantizers
         )

@@ -21,14 +21,14 @@ _WHOLE = 9600  # samples: whole frames and whole units of the teachers' duration
 
 
 class Stream(msgspec.Struct):
-    """A voice's speech and its locked form, int16 [N*1920], and what the latents say: codes [N K] of the locked form, latent [N H] of
-    the speech itself, content [N D]."""
+    """A voice's speech and its locked form, int16 [N*1920], and what the latents say: codes [N K] of the locked form, main components
+    [N C] of the speech itself, content [N D]."""
 
     voice: str
     wave: np.ndarray
     locked: np.ndarray
     codes: np.ndarray
-    latent: np.ndarray
+    main: np.ndarray
     content: np.ndarray
 
 
@@ -74,33 +74,66 @@ def parts_to_fit(corpus: Path, hours: float) -> list[Part]:
     return parts
 
 
-def load_streams(corpus: Path, run: Path, hours: float, latents: Latents) -> list[Stream]:
-    """The corpus in memory, as the latents read it: about 350 MB an hour. Each shard is read once, and kept in ``run``/read."""
+def load_streams(corpus: Path, run: Path, hours: float, latents: Latents, speech: float = float("inf")) -> list[Stream]:
+    """The corpus in memory, as the latents read it: about 350 MB an hour, of which 15 without the speech.
+
+    Each shard is read once, and what was found is kept in ``run``/read.
+
+    Args:
+        corpus: of qwen3_jax.train.corpus.
+        run: the run's folder.
+        hours: of each voice, at most.
+        latents: the run's.
+        speech: hours of each voice whose waves are loaded too, at least; ``wave`` and ``locked`` of the rest are left out.
+    """
     streams = []
     for voice, lines in chosen_lines(corpus, hours).items():
         shards: dict[str, list[Line]] = {}
         for line in lines:
             shards.setdefault(line.shard, []).append(line)
-        pieces = [_read_shard(corpus, run / "read" / f"{voice}-{Path(shard).stem}-{len(some)}.npz", some, latents) for shard, some in shards.items()]
-        streams.append(Stream(voice, **{name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}))
+        pieces, seconds = [], 0.0
+        for shard, some in shards.items():
+            kept = run / "read" / f"{voice}-{Path(shard).stem}-{len(some)}"
+            pieces.append(_read_shard(corpus, kept, some, latents, seconds < speech * 3600))
+            seconds += sum(line.samples for line in some) / SAMPLE_RATE
+        joined = {name: [piece[name] for piece in pieces if name in piece] for name in Stream.__struct_fields__[1:]}
+        streams.append(Stream(voice, **{name: np.concatenate(found) for name, found in joined.items()}))
     return streams
 
 
-def _read_shard(corpus: Path, kept: Path, lines: list[Line], latents: Latents) -> dict[str, np.ndarray]:
-    if not kept.is_file():
-        found = []
+def _read_shard(corpus: Path, kept: Path, lines: list[Line], latents: Latents, speech: bool) -> dict[str, np.ndarray]:
+    """Arrays of a Stream, from the files at ``kept``, which are written if they are not there: codes and latents, and waves."""
+    read, heard = kept.with_suffix(".read.npz"), kept.with_suffix(".heard.npz")
+    if not read.is_file() or (speech and not heard.is_file()):
+        found: dict[str, list[np.ndarray]] = {name: [] for name in Stream.__struct_fields__[1:]}
         for line in lines:
             own = padded(corpus, line)
-            read = latents.read(own, line.voice)
-            loud = np.rint(np.clip(np.stack([own, read.wave]), -1, 1) * 32767).astype(np.int16)
-            found.append((*loud, read.codes.astype(np.int16), read.latent.astype(np.float16), read.content.astype(np.float16)))
-        arrays = dict(zip(Stream.__struct_fields__[1:], map(np.concatenate, zip(*found, strict=True)), strict=True))
+            one = latents.read(own, line.voice)
+            found["wave"].append(_int16(own))
+            found["locked"].append(_int16(one.wave))
+            found["codes"].append(one.codes.astype(np.int16))
+            found["main"].append(one.main.astype(np.float16))
+            found["content"].append(one.content.astype(np.float16))
+        arrays = {name: np.concatenate(each) for name, each in found.items()}
         kept.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=kept.parent, delete=False) as file:
-            np.savez(file, **arrays)
-        os.replace(file.name, kept)
-    with np.load(kept) as file:
-        return dict(file)
+        if speech:
+            _write(heard, {name: arrays[name] for name in ("wave", "locked")})
+        _write(read, {name: arrays[name] for name in ("codes", "main", "content")})
+    arrays = {}
+    for path in (read, heard) if speech else (read,):
+        with np.load(path) as file:
+            arrays |= dict(file)
+    return arrays
+
+
+def _int16(wave: NpF32) -> np.ndarray:
+    return np.rint(np.clip(wave, -1, 1) * 32767).astype(np.int16)
+
+
+def _write(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+        np.savez(file, **arrays)
+    os.replace(file.name, path)
 
 
 class Batch(msgspec.Struct):

@@ -38,7 +38,7 @@ from qwen3_jax.train.narrator import Batch, Weights
 from qwen3_jax.train.sentences import training
 
 SAMPLES = 8  # sentences of each teacher that are spoken at an evaluation
-TOKENIZER, PLACE = "tokenizer.json", "language"
+TOKENIZER, PLACE, HINT = "tokenizer.json", "language", "hint"
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 Option = typer.Option
 Argument = typer.Argument
@@ -58,10 +58,16 @@ def configured(run: Path) -> tuple[dict[str, Any], ModelConfig, Latents, Tokeniz
     return config, parsed, fitted, Tokenizer.from_folder(run, parsed)
 
 
-def start(config: ModelConfig, seed: int) -> dict[str, Any]:
-    """The training state before the first step."""
+def start(config: ModelConfig, latent: int, seed: int) -> dict[str, Any]:
+    """The training state before the first step; ``latent``: its main components."""
     _, shapes = narrator.define(config)
-    return narrator.begin(unflatten(small.language_start(flatten(shapes), seed), shapes))
+    params = unflatten(small.language_start(flatten(shapes), seed), shapes)
+    return narrator.begin({**params, HINT: narrator.begin_hint(config.talker_config.hidden_size, latent)})
+
+
+def speaking(params: dict[str, Any]) -> dict[str, Any]:
+    """Without what only training needs."""
+    return {name: value for name, value in params.items() if name != HINT}
 
 
 def held_out_batches(corpus: Path, config: ModelConfig, fitted: Latents, reader: Tokenizer, rows: int) -> list[Batch]:
@@ -95,7 +101,8 @@ def train(
     rows: Annotated[int, Option(help="Positions of a batch.")] = 1536,
     picks: Annotated[int, Option(help="Frames the predictor sees.")] = 256,
     rate: Annotated[float, Option(help="Highest learning rate.")] = 1.5e-3,
-    guidance: Annotated[float, Option(help="Weight of the guided heads.")] = 0.3, seed: int = 0,
+    guidance: Annotated[float, Option(help="Weight of the guided heads.")] = 0.3,
+    hint: Annotated[float, Option(help="Weight of the latent's error.")] = 1.0, seed: int = 0,
 ) -> None:  # fmt: skip
     """Train, for as long as there is time."""
     if not (run / TOKENIZER).is_file():
@@ -105,7 +112,7 @@ def train(
     eos = config.talker_config.codec_eos_token_id
     batch = utterances.batches(config, utterances.load(corpus, run, hours, fitted, reader), rows=rows, picks=picks, seed=seed)
     judged = held_out_batches(corpus, config, fitted, reader, rows)
-    weights = Weights(guidance=guidance)
+    weights = Weights(guidance=guidance, hint=hint)
 
     def step(state: loop.State, number: int) -> tuple[loop.State, loop.Figures]:
         return narrator.train_step(state, batch(number), rate, graphs=graphs, eos=eos, weights=weights)
@@ -114,14 +121,14 @@ def train(
         ended = {}
         if loop.saved(run / "decoder"):  # it may be trained at the same time
             side = loop.resume(run / "decoder", decoder_start(fitted, 0))
-            model = samples.assemble_model(config, codec_config(fitted), state["average"], {**side["average"], **side["frozen"]})
+            model = samples.assemble_model(config, codec_config(fitted), speaking(state["average"]), {**side["average"], **side["frozen"]})
             for teacher in sorted(path.parent for path in (corpus / "held_out").glob("*/sentences.txt")):
                 ended[f"ended_{teacher.name}"] = samples.speak(model, reader, teacher, SAMPLES, folder / teacher.name)
         found = [narrator.judge(state["average"], each, graphs=graphs, eos=eos) for each in judged]
         names = ("book_0", "books_1_15", "right_0", "right_1_15", "end_recall", "end_early")
         return ended | {f"held_out_{name}": np.mean([float(each[name]) for each in found]) for name in names if found}
 
-    state = loop.resume(run / PLACE, start(config, seed))
+    state = loop.resume(run / PLACE, start(config, fitted.components, seed))
     loop.train(run / PLACE, state, step, loop.Plan(steps=steps, minutes=minutes, pause=pause_file, evaluate_every=500), evaluate)
 
 
@@ -133,11 +140,11 @@ def export_command(
     subtalker_temperature: Annotated[float, Option(help="Default of books 1..15.")] = 0.9,
 ) -> None:  # fmt: skip
     """Write a checkpoint in the published layout, float16, with the running averages of the weights."""
-    config, parsed, _, _ = configured(run)
-    state = loop.resume(run / PLACE, start(parsed, 0))
+    config, parsed, fitted, _ = configured(run)
+    state = loop.resume(run / PLACE, start(parsed, fitted.components, 0))
     defaults = GenerationConfig(temperature=temperature, subtalker_temperature=subtalker_temperature)
     with new_folder(out) as temporary:
-        save_file(export.published_tensors(flatten(state["average"]), np.float16), temporary / export.FILE, {"format": "pt"})
+        save_file(export.published_tensors(flatten(speaking(state["average"])), np.float16), temporary / export.FILE, {"format": "pt"})
         (temporary / export.CONFIG).write_text(json.dumps(config, indent=1), "utf-8")
         (temporary / "generation_config.json").write_bytes(msgspec.json.format(msgspec.json.encode(defaults), indent=1))
         shutil.copyfile(run / TOKENIZER, temporary / TOKENIZER)
@@ -157,7 +164,9 @@ def begin_command(source: Annotated[Path, Argument(help="A checkpoint, of `expor
     shutil.copyfile(source / TOKENIZER, run / TOKENIZER)
     config, codec, _ = read_configs(source)
     params = load_published(source, abstract(config, codec)[1])
-    state = narrator.begin({name: params[name] for name in ("talker", "speaker_encoder")})
+    size = Latents.load(run / LATENTS).components
+    hint = narrator.begin_hint(config.talker_config.hidden_size, size)
+    state = narrator.begin({**{name: params[name] for name in ("talker", "speaker_encoder")}, HINT: hint})
     state["step"] = jnp.asarray(json.loads((source / STEPS).read_text("utf-8"))[PLACE], jnp.int32)
     loop.save(run / PLACE, jax.block_until_ready(state))
 

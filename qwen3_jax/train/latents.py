@@ -60,7 +60,7 @@ def log_mel(wave: np.ndarray, block: int = 4096) -> NpF32["N 320"]:
 class Latents(msgspec.Struct):
     """All that was fitted. ``basis`` has the components as rows; ``spread`` is the latent's standard deviation, by number.
 
-    A latent is C components and what the pitch book says, H = C + 42 numbers. The first acoustic book has nothing in the C, the others
+    A latent is C components and what the pitch book says, H = C + 28 numbers. The first acoustic book has nothing in the C, the others
     nothing in the rest.
     """
 
@@ -92,22 +92,25 @@ class Latents(msgspec.Struct):
         """The contours that book 1 names."""
         return locking.PitchBook(self.cycles, self.bends)
 
-    def latent(self, mel: NpF32["N 320"], entry: NpInt["N"]) -> NpF32["N H"]:
-        """Of a spectrogram's frames and their entries of the pitch book."""
-        return np.concatenate([(mel - self.mean) @ self.basis.T, self.acoustic[0, entry, self.components :]], axis=1)
+    def main(self, mel: NpF32["N 320"]) -> NpF32["N C"]:
+        """Main components of a spectrogram's frames."""
+        return (mel - self.mean) @ self.basis.T
 
-    def content_vector(self, latent: NpF32["N H"], voice: str) -> NpF32["N D"]:
-        """What predicts the phonemes best. A voice that was not fitted is measured by itself."""
-        parts = latent[:, : self.components]
+    def latent(self, main: NpF32["... C"], entry: NpInt["..."]) -> NpF32["... H"]:
+        """Of frames' main components and entries of the pitch book."""
+        return np.concatenate([main, self.acoustic[0, :, self.components :][entry]], axis=-1)
+
+    def content_vector(self, parts: NpF32["N C"], voice: str) -> NpF32["N D"]:
+        """What predicts the phonemes best, from main components. A voice that was not fitted is measured by itself."""
         mean, spread = self.voices[self.names.index(voice)] if voice in self.names else _statistics(parts)
         return _features(parts, mean, spread, self.content_in, self.content_phase) @ self.content_out
 
     def read(self, wave: NpF32["N*1920"], voice: str) -> "Read":
         """What the codec is to say of speech."""
         locked = locking.lock(wave, self.pitch)
-        latent = self.latent(log_mel(locked.wave), locked.entry)
-        content = self.content_vector(latent, voice)
-        return Read(locked.wave, self.codes(latent, content), self.latent(log_mel(wave), locked.entry), content)
+        main = self.main(log_mel(locked.wave))
+        content = self.content_vector(main, voice)
+        return Read(locked.wave, self.codes(self.latent(main, locked.entry), content), self.main(log_mel(wave)), content)
 
     def codes(self, latent: NpF32["N H"], content: NpF32["N D"]) -> NpInt["N K"]:
         """Book 0 from the content, then book after book of the latent."""
@@ -178,11 +181,11 @@ def occupancy(labels: np.ndarray, count: int) -> NpF32["N 4*P"]:
 
 
 class Read(msgspec.Struct):
-    """Speech as it is locked, float32 [N*1920], and its codes [N K]; the latent [N H] of it as it was, and the content vector [N D]."""
+    """Speech as it is locked, float32 [N*1920], and its codes [N K]; main components [N C] of it as it was, and content vector [N D]."""
 
     wave: NpF32
     codes: NpInt
-    latent: NpF32
+    main: NpF32
     content: NpF32
 
 

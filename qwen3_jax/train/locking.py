@@ -23,7 +23,7 @@ POINTS = FRAME // STEP  # of a contour
 LEAST, MOST = 4, 33  # cycles of a frame that a book knows: 50 to 412 Hz
 _CENTRES, _WIDTH = np.arange(LEAST, MOST + 1, 1.5), 1.2  # of the bumps that tell cycles apart
 _SHIFTS = np.arange(-3, 4)  # cycles by which a frame's border may move
-_TURNING = 0.3  # what a contour's cosines and sines count for in a distance, beside its cycles and bends
+RAMPS = 32  # steps of a frame whose phase `PitchBook.ramps` gives
 
 
 class PitchBook(msgspec.Struct):
@@ -46,14 +46,21 @@ class PitchBook(msgspec.Struct):
             found.append(distance.argmin(axis=1))
         return np.where(voiced, np.concatenate(found), 0).astype(np.int32)
 
-    def features(self) -> NpF32["P 42"]:
-        """What a latent says of each entry: voice, cycles (as bumps), bends, and cosine and sine of the phase at the inner points."""
-        path = self.cycles[:, None] * np.arange(1, POINTS) / POINTS + self.bends
+    def features(self) -> NpF32["P 28"]:
+        """What tells entries apart: voice, cycles (as bumps), bends; nothing for entry 0."""
         bumps = np.exp(-np.square((self.cycles[:, None] - _CENTRES) / _WIDTH))
-        turns = _TURNING * np.concatenate([np.cos(2 * np.pi * path), np.sin(2 * np.pi * path)], axis=1)
-        found = np.concatenate([np.ones((len(path), 1)), bumps, self.bends, turns], axis=1)
+        found = np.concatenate([np.ones((len(bumps), 1)), bumps, self.bends], axis=1)
         found[0] = 0.0
         return found.astype(np.float32)
+
+    def ramps(self) -> NpF32["P 32 2"]:
+        """The phase at the start of each of 32 steps (60 samples), in [0, 1) cycles, and how far it runs in that step; entry 0 stays at
+        half a cycle."""
+        knots = self.cycles[:, None] * (np.arange(POINTS + 1) / POINTS)
+        knots[:, 1:-1] += self.bends
+        path = _spline(knots)(np.arange(RAMPS + 1) / RAMPS)
+        path[0] = 0.5
+        return np.stack([path[:, :-1] % 1.0, np.diff(path, axis=1)], axis=-1).astype(np.float32)
 
 
 def fit(cycles: NpFloat["N"], bends: NpFloat["N 7"], entries: int, means: Any) -> PitchBook:
@@ -129,13 +136,17 @@ def _borders(passed: NpFloat["F+1"], voiced: NpBool["N"]) -> NpFloat["N+1"]:
     return places[np.arange(len(places)), chosen]
 
 
+def _spline(knots: NpFloat["N 9"]) -> scipy.interpolate.CubicSpline:
+    """Curves through the points of each frame, over [0, 1]."""
+    return scipy.interpolate.CubicSpline(np.arange(POINTS + 1) / POINTS, knots, axis=1, bc_type="natural")
+
+
 def _bent(wave: NpF32["F"], passed: NpFloat["F+1"], start: NpFloat["N"], cycles: NpFloat["N"], bends: NpFloat["N 7"]) -> NpF32["F"]:
     """The wave read at the times at which its own phase is the wanted one."""
     even = np.arange(POINTS + 1) / POINTS
     knots = start[:, None] + cycles[:, None] * even
     knots[:, 1:-1] += bends
-    spline = scipy.interpolate.CubicSpline(even, knots, axis=1, bc_type="natural")
-    path = np.maximum.accumulate(spline(np.arange(FRAME) / FRAME).ravel())
+    path = np.maximum.accumulate(_spline(knots)(np.arange(FRAME) / FRAME).ravel())
     times = np.interp(path, passed, np.arange(len(passed)))
     fine = scipy.signal.resample_poly(np.pad(wave, (0, FRAME)), 2, 1)
     return scipy.ndimage.map_coordinates(fine, [2 * times], order=3, mode="nearest").astype(np.float32)

@@ -9,7 +9,8 @@ generate.frame feeds the talker after that frame: its sixteen codes and the next
     predictor      -   | frame 0       frame 1      frame 2      ...  -            from that row's hidden state and book 0
     spoken         -   | rows of the text tokens that are said in that frame (the teachers state when they say what)
 
-Nothing is shifted after that: a row's label stands at the row. The teachers' durations guide attention: one head in each of two layers
+Nothing is shifted after that: a row's label stands at the row. Beside the labels there is a hint, used in training only: from the hidden
+state a linear map is to find the frame's main components (latents.py), which tells the talker at every row what the predictor sees of few. The teachers' durations guide attention: one head in each of two layers
 is rewarded for looking at the rows of the tokens that are being said, which spares the model finding the alignment by itself (after the
 guided attention of arXiv 1710.08969, with the true places in place of a diagonal).
 """
@@ -53,6 +54,7 @@ class Batch(NamedTuple):
     mel_length: Int["B"]
     labels: Int["B T K"]  # of each row, -1 where there is none; the end of speech has book 0 only
     spoken: Int["B T 2"]  # of each row with a label: the first row that is to be looked at, and the first one after; equal: none
+    latent: F32["B T L"]  # main components of the frame that each row's label names, whitened; L = 0: no hint
     picks: Int["N"]  # places of `labels`, counted through rows, that hold a whole frame; one without a frame is padding
 
 
@@ -62,15 +64,26 @@ class Taught(NamedTuple):
     rows: Prompt  # of the prompt and of all frames
     labels: NpInt["T K"]
     spoken: NpInt["T 2"]
+    latent: NpF32["T L"]
     start: int  # the row before which the frames to be learnt begin: it has the first label
 
 
+class Scores(NamedTuple):
+    """What the parameters make of a batch."""
+
+    first: F32["B T V"]  # of book 0, at every row
+    rest: F32["N 15 V"]  # of books 1..15, of the picked frames
+    looks: F32["B T"]  # `looked_at`, averaged over the guided heads
+    hidden: Float["B T H"]
+
+
 class Weights(NamedTuple):
-    """Of the loss: ``predictor`` times the mean over books 1..15, and ``guidance`` times that of the guided heads, are added to book 0's;
-    ``smoothing`` goes to all entries alike."""
+    """Of the loss: ``predictor`` times the mean over books 1..15, ``guidance`` times that of the guided heads, and ``hint`` times the
+    hint's error are added to book 0's; ``smoothing`` goes to all entries alike."""
 
     predictor: float = 1.0
     guidance: float = 0.0
+    hint: float = 0.0
     smoothing: float = 0.0
 
 
@@ -82,7 +95,9 @@ def define(config: ModelConfig) -> tuple[Definitions, Params]:
     return Definitions(talker, speaker), shapes
 
 
-def teach(prompt: Prompt, frames: NpInt["N K"], config: ModelConfig, spoken: NpInt["N+1 2"] | None = None) -> Taught:
+def teach(
+    prompt: Prompt, frames: NpInt["N K"], config: ModelConfig, spoken: NpInt["N+1 2"] | None = None, latent: NpF32["N L"] | None = None
+) -> Taught:
     """Prompt and frames -> the rows that the talker reads while it makes them, and the labels of these rows.
 
     Args:
@@ -90,6 +105,7 @@ def teach(prompt: Prompt, frames: NpInt["N K"], config: ModelConfig, spoken: NpI
         frames: what it is to say.
         config: the checkpoint's.
         spoken: of each frame and of the end of speech, the rows to look at; rows that are not there yet are cut off.
+        latent: of each frame, for the hint.
     """
     count, start = len(frames), len(prompt.text)
     text = np.full(count, config.tts_pad_token_id, np.int32)
@@ -100,6 +116,9 @@ def teach(prompt: Prompt, frames: NpInt["N K"], config: ModelConfig, spoken: NpI
     looks = np.zeros((start + count, 2), np.int32)
     if spoken is not None:
         looks[start - 1 :] = np.minimum(spoken, np.arange(start, start + count + 1)[:, None])
+    hint = np.zeros((start + count, 0 if latent is None else latent.shape[1]), np.float32)
+    if latent is not None:
+        hint[start - 1 : -1] = latent
     rows = Prompt(
         np.concatenate([prompt.text, text]),
         np.concatenate([prompt.codes, frames.astype(np.int32)]),
@@ -107,7 +126,7 @@ def teach(prompt: Prompt, frames: NpInt["N K"], config: ModelConfig, spoken: NpI
         prompt.x_vector,
         prompt.trailing[:0],
     )
-    return Taught(rows, labels, looks, start - 1)
+    return Taught(rows, labels, looks, hint, start - 1)
 
 
 def assemble(
@@ -142,6 +161,7 @@ def assemble(
         np.array([len(mel) for mel in mels], np.int32),
         labels,
         np.stack([padded(one.spoken, 0, length) for one in taught]),
+        np.stack([padded(one.latent, 0.0, length) for one in taught]),
         np.sort(noise.choice(places, picks, replace=len(places) < picks)).astype(np.int32),
     )
 
@@ -193,14 +213,14 @@ def predictor_logits(predictor: Predictor, hidden: Float["N H"], embedding: Floa
     return jnp.stack(scores, axis=1).astype(jnp.float32)
 
 
-def forward(graphs: Definitions, params: Params, batch: Batch) -> tuple[F32["B T V"], F32["N 15 V"], F32["B T"]]:
+def forward(graphs: Definitions, params: Params, batch: Batch) -> Scores:
     """`scores`, with the speaker row made from the batch's references."""
     x_vector = nnx.merge(graphs.speaker, params["speaker_encoder"])(batch.mel, batch.mel_length)
     return scores(nnx.merge(graphs.talker, params["talker"]), batch._replace(rows=batch.rows._replace(x_vector=x_vector)))
 
 
-def scores(talker: Talker, batch: Batch) -> tuple[F32["B T V"], F32["N 15 V"], F32["B T"]]:
-    """Scores of book 0 at every row, and of books 1..15 of the picked frames; and `looked_at`, averaged over the guided heads."""
+def scores(talker: Talker, batch: Batch) -> Scores:
+    """Of a batch whose speaker rows are made."""
     hidden, looks = talker_states(talker, batch.rows, batch.spoken)
     picked = batch.labels.reshape(-1, talker.books)[batch.picks]
     rest = predictor_logits(
@@ -209,7 +229,7 @@ def scores(talker: Talker, batch: Batch) -> tuple[F32["B T V"], F32["N 15 V"], F
         talker.model.codec_embedding(picked[:, 0], talker.dtype),
         picked[:, 1:],
     )
-    return talker.codec_head(hidden).astype(jnp.float32), rest, looks
+    return Scores(talker.codec_head(hidden).astype(jnp.float32), rest, looks, hidden)
 
 
 def cross_entropy(logits: F32["... V"], labels: Int["..."], smoothing: float) -> F32["..."]:
@@ -220,15 +240,32 @@ def cross_entropy(logits: F32["... V"], labels: Int["..."], smoothing: float) ->
 
 
 def losses(graphs: Definitions, params: Params, batch: Batch, eos: int, weights: Weights) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """`compared`, of what the parameters make of a batch."""
-    return compared(forward(graphs, params, batch), batch, eos, weights)
+    """`compared`, of what the parameters make of a batch; and the hint's error."""
+    made = forward(graphs, params, batch)
+    total, figures = compared(made, batch, eos, weights)
+    if not weights.hint:
+        return total, figures
+    hint = params["hint"]
+    off = jnp.square(made.hidden @ hint["weight"] + hint["bias"] - batch.latent) @ hint_weights(batch.latent.shape[-1])
+    whole = batch.labels[..., -1] >= 0
+    figures["hint"] = jnp.sum(jnp.where(whole, off, 0)) / jnp.maximum(jnp.sum(whole), 1)
+    return total + weights.hint * figures["hint"], figures
 
 
-def compared(
-    made: tuple[F32["B T V"], F32["N 15 V"], F32["B T"]], batch: Batch, eos: int, weights: Weights
-) -> tuple[jax.Array, dict[str, jax.Array]]:
+def hint_weights(size: int) -> F32["L"]:
+    """What each number of a whitened latent counts for: the first components most."""
+    falling = 1.0 / (4.0 + jnp.arange(size, dtype=jnp.float32))
+    return falling / falling.sum()
+
+
+def begin_hint(width: int, size: int) -> Params:
+    """The hint's map before the first step."""
+    return {"weight": jnp.zeros((width, size)), "bias": jnp.zeros((size,))}
+
+
+def compared(made: Scores, batch: Batch, eos: int, weights: Weights) -> tuple[jax.Array, dict[str, jax.Array]]:
     """The loss of some `scores` and its parts: means over frames, in nats, and shares of right guesses. Picks of no frame do not count."""
-    logits, rest, looks = made
+    logits, rest, looks, _ = made
     first = batch.labels[..., 0]
     there, ends = first >= 0, first == eos
     places = batch.spoken[..., 0] < batch.spoken[..., 1]

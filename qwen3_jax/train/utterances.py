@@ -42,6 +42,7 @@ class Utterance(msgspec.Struct, frozen=True):
     ids: NpInt
     codes: NpInt
     said: Any  # int32 [N+1 2] or None
+    latent: Any = None  # [N L], whitened
 
 
 class Speech(msgspec.Struct):
@@ -60,20 +61,22 @@ class Form(msgspec.Struct, frozen=True):
 
 
 def load(corpus: Path, run: Path, hours: float, latents: Latents, tokenizer: Tokenizer) -> Speech:
-    """The first ``hours`` of each voice, in memory.
+    """The first ``hours`` of each voice, in memory; references come from their first half hour.
 
     Raises:
         FileNotFoundError: there is no corpus.
     """
     lines = chosen_lines(corpus, hours)
     utterances, waves = [], []
-    for voice, stream in enumerate(load_streams(corpus, run, hours, latents)):
+    spread = latents.spread[: latents.components].astype(np.float16)
+    for voice, stream in enumerate(load_streams(corpus, run, hours, latents, speech=0.5)):
         start = 0
         for line in lines[stream.voice]:
             frames = -(-line.samples // FRAME)
             ids = tokenizer.assistant(line.text)
             said = said_when(line, tokenizer.pieces(ids[ROLE:-CLOSING]), frames)
-            utterances.append(Utterance(voice, ids, stream.codes[start : start + frames].astype(np.int32), said))
+            whole = slice(start, start + frames)
+            utterances.append(Utterance(voice, ids, stream.codes[whole].astype(np.int32), said, stream.main[whole] / spread))
             start += -(-line.samples // _WHOLE) * _WHOLE // FRAME
         waves.append(stream.wave)
     return Speech(utterances, waves)
@@ -126,7 +129,7 @@ def rows_of(config: ModelConfig, utterance: Utterance, form: Form, reference: Ut
     lane = len(prompt.text) - 1 - (0 if reference is None else len(reference.codes))  # the row of codec_bos
     first = (lane if form.streaming_text else lane - earlier - own - 1) + earlier  # the row of the text's first token
     spoken = None if utterance.said is None else utterance.said + first
-    return teach(prompt, utterance.codes, config, spoken)
+    return teach(prompt, utterance.codes, config, spoken, utterance.latent)
 
 
 def reference_mel(wave: np.ndarray, noise: np.random.Generator) -> NpF32:
@@ -143,8 +146,8 @@ def size_of(utterance: Utterance) -> int:
 
 
 def batches(
-    config: ModelConfig, speech: Speech, *, rows: int, picks: int, seed: int, streaming: float = 0.6, in_context: float = 0.2,
-    hidden: float = 0.15, evenness: float = 0.25,
+    config: ModelConfig, speech: Speech, *, rows: int, picks: int, seed: int, streaming: float = 0.5, in_context: float = 0.1,
+    hidden: float = 0.5, evenness: float = 0.25,
 ) -> Callable[[int], Batch]:  # fmt: skip
     """A step's batch. Too long utterances are left out.
 
@@ -156,7 +159,8 @@ def batches(
         seed: with the step, it says all.
         streaming: share of batches whose text comes a token a frame.
         in_context: share of batches that go on from another utterance; two short ones take the place of a long one.
-        hidden: share of frames whose codes the talker is not told, so that it reads the text and does not learn utterances by heart.
+        hidden: up to this share of an utterance's frames, drawn for each utterance, the talker is not told, so that it reads the text and
+            does not learn utterances by heart.
         evenness: 0, voices count as much as they have; 1, alike. (At 0.5 a voice of 384 utterances was learnt by heart.)
 
     Raises:
@@ -186,7 +190,7 @@ def batches(
             reference = speech.utterances[noise.choice(same_voice[utterance.voice])] if form.in_context else None
             one = rows_of(config, utterance, form, reference)
             spoken = np.arange(len(one.labels)) > one.start  # rows that hold a frame to be learnt
-            one.rows.codes[spoken & (noise.random(len(spoken)) < hidden)] = -1
+            one.rows.codes[spoken & (noise.random(len(spoken)) < hidden * noise.random())] = -1
             taught.append(one)
         mels = [reference_mel(speech.waves[speech.utterances[number].voice], noise) for number in chosen]
         return assemble(taught, mels, length, REFERENCE // _HOP, picks, noise)

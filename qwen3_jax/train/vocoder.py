@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 
@@ -18,11 +19,12 @@ from qwen3_jax.mapping import unflatten
 from qwen3_jax.shapes import F32, Int
 from qwen3_jax.train import losses
 from qwen3_jax.train.discriminators import Discriminators
-from qwen3_jax.train.latents import FRAME
+from qwen3_jax.train.latents import FRAME, Latents
 
 _CONV, _UNITS = 6, 6 * (1 + 3 + 9)  # past inputs that a convolution of 7, and a block's three dilated ones, hear
 FROZEN = ("quantizer.rvq_first.vq.", "quantizer.rvq_rest.vq.")
 Flat = dict[str, Any]
+Held = tuple[tuple[str, tuple[Any, ...]], ...]  # of parameters, the parts that stay as they are
 
 
 @functools.cache
@@ -96,8 +98,10 @@ def optimiser(second: float = 0.99) -> optax.GradientTransformation:
     return optax.chain(optax.clip_by_global_norm(1.0), optax.scale_by_adam(0.8, second), optax.add_decayed_weights(1e-3), optax.scale(-1.0))
 
 
-def _update(gradients: Flat, moments: Any, params: Flat, rate: jax.Array) -> tuple[Flat, Any]:
+def _update(gradients: Flat, moments: Any, params: Flat, rate: jax.Array, held: Held = ()) -> tuple[Flat, Any]:
     steps, moments = optimiser().update(gradients, moments, params)
+    for path, index in held:
+        steps[path] = steps[path].at[index].set(0.0)
     return jax.tree.map(lambda param, step: param + rate * step, params, steps), moments
 
 
@@ -128,9 +132,9 @@ def _finish(state: dict[str, Any], **changed: Any) -> dict[str, Any]:
     return {**state, **changed, "average": average, "step": state["step"] + 1}
 
 
-@functools.partial(jax.jit, static_argnames=("cfg", "crop"), donate_argnames="state")
+@functools.partial(jax.jit, static_argnames=("cfg", "crop", "held"), donate_argnames="state")
 def spectral_step(
-    state: dict[str, Any], codes: Int["B M K"], wave: F32["B F"], rate: float, *, cfg: CodecDecoderConfig, crop: int
+    state: dict[str, Any], codes: Int["B M K"], wave: F32["B F"], rate: float, *, cfg: CodecDecoderConfig, crop: int, held: Held = ()
 ) -> tuple[dict[str, Any], dict[str, jax.Array]]:
     """One step on the spectral losses alone."""
 
@@ -141,7 +145,7 @@ def spectral_step(
         return spectral + HARMONIC * terms["harmonic"], terms
 
     (total, terms), gradients = jax.value_and_grad(loss, has_aux=True)(state["trained"])
-    trained, moments = _update(gradients, state["moments"], state["trained"], rate_at(state["step"], rate))
+    trained, moments = _update(gradients, state["moments"], state["trained"], rate_at(state["step"], rate), held)
     figures = {"spectral": total, **terms, "gradient": optax.tree.norm(gradients)}
     return _finish(state, trained=trained, moments=moments), figures
 
@@ -150,10 +154,10 @@ HARMONIC = 1.0  # beside the spectral losses
 WEIGHTS = {"spectral": 10.0, "adversarial": 1.0, "features": 4.0}
 
 
-@functools.partial(jax.jit, static_argnames=("cfg", "crop", "judged", "pair"), donate_argnames="state")
+@functools.partial(jax.jit, static_argnames=("cfg", "crop", "judged", "pair", "held"), donate_argnames="state")
 def adversarial_step(
     state: dict[str, Any], codes: Int["B M K"], wave: F32["B F"], start: Int["B"], rate: float, critic_rate: float,
-    *, cfg: CodecDecoderConfig, crop: int, judged: int, pair: int,
+    *, cfg: CodecDecoderConfig, crop: int, judged: int, pair: int, held: Held = (),
 ) -> tuple[dict[str, Any], dict[str, jax.Array]]:  # fmt: skip
     """One step of both sides, from the same forward; discriminators hear ``judged`` samples of each row, from ``start`` on.
 
@@ -180,15 +184,21 @@ def adversarial_step(
         return losses.discriminator_loss(judge(critic, real), judge(critic, window(made, start)))
 
     terms["critic"], critic_gradients = jax.value_and_grad(critic_loss)(state["critic"])
-    trained, moments = _update(gradients, state["moments"], state["trained"], rate_at(state["step"], rate))
+    trained, moments = _update(gradients, state["moments"], state["trained"], rate_at(state["step"], rate), held)
     critic, critic_moments = _update(critic_gradients, state["critic_moments"], state["critic"], jnp.asarray(critic_rate))
     terms["gradient"] = optax.tree.norm(gradients)
     return _finish(state, trained=trained, moments=moments, critic=critic, critic_moments=critic_moments), terms
 
 
-def fill_books(generator: Flat, acoustic: Any, content: Any, spread: Any) -> Flat:
-    """Put fitted books into a decoder's fresh parameters: acoustic vectors whitened into the first channels, content into the rest."""
+def fill_books(generator: Flat, latents: Latents) -> Flat:
+    """Put fitted books into a decoder's fresh parameters: acoustic vectors whitened into the first channels, and what book 1 says of
+    the phase into the next; content into the rest."""
     generator = dict(generator)
+    ramps = np.moveaxis(latents.pitch.ramps(), 2, 1).reshape(len(latents.cycles), -1)
+    phases = np.zeros((*latents.acoustic.shape[:2], ramps.shape[1]), np.float32)
+    phases[0] = ramps
+    acoustic, content = np.concatenate([latents.acoustic, phases], axis=2), latents.content
+    spread = np.concatenate([latents.spread, np.ones(ramps.shape[1], np.float32)])
     size = acoustic.shape[2]
     first = jnp.zeros(generator["quantizer.rvq_first.vq.embedding_sum"].shape).at[0, :, : content.shape[1]].set(content)
     generator |= {
