@@ -2,9 +2,12 @@
 
 A spectrogram does not say where the glottal pulses stand, so a vocoder has to make their phase up, frame after frame, and only an
 adversary can teach it to. In locked speech every frame with voice begins at the same phase and its cycles follow one of a few hundred
-contours (`PitchBook`). One code then says where every pulse is: the wave is a function of the codes, a plain regression learns its
-harmonics, and frames join without a seam whatever comes next. The price is a pitch that is up to 3 % off; DistillMOS of twelve
-sentences of a teacher fell from 4.52 to 4.39 (heart) and from 4.47 to 4.40 (makima).
+contours (`PitchBook`), and so one code says where every pulse is. The harmonics are turned to the pulses' own phase (`align`). Then the
+voiced part of the wave is a function of the codes, a plain regression learns it, and frames join without a seam whatever comes next.
+
+DistillMOS of twelve sentences, as they were, locked, with the book's contours, aligned as well: 4.52, 4.39, 4.30, 4.08 (heart) and 4.47,
+4.40, 4.23, 3.87 (makima). How much of a harmonic's complex amplitude a regression on two frames of spectrogram explains, before
+aligning: .72, .42, .17, .07, .03 of the first five. A teacher's phases are its own affair, even against its own pulses (.14 of the fifth).
 """
 
 from typing import Any
@@ -16,13 +19,15 @@ import scipy.ndimage
 import scipy.signal
 
 from qwen3_jax.shapes import NpBool, NpF32, NpFloat, NpInt
-from qwen3_jax.train.pitch import STEP, phase, track
+from qwen3_jax.train.pitch import SAMPLE_RATE, STEP, phase, track
 
 FRAME = 1920
 POINTS = FRAME // STEP  # of a contour
 LEAST, MOST = 4, 33  # cycles of a frame that a book knows: 50 to 412 Hz
 _CENTRES, _WIDTH = np.arange(LEAST, MOST + 1, 1.5), 1.2  # of the bumps that tell cycles apart
 _SHIFTS = np.arange(-3, 4)  # cycles by which a frame's border may move
+_HARMONICS, _ALIGNED = 24, (4000.0, 6000.0)  # up to there in full, up to there at all, Hz
+_TRACK = 60  # samples between values of a harmonic's amplitude
 RAMPS = 32  # steps of a frame whose phase `PitchBook.ramps` gives
 
 
@@ -86,7 +91,7 @@ def fit(cycles: NpFloat["N"], bends: NpFloat["N 7"], entries: int, means: Any) -
 
 
 class Locked(msgspec.Struct):
-    """``wave`` float32 [N*1920], locked; of each frame whether there is voice, its cycles and bends (of the source), and its entry."""
+    """``wave`` float32 [N*1920], locked and, with a book, aligned; of each frame whether there is voice, its cycles and bends (of the source), and its entry."""
 
     wave: NpF32
     voiced: NpBool
@@ -113,7 +118,43 @@ def lock(wave: NpF32["N*1920"], book: PitchBook | None) -> Locked:
         entry = book.nearest(cycles, bends, voiced)
         run = np.where(voiced, book.cycles[entry], cycles)
         bent = np.where(voiced[:, None], book.bends[entry], bends)
-    return Locked(_bent(wave, passed, path[:, 0], run, bent), voiced, cycles, bends, entry)
+    made = _bent(wave, passed, path[:, 0], run, bent)
+    return Locked(made if book is None else align(made, entry, book), voiced, cycles, bends, entry)
+
+
+def align(wave: NpF32["N*1920"], entry: NpInt["N"], book: PitchBook) -> NpF32["N*1920"]:
+    """Turn the harmonics of locked speech so that each, but for what is faster than 60 ms, has its maximum where the fundamental has."""
+    voiced = entry > 0
+    if not voiced.any():
+        return wave
+    knots = book.cycles[entry][:, None] * (np.arange(POINTS + 1) / POINTS)
+    knots[:, 1:-1] += book.bends[entry]
+    turn = np.exp(-2j * np.pi * _spline(knots)(np.arange(FRAME) / FRAME).ravel())
+    lowest = np.median(book.cycles[entry[voiced]]) * SAMPLE_RATE / FRAME
+    width = int(SAMPLE_RATE * 2.2 / lowest) | 1
+    window = _hann(width)
+    pieces = np.lib.stride_tricks.sliding_window_view(np.pad(wave, width // 2), width)[::_TRACK] * window
+    turns = np.lib.stride_tricks.sliding_window_view(np.pad(turn, width // 2, mode="edge"), width)[::_TRACK]
+    there = np.repeat(voiced.astype(np.float64), FRAME // _TRACK)
+    gate = there * np.convolve(there, _hann(17), "same")
+    grid, at = np.arange(len(there)), np.arange(len(wave)) / _TRACK
+    made, power, back = wave.astype(np.float64), np.ones_like(turns), np.ones_like(turn)
+    for harmonic in range(1, _HARMONICS + 1):
+        share = np.clip((_ALIGNED[1] - harmonic * lowest) / (_ALIGNED[1] - _ALIGNED[0]), 0.0, 1.0)
+        if not share:
+            break
+        power, back = power * turns, back * turn.conj()
+        amplitude = 2 * (pieces * power).sum(axis=1)
+        slow = np.convolve(amplitude * there, _hann(25), "same")
+        change = amplitude * (slow.conj() / np.maximum(np.abs(slow), 1e-9) - 1) * gate * share
+        made += ((np.interp(at, grid, change.real) + 1j * np.interp(at, grid, change.imag)) * back).real
+    return made.astype(np.float32)
+
+
+def _hann(size: int) -> NpFloat["size"]:
+    """A window with a sum of 1."""
+    window = np.hanning(size + 2)[1:-1]
+    return window / window.sum()
 
 
 def _borders(passed: NpFloat["F+1"], voiced: NpBool["N"]) -> NpFloat["N+1"]:

@@ -17,14 +17,12 @@ thousandth of a cycle matters; all else trains. One thousand steps without the s
 without the pulses had not found the phase.
 """
 
-from typing import Any
-
 import numpy as np
 
 from qwen3_jax.shapes import NpF32
 from qwen3_jax.train.latents import BINS, COLUMNS, Latents
 from qwen3_jax.train.locking import RAMPS
-from qwen3_jax.train.vocoder import Flat
+from qwen3_jax.train.vocoder import Flat, Held, Ranges
 
 STEADY = 300.0  # a constant channel that keeps the RMS norm at the transformer's end from following the sound's level
 SILENT = 20.0  # a logarithm of Snake's height that leaves no sine
@@ -32,7 +30,7 @@ BANDS = ((1, 2), (3, 4, 5), (6, 7, 8, 9), (10, 11, 12, 13, 14, 15))
 STRETCHES = (2, 2, 2, 4, 5, 4)  # that lead to the pulses' rate
 _HARMONICS, _LOUDNESS = 15, 0.5
 _REST = 0.3  # of the random weights, where they share outputs with what is set
-Place = tuple[str, tuple[Any, ...]]  # a parameter, and an index into it
+ALL = (0, None)
 
 
 def show(decoder: Flat, latents: Latents) -> Flat:
@@ -147,39 +145,39 @@ def _pulses(made: Flat, block: str) -> None:
         made[f"{unit}.conv2.conv.bias"][row] = _LOUDNESS * len(band)
 
 
-def held(latents: Latents, layers: int) -> tuple[Place, ...]:
+def held(latents: Latents, layers: int) -> Held:
     """All that carries the phase, and makes the pulses: it keeps what `show` has put there. ``layers``: of the transformer."""
     size, main = latents.latent_size, latents.components
     told, top = size - main, size + 2 * RAMPS
     half, first = 2 * main + told, BINS + told
-    ramps = slice(size, top)
-    found: list[Place] = [(f"quantizer.{name}.output_proj.weight", (ramps,)) for name in ("rvq_first", "rvq_rest")]
+    ramps = (size, top)
+    found: list[tuple[str, Ranges]] = [(f"quantizer.{name}.output_proj.weight", (ramps,)) for name in ("rvq_first", "rvq_rest")]
     found += [(f"pre_conv.conv.{name}", (ramps,)) for name in ("weight", "bias")]
-    found += [(f"pre_transformer.input_proj.{name}", (slice(size, top + 1),)) for name in ("weight", "bias")]
+    found += [(f"pre_transformer.input_proj.{name}", ((size, top + 1),)) for name in ("weight", "bias")]
     for layer in range(layers):
         name = f"pre_transformer.layers.{layer}"
-        found += [(f"{name}.{scale}.scale", (slice(size, top + 1),)) for scale in ("mlp_layer_scale", "self_attn_layer_scale")]
+        found += [(f"{name}.{scale}.scale", ((size, top + 1),)) for scale in ("mlp_layer_scale", "self_attn_layer_scale")]
     found += [("pre_transformer.norm.weight", (ramps,))]
     found += [(f"pre_transformer.output_proj.{name}", (ramps,)) for name in ("weight", "bias")]
     for stage, (at, count) in enumerate(((half, RAMPS), (first, RAMPS // 2))):
-        some = slice(at, at + count)
-        found += [(f"upsample.{stage}.0.conv.weight", (slice(None), some)), (f"upsample.{stage}.0.conv.bias", (some,))]
+        some = (at, at + count)
+        found += [(f"upsample.{stage}.0.conv.weight", (ALL, some)), (f"upsample.{stage}.0.conv.bias", (some,))]
         found += [(f"upsample.{stage}.1.gamma", (some,))]
-    some = slice(first, first + RAMPS // 2)
+    some = (first, first + RAMPS // 2)
     found += [("decoder.0.conv.weight", (some,)), ("decoder.0.conv.bias", (some,))]
     phases = RAMPS // 4
     for block, rate in enumerate(STRETCHES[2:], 1):
         name = f"decoder.{block}.block"
         found += [(f"{name}.0.{kind}", (some,)) for kind in ("alpha", "beta")]
         phases = max(phases // rate, 1)
-        some = slice(0, 2 * phases)
-        found += [(f"{name}.1.conv.weight", (slice(None), some)), (f"{name}.1.conv.bias", (some,))]
+        some = (0, 2 * phases)
+        found += [(f"{name}.1.conv.weight", (ALL, some)), (f"{name}.1.conv.bias", (some,))]
         if block < len(STRETCHES) - 2:
             for unit in (2, 3, 4):
                 found += [(f"{name}.{unit}.conv2.conv.{kind}", (some,)) for kind in ("weight", "bias")]
     source = f"decoder.{len(STRETCHES) - 2}.block.2"
-    found += [(f"{source}.{part}.conv.{kind}", (...,)) for part in ("conv1", "conv2") for kind in ("weight", "bias")]
-    found += [(f"{source}.{part}.{kind}", (...,)) for part in ("act1", "act2") for kind in ("alpha", "beta")]
+    found += [(f"{source}.{part}.conv.{kind}", (ALL,)) for part in ("conv1", "conv2") for kind in ("weight", "bias")]
+    found += [(f"{source}.{part}.{kind}", (ALL,)) for part in ("act1", "act2") for kind in ("alpha", "beta")]
     return tuple(found)
 
 

@@ -24,7 +24,8 @@ from qwen3_jax.train.latents import FRAME, Latents
 _CONV, _UNITS = 6, 6 * (1 + 3 + 9)  # past inputs that a convolution of 7, and a block's three dilated ones, hear
 FROZEN = ("quantizer.rvq_first.vq.", "quantizer.rvq_rest.vq.")
 Flat = dict[str, Any]
-Held = tuple[tuple[str, tuple[Any, ...]], ...]  # of parameters, the parts that stay as they are
+Ranges = tuple[tuple[int, int | None], ...]  # of the first axes, from where to where
+Held = tuple[tuple[str, Ranges], ...]  # parts of parameters that stay as they are
 
 
 @functools.cache
@@ -100,8 +101,8 @@ def optimiser(second: float = 0.99) -> optax.GradientTransformation:
 
 def _update(gradients: Flat, moments: Any, params: Flat, rate: jax.Array, held: Held = ()) -> tuple[Flat, Any]:
     steps, moments = optimiser().update(gradients, moments, params)
-    for path, index in held:
-        steps[path] = steps[path].at[index].set(0.0)
+    for path, ranges in held:
+        steps[path] = steps[path].at[tuple(slice(*some) for some in ranges)].set(0.0)
     return jax.tree.map(lambda param, step: param + rate * step, params, steps), moments
 
 
@@ -150,7 +151,7 @@ def spectral_step(
     return _finish(state, trained=trained, moments=moments), figures
 
 
-HARMONIC = 1.0  # beside the spectral losses
+HARMONIC = 2.0  # beside the spectral losses
 WEIGHTS = {"spectral": 10.0, "adversarial": 1.0, "features": 4.0}
 
 
