@@ -1,20 +1,25 @@
-"""What a decoder may know before its first step: the books' main components -> the spectrogram's columns, and their pitch -> pulses.
+"""What a decoder knows before its first step: it is a vocoder of pulses and noise already, and only has to learn their loudness.
 
-The latent of a frame is linear in four columns of a log-mel spectrogram (latents.py), and the decoder's first two stretchings make four
-steps of a frame. So its projections are set to carry the components through, and the stretchings to turn them back into columns: from
-the start the first 80 channels at 50 Hz are the quantised spectrogram.
+All of it lies inside the published architecture; it is where the weights begin. Rates are those of `small.codec_config`.
 
-A frame of locked speech has a known phase at every sample (locking.py). Book 1 gives it for 32 steps, with its slope; every stretching by
-r adds j/r of the slope to the j-th step it makes, so at 8 kHz one channel is the phase itself, in cycles from 0 to 2. There the first
-residual unit turns it into pulses, since SnakeBeta is x + sin(pi h x)^2 and so half a cosine of the h-th harmonic:
+    12.5 Hz   books -> main components of the spectrogram, what tells pitches apart, phases, seeds
+    50 Hz     a column of the spectrogram, and the rest; from here on ``LOUDNESS`` is for the training to find
+    400 Hz    phase, its slope, seed, a one; 12 loudnesses
+    8 kHz     phase -> pulses of eight bands of harmonics; each times its loudness, added up
+    24 kHz    seed -> noise, times four loudnesses, filtered to four bands; the sum, low-passed
 
-    channel c < 15:  h x + sin^2(pi h x), h = c + 1        channel 15:  16 x, no sine
-    band            -2 g (sum over its h) + what channel 15 needs to cancel the h x  =  g (sum of cos(2 pi h x) - number of its h)
+The latent of a frame is linear in four columns of a log-mel spectrogram (latents.py), and the first two stretchings make four steps of a
+frame, so matrices turn the one into the other. A frame of locked speech has a known phase at every sample (locking.py): book 1 gives it
+for 32 steps, with its slope, and a stretching by r adds j/r of the slope to the j-th step it makes. SnakeBeta, x + sin(a x)^2 / b, does
+the rest:
 
-The pulses of four bands of harmonics go into four channels, and the rest of the decoder begins as the filter of a source-filter vocoder
-(as hibari's and that of arXiv 1904.12088 are, but inside the published architecture). `HELD` is what must not be trained, since a
-thousandth of a cycle matters; all else trains. One thousand steps without the spectrogram had not found the formants yet; 500 steps
-without the pulses had not found the phase.
+    harmonics   h x + sin^2(pi h x) is half a cosine of the h-th harmonic of the phase x, and a ramp that another channel takes away
+    products    sin^2(u + v) - sin^2(u - v) = sin 2u sin 2v: loudness u, carrier v
+    noise       sin^2 of a large multiple of a curve in z, the time since the step began plus the step's seed, which the last books name
+
+The vocoder so begun is a relative of hibari's and of DDSP (arXiv 2001.04643). `held` is what training leaves as it is, since a hundredth of
+a cycle matters; all else trains. With random weights, 1500 steps had not found formants; with the spectrogram alone, 500 had found no
+phase.
 """
 
 import numpy as np
@@ -26,158 +31,261 @@ from qwen3_jax.train.vocoder import Flat, Held, Ranges
 
 STEADY = 300.0  # a constant channel that keeps the RMS norm at the transformer's end from following the sound's level
 SILENT = 20.0  # a logarithm of Snake's height that leaves no sine
-BANDS = ((1, 2), (3, 4, 5), (6, 7, 8, 9), (10, 11, 12, 13, 14, 15))
-STRETCHES = (2, 2, 2, 4, 5, 4)  # that lead to the pulses' rate
-_HARMONICS, _LOUDNESS = 15, 0.5
-_REST = 0.3  # of the random weights, where they share outputs with what is set
+HARMONICS = 21
+BANDS = ((1,), (2,), (3,), (4, 5), (6, 7, 8), (9, 10, 11), (12, 13, 14, 15), (16, 17, 18, 19, 20, 21))
+HISS = 4  # bands of noise
+SLOW = 4  # channels at 400 Hz and 2 kHz that only pass: phase, slope, seed, one
+GAINS = len(BANDS) + HISS
 ALL = (0, None)
+_PHASE, _SLOPE, _SEED, _ONE = range(4)
+_SUM, _GAIN = 3, 4  # at 8 kHz: phase, seed, one, the sum, loudnesses, pulses
+_PULSE = _GAIN + GAINS
+_HISS = 2  # at 24 kHz: the sum, seed, noise, its loudnesses
+_START, _SMALL, _LOUD = 0.1, 0.35, 0.5
+_EARLY = 3 / 60  # the last convolution is three samples late
+_CURVE, _BEND, _SCATTER = np.log(0.25), -np.log(10.0), np.log(2000.0)  # of the noise
+
+
+class _Layout:
+    """Where things are, by the sizes of a latent."""
+
+    def __init__(self, latents: Latents) -> None:
+        self.main, self.size = latents.components, latents.latent_size
+        self.told = self.size - self.main  # numbers that tell pitches apart
+        self.carried = 3 * RAMPS  # phases, slopes, seeds
+        self.top = self.size + self.carried
+        self.half = 2 * self.main + self.told  # at 25 Hz, the first of carried / 2
+        self.quarter = BINS + self.told  # at 50 Hz, the first of carried / 4
 
 
 def show(decoder: Flat, latents: Latents) -> Flat:
-    """Put the ways from books to spectrogram and to pulses into a decoder's fresh parameters.
+    """Make a decoder's fresh parameters those of the vocoder.
 
     Args:
         decoder: dotted path -> array; of `vocoder.fill_books`, so that the first channels are the whitened components, the next what
-            tells pitches apart, then 32 phases, then 32 slopes.
+            tells pitches apart, then 32 each of phases, slopes and seeds.
         latents: what the books were fitted with.
 
     Raises:
         ValueError: the decoder is too narrow.
     """
-    main, size = latents.components, latents.latent_size
-    told = size - main  # numbers that tell pitches apart
-    top = size + 2 * RAMPS
+    at = _Layout(latents)
     made = {path: np.array(value) for path, value in decoder.items()}
     width, wide = made["pre_transformer.input_proj.weight"].shape
-    if width <= top or wide < 2 * main + told + RAMPS or wide < BINS + told + RAMPS:
-        raise ValueError(f"a latent of {size} numbers and {2 * RAMPS} of phase: hidden_size {width} and latent_dim {wide} are too small")
-    carry = np.arange(top)
-    made["pre_conv.conv.weight"][:size] *= _REST
-    made["pre_conv.conv.weight"][size:top] = 0.0
-    made["pre_conv.conv.weight"][carry, carry, -1] = 1.0
-    inward = made["pre_transformer.input_proj.weight"]
-    inward[: top + 1] = 0.0
-    inward[carry, carry] = 1.0
-    made["pre_transformer.input_proj.bias"][top] = STEADY
-    usual = np.float32(np.sqrt((top + STEADY**2) / width))  # what the norms divide by
-    for path in [path for path in made if path.startswith("pre_transformer.") and "norm.weight" in path]:
-        made[path][:] = usual
-        made[path][top] = usual / STEADY
-    for path in [path for path in made if path.endswith("layer_scale.scale")]:
-        made[path][main : top + 1] = 0.0
-    outward = made["pre_transformer.output_proj.weight"]
-    outward[:top] = 0.0
-    outward[carry, carry] = 1.0
-    # 12.5 Hz -> 25 Hz: components of the frame in two places, for its first half and its second; phases of the own half
-    half = made["upsample.0.0.conv.weight"]
-    kept = 2 * main + told
-    half[:, : kept + RAMPS] = 0.0
-    half[carry[:main], carry[:main], 0] = 1.0
-    half[carry[:main], main + carry[:main], 1] = 1.0
-    for step in range(2):
-        half[main + np.arange(told), 2 * main + np.arange(told), step] = 1.0
-    _split(half, size, kept, 2 * RAMPS)
-    made["upsample.0.1.gamma"][kept : kept + RAMPS] = 0.0
-    # 25 Hz -> 50 Hz: a column of the spectrogram
-    quarter = made["upsample.1.0.conv.weight"]
-    first = BINS + told
-    quarter[:, : first + RAMPS // 2] = 0.0
-    for column, matrix in enumerate(columns(latents)):
-        at = 0 if column < COLUMNS // 2 else main
-        quarter[at : at + main, :BINS, column % 2] = matrix
-    for step in range(2):
-        quarter[2 * main + np.arange(told), BINS + np.arange(told), step] = 1.0
-    _split(quarter, kept, first, RAMPS)
-    made["upsample.1.1.gamma"][first : first + RAMPS // 2] = 0.0
-    held = np.arange(first, first + RAMPS // 2)
-    made["decoder.0.conv.weight"][held] = 0.0
-    made["decoder.0.conv.weight"][held, held, -1] = 1.0
-    # 50 Hz -> 100 Hz -> 400 Hz: phases are dealt out; -> 2 kHz -> 8 kHz: the slope fills in
-    at, phases = first, RAMPS // 4
-    for block, rate in enumerate(STRETCHES[2:], 1):
-        name = f"decoder.{block}.block"
-        made[f"{name}.0.beta"][at : at + 2 * phases] = SILENT
-        stretch = made[f"{name}.1.conv.weight"]
-        if phases >= rate:
-            stretch[:, : 2 * phases // rate] = 0.0
-            _split(stretch, at, 0, 2 * phases, rate)
-            phases //= rate
-        else:
-            stretch[:, :2] = 0.0
-            stretch[at, 0, :rate] = 1.0
-            stretch[at + 1, 0, :rate] = np.arange(rate) / rate
-            stretch[at + 1, 1, :rate] = 1.0 / rate
-        at = 0
-        for unit in (2, 3, 4):
-            made[f"{name}.{unit}.conv2.conv.weight"][: 2 * phases] = 0.0
-    _pulses(made, f"decoder.{len(STRETCHES) - 2}.block")
+    if width <= at.top or wide < max(at.half + at.carried // 2, at.quarter + at.carried // 4):
+        raise ValueError(f"a latent of {at.size} numbers and {at.carried} more: hidden_size {width} and latent_dim {wide} are too small")
+    _begin(made, at, width)
+    _columns(made, at, latents)
+    _slow(made, at)
+    _pulses(made)
+    _hiss(made)
     return made
 
 
-def _split(stretch: NpF32["I O k"], source: int, target: int, count: int, rate: int = 2) -> None:
-    """Let each of ``rate`` steps have its own part of the ``count`` / 2 phases, and of the slopes that follow them."""
-    own = count // 2 // rate
+def _begin(made: Flat, at: _Layout, width: int) -> None:
+    """Through the transformer, unchanged."""
+    carry = np.arange(at.top)
+    made["pre_conv.conv.weight"][: at.size] *= 0.3
+    made["pre_conv.conv.weight"][at.size : at.top] = 0.0
+    made["pre_conv.conv.weight"][carry, carry, -1] = 1.0
+    inward = made["pre_transformer.input_proj.weight"]
+    inward[: at.top + 1] = 0.0
+    inward[carry, carry] = 1.0
+    made["pre_transformer.input_proj.bias"][at.top] = STEADY
+    usual = np.float32(np.sqrt((at.top + STEADY**2) / width))  # what the norms divide by
+    for path in [path for path in made if path.startswith("pre_transformer.") and "norm.weight" in path]:
+        made[path][:] = usual
+        made[path][at.top] = usual / STEADY
+    for path in [path for path in made if path.endswith("layer_scale.scale")]:
+        made[path][at.main : at.top + 1] = 0.0
+    outward = made["pre_transformer.output_proj.weight"]
+    outward[: at.top] = 0.0
+    outward[carry, carry] = 1.0
+
+
+def _columns(made: Flat, at: _Layout, latents: Latents) -> None:
+    """12.5 Hz -> 25 Hz: components in one of two places, for a frame's first half and its second; -> 50 Hz: a column of the spectrogram."""
+    main, told = np.arange(at.main), np.arange(at.told)
+    half = made["upsample.0.0.conv.weight"]
+    half[:, : at.half + at.carried // 2] = 0.0
+    half[main, main, 0] = 1.0
+    half[main, at.main + main, 1] = 1.0
+    quarter = made["upsample.1.0.conv.weight"]
+    quarter[:, : at.quarter + at.carried // 4] = 0.0
+    for column, matrix in enumerate(columns(latents)):
+        first = 0 if column < COLUMNS // 2 else at.main
+        quarter[first : first + at.main, :BINS, column % 2] = matrix
+    for step in range(2):
+        half[at.main + told, 2 * at.main + told, step] = 1.0
+        quarter[2 * at.main + told, BINS + told, step] = 1.0
+    _deal(half, at.size, at.half, RAMPS, 2)
+    _deal(quarter, at.half, at.quarter, RAMPS // 2, 2)
+    made["upsample.0.1.gamma"][at.half : at.half + at.carried // 2] = 0.0
+    made["upsample.1.1.gamma"][at.quarter : at.quarter + at.carried // 4] = 0.0
+
+
+def _deal(stretch: NpF32["I O k"], source: int, target: int, count: int, rate: int) -> None:
+    """Give each of ``rate`` steps its own part of ``count`` phases, slopes and seeds."""
+    own = count // rate
+    some = np.arange(own)
     for step in range(rate):
-        for kind in range(2):
-            some = np.arange(own)
-            stretch[source + kind * (count // 2) + step * own + some, target + kind * own + some, step] = 1.0
+        for kind in range(3):
+            stretch[source + kind * count + step * own + some, target + kind * own + some, step] = 1.0
 
 
-def _pulses(made: Flat, block: str) -> None:
-    """Make the block's first unit the source; its channel 0 is the phase."""
-    unit = f"{block}.2"
-    first, second = made[f"{unit}.conv1.conv.weight"], made[f"{unit}.conv2.conv.weight"]
-    channels = len(first)
-    made[f"{unit}.act1.beta"][0] = SILENT
+def _slow(made: Flat, at: _Layout) -> None:
+    """50 Hz -> 400 Hz -> 2 kHz -> 8 kHz."""
+    count = at.carried // 4
+    first = made["decoder.0.conv.weight"]
+    first[:count] = 0.0
+    first[np.arange(count), at.quarter + np.arange(count), -1] = 1.0
+    made["decoder.1.block.0.beta"][:count] = SILENT
+    stretch = made["decoder.1.block.1.conv.weight"]
+    rate = stretch.shape[2] // 2
+    stretch[:, :SLOW] = 0.0
+    _deal(stretch, 0, 0, RAMPS // 4, rate)
+    rise = (np.arange(rate) + 1) / rate  # between two columns, in a straight line
+    gains = stretch[count:, SLOW : SLOW + GAINS]
+    gains[:] = 0.3 * gains[:, :, :1] * np.concatenate([rise, 1 - rise])
+    made["decoder.1.block.1.conv.bias"][SLOW : SLOW + GAINS] = _START
+    made["decoder.1.block.1.conv.bias"][_ONE] = 1.0
+    for block, finer in ((2, 1), (3, 5)):
+        name = f"decoder.{block}.block"
+        made[f"{name}.0.beta"][: SLOW + GAINS] = SILENT
+        stretch = made[f"{name}.1.conv.weight"]
+        rate = stretch.shape[2] // 2
+        last = block == 3  # there the slope is not needed any more
+        seed, one = (1, 2) if last else (_SEED, _ONE)
+        stretch[:, :SLOW] = 0.0
+        stretch[_PHASE, _PHASE, :rate] = 1.0
+        stretch[_SLOPE, _PHASE, :rate] = np.arange(rate) / rate + (0.0 if last else _EARLY)
+        stretch[_SEED, seed, :rate] = 1.0
+        stretch[_ONE, seed, :rate] = np.arange(rate) / rate / finer
+        if not last:
+            stretch[_SLOPE, _SLOPE, :rate] = 1.0 / rate
+        made[f"{name}.1.conv.bias"][one] = 1.0
+        stretch[:, SLOW : SLOW + GAINS] *= 0.1
+        kept = np.arange(SLOW, SLOW + GAINS)
+        stretch[kept, kept, :rate] = 1.0  # loudness stays on for all steps
+        stretch[kept, kept, rate:] = 0.0
+    for block in (1, 2):
+        for unit in (2, 3, 4):
+            mixed = made[f"decoder.{block}.block.{unit}.conv2.conv.weight"]
+            mixed[:SLOW] = 0.0
+            mixed[SLOW : SLOW + GAINS] *= 0.1
+
+
+def _pulses(made: Flat) -> None:
+    """At 8 kHz, the first unit makes the bands' pulses of the phase, the second multiplies them by their loudness and adds them up."""
+    block = "decoder.3.block"
+    stretch = made[f"{block}.1.conv.weight"]
+    stretch[:, [*range(_SUM, _GAIN), *range(_PULSE, stretch.shape[1])]] = 0.0
+    first, second, bias = (made[f"{block}.2.{name}"] for name in ("conv1.conv.weight", "conv2.conv.weight", "conv2.conv.bias"))
+    made[f"{block}.2.act1.beta"][_PHASE] = SILENT
     first[:] = 0.0
-    first[: _HARMONICS + 1, 0, -1] = np.arange(1, _HARMONICS + 2)
-    made[f"{unit}.act2.alpha"][:_HARMONICS] = np.log(np.pi)
-    made[f"{unit}.act2.beta"][:] = SILENT
-    made[f"{unit}.act2.beta"][:_HARMONICS] = 0.0
+    first[: HARMONICS + 1, _PHASE, -1] = np.arange(1, HARMONICS + 2)
+    made[f"{block}.2.act2.alpha"][:HARMONICS] = np.log(np.pi)
+    made[f"{block}.2.act2.beta"][HARMONICS:] = SILENT
     second[:] = 0.0
-    second[0, _HARMONICS] = -1.0 / (_HARMONICS + 1)  # the phase itself is not needed any more
     for number, band in enumerate(BANDS):
-        row = channels - len(BANDS) + number
-        made[f"{block}.1.conv.weight"][:, row] = 0.0
-        for harmonic in band:
-            second[row, harmonic - 1] = -2 * _LOUDNESS
-        second[row, _HARMONICS] = 2 * _LOUDNESS * sum(band) / (_HARMONICS + 1)
-        made[f"{unit}.conv2.conv.bias"][row] = _LOUDNESS * len(band)
+        second[_PULSE + number, np.array(band) - 1] = -2.0
+        second[_PULSE + number, HARMONICS] = 2.0 * sum(band) / (HARMONICS + 1)
+        bias[_PULSE + number] = len(band)
+    _multiply(made, f"{block}.3", [(_PULSE + number, _GAIN + number, _SMALL / len(band), _SUM, _LOUD) for number, band in enumerate(BANDS)])
+    for unit in (3, 4):
+        made[f"{block}.{unit}.conv2.conv.weight"][1:3] = 0.0
+
+
+def _multiply(made: Flat, unit: str, products: list[tuple[int, int, float, int, float]]) -> None:
+    """Add sin 2u sin 2v to a channel, u the loudness and v a small part of a carrier, for each (carrier, loudness, part, target, times)."""
+    first, second = made[f"{unit}.conv1.conv.weight"], made[f"{unit}.conv2.conv.weight"][:, :, 0]
+    for name in ("act1.beta", "act2.beta"):
+        used = [place for carrier, gain, *_ in products for place in (carrier, gain)]
+        made[f"{unit}.{name}"][used if name == "act1.beta" else slice(None)] = SILENT
+    first[:] *= 0.1
+    second[:] *= 0.1
+    free = 2 * len(products)
+    carriers = sorted({carrier for carrier, *_ in products})
+    for number, carrier in enumerate(carriers):  # as they are, to take away what Snake leaves of them
+        first[free + number] = 0.0
+        first[free + number, carrier, -1] = 1.0
+    for number, (carrier, gain, part, target, times) in enumerate(products):
+        plus, minus = 2 * number, 2 * number + 1
+        first[[plus, minus]] = 0.0
+        first[[plus, minus], gain, -1] = 1.0
+        first[plus, carrier, -1], first[minus, carrier, -1] = part, -part
+        made[f"{unit}.act2.beta"][[plus, minus]] = 0.0
+        second[target, [plus, minus]] = times, -times
+        second[target, free + carriers.index(carrier)] -= 2 * part * times
+
+
+def _hiss(made: Flat) -> None:
+    """At 24 kHz, the first unit makes noise of the seed, the second multiplies it; the last convolution filters."""
+    block = "decoder.4.block"
+    made[f"{block}.0.beta"][: _GAIN + GAINS] = SILENT
+    stretch, bias = made[f"{block}.1.conv.weight"], made[f"{block}.1.conv.bias"]
+    stretch[:, : 3 + HISS] = 0.0
+    stretch[_SUM, 0, 0] = 1.0  # every third sample; the last convolution fills in
+    stretch[1, 1, :3] = 1.0
+    stretch[2, 1, :3] = np.arange(3) / 60
+    for band in range(HISS):
+        stretch[_GAIN + len(BANDS) + band, 3 + band, :3] = 1.0
+    made[f"{block}.2.act1.alpha"][1], made[f"{block}.2.act1.beta"][1] = _CURVE, _BEND
+    first, second = made[f"{block}.2.conv1.conv.weight"], made[f"{block}.2.conv2.conv.weight"]
+    first[:2] = 0.0
+    first[:2, 1, -1] = 1.0
+    made[f"{block}.2.act2.alpha"][0], made[f"{block}.2.act2.beta"][:2] = _SCATTER, (0.0, SILENT)
+    second[:3] = 0.0
+    second[3 : 3 + HISS] *= 0.1
+    second[:, :2] = 0.0
+    second[_HISS, :2, 0] = 1.0, -1.0
+    made[f"{block}.2.conv2.conv.bias"][_HISS] = -0.5
+    _multiply(made, f"{block}.3", [(_HISS, 3 + band, 0.5, 3 + band, 1.0) for band in range(HISS)])
+    made["decoder.5.beta"][: 3 + HISS] = SILENT
+    last = made["decoder.6.conv.weight"][0]
+    last[: 3 + HISS] = 0.0
+    tap = np.arange(7) - 3
+    last[0] = np.sinc(tap / 3) * (0.5 + 0.5 * np.cos(np.pi * tap / 4))
+    window = 0.5 + 0.5 * np.cos(np.pi * tap / 4)
+    for band in range(HISS):
+        shape = window * np.cos(2 * np.pi * (1.5 + 3 * band) / 24 * tap)
+        last[3 + band] = 0.2 * (shape - window * shape.sum() / window.sum())  # nothing of the loudness itself comes through
 
 
 def held(latents: Latents, layers: int) -> Held:
-    """All that carries the phase, and makes the pulses: it keeps what `show` has put there. ``layers``: of the transformer."""
-    size, main = latents.latent_size, latents.components
-    told, top = size - main, size + 2 * RAMPS
-    half, first = 2 * main + told, BINS + told
-    ramps = (size, top)
-    found: list[tuple[str, Ranges]] = [(f"quantizer.{name}.output_proj.weight", (ramps,)) for name in ("rvq_first", "rvq_rest")]
-    found += [(f"pre_conv.conv.{name}", (ramps,)) for name in ("weight", "bias")]
-    found += [(f"pre_transformer.input_proj.{name}", ((size, top + 1),)) for name in ("weight", "bias")]
+    """What carries phases and seeds and makes pulses and noise: it keeps what `show` has put there. ``layers``: of the transformer."""
+    at = _Layout(latents)
+    carried = (at.size, at.top)
+    found: list[tuple[str, Ranges]] = [(f"quantizer.{name}.output_proj.weight", (carried,)) for name in ("rvq_first", "rvq_rest")]
+    found += [(f"pre_conv.conv.{name}", (carried,)) for name in ("weight", "bias")]
+    found += [(f"pre_transformer.input_proj.{name}", ((at.size, at.top + 1),)) for name in ("weight", "bias")]
     for layer in range(layers):
         name = f"pre_transformer.layers.{layer}"
-        found += [(f"{name}.{scale}.scale", ((size, top + 1),)) for scale in ("mlp_layer_scale", "self_attn_layer_scale")]
-    found += [("pre_transformer.norm.weight", (ramps,))]
-    found += [(f"pre_transformer.output_proj.{name}", (ramps,)) for name in ("weight", "bias")]
-    for stage, (at, count) in enumerate(((half, RAMPS), (first, RAMPS // 2))):
-        some = (at, at + count)
+        found += [(f"{name}.{scale}.scale", ((at.size, at.top + 1),)) for scale in ("mlp_layer_scale", "self_attn_layer_scale")]
+    found += [("pre_transformer.norm.weight", (carried,))]
+    found += [(f"pre_transformer.output_proj.{name}", (carried,)) for name in ("weight", "bias")]
+    for stage, (start, count) in enumerate(((at.half, at.carried // 2), (at.quarter, at.carried // 4))):
+        some = (start, start + count)
         found += [(f"upsample.{stage}.0.conv.weight", (ALL, some)), (f"upsample.{stage}.0.conv.bias", (some,))]
         found += [(f"upsample.{stage}.1.gamma", (some,))]
-    some = (first, first + RAMPS // 2)
+    some = (0, at.carried // 4)
     found += [("decoder.0.conv.weight", (some,)), ("decoder.0.conv.bias", (some,))]
-    phases = RAMPS // 4
-    for block, rate in enumerate(STRETCHES[2:], 1):
-        name = f"decoder.{block}.block"
-        found += [(f"{name}.0.{kind}", (some,)) for kind in ("alpha", "beta")]
-        phases = max(phases // rate, 1)
-        some = (0, 2 * phases)
-        found += [(f"{name}.1.conv.weight", (ALL, some)), (f"{name}.1.conv.bias", (some,))]
-        if block < len(STRETCHES) - 2:
-            for unit in (2, 3, 4):
-                found += [(f"{name}.{unit}.conv2.conv.{kind}", (some,)) for kind in ("weight", "bias")]
-    source = f"decoder.{len(STRETCHES) - 2}.block.2"
+    for block, (inputs, outputs) in enumerate(((at.carried // 4, SLOW), (SLOW, SLOW), (SLOW, _SUM), (_SUM, 2)), 1):
+        name, out = f"decoder.{block}.block", ((1, 2) if block == 4 else (0, outputs))
+        found += [(f"{name}.0.{kind}", ((0, inputs),)) for kind in ("alpha", "beta")]
+        found += [(f"{name}.1.conv.weight", (ALL, out)), (f"{name}.1.conv.bias", (out,))]
+        for unit in (2, 3, 4) if block < 3 else ():
+            found += [(f"{name}.{unit}.conv2.conv.{kind}", ((0, SLOW),)) for kind in ("weight", "bias")]
+    source = "decoder.3.block.2"
     found += [(f"{source}.{part}.conv.{kind}", (ALL,)) for part in ("conv1", "conv2") for kind in ("weight", "bias")]
     found += [(f"{source}.{part}.{kind}", (ALL,)) for part in ("act1", "act2") for kind in ("alpha", "beta")]
+    for unit in (3, 4):  # seed and one go on to the next block
+        found += [(f"decoder.3.block.{unit}.conv2.conv.{kind}", ((1, 3),)) for kind in ("weight", "bias")]
+    noise = "decoder.4.block.2"
+    found += [(f"{noise}.act1.{kind}", ((1, 2),)) for kind in ("alpha", "beta")]
+    found += [(f"{noise}.conv1.conv.{kind}", ((0, 2),)) for kind in ("weight", "bias")]
+    found += [(f"{noise}.act2.{kind}", ((0, 2),)) for kind in ("alpha", "beta")]
+    found += [(f"{noise}.conv2.conv.weight", (ALL, (0, 2))), (f"{noise}.conv2.conv.weight", ((1, 3),)), (f"{noise}.conv2.conv.bias", ((1, 3),))]
     return tuple(found)
 
 
@@ -186,3 +294,4 @@ def columns(latents: Latents) -> NpF32["4 C O"]:
     back = latents.spread[: latents.components, None] * latents.basis  # [C 320]
     scale = np.sqrt(np.mean(np.sum(np.square(back), axis=0)))
     return np.moveaxis((back / scale).reshape(len(back), COLUMNS, BINS), 1, 0).astype(np.float32)
+

@@ -151,6 +151,7 @@ def spectral_step(
     return _finish(state, trained=trained, moments=moments), figures
 
 
+SEEDED = 3  # books, the last ones, whose codes also seed the noise
 HARMONIC = 2.0  # beside the spectral losses
 WEIGHTS = {"spectral": 10.0, "adversarial": 1.0, "features": 4.0}
 
@@ -192,14 +193,16 @@ def adversarial_step(
 
 
 def fill_books(generator: Flat, latents: Latents) -> Flat:
-    """Put fitted books into a decoder's fresh parameters: acoustic vectors whitened into the first channels, and what book 1 says of
-    the phase into the next; content into the rest."""
+    """Put fitted books into a decoder's fresh parameters: acoustic vectors whitened into the first channels; what book 1 says of the
+    phase, and seeds for noise, into the next; content into the rest."""
     generator = dict(generator)
     ramps = np.moveaxis(latents.pitch.ramps(), 2, 1).reshape(len(latents.cycles), -1)
-    phases = np.zeros((*latents.acoustic.shape[:2], ramps.shape[1]), np.float32)
-    phases[0] = ramps
-    acoustic, content = np.concatenate([latents.acoustic, phases], axis=2), latents.content
-    spread = np.concatenate([latents.spread, np.ones(ramps.shape[1], np.float32)])
+    more = np.zeros((*latents.acoustic.shape[:2], ramps.shape[1] * 3 // 2), np.float32)
+    more[0, :, : ramps.shape[1]] = ramps
+    draw = np.random.default_rng(0)
+    more[-SEEDED:, :, ramps.shape[1] :] = draw.uniform(0, 1 / SEEDED, (SEEDED, len(ramps), ramps.shape[1] // 2))
+    acoustic, content = np.concatenate([latents.acoustic, more], axis=2), latents.content
+    spread = np.concatenate([latents.spread, np.ones(more.shape[2], np.float32)])
     size = acoustic.shape[2]
     first = jnp.zeros(generator["quantizer.rvq_first.vq.embedding_sum"].shape).at[0, :, : content.shape[1]].set(content)
     generator |= {
