@@ -81,14 +81,14 @@ def held_out_batches(corpus: Path, config: ModelConfig, fitted: Latents, reader:
             wave = load_audio(folder / f"{number:04}.wav")
             codes = codes_of(fitted, np.pad(wave, (0, -len(wave) % FRAME)), folder.name)
             utterance = utterances.Utterance(0, reader.assistant(text), codes, None)
-            if utterances.size_of(utterance) > utterances.LENGTHS[0]:
+            if utterances.size_of(utterance, streaming_text=False) > utterances.SHORT:
                 continue
             taught.append(utterances.rows_of(config, utterance, utterances.Form(len(taught) % 2 == 0, AUTO)))
             mels.append(utterances.reference_mel(np.rint(wave * 32767).astype(np.int16), np.random.default_rng(number)))
-            if len(taught) == rows // utterances.LENGTHS[0]:
+            if len(taught) == rows // utterances.SHORT:
                 break
         noise = np.random.default_rng(0)
-        found.append(narrator.assemble(taught, mels, utterances.LENGTHS[0], utterances.REFERENCE // 256, 512, noise))
+        found.append(narrator.assemble(taught, mels, utterances.SHORT, utterances.REFERENCE // 256, 512, noise))
     return found
 
 
@@ -99,7 +99,7 @@ def train(
     pause_file: Annotated[Path | None, Option(help="Compute nothing while this file exists.")] = None,
     steps: Annotated[int, Option(help="In all.")] = 1_000_000, minutes: Annotated[float, Option(help="This time.")] = float("inf"),
     rows: Annotated[int, Option(help="Positions of a batch.")] = 1536,
-    picks: Annotated[int, Option(help="Frames the predictor sees.")] = 256,
+    picks: Annotated[int, Option(help="Frames the predictor sees.")] = 160,
     rate: Annotated[float, Option(help="Highest learning rate.")] = 1.5e-3,
     guidance: Annotated[float, Option(help="Weight of the guided heads.")] = 0.3,
     hint: Annotated[float, Option(help="Weight of the latent's error.")] = 1.0, seed: int = 0,

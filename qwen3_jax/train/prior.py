@@ -41,7 +41,7 @@ _PHASE, _SLOPE, _SEED, _ONE = range(4)
 _SUM, _GAIN = 3, 4  # at 8 kHz: phase, seed, one, the sum, loudnesses, pulses
 _PULSE = _GAIN + GAINS
 _HISS = 2  # at 24 kHz: the sum, seed, noise, its loudnesses
-_START, _SMALL, _LOUD = 0.1, 0.35, 0.5
+_START, _SMALL, _LOUD, _FINE = 0.4, 0.35, 0.5, 0.05
 _EARLY = 3 / 60  # the last convolution is three samples late
 _CURVE, _BEND, _SCATTER = np.log(0.25), -np.log(10.0), np.log(2000.0)  # of the noise
 
@@ -145,6 +145,7 @@ def _slow(made: Flat, at: _Layout) -> None:
     stretch[:, :SLOW] = 0.0
     _deal(stretch, 0, 0, RAMPS // 4, rate)
     rise = (np.arange(rate) + 1) / rate  # between two columns, in a straight line
+    stretch[:count, SLOW : SLOW + GAINS] = 0.0
     gains = stretch[count:, SLOW : SLOW + GAINS]
     gains[:] = 0.3 * gains[:, :, :1] * np.concatenate([rise, 1 - rise])
     made["decoder.1.block.1.conv.bias"][SLOW : SLOW + GAINS] = _START
@@ -194,6 +195,7 @@ def _pulses(made: Flat) -> None:
     _multiply(made, f"{block}.3", [(_PULSE + number, _GAIN + number, _SMALL / len(band), _SUM, _LOUD) for number, band in enumerate(BANDS)])
     for unit in (3, 4):
         made[f"{block}.{unit}.conv2.conv.weight"][1:3] = 0.0
+    made[f"{block}.4.conv2.conv.weight"][_SUM:_PULSE] *= 0.01
 
 
 def _multiply(made: Flat, unit: str, products: list[tuple[int, int, float, int, float]]) -> None:
@@ -203,7 +205,7 @@ def _multiply(made: Flat, unit: str, products: list[tuple[int, int, float, int, 
         used = [place for carrier, gain, *_ in products for place in (carrier, gain)]
         made[f"{unit}.{name}"][used if name == "act1.beta" else slice(None)] = SILENT
     first[:] *= 0.1
-    second[:] *= 0.1
+    second[:] *= 0.01
     free = 2 * len(products)
     carriers = sorted({carrier for carrier, *_ in products})
     for number, carrier in enumerate(carriers):  # as they are, to take away what Snake leaves of them
@@ -212,7 +214,7 @@ def _multiply(made: Flat, unit: str, products: list[tuple[int, int, float, int, 
     for number, (carrier, gain, part, target, times) in enumerate(products):
         plus, minus = 2 * number, 2 * number + 1
         first[[plus, minus]] = 0.0
-        first[[plus, minus], gain, -1] = 1.0
+        first[[plus, minus], gain, -1] = _FINE  # so that a step of training changes loudness little
         first[plus, carrier, -1], first[minus, carrier, -1] = part, -part
         made[f"{unit}.act2.beta"][[plus, minus]] = 0.0
         second[target, [plus, minus]] = times, -times
@@ -236,20 +238,22 @@ def _hiss(made: Flat) -> None:
     first[:2, 1, -1] = 1.0
     made[f"{block}.2.act2.alpha"][0], made[f"{block}.2.act2.beta"][:2] = _SCATTER, (0.0, SILENT)
     second[:3] = 0.0
-    second[3 : 3 + HISS] *= 0.1
+    second[3 : 3 + HISS] *= 0.01
     second[:, :2] = 0.0
     second[_HISS, :2, 0] = 1.0, -1.0
     made[f"{block}.2.conv2.conv.bias"][_HISS] = -0.5
     _multiply(made, f"{block}.3", [(_HISS, 3 + band, 0.5, 3 + band, 1.0) for band in range(HISS)])
+    made[f"{block}.4.conv2.conv.weight"][: 3 + HISS] *= 0.01
     made["decoder.5.beta"][: 3 + HISS] = SILENT
     last = made["decoder.6.conv.weight"][0]
+    last *= 0.1
     last[: 3 + HISS] = 0.0
     tap = np.arange(7) - 3
     last[0] = np.sinc(tap / 3) * (0.5 + 0.5 * np.cos(np.pi * tap / 4))
     window = 0.5 + 0.5 * np.cos(np.pi * tap / 4)
     for band in range(HISS):
         shape = window * np.cos(2 * np.pi * (1.5 + 3 * band) / 24 * tap)
-        last[3 + band] = 0.2 * (shape - window * shape.sum() / window.sum())  # nothing of the loudness itself comes through
+        last[3 + band] = 0.5 * (shape - window * shape.sum() / window.sum())  # nothing of the loudness itself comes through
 
 
 def held(latents: Latents, layers: int) -> Held:

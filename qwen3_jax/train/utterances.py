@@ -22,7 +22,8 @@ from qwen3_jax.train.data import SAMPLE_RATE, chosen_lines, load_streams
 from qwen3_jax.train.latents import FRAME, UNIT, Latents
 from qwen3_jax.train.narrator import Batch, Taught, assemble, teach
 
-LENGTHS = (64, 128)  # rows of prompt and frames; one trace each
+LENGTHS = (40, 48, 56, 64, 80, 128)  # rows of prompt and frames; one trace each
+SHORT = 64
 LANGUAGE = "english"
 REFERENCE = 3 * SAMPLE_RATE  # samples at most
 _CONTROL = 11  # rows of a prompt that are neither text nor reference, at most
@@ -140,13 +141,13 @@ def reference_mel(wave: np.ndarray, noise: np.random.Generator) -> NpF32:
     return mel_spectrogram(wave[start : start + length].astype(np.float32) / 32768)
 
 
-def size_of(utterance: Utterance) -> int:
+def size_of(utterance: Utterance, *, streaming_text: bool) -> int:
     """Rows that it takes at most, without a reference."""
-    return _CONTROL + len(utterance.ids) - ROLE - CLOSING + len(utterance.codes)
+    return _CONTROL + len(utterance.codes) + (0 if streaming_text else len(utterance.ids) - ROLE - CLOSING)
 
 
 def batches(
-    config: ModelConfig, speech: Speech, *, rows: int, picks: int, seed: int, streaming: float = 0.5, in_context: float = 0.1,
+    config: ModelConfig, speech: Speech, *, rows: int, picks: int, seed: int, streaming: float = 0.5, in_context: float = 0.05,
     hidden: float = 0.5, evenness: float = 0.25,
 ) -> Callable[[int], Batch]:  # fmt: skip
     """A step's batch. Too long utterances are left out.
@@ -168,22 +169,25 @@ def batches(
     """
     count = np.bincount([utterance.voice for utterance in speech.utterances], minlength=len(speech.waves))
     weight = np.array([float(count[utterance.voice]) ** -evenness for utterance in speech.utterances])
-    sizes = np.array([size_of(utterance) for utterance in speech.utterances])
-    short = np.flatnonzero(sizes <= LENGTHS[0])
-    long = np.flatnonzero((sizes > LENGTHS[0]) & (sizes <= LENGTHS[1]))
-    groups = [(group, length) for group, length in zip((short, long), LENGTHS, strict=True) if len(group)]
-    if not groups:
+    groups = {}
+    for streaming_text in (False, True):
+        sizes = np.array([size_of(utterance, streaming_text=streaming_text) for utterance in speech.utterances])
+        fits = np.searchsorted(LENGTHS, sizes)
+        groups[streaming_text] = [(np.flatnonzero(fits == place), length) for place, length in enumerate(LENGTHS) if (fits == place).any()]
+    if not groups[True]:
         raise ValueError(f"no utterance of the corpus fits into {LENGTHS[-1]} rows: make shorter ones")
+    short = np.concatenate([group for group, length in groups[False] if length <= SHORT] or [np.zeros(0, np.int64)])
     same_voice = [short[[speech.utterances[number].voice == voice for number in short]] for voice in range(len(speech.waves))]
 
     def batch(step: int) -> Batch:
         noise = np.random.default_rng([seed, step])
         streams, named, follows = noise.random(3) < (streaming, 0.5, in_context)
         form = Form(bool(streams), LANGUAGE if named else AUTO, bool(follows) and len(short) > 0)
-        share = np.array([weight[group].sum() for group, _ in groups])
-        group, length = groups[noise.choice(len(groups), p=share / share.sum())]
+        fitting = groups[form.streaming_text]
+        share = np.array([weight[group].sum() for group, _ in fitting])
+        group, length = fitting[noise.choice(len(fitting), p=share / share.sum())]
         if form.in_context:
-            group, length = short, LENGTHS[1]
+            group, length = short, LENGTHS[-1]
         chosen = noise.choice(group, rows // length, p=weight[group] / weight[group].sum())
         taught = []
         for utterance in (speech.utterances[number] for number in chosen):

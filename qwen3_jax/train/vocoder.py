@@ -99,10 +99,17 @@ def optimiser(second: float = 0.99) -> optax.GradientTransformation:
     return optax.chain(optax.clip_by_global_norm(1.0), optax.scale_by_adam(0.8, second), optax.add_decayed_weights(1e-3), optax.scale(-1.0))
 
 
+def _without(held: Held, changes: Flat) -> Flat:
+    """Zero where parameters are held."""
+    changes = dict(changes)
+    for path, ranges in held:
+        changes[path] = changes[path].at[tuple(slice(*some) for some in ranges)].set(0.0)
+    return changes
+
+
 def _update(gradients: Flat, moments: Any, params: Flat, rate: jax.Array, held: Held = ()) -> tuple[Flat, Any]:
     steps, moments = optimiser().update(gradients, moments, params)
-    for path, ranges in held:
-        steps[path] = steps[path].at[tuple(slice(*some) for some in ranges)].set(0.0)
+    steps = _without(held, steps)  # they decay, too
     return jax.tree.map(lambda param, step: param + rate * step, params, steps), moments
 
 
@@ -146,6 +153,7 @@ def spectral_step(
         return spectral + HARMONIC * terms["harmonic"], terms
 
     (total, terms), gradients = jax.value_and_grad(loss, has_aux=True)(state["trained"])
+    gradients = _without(held, gradients)  # those are by far the largest
     trained, moments = _update(gradients, state["moments"], state["trained"], rate_at(state["step"], rate), held)
     figures = {"spectral": total, **terms, "gradient": optax.tree.norm(gradients)}
     return _finish(state, trained=trained, moments=moments), figures
@@ -181,6 +189,7 @@ def adversarial_step(
         return sum((WEIGHTS[name] * terms[name] for name in WEIGHTS), jnp.zeros(())), (made, terms)
 
     (_, (made, terms)), gradients = jax.value_and_grad(loss, has_aux=True)(state["trained"])
+    gradients = _without(held, gradients)
 
     def critic_loss(critic: Flat) -> jax.Array:
         return losses.discriminator_loss(judge(critic, real), judge(critic, window(made, start)))
