@@ -32,7 +32,7 @@ from qwen3_jax.config import CodecConfig
 from qwen3_jax.mapping import flatten, unflatten
 from qwen3_jax.session import decode
 from qwen3_jax.shapes import NpF32, NpInt
-from qwen3_jax.train import data, export, latents, listener, loop, losses, prior, small, vocoder
+from qwen3_jax.train import data, export, latents, listener, loop, losses, loud, prior, small, vocoder
 from qwen3_jax.train.discriminators import PERIODS
 from qwen3_jax.train.latents import FRAME, Latents
 
@@ -92,7 +92,8 @@ def decoder(
     steps: Annotated[int, Option(help="In all.")] = 1_000_000, minutes: Annotated[float, Option(help="This time.")] = float("inf"),
     rows: Annotated[int, Option(help="Crops of a step.")] = 6, crop: Annotated[int, Option(help="Frames of a crop.")] = 16,
     rate: Annotated[float, Option(help="Highest learning rate.")] = 1e-3,
-    adversarial_from: Annotated[int, Option(help="Step from which discriminators take part.")] = 2000,
+    loudness_until: Annotated[int, Option(help="Step up to which only loudness is learnt.")] = 1500,
+    adversarial_from: Annotated[int, Option(help="Step from which discriminators take part.")] = 6000,
     adversarial_rate: Annotated[float, Option(help="Highest rate from there on.")] = 4e-4, seed: int = 0,
 ) -> None:  # fmt: skip
     """Train the decoder on the codes of the corpus's latents."""
@@ -104,8 +105,18 @@ def decoder(
     context = cfg.sliding_window - crop // 2
     judged = crop // 2 * FRAME
 
+    aims = {} if loop.saved(place) and int(loop.saved(place)[-1].name) >= loudness_until else {
+        stream.voice: loud.wanted(stream, fitted, run / "loudness" / f"{stream.voice}-{len(stream.locked)}.npy") for stream in streams
+    }  # fmt: skip
+
     def step(state: loop.State, number: int) -> tuple[loop.State, loop.Figures]:
-        batch = data.crops(streams, rows, max(context, vocoder.heard(cfg)[0]), crop, seed, number)
+        before = max(context, vocoder.heard(cfg)[0])
+        if number < loudness_until:
+            found = data.places(streams, 4 * rows, before + crop, seed, number)
+            codes = np.stack([stream.codes[at : at + before + crop] for stream, at in found]).astype(np.int32)
+            aim = np.stack([aims[stream.voice][(at + before) * loud.STEPS : (at + before + crop) * loud.STEPS] for stream, at in found])
+            return loud.step(state, codes, aim.astype(np.float32), 2 * rate, cfg=cfg, crop=crop, held=held)
+        batch = data.crops(streams, rows, before, crop, seed, number)
         if number < adversarial_from:
             return vocoder.spectral_step(state, batch.codes, batch.wave, rate, cfg=cfg, crop=crop, held=held)
         start = np.random.default_rng([seed, number, 1]).integers(0, batch.wave.shape[1] - judged + 1, rows)

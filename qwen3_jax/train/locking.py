@@ -10,6 +10,7 @@ DistillMOS of twelve sentences, as they were, locked, with the book's contours, 
 aligning: .72, .42, .17, .07, .03 of the first five. A teacher's phases are its own affair, even against its own pulses (.14 of the fifth).
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import msgspec
@@ -26,8 +27,8 @@ POINTS = FRAME // STEP  # of a contour
 LEAST, MOST = 4, 33  # cycles of a frame that a book knows: 50 to 412 Hz
 _CENTRES, _WIDTH = np.arange(LEAST, MOST + 1, 1.5), 1.2  # of the bumps that tell cycles apart
 _SHIFTS = np.arange(-3, 4)  # cycles by which a frame's border may move
-_HARMONICS, _ALIGNED = 24, (4000.0, 6000.0)  # up to there in full, up to there at all, Hz
-_TRACK = 60  # samples between values of a harmonic's amplitude
+_ALIGNED = (4000.0, 6000.0)  # up to there in full, up to there at all, Hz
+TRACK = 60  # samples between values of a harmonic's amplitude
 RAMPS = 32  # steps of a frame whose phase `PitchBook.ramps` gives
 
 
@@ -124,31 +125,49 @@ def lock(wave: NpF32["N*1920"], book: PitchBook | None) -> Locked:
 
 def align(wave: NpF32["N*1920"], entry: NpInt["N"], book: PitchBook) -> NpF32["N*1920"]:
     """Turn the harmonics of locked speech so that each, but for what is faster than 60 ms, has its maximum where the fundamental has."""
+    there = np.repeat((entry > 0).astype(np.float64), FRAME // TRACK)
+    gate = there * np.convolve(there, _hann(17), "same")
+    grid, at = np.arange(len(there)), np.arange(len(wave)) / TRACK
+    made = wave.astype(np.float64)
+    for frequency, amplitude, cycle in _harmonics(wave, entry, book):
+        share = np.clip((_ALIGNED[1] - frequency) / (_ALIGNED[1] - _ALIGNED[0]), 0.0, 1.0)
+        slow = np.convolve(amplitude * there, _hann(25), "same")
+        change = amplitude * (slow.conj() / np.maximum(np.abs(slow), 1e-9) - 1) * gate * share
+        made += ((np.interp(at, grid, change.real) + 1j * np.interp(at, grid, change.imag)) * cycle).real
+    return made.astype(np.float32)
+
+
+def amplitudes(wave: NpF32["N*1920"], entry: NpInt["N"], book: PitchBook, count: int) -> tuple[NpF32["T count"], NpF32["N*1920"]]:
+    """Of aligned speech: its first harmonics' amplitudes, every 60 samples, and what is left of the wave without them. Harmonics above
+    3.9 kHz are left out."""
+    there = np.repeat((entry > 0).astype(np.float64), FRAME // TRACK)
+    grid, at = np.arange(len(there)), np.arange(len(wave)) / TRACK
+    found, rest = np.zeros((len(there), count), np.float32), wave.astype(np.float64)
+    hertz = np.repeat(book.cycles[entry] * (SAMPLE_RATE / FRAME), FRAME // TRACK)
+    for number, (_, amplitude, cycle) in enumerate(_harmonics(wave, entry, book)):
+        if number == count:
+            break
+        found[:, number] = np.maximum(amplitude.real, 0.0) * there * (hertz * (number + 1) < 3900)
+        rest -= np.interp(at, grid, found[:, number]) * cycle.real
+    return found, rest.astype(np.float32)
+
+
+def _harmonics(wave: NpF32["F"], entry: NpInt["N"], book: PitchBook) -> Iterator[tuple[float, NpFloat["T"], NpFloat["F"]]]:
+    """Of each harmonic below 6 kHz: about its frequency in Hz, its complex amplitude every 60 samples, and e^(2 pi i phase)."""
     voiced = entry > 0
     if not voiced.any():
-        return wave
+        return
     knots = book.cycles[entry][:, None] * (np.arange(POINTS + 1) / POINTS)
     knots[:, 1:-1] += book.bends[entry]
     turn = np.exp(-2j * np.pi * _spline(knots)(np.arange(FRAME) / FRAME).ravel())
-    lowest = np.median(book.cycles[entry[voiced]]) * SAMPLE_RATE / FRAME
+    lowest = float(np.median(book.cycles[entry[voiced]])) * SAMPLE_RATE / FRAME
     width = int(SAMPLE_RATE * 2.2 / lowest) | 1
-    window = _hann(width)
-    pieces = np.lib.stride_tricks.sliding_window_view(np.pad(wave, width // 2), width)[::_TRACK] * window
-    turns = np.lib.stride_tricks.sliding_window_view(np.pad(turn, width // 2, mode="edge"), width)[::_TRACK]
-    there = np.repeat(voiced.astype(np.float64), FRAME // _TRACK)
-    gate = there * np.convolve(there, _hann(17), "same")
-    grid, at = np.arange(len(there)), np.arange(len(wave)) / _TRACK
-    made, power, back = wave.astype(np.float64), np.ones_like(turns), np.ones_like(turn)
-    for harmonic in range(1, _HARMONICS + 1):
-        share = np.clip((_ALIGNED[1] - harmonic * lowest) / (_ALIGNED[1] - _ALIGNED[0]), 0.0, 1.0)
-        if not share:
-            break
-        power, back = power * turns, back * turn.conj()
-        amplitude = 2 * (pieces * power).sum(axis=1)
-        slow = np.convolve(amplitude * there, _hann(25), "same")
-        change = amplitude * (slow.conj() / np.maximum(np.abs(slow), 1e-9) - 1) * gate * share
-        made += ((np.interp(at, grid, change.real) + 1j * np.interp(at, grid, change.imag)) * back).real
-    return made.astype(np.float32)
+    pieces = np.lib.stride_tricks.sliding_window_view(np.pad(wave, width // 2), width)[::TRACK] * _hann(width)
+    turns = np.lib.stride_tricks.sliding_window_view(np.pad(turn, width // 2, mode="edge"), width)[::TRACK]
+    power, cycle = np.ones_like(turns), np.ones_like(turn)
+    for harmonic in range(1, int(_ALIGNED[1] / lowest) + 1):
+        power, cycle = power * turns, cycle * turn.conj()
+        yield harmonic * lowest, 2 * (pieces * power).sum(axis=1), cycle
 
 
 def _hann(size: int) -> NpFloat["size"]:

@@ -3,9 +3,9 @@
 All of it lies inside the published architecture; it is where the weights begin. Rates are those of `small.codec_config`.
 
     12.5 Hz   books -> main components of the spectrogram, what tells pitches apart, phases, seeds
-    50 Hz     a column of the spectrogram, and the rest; from here on ``LOUDNESS`` is for the training to find
-    400 Hz    phase, its slope, seed, a one; 12 loudnesses
-    8 kHz     phase -> pulses of eight bands of harmonics; each times its loudness, added up
+    50 Hz     a column of the spectrogram, and the rest
+    400 Hz    phase, its slope, seed, a one; 20 loudnesses, the only thing to be found
+    8 kHz     phase and 16 loudnesses -> 22 harmonics, added up
     24 kHz    seed -> noise, times four loudnesses, filtered to four bands; the sum, low-passed
 
 The latent of a frame is linear in four columns of a log-mel spectrogram (latents.py), and the first two stretchings make four steps of a
@@ -13,7 +13,8 @@ frame, so matrices turn the one into the other. A frame of locked speech has a k
 for 32 steps, with its slope, and a stretching by r adds j/r of the slope to the j-th step it makes. SnakeBeta, x + sin(a x)^2 / b, does
 the rest:
 
-    harmonics   h x + sin^2(pi h x) is half a cosine of the h-th harmonic of the phase x, and a ramp that another channel takes away
+    harmonics   sin^2(pi h x + pi/4 + u) + sin^2(pi h x - pi/4 - u) = 1 + sin 2u cos 2 pi h x: phase x, loudness u; the ramp that Snake
+                adds is taken away by another channel
     products    sin^2(u + v) - sin^2(u - v) = sin 2u sin 2v: loudness u, carrier v
     noise       sin^2 of a large multiple of a curve in z, the time since the step began plus the step's seed, which the last books name
 
@@ -31,17 +32,18 @@ from qwen3_jax.train.vocoder import Flat, Held, Ranges
 
 STEADY = 300.0  # a constant channel that keeps the RMS norm at the transformer's end from following the sound's level
 SILENT = 20.0  # a logarithm of Snake's height that leaves no sine
-HARMONICS = 21
-BANDS = ((1,), (2,), (3,), (4, 5), (6, 7, 8), (9, 10, 11), (12, 13, 14, 15), (16, 17, 18, 19, 20, 21))
+GROUPS = (*((harmonic,) for harmonic in range(1, 12)), (12, 13), (14, 15), (16, 17), (18, 19), (20, 21, 22))  # with one loudness each
 HISS = 4  # bands of noise
 SLOW = 4  # channels at 400 Hz and 2 kHz that only pass: phase, slope, seed, one
-GAINS = len(BANDS) + HISS
+GAINS = len(GROUPS) + HISS
 ALL = (0, None)
 _PHASE, _SLOPE, _SEED, _ONE = range(4)
-_SUM, _GAIN = 3, 4  # at 8 kHz: phase, seed, one, the sum, loudnesses, pulses
-_PULSE = _GAIN + GAINS
+_SUM, _GAIN = 3, 4  # at 8 kHz: phase, seed, one, the sum, loudnesses
 _HISS = 2  # at 24 kHz: the sum, seed, noise, its loudnesses
-_START, _SMALL, _LOUD, _FINE = 0.4, 0.35, 0.5, 0.05
+START = 0.4  # loudness before anything is learnt; 1 is 4 % of the most
+LOUD, _HARMONIC = 0.375, 1 / 64  # a harmonic's highest amplitude; a quarter of a cycle has 16 of loudness. Exact in float16, or ramps stay
+_NOISE = 0.353  # of the noise, root mean square
+_PART, _FINE = 0.5, 0.05  # of noise and of its loudness, in a product
 _EARLY = 3 / 60  # the last convolution is three samples late
 _CURVE, _BEND, _SCATTER = np.log(0.25), -np.log(10.0), np.log(2000.0)  # of the noise
 
@@ -77,7 +79,7 @@ def show(decoder: Flat, latents: Latents) -> Flat:
     _begin(made, at, width)
     _columns(made, at, latents)
     _slow(made, at)
-    _pulses(made)
+    _harmonics(made)
     _hiss(made)
     return made
 
@@ -148,7 +150,7 @@ def _slow(made: Flat, at: _Layout) -> None:
     stretch[:count, SLOW : SLOW + GAINS] = 0.0
     gains = stretch[count:, SLOW : SLOW + GAINS]
     gains[:] = 0.3 * gains[:, :, :1] * np.concatenate([rise, 1 - rise])
-    made["decoder.1.block.1.conv.bias"][SLOW : SLOW + GAINS] = _START
+    made["decoder.1.block.1.conv.bias"][SLOW : SLOW + GAINS] = START
     made["decoder.1.block.1.conv.bias"][_ONE] = 1.0
     for block, finer in ((2, 1), (3, 5)):
         name = f"decoder.{block}.block"
@@ -165,7 +167,7 @@ def _slow(made: Flat, at: _Layout) -> None:
         if not last:
             stretch[_SLOPE, _SLOPE, :rate] = 1.0 / rate
         made[f"{name}.1.conv.bias"][one] = 1.0
-        stretch[:, SLOW : SLOW + GAINS] *= 0.1
+        stretch[:, SLOW : SLOW + GAINS] *= 0.003
         kept = np.arange(SLOW, SLOW + GAINS)
         stretch[kept, kept, :rate] = 1.0  # loudness stays on for all steps
         stretch[kept, kept, rate:] = 0.0
@@ -173,33 +175,41 @@ def _slow(made: Flat, at: _Layout) -> None:
         for unit in (2, 3, 4):
             mixed = made[f"decoder.{block}.block.{unit}.conv2.conv.weight"]
             mixed[:SLOW] = 0.0
-            mixed[SLOW : SLOW + GAINS] *= 0.1
+            mixed[SLOW : SLOW + GAINS] *= (0.1 if block == 1 else 0.003)
 
 
-def _pulses(made: Flat) -> None:
-    """At 8 kHz, the first unit makes the bands' pulses of the phase, the second multiplies them by their loudness and adds them up."""
+def _harmonics(made: Flat) -> None:
+    """At 8 kHz: two units with eleven harmonics each."""
     block = "decoder.3.block"
-    stretch = made[f"{block}.1.conv.weight"]
-    stretch[:, [*range(_SUM, _GAIN), *range(_PULSE, stretch.shape[1])]] = 0.0
-    first, second, bias = (made[f"{block}.2.{name}"] for name in ("conv1.conv.weight", "conv2.conv.weight", "conv2.conv.bias"))
-    made[f"{block}.2.act1.beta"][_PHASE] = SILENT
-    first[:] = 0.0
-    first[: HARMONICS + 1, _PHASE, -1] = np.arange(1, HARMONICS + 2)
-    made[f"{block}.2.act2.alpha"][:HARMONICS] = np.log(np.pi)
-    made[f"{block}.2.act2.beta"][HARMONICS:] = SILENT
-    second[:] = 0.0
-    for number, band in enumerate(BANDS):
-        second[_PULSE + number, np.array(band) - 1] = -2.0
-        second[_PULSE + number, HARMONICS] = 2.0 * sum(band) / (HARMONICS + 1)
-        bias[_PULSE + number] = len(band)
-    _multiply(made, f"{block}.3", [(_PULSE + number, _GAIN + number, _SMALL / len(band), _SUM, _LOUD) for number, band in enumerate(BANDS)])
-    for unit in (3, 4):
-        made[f"{block}.{unit}.conv2.conv.weight"][1:3] = 0.0
-    made[f"{block}.4.conv2.conv.weight"][_SUM:_PULSE] *= 0.01
+    made[f"{block}.1.conv.weight"][:, _SUM] = 0.0
+    for unit in (2, 3):
+        first, second = (made[f"{block}.{unit}.conv{number}.conv.weight"] for number in (1, 2))
+        made[f"{block}.{unit}.act1.beta"][:] = SILENT
+        made[f"{block}.{unit}.act2.beta"][:] = SILENT
+        first[:], second[:] = 0.0, 0.0
+        ramp = len(first) - 2
+        first[ramp, _PHASE, -1] = 16.0
+        for number, group in enumerate(GROUPS):
+            for harmonic in group:
+                if (harmonic - 1) // 11 != unit - 2:
+                    continue
+                place = 2 * ((harmonic - 1) % 11)
+                pair = [place, place + 1]
+                first[pair, _PHASE, -1] = harmonic
+                first[pair, _GAIN + number, -1] = _HARMONIC, -_HARMONIC
+                made[f"{block}.{unit}.conv1.conv.bias"][pair] = 0.25, -0.25
+                made[f"{block}.{unit}.act2.alpha"][pair] = np.log(np.pi)
+                made[f"{block}.{unit}.act2.beta"][pair] = 0.0
+                second[_SUM, pair] = LOUD
+                second[_SUM, ramp] -= LOUD * 2 * harmonic / 16
+                made[f"{block}.{unit}.conv2.conv.bias"][_SUM] -= LOUD
+    last = made[f"{block}.4.conv2.conv.weight"]
+    last[1:3] = 0.0
+    last[_SUM:] *= 0.001
 
 
-def _multiply(made: Flat, unit: str, products: list[tuple[int, int, float, int, float]]) -> None:
-    """Add sin 2u sin 2v to a channel, u the loudness and v a small part of a carrier, for each (carrier, loudness, part, target, times)."""
+def _multiply(made: Flat, unit: str, products: list[tuple[int, int, int]]) -> None:
+    """Add sin 2u sin 2v to a channel, u a part of the loudness and v of a carrier, for each (carrier, loudness, target)."""
     first, second = made[f"{unit}.conv1.conv.weight"], made[f"{unit}.conv2.conv.weight"][:, :, 0]
     for name in ("act1.beta", "act2.beta"):
         used = [place for carrier, gain, *_ in products for place in (carrier, gain)]
@@ -211,14 +221,14 @@ def _multiply(made: Flat, unit: str, products: list[tuple[int, int, float, int, 
     for number, carrier in enumerate(carriers):  # as they are, to take away what Snake leaves of them
         first[free + number] = 0.0
         first[free + number, carrier, -1] = 1.0
-    for number, (carrier, gain, part, target, times) in enumerate(products):
+    for number, (carrier, gain, target) in enumerate(products):
         plus, minus = 2 * number, 2 * number + 1
         first[[plus, minus]] = 0.0
         first[[plus, minus], gain, -1] = _FINE  # so that a step of training changes loudness little
-        first[plus, carrier, -1], first[minus, carrier, -1] = part, -part
+        first[plus, carrier, -1], first[minus, carrier, -1] = _PART, -_PART
         made[f"{unit}.act2.beta"][[plus, minus]] = 0.0
-        second[target, [plus, minus]] = times, -times
-        second[target, free + carriers.index(carrier)] -= 2 * part * times
+        second[target, [plus, minus]] = 1.0, -1.0
+        second[target, free + carriers.index(carrier)] -= 2 * _PART
 
 
 def _hiss(made: Flat) -> None:
@@ -231,29 +241,42 @@ def _hiss(made: Flat) -> None:
     stretch[1, 1, :3] = 1.0
     stretch[2, 1, :3] = np.arange(3) / 60
     for band in range(HISS):
-        stretch[_GAIN + len(BANDS) + band, 3 + band, :3] = 1.0
+        stretch[_GAIN + len(GROUPS) + band, 3 + band, :3] = 1.0
     made[f"{block}.2.act1.alpha"][1], made[f"{block}.2.act1.beta"][1] = _CURVE, _BEND
     first, second = made[f"{block}.2.conv1.conv.weight"], made[f"{block}.2.conv2.conv.weight"]
     first[:2] = 0.0
     first[:2, 1, -1] = 1.0
     made[f"{block}.2.act2.alpha"][0], made[f"{block}.2.act2.beta"][:2] = _SCATTER, (0.0, SILENT)
     second[:3] = 0.0
-    second[3 : 3 + HISS] *= 0.01
+    second[3 : 3 + HISS] *= 0.003
     second[:, :2] = 0.0
     second[_HISS, :2, 0] = 1.0, -1.0
     made[f"{block}.2.conv2.conv.bias"][_HISS] = -0.5
-    _multiply(made, f"{block}.3", [(_HISS, 3 + band, 0.5, 3 + band, 1.0) for band in range(HISS)])
-    made[f"{block}.4.conv2.conv.weight"][: 3 + HISS] *= 0.01
+    _multiply(made, f"{block}.3", [(_HISS, 3 + band, 3 + band) for band in range(HISS)])
+    made[f"{block}.4.conv2.conv.weight"][: 3 + HISS] *= 0.003
     made["decoder.5.beta"][: 3 + HISS] = SILENT
     last = made["decoder.6.conv.weight"][0]
     last *= 0.1
     last[: 3 + HISS] = 0.0
     tap = np.arange(7) - 3
     last[0] = np.sinc(tap / 3) * (0.5 + 0.5 * np.cos(np.pi * tap / 4))
+    last[3 : 3 + HISS] = filters()
+
+
+def filters() -> NpF32["4 7"]:
+    """Of the noise: bands around 1.5, 4.5, 7.5 and 10.5 kHz, through which nothing comes of the loudness itself."""
+    tap = np.arange(7) - 3
     window = 0.5 + 0.5 * np.cos(np.pi * tap / 4)
-    for band in range(HISS):
-        shape = window * np.cos(2 * np.pi * (1.5 + 3 * band) / 24 * tap)
-        last[3 + band] = 0.5 * (shape - window * shape.sum() / window.sum())  # nothing of the loudness itself comes through
+    shape = window * np.cos(2 * np.pi * (1.5 + 3 * np.arange(HISS)[:, None]) / 24 * tap)
+    return (0.5 * (shape - window * shape.sum(axis=1, keepdims=True) / window.sum())).astype(np.float32)
+
+
+def loudness(harmonics: NpF32["T 22"], noise: NpF32["T 4"]) -> NpF32["T 20"]:
+    """What the channels at 400 Hz must be for these amplitudes of harmonics, and these root mean squares of the bands of `filters`."""
+    grouped = np.stack([harmonics[:, np.array(group) - 1].mean(axis=1) for group in GROUPS], axis=1)
+    own = np.sin(2 * _PART * _NOISE) * np.sqrt(np.square(filters()).sum(axis=1))
+    tone = np.arcsin(np.clip(grouped / LOUD, 0.0, 0.99)) / (2 * np.pi * _HARMONIC)
+    return np.concatenate([tone, np.arcsin(np.clip(noise / own, 0.0, 0.99)) / (2 * _FINE)], axis=1).astype(np.float32)
 
 
 def held(latents: Latents, layers: int) -> Held:
@@ -280,11 +303,11 @@ def held(latents: Latents, layers: int) -> Held:
         found += [(f"{name}.1.conv.weight", (ALL, out)), (f"{name}.1.conv.bias", (out,))]
         for unit in (2, 3, 4) if block < 3 else ():
             found += [(f"{name}.{unit}.conv2.conv.{kind}", ((0, SLOW),)) for kind in ("weight", "bias")]
-    source = "decoder.3.block.2"
-    found += [(f"{source}.{part}.conv.{kind}", (ALL,)) for part in ("conv1", "conv2") for kind in ("weight", "bias")]
-    found += [(f"{source}.{part}.{kind}", (ALL,)) for part in ("act1", "act2") for kind in ("alpha", "beta")]
-    for unit in (3, 4):  # seed and one go on to the next block
-        found += [(f"decoder.3.block.{unit}.conv2.conv.{kind}", ((1, 3),)) for kind in ("weight", "bias")]
+    for unit in (2, 3):
+        source = f"decoder.3.block.{unit}"
+        found += [(f"{source}.{part}.conv.{kind}", (ALL,)) for part in ("conv1", "conv2") for kind in ("weight", "bias")]
+        found += [(f"{source}.{part}.{kind}", (ALL,)) for part in ("act1", "act2") for kind in ("alpha", "beta")]
+    found += [(f"decoder.3.block.4.conv2.conv.{kind}", ((1, 3),)) for kind in ("weight", "bias")]  # seed and one go on
     noise = "decoder.4.block.2"
     found += [(f"{noise}.act1.{kind}", ((1, 2),)) for kind in ("alpha", "beta")]
     found += [(f"{noise}.conv1.conv.{kind}", ((0, 2),)) for kind in ("weight", "bias")]

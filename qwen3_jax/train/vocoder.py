@@ -107,7 +107,9 @@ def _without(held: Held, changes: Flat) -> Flat:
     return changes
 
 
-def _update(gradients: Flat, moments: Any, params: Flat, rate: jax.Array, held: Held = ()) -> tuple[Flat, Any]:
+def update(gradients: Flat, moments: Any, params: Flat, rate: jax.Array, held: Held = ()) -> tuple[Flat, Any]:
+    """Parameters and moments after a step at ``rate``; what is held stays."""
+    gradients = _without(held, gradients)
     steps, moments = optimiser().update(gradients, moments, params)
     steps = _without(held, steps)  # they decay, too
     return jax.tree.map(lambda param, step: param + rate * step, params, steps), moments
@@ -135,7 +137,8 @@ def running_average(average: Any, params: Any, step: jax.Array) -> Any:
     return jax.tree.map(lambda old, new: keep * old + (1 - keep) * new, average, params)
 
 
-def _finish(state: dict[str, Any], **changed: Any) -> dict[str, Any]:
+def finish(state: dict[str, Any], **changed: Any) -> dict[str, Any]:
+    """The state after a step."""
     average = running_average(state["average"], changed["trained"], state["step"])
     return {**state, **changed, "average": average, "step": state["step"] + 1}
 
@@ -153,10 +156,10 @@ def spectral_step(
         return spectral + HARMONIC * terms["harmonic"], terms
 
     (total, terms), gradients = jax.value_and_grad(loss, has_aux=True)(state["trained"])
-    gradients = _without(held, gradients)  # those are by far the largest
-    trained, moments = _update(gradients, state["moments"], state["trained"], rate_at(state["step"], rate), held)
+    gradients = _without(held, gradients)  # for the figure, too: those are by far the largest
+    trained, moments = update(gradients, state["moments"], state["trained"], rate_at(state["step"], rate), held)
     figures = {"spectral": total, **terms, "gradient": optax.tree.norm(gradients)}
-    return _finish(state, trained=trained, moments=moments), figures
+    return finish(state, trained=trained, moments=moments), figures
 
 
 SEEDED = 3  # books, the last ones, whose codes also seed the noise
@@ -195,10 +198,10 @@ def adversarial_step(
         return losses.discriminator_loss(judge(critic, real), judge(critic, window(made, start)))
 
     terms["critic"], critic_gradients = jax.value_and_grad(critic_loss)(state["critic"])
-    trained, moments = _update(gradients, state["moments"], state["trained"], rate_at(state["step"], rate), held)
-    critic, critic_moments = _update(critic_gradients, state["critic_moments"], state["critic"], jnp.asarray(critic_rate))
+    trained, moments = update(gradients, state["moments"], state["trained"], rate_at(state["step"], rate), held)
+    critic, critic_moments = update(critic_gradients, state["critic_moments"], state["critic"], jnp.asarray(critic_rate))
     terms["gradient"] = optax.tree.norm(gradients)
-    return _finish(state, trained=trained, moments=moments, critic=critic, critic_moments=critic_moments), terms
+    return finish(state, trained=trained, moments=moments, critic=critic, critic_moments=critic_moments), terms
 
 
 def fill_books(generator: Flat, latents: Latents) -> Flat:
