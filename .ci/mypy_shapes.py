@@ -7,7 +7,7 @@ from mypy.types import Type
 
 SHAPES = "qwen3_jax.shapes."
 ARRAYS = {"Float": "jax.Array", "F32": "jax.Array", "Int": "jax.Array", "Bool": "jax.Array", "Key": "jax.Array"}
-HOST_ARRAYS = {"NpF32", "NpInt"}
+HOST_ARRAYS = {"NpF32", "NpInt", "NpFloat", "NpBool"}
 
 
 class ShapesPlugin(Plugin):

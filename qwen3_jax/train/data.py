@@ -7,6 +7,7 @@ crop; teachers begin and end in silence.
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -130,7 +131,7 @@ def _int16(wave: NpF32) -> np.ndarray:
     return np.rint(np.clip(wave, -1, 1) * 32767).astype(np.int16)
 
 
-def _write(path: Path, arrays: dict[str, np.ndarray]) -> None:
+def _write(path: Path, arrays: dict[str, Any]) -> None:
     with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
         np.savez(file, **arrays)
     os.replace(file.name, path)

@@ -92,7 +92,8 @@ def fit(cycles: NpFloat["N"], bends: NpFloat["N 7"], entries: int, means: Any) -
 
 
 class Locked(msgspec.Struct):
-    """``wave`` float32 [N*1920], locked and, with a book, aligned; of each frame whether there is voice, its cycles and bends (of the source), and its entry."""
+    """``wave`` float32 [N*1920], locked and, with a book, aligned; of each frame whether there is voice, its cycles and bends (of the
+    source), and its entry."""
 
     wave: NpF32
     voiced: NpBool
@@ -170,7 +171,7 @@ def _harmonics(wave: NpF32["F"], entry: NpInt["N"], book: PitchBook) -> Iterator
         yield harmonic * lowest, 2 * (pieces * power).sum(axis=1), cycle
 
 
-def _hann(size: int) -> NpFloat["size"]:
+def _hann(size: int) -> NpFloat["T"]:
     """A window with a sum of 1."""
     window = np.hanning(size + 2)[1:-1]
     return window / window.sum()

@@ -17,7 +17,7 @@ from qwen3_jax.train.latents import mel_filters
 RESOLUTIONS = (512, 1024, 2048)  # FFT sizes; the hop is a quarter
 MEL_BINS = {512: 40, 1024: 80, 2048: 120}
 _TINY = 1e-8
-QUIET = 2e-4  # an amplitude below which differences do not count; teachers pause in digital silence
+QUIET = 3e-5  # an amplitude below which differences do not count; teachers pause in digital silence
 
 
 def spectrum(wave: F32["B F"], fft: int, hop: int) -> tuple[F32["B T fft/2+1"], F32["B T fft/2+1"]]:

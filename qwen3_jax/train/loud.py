@@ -23,7 +23,7 @@ from qwen3_jax.train import prior
 from qwen3_jax.train.data import Stream
 from qwen3_jax.train.latents import FRAME, Latents
 from qwen3_jax.train.locking import TRACK, amplitudes
-from qwen3_jax.train.vocoder import Flat, Held, decoder_definition, finish, heard, rate_at, update
+from qwen3_jax.train.vocoder import Flat, Held, decoder_definition, finish, heard, rate_at, to_blocks, update
 
 STEPS = FRAME // TRACK  # of a frame
 _PIECE = 750  # frames analysed at once: a minute
@@ -52,14 +52,7 @@ def wanted(stream: Stream, latents: Latents, kept: Path) -> NpF32["N*32 20"]:
 
 def loudness_of(decoder: Decoder, codes: Int["B M K"], crop: int, past: tuple[int, ...]) -> F32["20 B crop*32"]:
     """The loudness channels of the last ``crop`` frames; as `vocoder.decode_crop`, up to 400 Hz."""
-    start = decoder.initial(len(codes))
-    x, _ = decoder.pre_conv(jnp.moveaxis(decoder.quantizer(codes), -1, 0), start.pre_conv)
-    x, _ = decoder.pre_transformer(x, start.window, start.position, None)
-    steps, needed = crop, iter(past)
-    for (stretch, mix), tail in zip(decoder.upsample, start.convnext, strict=True):
-        x, _ = mix(stretch(x[:, :, -steps - next(needed) :]), tail, None)
-        steps *= stretch.rate
-    x, _ = decoder.decoder[0](x[:, :, -steps - next(needed) :], start.first_conv)
+    x, start, steps, needed = to_blocks(decoder, codes, crop, past)
     x, _ = decoder.decoder[1](x[:, :, -steps - next(needed) :], start.blocks[0], None)
     return x[prior.SLOW : prior.SLOW + prior.GAINS, :, -crop * STEPS :]
 
@@ -79,5 +72,3 @@ def step(
     off, gradients = jax.value_and_grad(loss)(state["trained"])
     trained, moments = update(gradients, state["moments"], state["trained"], rate_at(state["step"], rate), held)
     return finish(state, trained=trained, moments=moments), {"loudness": off, "gradient": optax.tree.norm(gradients)}
-
-

@@ -10,9 +10,10 @@ generate.frame feeds the talker after that frame: its sixteen codes and the next
     spoken         -   | rows of the text tokens that are said in that frame (the teachers state when they say what)
 
 Nothing is shifted after that: a row's label stands at the row. Beside the labels there is a hint, used in training only: from the hidden
-state a linear map is to find the frame's main components (latents.py), which tells the talker at every row what the predictor sees of few. The teachers' durations guide attention: one head in each of two layers
-is rewarded for looking at the rows of the tokens that are being said, which spares the model finding the alignment by itself (after the
-guided attention of arXiv 1710.08969, with the true places in place of a diagonal).
+state a linear map is to find the frame's main components (latents.py), which tells the talker at every row what the predictor sees of
+few. The teachers' durations guide attention: one head in each of two layers is rewarded for looking at the rows of the tokens that are
+being said, which spares the model finding the alignment by itself (after the guided attention of arXiv 1710.08969, with the true places
+in place of a diagonal).
 """
 
 import functools
@@ -54,7 +55,7 @@ class Batch(NamedTuple):
     mel_length: Int["B"]
     labels: Int["B T K"]  # of each row, -1 where there is none; the end of speech has book 0 only
     spoken: Int["B T 2"]  # of each row with a label: the first row that is to be looked at, and the first one after; equal: none
-    latent: F32["B T L"]  # main components of the frame that each row's label names, whitened; L = 0: no hint
+    latent: F32["B T D"]  # main components of the frame that each row's label names, whitened; D = 0: no hint
     picks: Int["N"]  # places of `labels`, counted through rows, that hold a whole frame; one without a frame is padding
 
 
@@ -64,7 +65,7 @@ class Taught(NamedTuple):
     rows: Prompt  # of the prompt and of all frames
     labels: NpInt["T K"]
     spoken: NpInt["T 2"]
-    latent: NpF32["T L"]
+    latent: NpF32["T D"]
     start: int  # the row before which the frames to be learnt begin: it has the first label
 
 
@@ -96,7 +97,7 @@ def define(config: ModelConfig) -> tuple[Definitions, Params]:
 
 
 def teach(
-    prompt: Prompt, frames: NpInt["N K"], config: ModelConfig, spoken: NpInt["N+1 2"] | None = None, latent: NpF32["N L"] | None = None
+    prompt: Prompt, frames: NpInt["N K"], config: ModelConfig, spoken: NpInt["N+1 2"] | None = None, latent: NpF32["N D"] | None = None
 ) -> Taught:
     """Prompt and frames -> the rows that the talker reads while it makes them, and the labels of these rows.
 
@@ -252,7 +253,7 @@ def losses(graphs: Definitions, params: Params, batch: Batch, eos: int, weights:
     return total + weights.hint * figures["hint"], figures
 
 
-def hint_weights(size: int) -> F32["L"]:
+def hint_weights(size: int) -> F32["D"]:
     """What each number of a whitened latent counts for: the first components most."""
     falling = 1.0 / (4.0 + jnp.arange(size, dtype=jnp.float32))
     return falling / falling.sum()

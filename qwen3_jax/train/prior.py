@@ -18,9 +18,9 @@ the rest:
     products    sin^2(u + v) - sin^2(u - v) = sin 2u sin 2v: loudness u, carrier v
     noise       sin^2 of a large multiple of a curve in z, the time since the step began plus the step's seed, which the last books name
 
-The vocoder so begun is a relative of hibari's and of DDSP (arXiv 2001.04643). `held` is what training leaves as it is, since a hundredth of
-a cycle matters; all else trains. With random weights, 1500 steps had not found formants; with the spectrogram alone, 500 had found no
-phase.
+The vocoder so begun is a relative of hibari's and of DDSP (arXiv 2001.04643). Told the right loudness, it has DistillMOS 2.4 and WER .11
+before any training (seven sentences of heart), where a decoder that saw the spectrogram only had 1.2 and .2 after 3500 steps. `held` is
+what training leaves as it is, since a hundredth of a cycle matters; all else trains.
 """
 
 import numpy as np
@@ -175,7 +175,7 @@ def _slow(made: Flat, at: _Layout) -> None:
         for unit in (2, 3, 4):
             mixed = made[f"decoder.{block}.block.{unit}.conv2.conv.weight"]
             mixed[:SLOW] = 0.0
-            mixed[SLOW : SLOW + GAINS] *= (0.1 if block == 1 else 0.003)
+            mixed[SLOW : SLOW + GAINS] *= 0.1 if block == 1 else 0.003
 
 
 def _harmonics(made: Flat) -> None:
@@ -235,7 +235,7 @@ def _hiss(made: Flat) -> None:
     """At 24 kHz, the first unit makes noise of the seed, the second multiplies it; the last convolution filters."""
     block = "decoder.4.block"
     made[f"{block}.0.beta"][: _GAIN + GAINS] = SILENT
-    stretch, bias = made[f"{block}.1.conv.weight"], made[f"{block}.1.conv.bias"]
+    stretch = made[f"{block}.1.conv.weight"]
     stretch[:, : 3 + HISS] = 0.0
     stretch[_SUM, 0, 0] = 1.0  # every third sample; the last convolution fills in
     stretch[1, 1, :3] = 1.0
@@ -312,7 +312,11 @@ def held(latents: Latents, layers: int) -> Held:
     found += [(f"{noise}.act1.{kind}", ((1, 2),)) for kind in ("alpha", "beta")]
     found += [(f"{noise}.conv1.conv.{kind}", ((0, 2),)) for kind in ("weight", "bias")]
     found += [(f"{noise}.act2.{kind}", ((0, 2),)) for kind in ("alpha", "beta")]
-    found += [(f"{noise}.conv2.conv.weight", (ALL, (0, 2))), (f"{noise}.conv2.conv.weight", ((1, 3),)), (f"{noise}.conv2.conv.bias", ((1, 3),))]
+    found += [
+        (f"{noise}.conv2.conv.weight", (ALL, (0, 2))),
+        (f"{noise}.conv2.conv.weight", ((1, 3),)),
+        (f"{noise}.conv2.conv.bias", ((1, 3),)),
+    ]
     return tuple(found)
 
 
@@ -321,4 +325,3 @@ def columns(latents: Latents) -> NpF32["4 C O"]:
     back = latents.spread[: latents.components, None] * latents.basis  # [C 320]
     scale = np.sqrt(np.mean(np.sum(np.square(back), axis=0)))
     return np.moveaxis((back / scale).reshape(len(back), COLUMNS, BINS), 1, 0).astype(np.float32)
-

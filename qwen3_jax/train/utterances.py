@@ -43,7 +43,7 @@ class Utterance(msgspec.Struct, frozen=True):
     ids: NpInt
     codes: NpInt
     said: Any  # int32 [N+1 2] or None
-    latent: Any = None  # [N L], whitened
+    latent: Any = None  # [N D], whitened
 
 
 class Speech(msgspec.Struct):

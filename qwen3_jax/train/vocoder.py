@@ -5,6 +5,7 @@ still hear: frames before that cost nothing. The codebooks stay as they were fit
 """
 
 import functools
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -13,7 +14,7 @@ import numpy as np
 import optax
 from flax import nnx
 
-from qwen3_jax.codec.decoder import Decoder
+from qwen3_jax.codec.decoder import Decoder, DecoderState
 from qwen3_jax.config import CodecDecoderConfig
 from qwen3_jax.mapping import unflatten
 from qwen3_jax.shapes import F32, Int
@@ -65,6 +66,19 @@ def heard(cfg: CodecDecoderConfig) -> tuple[int, ...]:
 
 def decode_crop(decoder: Decoder, codes: Int["B M K"], crop: int, past: tuple[int, ...]) -> F32["B crop*1920"]:
     """The last ``crop`` frames of what the decoder makes of ``codes``, M >= crop + past[0]; ``past``: `heard`."""
+    x, start, steps, needed = to_blocks(decoder, codes, crop, past)
+    _, *blocks, snake, last = decoder.decoder
+    for block, state in zip(blocks, start.blocks, strict=True):
+        x, _ = block(x[:, :, -steps - next(needed) :], state, None)
+        steps *= block.rate
+    x, _ = last(snake(x[:, :, -steps - _CONV :]), start.last_conv)
+    return x[0, :, -crop * FRAME :]  # not clipped: a clipped sample has no gradient
+
+
+def to_blocks(
+    decoder: Decoder, codes: Int["B M K"], crop: int, past: tuple[int, ...]
+) -> tuple[F32["C B T"], DecoderState, int, Iterator[int]]:
+    """What the upsampling blocks are given; the state that they begin with, the steps of ``crop`` frames, and the past that is needed."""
     start = decoder.initial(len(codes))
     x, _ = decoder.pre_conv(jnp.moveaxis(decoder.quantizer(codes), -1, 0), start.pre_conv)
     x, _ = decoder.pre_transformer(x, start.window, start.position, None)
@@ -73,13 +87,8 @@ def decode_crop(decoder: Decoder, codes: Int["B M K"], crop: int, past: tuple[in
     for (stretch, mix), tail in zip(decoder.upsample, start.convnext, strict=True):
         x, _ = mix(stretch(x[:, :, -steps - next(needed) :]), tail, None)
         steps *= stretch.rate
-    first, *blocks, snake, last = decoder.decoder
-    x, _ = first(x[:, :, -steps - next(needed) :], start.first_conv)
-    for block, state in zip(blocks, start.blocks, strict=True):
-        x, _ = block(x[:, :, -steps - next(needed) :], state, None)
-        steps *= block.rate
-    x, _ = last(snake(x[:, :, -steps - _CONV :]), start.last_conv)
-    return x[0, :, -crop * FRAME :]  # not clipped: a clipped sample has no gradient
+    x, _ = decoder.decoder[0](x[:, :, -steps - next(needed) :], start.first_conv)
+    return x, start, steps, needed
 
 
 def generate(cfg: CodecDecoderConfig, trained: Flat, frozen: Flat, codes: Int["B M K"], crop: int) -> F32["B crop*1920"]:
