@@ -20,7 +20,7 @@ from qwen3_jax.sampling import Sampling, rules
 from qwen3_jax.talker import Talker
 from qwen3_jax.testing import byte_tokenizer, tiny_config
 from qwen3_jax.text import Tokenizer
-from qwen3_jax.train import narrator, utterances
+from qwen3_jax.train import language, narrator, utterances
 from qwen3_jax.train.corpus import Line
 from qwen3_jax.train.narrator import Weights
 
@@ -191,7 +191,7 @@ def test_batches_depend_on_seed_and_step_alone(base: Model) -> None:
     one, two = (utterances.batches(base.config, some_speech(), rows=256, picks=16, seed=4) for _ in range(2))
     for step in (0, 5):
         assert all(jax.tree.leaves(jax.tree.map(np.array_equal, one(step), two(step))))
-    assert {one(step).labels.shape[:2] for step in range(12)} == {(4, 64), (2, 128)}
+    assert {one(step).labels.shape[:2] for step in range(12)} == {(6, 40), (3, 80), (2, 128)}  # a short one is 39 rows, a long one 71 to 79
     assert not np.array_equal(one(0).picks, one(1).picks)
     with pytest.raises(ValueError, match="fits into 128 rows"):
         utterances.batches(base.config, utterances.Speech([], [np.zeros(9, np.int16)]), rows=256, picks=16, seed=4)
@@ -209,6 +209,29 @@ def test_a_few_steps_learn_and_the_guided_heads_look(base: Model) -> None:
     for name in ("book_0", "books_1_15", "guidance"):
         assert found[-1][name] < found[0][name] - 0.1, name
     assert int(state["step"]) == 12
+
+
+def test_the_hint_is_learnt_and_speaks_no_word_of_its_own(base: Model) -> None:
+    """The latent of a frame, here one that its first code says, is found from the row that has the frame's label."""
+    speech = some_speech()
+    table = np.random.default_rng(0).standard_normal((2048, 6)).astype(np.float32)
+    speech.utterances = [
+        utterances.Utterance(one.voice, one.ids, one.codes % 4, one.said, table[one.codes[:, 0] % 4]) for one in speech.utterances
+    ]
+    batch = utterances.batches(base.config, speech, rows=256, picks=16, seed=4)(1)
+    place = np.argwhere(batch.labels[..., -1] >= 0)[0]
+    assert np.array_equal(batch.latent[tuple(place)], table[batch.labels[tuple(place)][0]])
+    graphs, _ = narrator.define(base.config)
+    params = {name: base.params[name] for name in ("talker", "speaker_encoder")}
+    plain, _ = narrator.losses(graphs, params, batch, 2150, Weights())
+    state = narrator.begin({**params, "hint": narrator.begin_hint(base.config.talker_config.hidden_size, 6)})
+    seen = []
+    for _ in range(20):
+        state, figures = narrator.train_step(state, batch, 1e-2, graphs=graphs, eos=2150, weights=Weights(hint=1.0))
+        seen.append(float(figures["hint"]))
+    assert seen[-1] < 0.7 * seen[0]
+    assert float(narrator.losses(graphs, params, batch, 2150, Weights())[0]) == pytest.approx(float(plain))
+    assert language.speaking(state["average"]).keys() == params.keys()
 
 
 def test_padding_and_neighbours_change_no_loss(base: Model) -> None:

@@ -1,7 +1,7 @@
 """Train the small codec, by stages: a corpus -> latents and books -> a decoder -> an encoder -> ``speech_tokenizer/``.
 
-    python -m qwen3_jax.train.codec fit CORPUS RUN         spectrograms, k-means: RUN/latents.safetensors
-    python -m qwen3_jax.train.codec decoder CORPUS RUN     codes -> speech; spectral losses, then adversarial ones too
+    python -m qwen3_jax.train.codec fit CORPUS RUN         locked speech, spectrograms, k-means: RUN/latents.safetensors
+    python -m qwen3_jax.train.codec decoder CORPUS RUN     codes -> speech: its loudness, then spectral losses, then adversarial ones
     python -m qwen3_jax.train.codec encoder CORPUS RUN     speech -> the latents of its codes
     python -m qwen3_jax.train.codec export RUN OUT         the averaged weights in the published layout, and what a run goes on from
     python -m qwen3_jax.train.codec begin FROM RUN         a run that goes on from such an export (moments start anew)
@@ -92,8 +92,8 @@ def decoder(
     steps: Annotated[int, Option(help="In all.")] = 1_000_000, minutes: Annotated[float, Option(help="This time.")] = float("inf"),
     rows: Annotated[int, Option(help="Crops of a step.")] = 6, crop: Annotated[int, Option(help="Frames of a crop.")] = 16,
     rate: Annotated[float, Option(help="Highest learning rate.")] = 1e-3,
-    loudness_until: Annotated[int, Option(help="Step up to which only loudness is learnt.")] = 1500,
-    adversarial_from: Annotated[int, Option(help="Step from which discriminators take part.")] = 6000,
+    loudness_until: Annotated[int, Option(help="Step up to which only loudness is learnt.")] = 20000,
+    adversarial_from: Annotated[int, Option(help="Step from which discriminators take part.")] = 25000,
     adversarial_rate: Annotated[float, Option(help="Highest rate from there on.")] = 4e-4, seed: int = 0,
 ) -> None:  # fmt: skip
     """Train the decoder on the codes of the corpus's latents."""

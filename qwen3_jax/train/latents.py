@@ -24,6 +24,7 @@ UNIT = 600  # samples, of the teachers' durations
 FLOOR = 1e-4  # of a bin's magnitude; a full-scale sine has about 1, and 57 % of teacher speech's bins lie below 1e-3
 _SAMPLE_RATE = 24000
 PITCH_SHARE = 0.15  # of the components' variance: what the pitch counts for beside them
+_RARE = 0.5  # spread of a number that hardly any frame needs, or such a frame would drown the rest
 _FEATURES = 1536  # random ones, for the regression on phonemes
 
 
@@ -274,7 +275,7 @@ def fit(
     projected = f @ out
     book = _shipped(k_means(projected[noise.permutation(len(projected))[:most]], entries, steps, noise))
     fitted = Latents(
-        mean=mean, basis=basis, spread=np.concatenate([x.std(axis=0), said[known].std(axis=0) + 1e-2]).astype(np.float32),
+        mean=mean, basis=basis, spread=np.concatenate([x.std(axis=0), np.maximum(said[known].std(axis=0), _RARE)]).astype(np.float32),
         cycles=pitch.cycles, bends=pitch.bends, acoustic=np.stack(acoustic), content_in=weight, content_phase=phase,
         content_out=out, content=book, voices=voices, names=[part.voice for part in parts],
     )  # fmt: skip

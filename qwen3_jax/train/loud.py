@@ -27,7 +27,7 @@ from qwen3_jax.train.vocoder import Flat, Held, decoder_definition, finish, hear
 
 STEPS = FRAME // TRACK  # of a frame
 _PIECE = 750  # frames analysed at once: a minute
-_QUIET = 0.1  # below it, an error counts as such; above, its ratio
+_QUIET = 0.05  # below it, an error counts as such; above, its ratio
 
 
 def wanted(stream: Stream, latents: Latents, kept: Path) -> NpF32["N*32 20"]:
