@@ -319,7 +319,6 @@ def test_a_codec_is_judged(run: Run, whisper: list[np.ndarray], tmp_path: Path, 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ((), "give --model"),
         (("--judge", "x", "--model", "m"), "leave --model"),
         (("--judge", "x", "--judges", "wer,taste"), "taste: use some of wer"),
         (("--judge", "/nowhere"), "no .wav"),

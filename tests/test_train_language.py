@@ -229,7 +229,7 @@ def test_the_hint_is_learnt_and_speaks_no_word_of_its_own(base: Model) -> None:
     for _ in range(20):
         state, figures = narrator.train_step(state, batch, 1e-2, graphs=graphs, eos=2150, weights=Weights(hint=1.0))
         seen.append(float(figures["hint"]))
-    assert seen[-1] < 0.7 * seen[0]
+    assert seen[-1] < 0.85 * seen[0]
     assert float(narrator.losses(graphs, params, batch, 2150, Weights())[0]) == pytest.approx(float(plain))
     assert language.speaking(state["average"]).keys() == params.keys()
 

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 import qwen3_jax
-from qwen3_jax import Qwen3TTS, Voice, voice_folder
+from qwen3_jax import Qwen3TTS, Voice, hub, voice_folder
 from qwen3_jax.audio import SAMPLE_RATE, load_audio, write_wav
 from qwen3_jax.evaluate import judges, speak
 from qwen3_jax.evaluate.judges import Figure
@@ -35,7 +35,7 @@ FindVoice = Callable[[Qwen3TTS, str | None, Path], Voice | str | None]
 @app.command()
 def evaluate(
     context: typer.Context,
-    model: Annotated[str | None, Option(help="A checkpoint's folder, or a hub id.", envvar="TTS_MODEL_ID")] = None,
+    model: Annotated[str | None, Option(help="A checkpoint's folder, or a hub id (default: embedded).", envvar="TTS_MODEL_ID")] = None,
     voice: Annotated[str | None, Option(help="As for `say`.")] = None,
     x_vector: Annotated[bool, Option("--x-vector", help="Clone the timbre only, without the reference's words.")] = False,
     language: Annotated[str, Option(help="As for `say`.")] = "English",
@@ -58,8 +58,8 @@ def evaluate(
         raise ValueError(f"--judges {', '.join(unknown)}: use some of {', '.join(KNOWN)}")
     if judge is not None and (codec_only is not None or model is not None):
         raise ValueError("--judge judges wavs as they are: leave --model and --codec-only out")
-    if judge is None and model is None:
-        raise ValueError("what is to be judged? give --model (and --voice), or --judge WAVS")
+    if judge is None:
+        model = model or hub.EMBEDDED
     about = {"qwen3-jax": qwen3_jax.__version__}
     originals: Waves | None = None
     spoken: list[speak.Spoken] | None = None

@@ -18,7 +18,7 @@ import typer
 from qwen3_jax.hub import EMBEDDED_FOLDER
 
 TRAINING = Path(__file__).parents[2] / "training"  # in the repository: latents and discriminators, which no product needs
-VOICES = {"heart": 6.0, "makima": 1.0, "george": 0.3, "emma": 0.3, "michael": 0.3}  # hours
+VOICES = {"heart": 40.0, "makima": 1.0, "george": 0.3, "emma": 0.3, "michael": 0.3}  # hours
 SHARES = (("codec", "decoder", 0.5), ("language", "train", 0.4), ("codec", "encoder", 0.1))
 app = typer.Typer(add_completion=False)
 

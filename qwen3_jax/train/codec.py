@@ -90,8 +90,9 @@ def encoder_start(fitted: Latents, seed: int) -> dict[str, Any]:
 def decoder(
     corpus: Corpus, run: Run, hours: Hours = 2.0, pause_file: Pause = None,
     steps: Annotated[int, Option(help="In all.")] = 1_000_000, minutes: Annotated[float, Option(help="This time.")] = float("inf"),
-    rows: Annotated[int, Option(help="Crops of a step.")] = 6, crop: Annotated[int, Option(help="Frames of a crop.")] = 16,
-    rate: Annotated[float, Option(help="Highest learning rate.")] = 1e-3,
+    rows: Annotated[int, Option(help="Crops of a step; four times as many while loudness is learnt.")] = 4,
+    crop: Annotated[int, Option(help="Frames of a crop.")] = 16,
+    rate: Annotated[float, Option(help="Highest learning rate.")] = 7e-4,
     loudness_until: Annotated[int, Option(help="Step up to which only loudness is learnt.")] = 20000,
     adversarial_from: Annotated[int, Option(help="Step from which discriminators take part.")] = 25000,
     adversarial_rate: Annotated[float, Option(help="Highest rate from there on.")] = 4e-4, seed: int = 0,

@@ -95,7 +95,7 @@ def held_out_batches(corpus: Path, config: ModelConfig, fitted: Latents, reader:
 @app.command()
 def train(
     corpus: Annotated[Path, Argument(help="Of qwen3_jax.train.corpus.")], run: Run,
-    hours: Annotated[float, Option(help="Of each voice, at most.")] = 3.0,
+    hours: Annotated[float, Option(help="Of each voice, at most.")] = 100.0,
     pause_file: Annotated[Path | None, Option(help="Compute nothing while this file exists.")] = None,
     steps: Annotated[int, Option(help="In all.")] = 1_000_000, minutes: Annotated[float, Option(help="This time.")] = float("inf"),
     rows: Annotated[int, Option(help="Positions of a batch.")] = 1536,
@@ -142,7 +142,8 @@ def export_command(
     """Write a checkpoint in the published layout, float16, with the running averages of the weights."""
     config, parsed, fitted, _ = configured(run)
     state = loop.resume(run / PLACE, start(parsed, fitted.components, 0))
-    defaults = GenerationConfig(temperature=temperature, subtalker_temperature=subtalker_temperature)
+    # no penalty of repetition: 512 entries must come again and again
+    defaults = GenerationConfig(temperature=temperature, subtalker_temperature=subtalker_temperature, repetition_penalty=1.0)
     with new_folder(out) as temporary:
         save_file(export.published_tensors(flatten(speaking(state["average"])), np.float16), temporary / export.FILE, {"format": "pt"})
         (temporary / export.CONFIG).write_text(json.dumps(config, indent=1), "utf-8")
