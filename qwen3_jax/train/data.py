@@ -6,6 +6,7 @@ crop; teachers begin and end in silence.
 
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -116,10 +117,9 @@ def _read_shard(corpus: Path, kept: Path, lines: list[Line], latents: Latents, s
             found["main"].append(one.main.astype(np.float16))
             found["content"].append(one.content.astype(np.float16))
         arrays = {name: np.concatenate(each) for name, each in found.items()}
-        kept.parent.mkdir(parents=True, exist_ok=True)
         if speech:
-            _write(heard, {name: arrays[name] for name in ("wave", "locked")})
-        _write(read, {name: arrays[name] for name in ("codes", "main", "content")})
+            keep(heard, lambda file: np.savez(file, wave=arrays["wave"], locked=arrays["locked"]))
+        keep(read, lambda file: np.savez(file, codes=arrays["codes"], main=arrays["main"], content=arrays["content"]))
     arrays = {}
     for path in (read, heard) if speech else (read,):
         with np.load(path) as file:
@@ -131,9 +131,11 @@ def _int16(wave: NpF32) -> np.ndarray:
     return np.rint(np.clip(wave, -1, 1) * 32767).astype(np.int16)
 
 
-def _write(path: Path, arrays: dict[str, Any]) -> None:
+def keep(path: Path, save: Callable[[Any], None]) -> None:
+    """Let ``save`` write a file, which is whole under its name or not there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-        np.savez(file, **arrays)
+        save(file)
     os.replace(file.name, path)
 
 

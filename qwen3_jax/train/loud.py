@@ -4,8 +4,6 @@ Only the slow third of the decoder runs, and the error is that of twenty numbers
 """
 
 import functools
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +18,7 @@ from qwen3_jax.config import CodecDecoderConfig
 from qwen3_jax.mapping import unflatten
 from qwen3_jax.shapes import F32, Int, NpF32
 from qwen3_jax.train import prior
-from qwen3_jax.train.data import Stream
+from qwen3_jax.train.data import Stream, keep
 from qwen3_jax.train.latents import FRAME, Latents
 from qwen3_jax.train.locking import TRACK, amplitudes
 from qwen3_jax.train.vocoder import Flat, Held, decoder_definition, finish, heard, rate_at, to_blocks, update
@@ -43,10 +41,7 @@ def wanted(stream: Stream, latents: Latents, kept: Path) -> NpF32["N*32 20"]:
             power = np.square(bands).reshape(len(bands), -1, TRACK).mean(axis=2)
             smooth = np.stack([np.convolve(each, np.full(5, 0.2), "same") for each in power])  # 12.5 ms
             pieces.append(prior.loudness(tones, np.sqrt(smooth).T.astype(np.float32)).astype(np.float16))
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=kept.parent, delete=False) as file:
-            np.save(file, np.concatenate(pieces))
-        os.replace(file.name, kept)
+        keep(kept, lambda file: np.save(file, np.concatenate(pieces)))
     return np.load(kept, mmap_mode="r")
 
 

@@ -29,7 +29,7 @@ REFERENCE = 3 * SAMPLE_RATE  # samples at most
 _CONTROL = 11  # rows of a prompt that are neither text nor reference, at most
 _SHORTEST = SAMPLE_RATE  # of a reference, where the voice has as much
 _HOP = 256  # samples between frames of the speaker encoder's mel
-_WHOLE = 9600  # samples to which `data.joined` pads
+_WHOLE = 9600  # samples to which `data.padded` pads
 
 
 class Utterance(msgspec.Struct, frozen=True):
@@ -155,7 +155,7 @@ def batches(
     Args:
         config: the checkpoint's.
         speech: to draw from.
-        rows: positions of a batch, so there are rows / 64 short utterances in one, or rows / 128 long ones.
+        rows: positions of a batch, so there are rows / 40 of the shortest utterances in one, or rows / 128 of the longest.
         picks: frames of a batch that the predictor sees.
         seed: with the step, it says all.
         streaming: share of batches whose text comes a token a frame.
@@ -165,7 +165,7 @@ def batches(
         evenness: 0, voices count as much as they have; 1, alike. (At 0.5 a voice of 384 utterances was learnt by heart.)
 
     Raises:
-        ValueError: no utterance is short enough.
+        ValueError: no utterance is short enough, in one of the two forms of the text.
     """
     count = np.bincount([utterance.voice for utterance in speech.utterances], minlength=len(speech.waves))
     weight = np.array([float(count[utterance.voice]) ** -evenness for utterance in speech.utterances])
@@ -174,7 +174,7 @@ def batches(
         sizes = np.array([size_of(utterance, streaming_text=streaming_text) for utterance in speech.utterances])
         fits = np.searchsorted(LENGTHS, sizes)
         groups[streaming_text] = [(np.flatnonzero(fits == place), length) for place, length in enumerate(LENGTHS) if (fits == place).any()]
-    if not groups[True]:
+    if not all(groups.values()):
         raise ValueError(f"no utterance of the corpus fits into {LENGTHS[-1]} rows: make shorter ones")
     short = np.concatenate([group for group, length in groups[False] if length <= SHORT] or [np.zeros(0, np.int64)])
     same_voice = [short[[speech.utterances[number].voice == voice for number in short]] for voice in range(len(speech.waves))]
