@@ -1,7 +1,7 @@
 """Train the small codec, by stages: a corpus -> latents and books -> a decoder -> an encoder -> ``speech_tokenizer/``.
 
-    python -m qwen3_jax.train.codec fit CORPUS RUN         locked speech, spectrograms, k-means: RUN/latents.safetensors
-    python -m qwen3_jax.train.codec decoder CORPUS RUN     codes -> speech: its loudness, then spectral losses, then adversarial ones
+    python -m qwen3_jax.train.codec fit CORPUS RUN         locked speech, levels, k-means: RUN/latents.safetensors
+    python -m qwen3_jax.train.codec decoder CORPUS RUN     codes -> speech: its levels, then spectral losses, then adversarial ones
     python -m qwen3_jax.train.codec encoder CORPUS RUN     speech -> the latents of its codes
     python -m qwen3_jax.train.codec export RUN OUT         the averaged weights in the published layout, and what a run goes on from
     python -m qwen3_jax.train.codec begin FROM RUN         a run that goes on from such an export (moments start anew)
@@ -59,7 +59,7 @@ def fit(
     """Fit latents and books."""
     if (run / LATENTS).exists():
         raise ValueError(f"{run / LATENTS} exists: codes of other books would mean something else, so take another folder")
-    fitted, report = latents.fit(data.parts_to_fit(corpus, hours), latent=size, content=content, entries=entries, most=most)
+    fitted, report = latents.fit(*data.parts_to_fit(corpus, hours, entries), latent=size, content=content, most=most)
     run.mkdir(parents=True, exist_ok=True)
     fitted.save(run / LATENTS)
     text = json.dumps({"kept": report.kept, "unexplained": report.unexplained, "phonemes": report.phonemes, "voices": fitted.names})
@@ -90,33 +90,29 @@ def encoder_start(fitted: Latents, seed: int) -> dict[str, Any]:
 def decoder(
     corpus: Corpus, run: Run, hours: Hours = 2.0, pause_file: Pause = None,
     steps: Annotated[int, Option(help="In all.")] = 1_000_000, minutes: Annotated[float, Option(help="This time.")] = float("inf"),
-    rows: Annotated[int, Option(help="Crops of a step; four times as many while loudness is learnt.")] = 4,
+    rows: Annotated[int, Option(help="Crops of a step; four times as many while levels are learnt.")] = 4,
     crop: Annotated[int, Option(help="Frames of a crop.")] = 16,
     rate: Annotated[float, Option(help="Highest learning rate.")] = 7e-4,
-    loudness_until: Annotated[int, Option(help="Step up to which only loudness is learnt.")] = 20000,
+    levels_until: Annotated[int, Option(help="Step up to which only levels are learnt.")] = 20000,
     adversarial_from: Annotated[int, Option(help="Step from which discriminators take part.")] = 25000,
     adversarial_rate: Annotated[float, Option(help="Highest rate from there on.")] = 4e-4, seed: int = 0,
 ) -> None:  # fmt: skip
     """Train the decoder on the codes of the corpus's latents."""
     fitted = Latents.load(run / LATENTS)
     cfg = configured(fitted).decoder_config
-    held = prior.held(fitted, cfg.num_hidden_layers)
+    held = prior.held(vocoder.decoder_definition(cfg)[1], fitted)
     place = run / "decoder"
     streams = data.load_streams(corpus, run, hours, fitted)
     context = cfg.sliding_window - crop // 2
     judged = crop // 2 * FRAME
 
-    aims = {} if loop.saved(place) and int(loop.saved(place)[-1].name) >= loudness_until else {
-        stream.voice: loud.wanted(stream, fitted, run / "loudness" / f"{stream.voice}-{len(stream.locked)}.npy") for stream in streams
-    }  # fmt: skip
-
     def step(state: loop.State, number: int) -> tuple[loop.State, loop.Figures]:
         before = max(context, vocoder.heard(cfg)[0])
-        if number < loudness_until:
+        if number < levels_until:
             found = data.places(streams, 4 * rows, before + crop, seed, number)
             codes = np.stack([stream.codes[at : at + before + crop] for stream, at in found]).astype(np.int32)
-            aim = np.stack([aims[stream.voice][(at + before) * loud.STEPS : (at + before + crop) * loud.STEPS] for stream, at in found])
-            return loud.step(state, codes, aim.astype(np.float32), 2 * rate, cfg=cfg, crop=crop, held=held)
+            told = np.stack([stream.levels[at + before : at + before + crop] for stream, at in found]).astype(np.float32)
+            return loud.step(state, codes, loud.wanted(told), rate, cfg=cfg, crop=crop, held=held)
         batch = data.crops(streams, rows, before, crop, seed, number)
         if number < adversarial_from:
             return vocoder.spectral_step(state, batch.codes, batch.wave, rate, cfg=cfg, crop=crop, held=held)

@@ -16,19 +16,22 @@ import numpy as np
 from qwen3_jax.shapes import NpF32, NpInt
 from qwen3_jax.train import locking
 from qwen3_jax.train.corpus import Line, read_corpus, wave
-from qwen3_jax.train.latents import FRAME, UNIT, Latents, Part, log_mel
+from qwen3_jax.train.latents import FRAME, UNIT, Latents, Part, fit_pitch, log_mel
+from qwen3_jax.train.levels import levels
 
 SAMPLE_RATE = 24000
+_HEARD, _READ = ("wave", "locked", "levels"), ("codes", "main", "content")  # of a Stream: kept apart
 _WHOLE = 9600  # samples: whole frames and whole units of the teachers' durations
 
 
 class Stream(msgspec.Struct):
-    """A voice's speech and its locked form, int16 [N*1920], and what the latents say: codes [N K] of the locked form, main components
-    [N C] of the speech itself, content [N D]."""
+    """A voice's speech, and its locked and aligned form, int16 [N*1920]; what the latents say of the locked form: levels [N 224], codes
+    [N K], main components [N C], content [N D]."""
 
     voice: str
     wave: np.ndarray
     locked: np.ndarray
+    levels: np.ndarray
     codes: np.ndarray
     main: np.ndarray
     content: np.ndarray
@@ -61,19 +64,23 @@ def labels(line: Line, symbols: dict[str, int]) -> np.ndarray:
     return np.concatenate([said, np.full(-line.samples % _WHOLE // UNIT, symbols["_"])])
 
 
-def parts_to_fit(corpus: Path, hours: float) -> list[Part]:
+def parts_to_fit(corpus: Path, hours: float, entries: int) -> tuple[list[Part], locking.PitchBook]:
     """What `latents.fit` takes."""
     found = chosen_lines(corpus, hours)
     everything = sorted({symbol for lines in found.values() for line in lines for symbol in line.phonemes} | {"_"})
     symbols = {symbol: number for number, symbol in enumerate(everything)}
+    free = [locking.lock(padded(corpus, line), None) for lines in found.values() for line in lines]
+    heard = np.concatenate([one.voiced for one in free])
+    cycles, bends = np.concatenate([one.cycles for one in free]), np.concatenate([one.bends for one in free])
+    pitch = fit_pitch(cycles[heard], bends[heard], entries)
     parts = []
     for voice, lines in found.items():
-        locked = [locking.lock(padded(corpus, line), None) for line in lines]
-        heard = np.concatenate([one.voiced for one in locked])
-        cycles, bends = np.concatenate([one.cycles for one in locked]), np.concatenate([one.bends for one in locked])
+        locked = [locking.lock(padded(corpus, line), pitch) for line in lines]
+        told = np.concatenate([levels(one.wave, one.entry, pitch) for one in locked])
         mel = log_mel(np.concatenate([one.wave for one in locked]))
-        parts.append(Part(voice, mel, np.concatenate([labels(line, symbols) for line in lines]), cycles[heard], bends[heard]))
-    return parts
+        entry = np.concatenate([one.entry for one in locked])
+        parts.append(Part(voice, told, mel, entry, np.concatenate([labels(line, symbols) for line in lines])))
+    return parts, pitch
 
 
 def load_streams(corpus: Path, run: Path, hours: float, latents: Latents, speech: float = float("inf")) -> list[Stream]:
@@ -86,7 +93,7 @@ def load_streams(corpus: Path, run: Path, hours: float, latents: Latents, speech
         run: the run's folder.
         hours: of each voice, at most.
         latents: the run's.
-        speech: hours of each voice whose waves are loaded too, at least; ``wave`` and ``locked`` of the rest are left out.
+        speech: hours of each voice whose waves and levels are loaded too, at least; those of the rest are left out.
     """
     streams = []
     for voice, lines in chosen_lines(corpus, hours).items():
@@ -98,7 +105,7 @@ def load_streams(corpus: Path, run: Path, hours: float, latents: Latents, speech
             kept = run / "read" / f"{voice}-{Path(shard).stem}-{len(some)}"
             pieces.append(_read_shard(corpus, kept, some, latents, seconds < speech * 3600))
             seconds += sum(line.samples for line in some) / SAMPLE_RATE
-        joined = {name: [piece[name] for piece in pieces if name in piece] for name in Stream.__struct_fields__[1:]}
+        joined = {name: [piece[name] for piece in pieces if name in piece] for name in (*_HEARD, *_READ)}
         streams.append(Stream(voice, **{name: np.concatenate(found) for name, found in joined.items()}))
     return streams
 
@@ -107,19 +114,20 @@ def _read_shard(corpus: Path, kept: Path, lines: list[Line], latents: Latents, s
     """Arrays of a Stream, from the files at ``kept``, which are written if they are not there: codes and latents, and waves."""
     read, heard = kept.with_suffix(".read.npz"), kept.with_suffix(".heard.npz")
     if not read.is_file() or (speech and not heard.is_file()):
-        found: dict[str, list[np.ndarray]] = {name: [] for name in Stream.__struct_fields__[1:]}
+        found: dict[str, list[np.ndarray]] = {name: [] for name in (*_HEARD, *_READ)}
         for line in lines:
             own = padded(corpus, line)
             one = latents.read(own, line.voice)
-            found["wave"].append(_int16(own))
-            found["locked"].append(_int16(one.wave))
+            if speech:
+                found["wave"].append(_int16(own))
+                found["locked"].append(_int16(locking.align(one.wave, one.codes[:, 1], latents.pitch)))
+                found["levels"].append(one.levels.astype(np.float16))
             found["codes"].append(one.codes.astype(np.int16))
             found["main"].append(one.main.astype(np.float16))
             found["content"].append(one.content.astype(np.float16))
-        arrays = {name: np.concatenate(each) for name, each in found.items()}
         if speech:
-            keep(heard, lambda file: np.savez(file, wave=arrays["wave"], locked=arrays["locked"]))
-        keep(read, lambda file: np.savez(file, codes=arrays["codes"], main=arrays["main"], content=arrays["content"]))
+            keep(heard, lambda file: np.savez(file, **{name: np.concatenate(found[name]) for name in _HEARD}))
+        keep(read, lambda file: np.savez(file, **{name: np.concatenate(found[name]) for name in _READ}))
     arrays = {}
     for path in (read, heard) if speech else (read,):
         with np.load(path) as file:

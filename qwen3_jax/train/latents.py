@@ -1,11 +1,11 @@
 """Speech [F] -> what a codec frame says: a latent [N H], a content vector [N D] and 16 codes [N K], without a network.
 
-A frame is four columns of an 80-bin log-mel spectrogram, side by side: 320 numbers. Their main components are the first part of the
-latent, what a `locking.PitchBook` says of the frame's pitch is the second. Book 1 is that pitch book, books 2 to 15 are residual k-means
-of the components. Book 0 is k-means of the content vector, the part of a regression on the teacher's
-phonemes (of each quarter of the frame) that matters most; it sees the frame and the one before it, after the voice's own mean and
-spread are taken out, so that the same sounds of two voices get the same code. No column looks beyond its frame's last sample, so a
-causal encoder can learn all of it. How much is lost: `Report`, printed when the books are fitted.
+A frame is eight moments of 28 levels (levels.py): 224 numbers. Their main components are the first part of the latent, what a
+`locking.PitchBook` says of the frame's pitch is the second. Book 1 is that pitch book, books 2 to 15 are residual k-means of the
+components. Book 0 is k-means of the content vector, the part of a regression from a spectrogram on the teacher's phonemes (of each
+quarter of the frame) that matters most; it sees the frame and the one before it, after the voice's own mean and spread are taken out, so
+that the same sounds of two voices get the same code. Nothing looks further than 5 ms beyond its frame's last sample, so a causal encoder
+can learn all of it. How much is lost: `Report`, printed when the books are fitted.
 """
 
 from pathlib import Path
@@ -17,6 +17,7 @@ from safetensors.numpy import load_file, save_file
 
 from qwen3_jax.shapes import NpF32, NpInt
 from qwen3_jax.train import locking
+from qwen3_jax.train.levels import LEVELS, MOMENTS, levels
 
 FRAME, HOP, WINDOW, FFT, BINS = 1920, 480, 960, 1024, 80
 COLUMNS = FRAME // HOP
@@ -65,17 +66,20 @@ class Latents(msgspec.Struct):
     nothing in the rest.
     """
 
-    mean: Any  # [320]
-    basis: Any  # [C 320]
+    mean: Any  # [224], the same at every moment
+    basis: Any  # [C 224]
     spread: Any  # [H]
+    regain: Any  # [C]: how much wider the components are than what the books leave of them
     acoustic: Any  # [15 V H]
     cycles: Any  # [V] and
     bends: Any  # [V 7]: the pitch book
-    content_in: Any  # [2C F] and
+    heard_mean: Any  # [320] and
+    heard_basis: Any  # [M 320]: of the spectrogram
+    content_in: Any  # [2M F] and
     content_phase: Any  # [F]: the random features of the regression
     content_out: Any  # [F+1 D]
     content: Any  # [V D]
-    voices: Any  # [voices 2 C]: mean and spread of each voice's components
+    voices: Any  # [voices 2 M]: mean and spread of each voice's components of the spectrogram
     names: list[str]  # of the voices
 
     @property
@@ -85,7 +89,7 @@ class Latents(msgspec.Struct):
 
     @property
     def components(self) -> int:
-        """How many of them are main components of the spectrogram, C."""
+        """How many of them are main components of the levels, C."""
         return len(self.basis)
 
     @property
@@ -93,25 +97,26 @@ class Latents(msgspec.Struct):
         """The contours that book 1 names."""
         return locking.PitchBook(self.cycles, self.bends)
 
-    def main(self, mel: NpF32["N 320"]) -> NpF32["N C"]:
-        """Main components of a spectrogram's frames."""
-        return (mel - self.mean) @ self.basis.T
+    def main(self, told: NpF32["N 224"]) -> NpF32["N C"]:
+        """Main components of frames' levels."""
+        return (told - self.mean) @ self.basis.T
 
     def latent(self, main: NpF32["... C"], entry: NpInt["..."]) -> NpF32["... H"]:
         """Of frames' main components and entries of the pitch book."""
         return np.concatenate([main, self.acoustic[0, :, self.components :][entry]], axis=-1)
 
-    def content_vector(self, parts: NpF32["N C"], voice: str) -> NpF32["N D"]:
-        """What predicts the phonemes best, from main components. A voice that was not fitted is measured by itself."""
+    def content_vector(self, mel: NpF32["N 320"], voice: str) -> NpF32["N D"]:
+        """What predicts the phonemes best, from a spectrogram. A voice that was not fitted is measured by itself."""
+        parts = (mel - self.heard_mean) @ self.heard_basis.T
         mean, spread = self.voices[self.names.index(voice)] if voice in self.names else _statistics(parts)
         return _features(parts, mean, spread, self.content_in, self.content_phase) @ self.content_out
 
     def read(self, wave: NpF32["N*1920"], voice: str) -> "Read":
         """What the codec is to say of speech."""
         locked = locking.lock(wave, self.pitch)
-        main = self.main(log_mel(locked.wave))
-        content = self.content_vector(main, voice)
-        return Read(locked.wave, self.codes(self.latent(main, locked.entry), content), self.main(log_mel(wave)), content)
+        told = levels(locked.wave, locked.entry, self.pitch)
+        main, content = self.main(told), self.content_vector(log_mel(locked.wave), voice)
+        return Read(locked.wave, told, self.codes(self.latent(main, locked.entry), content), main, content)
 
     def codes(self, latent: NpF32["N H"], content: NpF32["N D"]) -> NpInt["N K"]:
         """Book 0 from the content, then book after book of the latent."""
@@ -182,87 +187,85 @@ def occupancy(labels: np.ndarray, count: int) -> NpF32["N 4*P"]:
 
 
 class Read(msgspec.Struct):
-    """Speech as it is locked, float32 [N*1920], and its codes [N K]; main components [N C] of it as it was, and content vector [N D]."""
+    """Speech as it is locked, float32 [N*1920], its levels [N 224], its codes [N K], main components [N C] and content vector [N D]."""
 
     wave: NpF32
+    levels: NpF32
     codes: NpInt
     main: NpF32
     content: NpF32
 
 
 class Part(msgspec.Struct):
-    """A voice's speech, for fitting: spectrogram [N 320] of the locked wave, and the phonemes' numbers of every 600 samples; and of
-    the frames with voice their cycles [M] and bends [M 7]."""
+    """A voice's speech, for fitting: levels [N 224], spectrogram [N 320] and entries of the pitch book [N], of the locked wave, and the
+    phonemes' numbers of every 600 samples."""
 
     voice: str
+    levels: Any
     mel: Any
+    entry: Any
     labels: Any
-    cycles: Any
-    bends: Any
 
 
 class Report(msgspec.Struct):
     """What is kept: variance by the main components; of that, what is unexplained after each acoustic book; and phonemes of quarters
-    that can be read off book 0, off the first acoustic book, and off the regression that book 0 comes from."""
+    that can be read off book 0, and off the regression that book 0 comes from."""
 
     kept: float
     unexplained: list[float]
     phonemes: dict[str, float]
 
 
+def fit_pitch(cycles: NpF32["M"], bends: NpF32["M 7"], entries: int, *, seed: int = 0, most: int = 60000, steps: int = 12) -> locking.PitchBook:
+    """The pitch book, of frames with voice; ``most`` of them, ``steps`` of k-means."""
+    noise = np.random.default_rng(seed)
+    some = noise.permutation(len(cycles))[:most]
+    return locking.fit(cycles[some], bends[some], entries, lambda x, count: k_means(x.astype(np.float32), count, steps, noise))
+
+
 def fit(
     parts: list[Part],
+    pitch: locking.PitchBook,
     *,
     latent: int = 80,
     content: int = 24,
-    entries: int = 512,
     books: int = 15,
     seed: int = 0,
     most: int = 60000,
     steps: int = 12,
 ) -> tuple[Latents, Report]:
-    """Fit everything.
+    """Fit everything else.
 
     Args:
         parts: each voice's speech. Voices count alike as far as they can: the smallest first take their share of ``most`` frames,
             but at most twice what they have.
-        latent: size of a latent; content: of a content vector; entries: of a book; books: acoustic ones.
+        pitch: what ``parts`` were locked with; all books have as many entries as it.
+        latent: size of a latent; content: of a content vector; books: acoustic ones.
         steps: of k-means.
     """
-    noise = np.random.default_rng(seed)
+    noise, entries = np.random.default_rng(seed), len(pitch.cycles)
     rows, left = {}, most
     for place, number in enumerate(sorted(range(len(parts)), key=lambda number: len(parts[number].mel))):
         length = len(parts[number].mel)
         rows[number] = noise.permutation(np.tile(np.arange(length), 2))[: min(2 * length, left // (len(parts) - place))]
         left -= len(rows[number])
+    acoustics, report = fit_acoustics(
+        np.concatenate([part.levels[rows[number]] for number, part in enumerate(parts)]),
+        np.concatenate([part.entry[rows[number]] for number, part in enumerate(parts)]),
+        pitch, latent, books, steps, noise,
+    )  # fmt: skip
     mel = np.concatenate([part.mel[rows[number]] for number, part in enumerate(parts)])
-    mean = mel.mean(axis=0)
-    values, vectors = np.linalg.eigh(np.cov((mel - mean).T))
-    basis = vectors[:, ::-1][:, :latent].T.astype(np.float32)
-    x = (mel - mean) @ basis.T
-    cycles, bends = np.concatenate([part.cycles for part in parts]), np.concatenate([part.bends for part in parts])
-    some = noise.permutation(len(cycles))[:most]
-    pitch = locking.fit(cycles[some], bends[some], entries, lambda x, count: k_means(x.astype(np.float32), count, steps, noise))
-    said = pitch.features()
-    known = np.concatenate([pitch.nearest(part.cycles, part.bends, np.ones(len(part.cycles), bool)) for part in parts])
-    size = PITCH_SHARE * np.square(x).sum(axis=1).mean() / np.square(said[known] - said[known].mean(axis=0)).sum(axis=1).mean()
-    said = _shipped(said * np.float32(np.sqrt(size)))
-    names = ((0, 0), (latent, 0))
-    acoustic, unexplained, total, rest = [np.pad(said, names)], [], float(values.sum()), x.copy()
-    names = ((0, 0), (0, said.shape[1]))
-    for _ in range(books - 1):
-        acoustic.append(np.pad(_shipped(k_means(rest, entries, steps, noise)), names))
-        rest -= acoustic[-1][nearest(rest, acoustic[-1][:, :latent]), :latent]
-        unexplained.append(float(np.square(rest).sum(axis=1).mean() / np.square(x).sum(axis=1).mean()))
+    heard_mean = mel.mean(axis=0)
+    heard_basis = _components(mel - heard_mean, latent)[0]
     # content: ridge regression of the phonemes on random features, cut to the directions in which its answers vary most
     count = 1 + max(int(part.labels.max()) for part in parts)
     weight = (noise.standard_normal((2 * latent, _FEATURES)) * (0.5 / np.sqrt(latent))).astype(np.float32)
     phase = noise.uniform(0, 2 * np.pi, _FEATURES).astype(np.float32)
-    latents = [(part.mel - mean) @ basis.T for part in parts]
-    voices = np.stack([np.stack(_statistics(each)) for each in latents])
+    heard = [(part.mel - heard_mean) @ heard_basis.T for part in parts]
+    voices = np.stack([np.stack(_statistics(each)) for each in heard])
     shares = [occupancy(part.labels, count) for part in parts]
     features = [
-        _features(each, voice[0], voice[1], weight, phase)[: len(y)] for each, voice, y in zip(latents, voices, shares, strict=True)
+        _features(each, voice[0], voice[1], weight, phase)[: len(y)] for each, voice, y in zip(heard, voices, shares, strict=True)
     ]
     takes = [min(len(each), most) for each in features]
     f = np.concatenate([each[:take] for each, take in zip(features, takes, strict=True)])
@@ -275,17 +278,37 @@ def fit(
     projected = f @ out
     book = _shipped(k_means(projected[noise.permutation(len(projected))[:most]], entries, steps, noise))
     fitted = Latents(
-        mean=mean, basis=basis, spread=np.concatenate([x.std(axis=0), np.maximum(said[known].std(axis=0), _RARE)]).astype(np.float32),
-        cycles=pitch.cycles, bends=pitch.bends, acoustic=np.stack(acoustic), content_in=weight, content_phase=phase,
-        content_out=out, content=book, voices=voices, names=[part.voice for part in parts],
+        **acoustics, cycles=pitch.cycles, bends=pitch.bends, heard_mean=heard_mean, heard_basis=heard_basis, content_in=weight,
+        content_phase=phase, content_out=out, content=book, voices=voices, names=[part.voice for part in parts],
     )  # fmt: skip
-    every = np.concatenate([each[:take] for each, take in zip(latents, takes, strict=True)])
-    read = {
-        "content": _read_off(nearest(projected, book), y, count, entries),
-        "acoustic": _read_off(nearest(every, acoustic[1][:, :latent]), y, count, entries),
-        "regression": _hits(answer, y, count),
-    }
-    return fitted, Report(float(values[::-1][:latent].sum() / total), unexplained, read)
+    report.phonemes = {"content": _read_off(nearest(projected, book), y, count, entries), "regression": _hits(answer, y, count)}
+    return fitted, report
+
+
+def fit_acoustics(
+    told: NpF32["N 224"], entry: NpInt["N"], pitch: locking.PitchBook, size: int, books: int, steps: int, noise: np.random.Generator
+) -> tuple[dict[str, np.ndarray], Report]:
+    """Components and books of levels: the first fields of Latents. What the pitch says is given `PITCH_SHARE` of the components' weight."""
+    mean = np.tile(told.mean(axis=0).reshape(MOMENTS, LEVELS).mean(axis=0), MOMENTS)
+    basis, kept = _components(told - mean, size)
+    x = (told - mean) @ basis.T
+    said = pitch.features()
+    share = PITCH_SHARE * np.square(x).sum(axis=1).mean() / np.square(said[entry] - said[entry].mean(axis=0)).sum(axis=1).mean()
+    said = _shipped(said * np.float32(np.sqrt(share)))
+    acoustic, unexplained, rest = [np.pad(said, ((0, 0), (size, 0)))], [], x.copy()
+    for _ in range(books - 1):
+        acoustic.append(np.pad(_shipped(k_means(rest, len(said), steps, noise)), ((0, 0), (0, said.shape[1]))))
+        rest -= acoustic[-1][nearest(rest, acoustic[-1][:, :size]), :size]
+        unexplained.append(float(np.square(rest).sum(axis=1).mean() / np.square(x).sum(axis=1).mean()))
+    spread = np.concatenate([x.std(axis=0), np.maximum(said[entry].std(axis=0), _RARE)]).astype(np.float32)
+    regain = (x.std(axis=0) / (x - rest).std(axis=0)).astype(np.float32)
+    return {"mean": mean, "basis": basis, "spread": spread, "regain": regain, "acoustic": np.stack(acoustic)}, Report(kept, unexplained, {})
+
+
+def _components(x: NpF32["N D"], size: int) -> tuple[NpF32["size D"], float]:
+    """The main ones as rows, and their share of the variance."""
+    values, vectors = np.linalg.eigh(np.cov(x.T))
+    return vectors[:, ::-1][:, :size].T.astype(np.float32), float(values[::-1][:size].sum() / values.sum())
 
 
 def _read_off(codes: NpInt["N"], shares: NpF32["N 4*P"], count: int, entries: int) -> float:

@@ -2,8 +2,8 @@
 
 A spectrogram does not say where the glottal pulses stand, so a vocoder has to make their phase up, frame after frame, and only an
 adversary can teach it to. In locked speech every frame with voice begins at the same phase and its cycles follow one of a few hundred
-contours (`PitchBook`), and so one code says where every pulse is. The harmonics are turned to the pulses' own phase (`align`). Then the
-voiced part of the wave is a function of the codes, a plain regression learns it, and frames join without a seam whatever comes next.
+contours (`PitchBook`), and so one code says where every pulse is. Frames join without a seam whatever comes next. Where a wave is to be
+learnt, its harmonics are turned to the pulses' own phase (`align`), which makes its voiced part a function of the codes.
 
 DistillMOS of twelve sentences, as they were, locked, with the book's contours, aligned as well: 4.52, 4.39, 4.30, 4.08 (heart) and 4.47,
 4.40, 4.23, 3.87 (makima). How much of a harmonic's complex amplitude a regression on two frames of spectrogram explains, before
@@ -64,7 +64,7 @@ class PitchBook(msgspec.Struct):
         half a cycle."""
         knots = self.cycles[:, None] * (np.arange(POINTS + 1) / POINTS)
         knots[:, 1:-1] += self.bends
-        path = _spline(knots)(np.arange(RAMPS + 1) / RAMPS)
+        path = spline(knots)(np.arange(RAMPS + 1) / RAMPS)
         path[0] = 0.5
         return np.stack([path[:, :-1] % 1.0, np.diff(path, axis=1)], axis=-1).astype(np.float32)
 
@@ -92,8 +92,7 @@ def fit(cycles: NpFloat["N"], bends: NpFloat["N 7"], entries: int, means: Any) -
 
 
 class Locked(msgspec.Struct):
-    """``wave`` float32 [N*1920], locked and, with a book, aligned; of each frame whether there is voice, its cycles and bends (of the
-    source), and its entry."""
+    """``wave`` float32 [N*1920]; of each frame whether there is voice, its cycles and bends (of the source), and its entry."""
 
     wave: NpF32
     voiced: NpBool
@@ -121,36 +120,21 @@ def lock(wave: NpF32["N*1920"], book: PitchBook | None) -> Locked:
         run = np.where(voiced, book.cycles[entry], cycles)
         bent = np.where(voiced[:, None], book.bends[entry], bends)
     made = _bent(wave, passed, path[:, 0], run, bent)
-    return Locked(made if book is None else align(made, entry, book), voiced, cycles, bends, entry)
+    return Locked(made, voiced, cycles, bends, entry)
 
 
 def align(wave: NpF32["N*1920"], entry: NpInt["N"], book: PitchBook) -> NpF32["N*1920"]:
     """Turn the harmonics of locked speech so that each, but for what is faster than 60 ms, has its maximum where the fundamental has."""
     there = np.repeat((entry > 0).astype(np.float64), FRAME // TRACK)
-    gate = there * np.convolve(there, _hann(17), "same")
+    gate = there * np.convolve(there, hann(17), "same")
     grid, at = np.arange(len(there)), np.arange(len(wave)) / TRACK
     made = wave.astype(np.float64)
     for frequency, amplitude, cycle in _harmonics(wave, entry, book):
         share = np.clip((_ALIGNED[1] - frequency) / (_ALIGNED[1] - _ALIGNED[0]), 0.0, 1.0)
-        slow = np.convolve(amplitude * there, _hann(25), "same")
+        slow = np.convolve(amplitude * there, hann(25), "same")
         change = amplitude * (slow.conj() / np.maximum(np.abs(slow), 1e-9) - 1) * gate * share
         made += ((np.interp(at, grid, change.real) + 1j * np.interp(at, grid, change.imag)) * cycle).real
     return made.astype(np.float32)
-
-
-def amplitudes(wave: NpF32["N*1920"], entry: NpInt["N"], book: PitchBook, count: int) -> tuple[NpF32["T count"], NpF32["N*1920"]]:
-    """Of aligned speech: its first harmonics' amplitudes, every 60 samples, and what is left of the wave without them. Harmonics above
-    3.9 kHz are left out."""
-    there = np.repeat((entry > 0).astype(np.float64), FRAME // TRACK)
-    grid, at = np.arange(len(there)), np.arange(len(wave)) / TRACK
-    found, rest = np.zeros((len(there), count), np.float32), wave.astype(np.float64)
-    hertz = np.repeat(book.cycles[entry] * (SAMPLE_RATE / FRAME), FRAME // TRACK)
-    for number, (_, amplitude, cycle) in enumerate(_harmonics(wave, entry, book)):
-        if number == count:
-            break
-        found[:, number] = np.maximum(amplitude.real, 0.0) * there * (hertz * (number + 1) < 3900)
-        rest -= np.interp(at, grid, found[:, number]) * cycle.real
-    return found, rest.astype(np.float32)
 
 
 def _harmonics(wave: NpF32["F"], entry: NpInt["N"], book: PitchBook) -> Iterator[tuple[float, NpFloat["T"], NpFloat["F"]]]:
@@ -160,10 +144,10 @@ def _harmonics(wave: NpF32["F"], entry: NpInt["N"], book: PitchBook) -> Iterator
         return
     knots = book.cycles[entry][:, None] * (np.arange(POINTS + 1) / POINTS)
     knots[:, 1:-1] += book.bends[entry]
-    turn = np.exp(-2j * np.pi * _spline(knots)(np.arange(FRAME) / FRAME).ravel())
+    turn = np.exp(-2j * np.pi * spline(knots)(np.arange(FRAME) / FRAME).ravel())
     lowest = float(np.median(book.cycles[entry[voiced]])) * SAMPLE_RATE / FRAME
     width = int(SAMPLE_RATE * 2.2 / lowest) | 1
-    pieces = np.lib.stride_tricks.sliding_window_view(np.pad(wave, width // 2), width)[::TRACK] * _hann(width)
+    pieces = np.lib.stride_tricks.sliding_window_view(np.pad(wave, width // 2), width)[::TRACK] * hann(width)
     turns = np.lib.stride_tricks.sliding_window_view(np.pad(turn, width // 2, mode="edge"), width)[::TRACK]
     power, cycle = np.ones_like(turns), np.ones_like(turn)
     for harmonic in range(1, int(_ALIGNED[1] / lowest) + 1):
@@ -171,7 +155,7 @@ def _harmonics(wave: NpF32["F"], entry: NpInt["N"], book: PitchBook) -> Iterator
         yield harmonic * lowest, 2 * (pieces * power).sum(axis=1), cycle
 
 
-def _hann(size: int) -> NpFloat["T"]:
+def hann(size: int) -> NpFloat["T"]:
     """A window with a sum of 1."""
     window = np.hanning(size + 2)[1:-1]
     return window / window.sum()
@@ -197,7 +181,7 @@ def _borders(passed: NpFloat["F+1"], voiced: NpBool["N"]) -> NpFloat["N+1"]:
     return places[np.arange(len(places)), chosen]
 
 
-def _spline(knots: NpFloat["N 9"]) -> scipy.interpolate.CubicSpline:
+def spline(knots: NpFloat["N 9"]) -> scipy.interpolate.CubicSpline:
     """Curves through the points of each frame, over [0, 1]."""
     return scipy.interpolate.CubicSpline(np.arange(POINTS + 1) / POINTS, knots, axis=1, bc_type="natural")
 
@@ -207,7 +191,7 @@ def _bent(wave: NpF32["F"], passed: NpFloat["F+1"], start: NpFloat["N"], cycles:
     even = np.arange(POINTS + 1) / POINTS
     knots = start[:, None] + cycles[:, None] * even
     knots[:, 1:-1] += bends
-    path = np.maximum.accumulate(_spline(knots)(np.arange(FRAME) / FRAME).ravel())
+    path = np.maximum.accumulate(spline(knots)(np.arange(FRAME) / FRAME).ravel())
     times = np.interp(path, passed, np.arange(len(passed)))
     fine = scipy.signal.resample_poly(np.pad(wave, (0, FRAME)), 2, 1)
     return scipy.ndimage.map_coordinates(fine, [2 * times], order=3, mode="nearest").astype(np.float32)

@@ -44,7 +44,7 @@ def codec_config(latent: int, entries: int) -> dict[str, Any]:
             "_frame_rate": 12.5, "upsample_groups": 160, "trim_right_ratio": 1.0,
         },
         "decoder_config": {
-            "latent_dim": 256, "codebook_dim": 2 * (latent + 3 * RAMPS), "codebook_size": entries, "decoder_dim": 192, "hidden_size": 256,
+            "latent_dim": 256, "codebook_dim": 2 * (latent + 3 * RAMPS), "codebook_size": entries, "decoder_dim": 256, "hidden_size": 256,
             "intermediate_size": 384, "layer_scale_initial_scale": 0.1, "head_dim": 32, "num_attention_heads": 8, "num_hidden_layers": 3,
             "num_key_value_heads": 8, "num_quantizers": 16, "num_semantic_quantizers": 1, "rms_norm_eps": 1e-5, "rope_theta": 10000,
             "semantic_codebook_size": entries, "sliding_window": 32, "upsample_rates": [8, 5, 4, 3], "upsampling_ratios": [2, 2],

@@ -66,8 +66,9 @@ def heard(cfg: CodecDecoderConfig) -> tuple[int, ...]:
 
 def decode_crop(decoder: Decoder, codes: Int["B M K"], crop: int, past: tuple[int, ...]) -> F32["B crop*1920"]:
     """The last ``crop`` frames of what the decoder makes of ``codes``, M >= crop + past[0]; ``past``: `heard`."""
-    x, start, steps, needed = to_blocks(decoder, codes, crop, past)
-    _, *blocks, snake, last = decoder.decoder
+    x, start, steps, needed = to_columns(decoder, codes, crop, past)
+    first, *blocks, snake, last = decoder.decoder
+    x, _ = first(x[:, :, -steps - next(needed) :], start.first_conv)
     for block, state in zip(blocks, start.blocks, strict=True):
         x, _ = block(x[:, :, -steps - next(needed) :], state, None)
         steps *= block.rate
@@ -75,10 +76,11 @@ def decode_crop(decoder: Decoder, codes: Int["B M K"], crop: int, past: tuple[in
     return x[0, :, -crop * FRAME :]  # not clipped: a clipped sample has no gradient
 
 
-def to_blocks(
+def to_columns(
     decoder: Decoder, codes: Int["B M K"], crop: int, past: tuple[int, ...]
 ) -> tuple[F32["C B T"], DecoderState, int, Iterator[int]]:
-    """What the upsampling blocks are given; the state that they begin with, the steps of ``crop`` frames, and the past that is needed."""
+    """What the first wide convolution is given, at 50 Hz; the state that the decoder begins with, the steps of ``crop`` frames, and the
+    pasts that the rest needs."""
     start = decoder.initial(len(codes))
     x, _ = decoder.pre_conv(jnp.moveaxis(decoder.quantizer(codes), -1, 0), start.pre_conv)
     x, _ = decoder.pre_transformer(x, start.window, start.position, None)
@@ -87,7 +89,6 @@ def to_blocks(
     for (stretch, mix), tail in zip(decoder.upsample, start.convnext, strict=True):
         x, _ = mix(stretch(x[:, :, -steps - next(needed) :]), tail, None)
         steps *= stretch.rate
-    x, _ = decoder.decoder[0](x[:, :, -steps - next(needed) :], start.first_conv)
     return x, start, steps, needed
 
 

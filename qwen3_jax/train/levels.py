@@ -1,0 +1,134 @@
+"""Locked speech -> how loud its harmonics and its noise are, a hundred times a second: all that the vocoder of prior.py has to be told.
+
+A frame is eight moments of 28 levels. Eighteen are of the first 22 harmonics below 3.9 kHz, ten of noise between 500 Hz and 12 kHz. Noise
+is measured where there is no voice, and above 3.9 kHz everywhere: what is left between harmonics is mostly what a steady phase gets wrong,
+and to put noise there costs half a point of DistillMOS.
+
+A level is compressed like the square root, c = sqrt(P) arcsin sqrt(l / P), because one Snake undoes that exactly.
+"""
+
+import functools
+
+import numpy as np
+
+from qwen3_jax.shapes import NpF32, NpFloat, NpInt
+from qwen3_jax.train.locking import FRAME, POINTS, SAMPLE_RATE, PitchBook, hann, spline
+
+GROUPS = (*((harmonic,) for harmonic in range(1, 15)), (15, 16), (17, 18), (19, 20), (21, 22))  # with one level each
+CENTRES = (500, 1100, 1800, 2600, 3500, 4500, 5600, 6900, 8400, 10500)  # of the bands of noise, Hz
+MOMENTS, LEVELS = 8, len(GROUPS) + len(CENTRES)
+HOP = FRAME // MOMENTS  # a moment is in the middle of its 240 samples
+LOUD, TURN = 0.375, 64  # a harmonic's highest amplitude, at a quarter of a cycle; there its level is TURN / 4
+MOST = 20.0  # P
+UNIT = np.sqrt(2) / LOUD * TURN / (2 * np.pi)  # level of a root mean square of 1, of noise and, if soft, of harmonics
+# What an error counts for in the books, against words that are lost: high harmonics and high noise are soft, but tell sounds apart.
+WEIGHT = np.tile(np.concatenate([np.linspace(0.85, 1.5, len(GROUPS)), np.linspace(1.0, 1.3, len(CENTRES))]), MOMENTS).astype(np.float32)
+DILATIONS = (1, 3, 9)  # of the convolutions that filter noise, 7 taps each
+_TOP = 3900.0  # Hz
+_CYCLES = 2.2  # that a harmonic is averaged over
+_WINDOW = 480
+_SPEECH_NOISE = 4400  # a band around less has noise only where there is no voice
+
+
+def levels(wave: NpF32["N*1920"], entry: NpInt["N"], book: PitchBook) -> NpF32["N 224"]:
+    """Compressed and weighted levels of locked speech, moment after moment.
+
+    A harmonic counts as far as it keeps its phase for 70 ms: DistillMOS 2.6 and 2.9 (heart, makima) of what the vocoder makes of the
+    levels before they are coded; with the plain magnitude 2.2 and 2.5.
+    """
+    found = np.concatenate([_tones(wave, entry, book), UNIT * _noise(wave, entry)], axis=1)
+    return compressed(found).reshape(len(entry), -1) * WEIGHT
+
+
+def compressed(level: NpFloat["..."]) -> NpF32["..."]:
+    """c of l."""
+    return (np.sqrt(MOST) * np.arcsin(np.sqrt(np.clip(level / MOST, 0.0, 1.0)))).astype(np.float32)
+
+
+def _tones(wave: NpF32["F"], entry: NpInt["N"], book: PitchBook) -> NpF32["T 18"]:
+    """Levels of the groups of harmonics."""
+    there = np.repeat(entry > 0, MOMENTS)
+    count = max(map(max, GROUPS))
+    amplitude = np.zeros((len(there), count))
+    if there.any():
+        knots = book.cycles[entry][:, None] * (np.arange(POINTS + 1) / POINTS)
+        knots[:, 1:-1] += book.bends[entry]
+        turn = np.exp(-2j * np.pi * (spline(knots)(np.arange(FRAME) / FRAME).ravel() % 1.0)).astype(np.complex64)
+        hertz = np.repeat(book.cycles[entry] * (SAMPLE_RATE / FRAME), MOMENTS)
+        width = int(SAMPLE_RATE * _CYCLES / np.median(hertz[there])) | 1
+        seen = (np.flatnonzero(there) * HOP + HOP // 2)[:, None] + np.arange(width)
+        around = (width // 2, width)
+        power = np.pad(wave, around)[seen] * hann(width).astype(np.complex64)
+        turns = np.pad(turn, around, mode="edge")[seen]
+        for harmonic in range(1, count + 1):
+            power *= turns
+            own = np.zeros(len(there), np.complex128)
+            own[there] = 2 * power.sum(axis=1)
+            slow = np.convolve(own, hann(7), "same")
+            kept = (own * slow.conj()).real / np.maximum(np.abs(slow), 1e-9)
+            amplitude[:, harmonic - 1] = np.maximum(kept, 0.0) * (hertz * harmonic < _TOP)
+    grouped = np.stack([amplitude[:, np.array(group) - 1].mean(axis=1) for group in GROUPS], axis=1)
+    return (np.arcsin(np.clip(grouped / LOUD, 0.0, 1.0)) * (TURN / (2 * np.pi))).astype(np.float32)
+
+
+def _noise(wave: NpF32["F"], entry: NpInt["N"]) -> NpF32["T 10"]:
+    """Root mean square of the bands' outputs."""
+    window = np.hanning(_WINDOW + 2)[1:-1]
+    window /= np.sqrt(np.square(window).sum())
+    places = np.lib.stride_tricks.sliding_window_view(np.pad(wave, (_WINDOW // 2, _WINDOW)), _WINDOW)
+    pieces = places[HOP // 2 : HOP // 2 + len(wave) : HOP] * window
+    power = np.square(np.abs(np.fft.rfft(pieces.astype(np.float32), 2 * _WINDOW)))
+    power[:, 1:-1] *= 2  # both halves of the spectrum
+    there = np.pad(np.repeat(entry > 0, MOMENTS).astype(np.float64), 2, mode="edge")
+    free = np.square(1 - np.convolve(there, np.full(5, 0.2), "valid"))[:, None]
+    hertz = np.arange(_WINDOW + 1) * (SAMPLE_RATE / (2 * _WINDOW))
+    power *= free + (1 - free) * (hertz > _TOP)
+    response = np.square(np.abs(np.fft.rfft([whole(taps) for taps in filters()], 2 * _WINDOW)))
+    mean = power @ response.T / (2 * _WINDOW) * np.where(np.array(CENTRES) < _SPEECH_NOISE, free, 1.0)
+    return np.sqrt(mean).astype(np.float32)
+
+
+@functools.cache
+def filters() -> NpFloat["10 3 7"]:
+    """Of each band the taps of its three convolutions (`DILATIONS`), symmetric, which together let pass what lies between its neighbours'
+    centres. They are fitted in turn, by least squares, from a few random beginnings; all add up to about 1, and none hears 0 Hz."""
+    hertz = np.linspace(0, SAMPLE_RATE / 2, 961)
+    angle = 2 * np.pi * hertz / SAMPLE_RATE
+    waves = [np.stack([np.ones_like(angle), *(2 * np.cos(k * dilation * angle) for k in (1, 2, 3))], axis=1) for dilation in DILATIONS]
+    edges = np.array([0.0, *CENTRES, SAMPLE_RATE - CENTRES[-1]])
+    found = []
+    for low, centre, high in zip(edges[:-2], edges[1:-1], edges[2:], strict=True):
+        wanted = np.interp(hertz, [low, centre, high], [0, 1, 0])
+        wanted = 0.5 - 0.5 * np.cos(np.pi * wanted)
+        if centre == CENTRES[-1]:
+            wanted[hertz > centre] = 1.0
+        found.append(_fitted(waves, wanted))
+    return np.array(found)
+
+
+def _fitted(waves: list[NpFloat["961 4"]], wanted: NpFloat["961"]) -> NpFloat["3 7"]:
+    noise, best, least = np.random.default_rng(0), np.zeros((3, 4)), np.inf
+    for _ in range(12):
+        parts = 0.3 * noise.standard_normal((3, 4)) + [1, 0, 0, 0]
+        answers = [wave @ part for wave, part in zip(waves, parts, strict=True)]
+        for number in 60 * (0, 1, 2):
+            others = answers[number - 1] * answers[number - 2]
+            matrix = waves[number] * others[:, None]
+            silent = np.concatenate([matrix, 30 * matrix[:1]])  # of 0 Hz
+            parts[number] = np.linalg.lstsq(silent, np.append(wanted, 0.0), rcond=1e-6)[0]
+            answers[number] = waves[number] @ parts[number]
+        off = np.square(np.prod(answers, axis=0) - wanted).sum()
+        if off < least:
+            best, least = parts.copy(), off
+    best *= np.cbrt(np.prod(np.abs(best).max(axis=1))) / np.abs(best).max(axis=1, keepdims=True)  # alike, for float16
+    return np.concatenate([best[:, :0:-1], best], axis=1)
+
+
+def whole(taps: NpFloat["3 7"]) -> NpFloat["79"]:
+    """A band's three convolutions in one."""
+    made = np.ones(1)
+    for dilation, part in zip(DILATIONS, taps, strict=True):
+        wide = np.zeros(6 * dilation + 1)
+        wide[::dilation] = part
+        made = np.convolve(made, wide)
+    return made
