@@ -147,7 +147,8 @@ def test_books_explain_more_and_more(stream: Stream, fitted: latents.Latents, tm
     fitted.save(tmp_path / "l.safetensors")
     again = latents.Latents.load(tmp_path / "l.safetensors")
     read = again.read(stream.wave.astype(np.float32) / 32768, "a")
-    assert np.array_equal(read.codes, stream.codes) and np.array_equal(again.codes(again.latent(main, read.codes[:, 1]), read.content), read.codes)
+    assert np.array_equal(read.codes, stream.codes)
+    assert np.array_equal(again.codes(again.latent(main, read.codes[:, 1]), read.content), read.codes)
 
 
 def test_occupancy_counts_every_unit() -> None:

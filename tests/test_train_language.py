@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import msgspec
 import numpy as np
 import pytest
 from flax import nnx
@@ -234,11 +235,36 @@ def test_the_hint_is_learnt_and_speaks_no_word_of_its_own(base: Model) -> None:
     assert language.speaking(state["average"]).keys() == params.keys()
 
 
+def test_spelling_is_taught_at_the_rows_where_words_end(base: Model) -> None:
+    one = line("Though yawned.", "_ðˌO jˈɔːnd._", [])
+    words = utterances.spelt(one, ["Th", "ough", "\u0120yawned", "."])
+    phones = utterances._PHONES
+    assert words == {1: [1 + phones.index(one) for one in "ðO"], 3: [1 + phones.index(one) for one in "jɔnd"]}
+    assert utterances.spelt(msgspec.structs.replace(one, text="Three words here"), ["Three"]) == {}
+
+    speech = some_speech()
+    speech.utterances = [msgspec.structs.replace(each, words={2: [5, 6], 7: list(range(1, 20))}) for each in speech.utterances]
+    batch = utterances.batches(base.config, speech, rows=256, picks=16, seed=4, in_context=0.0)(1)
+    for row, sounds in zip(batch.rows.text, batch.sounds, strict=True):
+        places = np.flatnonzero(sounds[:, 0] >= 0)
+        assert np.diff(places).tolist() == [5] and sounds[places[0]].tolist() == [5, 6, 0, *[-1] * 9]
+        assert sounds[places[1]].tolist() == list(range(1, 13)), "a long word is cut"
+        assert any(np.array_equal(row[places[0] - 2 : places[0] + 6], each.ids[3:-5]) for each in speech.utterances)
+    graphs, _ = narrator.define(base.config)
+    params = {name: base.params[name] for name in ("talker", "speaker_encoder")}
+    state = narrator.begin({**params, "spelling": narrator.begin_hint(base.config.talker_config.hidden_size, narrator.SPELLING)})
+    seen = []
+    for _ in range(25):
+        state, figures = narrator.train_step(state, batch, 1e-2, graphs=graphs, eos=2150, weights=Weights(spelling=1.0))
+        seen.append(float(figures["spelling"]))
+    assert seen[0] == pytest.approx(np.log(narrator.SYMBOLS)) and seen[-1] < 0.9 * seen[0]
+
+
 def test_padding_and_neighbours_change_no_loss(base: Model) -> None:
     batch = utterances.batches(base.config, some_speech(), rows=256, picks=16, seed=4)(1)
     graphs, _ = narrator.define(base.config)
     params = {name: base.params[name] for name in ("talker", "speaker_encoder")}
-    logits, _, looks, _ = narrator.forward(graphs, params, batch)
+    logits, _, looks, *_ = narrator.forward(graphs, params, batch)
     length = int(batch.rows.length[0])
     alone = batch._replace(
         rows=jax.tree.map(lambda leaf: leaf[:1], batch.rows), mel=batch.mel[:1], mel_length=batch.mel_length[:1],

@@ -100,7 +100,7 @@ def decoder(
     """Train the decoder on the codes of the corpus's latents."""
     fitted = Latents.load(run / LATENTS)
     cfg = configured(fitted).decoder_config
-    held = prior.held(vocoder.decoder_definition(cfg)[1], fitted)
+    held = prior.held(flatten(vocoder.decoder_definition(cfg)[1]), fitted)
     place = run / "decoder"
     streams = data.load_streams(corpus, run, hours, fitted)
     context = cfg.sliding_window - crop // 2

@@ -38,7 +38,8 @@ from qwen3_jax.train.narrator import Batch, Weights
 from qwen3_jax.train.sentences import training
 
 SAMPLES = 8  # sentences of each teacher that are spoken at an evaluation
-TOKENIZER, PLACE, HINT = "tokenizer.json", "language", "hint"
+TOKENIZER, PLACE = "tokenizer.json", "language"
+MAPS = ("hint", "spelling")  # that only training needs
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 Option = typer.Option
 Argument = typer.Argument
@@ -62,12 +63,18 @@ def start(config: ModelConfig, latent: int, seed: int) -> dict[str, Any]:
     """The training state before the first step; ``latent``: its main components."""
     _, shapes = narrator.define(config)
     params = unflatten(small.language_start(flatten(shapes), seed), shapes)
-    return narrator.begin({**params, HINT: narrator.begin_hint(config.talker_config.hidden_size, latent)})
+    return narrator.begin(params | maps(config, latent))
+
+
+def maps(config: ModelConfig, latent: int) -> dict[str, Any]:
+    """What only training needs, before the first step."""
+    sizes = zip(MAPS, (latent, narrator.SPELLING), strict=True)
+    return {name: narrator.begin_hint(config.talker_config.hidden_size, size) for name, size in sizes}
 
 
 def speaking(params: dict[str, Any]) -> dict[str, Any]:
     """Without what only training needs."""
-    return {name: value for name, value in params.items() if name != HINT}
+    return {name: value for name, value in params.items() if name not in MAPS}
 
 
 def held_out_batches(corpus: Path, config: ModelConfig, fitted: Latents, reader: Tokenizer, rows: int) -> list[Batch]:
@@ -102,7 +109,8 @@ def train(
     picks: Annotated[int, Option(help="Frames the predictor sees.")] = 160,
     rate: Annotated[float, Option(help="Highest learning rate.")] = 1.5e-3,
     guidance: Annotated[float, Option(help="Weight of the guided heads.")] = 0.3,
-    hint: Annotated[float, Option(help="Weight of the latent's error.")] = 1.0, seed: int = 0,
+    hint: Annotated[float, Option(help="Weight of the latent's error.")] = 1.0,
+    spelling: Annotated[float, Option(help="Weight of the words' phonemes.")] = 0.5, seed: int = 0,
 ) -> None:  # fmt: skip
     """Train, for as long as there is time."""
     if not (run / TOKENIZER).is_file():
@@ -112,7 +120,7 @@ def train(
     eos = config.talker_config.codec_eos_token_id
     batch = utterances.batches(config, utterances.load(corpus, run, hours, fitted, reader), rows=rows, picks=picks, seed=seed)
     judged = held_out_batches(corpus, config, fitted, reader, rows)
-    weights = Weights(guidance=guidance, hint=hint)
+    weights = Weights(guidance=guidance, hint=hint, spelling=spelling)
 
     def step(state: loop.State, number: int) -> tuple[loop.State, loop.Figures]:
         return narrator.train_step(state, batch(number), rate, graphs=graphs, eos=eos, weights=weights)
@@ -166,8 +174,7 @@ def begin_command(source: Annotated[Path, Argument(help="A checkpoint, of `expor
     config, codec, _ = read_configs(source)
     params = load_published(source, abstract(config, codec)[1])
     size = Latents.load(run / LATENTS).components
-    hint = narrator.begin_hint(config.talker_config.hidden_size, size)
-    state = narrator.begin({**{name: params[name] for name in ("talker", "speaker_encoder")}, HINT: hint})
+    state = narrator.begin({name: params[name] for name in ("talker", "speaker_encoder")} | maps(config, size))
     state["step"] = jnp.asarray(json.loads((source / STEPS).read_text("utf-8"))[PLACE], jnp.int32)
     loop.save(run / PLACE, jax.block_until_ready(state))
 

@@ -216,7 +216,9 @@ class Report(msgspec.Struct):
     phonemes: dict[str, float]
 
 
-def fit_pitch(cycles: NpF32["M"], bends: NpF32["M 7"], entries: int, *, seed: int = 0, most: int = 60000, steps: int = 12) -> locking.PitchBook:
+def fit_pitch(
+    cycles: NpF32["N"], bends: NpF32["N 7"], entries: int, *, seed: int = 0, most: int = 60000, steps: int = 12
+) -> locking.PitchBook:
     """The pitch book, of frames with voice; ``most`` of them, ``steps`` of k-means."""
     noise = np.random.default_rng(seed)
     some = noise.permutation(len(cycles))[:most]
@@ -264,9 +266,7 @@ def fit(
     heard = [(part.mel - heard_mean) @ heard_basis.T for part in parts]
     voices = np.stack([np.stack(_statistics(each)) for each in heard])
     shares = [occupancy(part.labels, count) for part in parts]
-    features = [
-        _features(each, voice[0], voice[1], weight, phase)[: len(y)] for each, voice, y in zip(heard, voices, shares, strict=True)
-    ]
+    features = [_features(each, voice[0], voice[1], weight, phase)[: len(y)] for each, voice, y in zip(heard, voices, shares, strict=True)]
     takes = [min(len(each), most) for each in features]
     f = np.concatenate([each[:take] for each, take in zip(features, takes, strict=True)])
     y = np.concatenate([each[:take] for each, take in zip(shares, takes, strict=True)])

@@ -9,11 +9,12 @@ generate.frame feeds the talker after that frame: its sixteen codes and the next
     predictor      -   | frame 0       frame 1      frame 2      ...  -            from that row's hidden state and book 0
     spoken         -   | rows of the text tokens that are said in that frame (the teachers state when they say what)
 
-Nothing is shifted after that: a row's label stands at the row. Beside the labels there is a hint, used in training only: from the hidden
+Nothing is shifted after that: a row's label stands at the row. Beside the labels there are hints, used in training only. From the hidden
 state a linear map is to find the frame's main components (latents.py), which tells the talker at every row what the predictor sees of
-few. The teachers' durations guide attention: one head in each of two layers is rewarded for looking at the rows of the tokens that are
-being said, which spares the model finding the alignment by itself (after the guided attention of arXiv 1710.08969, with the true places
-in place of a diagonal).
+few. From the rows where a word of the text ends, as they are when the first guided head looks at them, another map is to find the word's
+phonemes: spelling is learnt from the text itself, and not only through what is heard of it. The teachers' durations guide attention: one
+head in each of two layers is rewarded for looking at the rows of the tokens that are being said, which spares the model finding the
+alignment by itself (after the guided attention of arXiv 1710.08969, with the true places in place of a diagonal).
 """
 
 import functools
@@ -36,6 +37,9 @@ from qwen3_jax.speaker import SpeakerEncoder
 from qwen3_jax.talker import Talker
 from qwen3_jax.train.vocoder import rate_at, running_average
 
+PHONEMES = 12  # of a word, at most
+SYMBOLS = 64  # phonemes that are told apart; 0 is the end of a word
+SPELLING = PHONEMES * SYMBOLS  # numbers of the map from a row to its word's phonemes
 Rope = tuple[Float["B T D"], Float["B T D"]]
 Params = dict[str, Any]  # {"talker": ..., "speaker_encoder": ...}, nested as in `model.Model`
 
@@ -56,6 +60,7 @@ class Batch(NamedTuple):
     labels: Int["B T K"]  # of each row, -1 where there is none; the end of speech has book 0 only
     spoken: Int["B T 2"]  # of each row with a label: the first row that is to be looked at, and the first one after; equal: none
     latent: F32["B T D"]  # main components of the frame that each row's label names, whitened; D = 0: no hint
+    sounds: Int["B T S"]  # phonemes of the word that ends with the row's text token; -1 where there is none
     picks: Int["N"]  # places of `labels`, counted through rows, that hold a whole frame; one without a frame is padding
 
 
@@ -66,6 +71,7 @@ class Taught(NamedTuple):
     labels: NpInt["T K"]
     spoken: NpInt["T 2"]
     latent: NpF32["T D"]
+    sounds: NpInt["T S"]
     start: int  # the row before which the frames to be learnt begin: it has the first label
 
 
@@ -76,15 +82,17 @@ class Scores(NamedTuple):
     rest: F32["N 15 V"]  # of books 1..15, of the picked frames
     looks: F32["B T"]  # `looked_at`, averaged over the guided heads
     hidden: Float["B T H"]
+    early: Float["B T H"]  # what the first guided layer is given, its root mean square 1
 
 
 class Weights(NamedTuple):
     """Of the loss: ``predictor`` times the mean over books 1..15, ``guidance`` times that of the guided heads, and ``hint`` times the
-    hint's error are added to book 0's; ``smoothing`` goes to all entries alike."""
+    hint's error are added to book 0's, and ``spelling`` times that of the phonemes; ``smoothing`` goes to all entries alike."""
 
     predictor: float = 1.0
     guidance: float = 0.0
     hint: float = 0.0
+    spelling: float = 0.0
     smoothing: float = 0.0
 
 
@@ -97,7 +105,12 @@ def define(config: ModelConfig) -> tuple[Definitions, Params]:
 
 
 def teach(
-    prompt: Prompt, frames: NpInt["N K"], config: ModelConfig, spoken: NpInt["N+1 2"] | None = None, latent: NpF32["N D"] | None = None
+    prompt: Prompt,
+    frames: NpInt["N K"],
+    config: ModelConfig,
+    spoken: NpInt["N+1 2"] | None = None,
+    latent: NpF32["N D"] | None = None,
+    sounds: dict[int, list[int]] | None = None,
 ) -> Taught:
     """Prompt and frames -> the rows that the talker reads while it makes them, and the labels of these rows.
 
@@ -107,6 +120,7 @@ def teach(
         config: the checkpoint's.
         spoken: of each frame and of the end of speech, the rows to look at; rows that are not there yet are cut off.
         latent: of each frame, for the hint.
+        sounds: of some rows, the phonemes of the word that ends there; rows that are not there are left out.
     """
     count, start = len(frames), len(prompt.text)
     text = np.full(count, config.tts_pad_token_id, np.int32)
@@ -127,7 +141,11 @@ def teach(
         prompt.x_vector,
         prompt.trailing[:0],
     )
-    return Taught(rows, labels, looks, hint, start - 1)
+    heard = np.full((start + count, PHONEMES), -1, np.int32)
+    for row, phonemes in (sounds or {}).items():
+        if row < len(heard):
+            heard[row, : len(phonemes) + 1] = [*phonemes, 0][:PHONEMES]
+    return Taught(rows, labels, looks, hint, heard, start - 1)
 
 
 def assemble(
@@ -163,6 +181,7 @@ def assemble(
         labels,
         np.stack([padded(one.spoken, 0, length) for one in taught]),
         np.stack([padded(one.latent, 0.0, length) for one in taught]),
+        np.stack([padded(one.sounds, -1, length) for one in taught]),
         np.sort(noise.choice(places, picks, replace=len(places) < picks)).astype(np.int32),
     )
 
@@ -181,8 +200,9 @@ def looked_at(layer: DecoderLayer, x: Float["B T H"], rope: Rope, mask: Bool["B 
     return jax.nn.logsumexp(jnp.where(right, logs, lowest), axis=-1)
 
 
-def talker_states(talker: Talker, rows: PromptRows, spoken: Int["B T 2"]) -> tuple[Float["B T H"], F32["B T"]]:
-    """Normed hidden states of all rows, and how well the guided heads look. What is right of a row is not seen, so padding is free."""
+def talker_states(talker: Talker, rows: PromptRows, spoken: Int["B T 2"]) -> tuple[Float["B T H"], F32["B T"], Float["B T H"]]:
+    """Normed hidden states of all rows, how well the guided heads look, and what the first of them looks at. What is right of a row is
+    not seen, so padding is free."""
     x = embed(talker, rows)
     layers, kv_heads, head_dim = talker.kv_shape
     batch, length = rows.text.shape
@@ -190,12 +210,14 @@ def talker_states(talker: Talker, rows: PromptRows, spoken: Int["B T 2"]) -> tup
     rope = rope_angles(jnp.broadcast_to(jnp.arange(length), (batch, length)), head_dim, talker.model.theta, x.dtype)
     mask = causal_mask(start, length, length)
     caches = empty(layers, batch, kv_heads, length, head_dim, x.dtype)
-    looks = []
+    looks, early = [], x
     for number, (layer, cache) in enumerate(zip(talker.model.layers, caches, strict=True)):
         if number in guided(layers):
             looks.append(looked_at(layer, x, rope, mask, spoken))
+            early = x if len(looks) == 1 else early
         x, _ = layer(x, rope, cache, start, mask)
-    return talker.model.norm(x), sum(looks[1:], looks[0]) / len(looks)
+    early = early * jax.lax.rsqrt(jnp.mean(jnp.square(early), axis=-1, keepdims=True) + 1e-6)
+    return talker.model.norm(x), sum(looks[1:], looks[0]) / len(looks), early
 
 
 def guided(layers: int) -> tuple[int, ...]:
@@ -222,7 +244,7 @@ def forward(graphs: Definitions, params: Params, batch: Batch) -> Scores:
 
 def scores(talker: Talker, batch: Batch) -> Scores:
     """Of a batch whose speaker rows are made."""
-    hidden, looks = talker_states(talker, batch.rows, batch.spoken)
+    hidden, looks, early = talker_states(talker, batch.rows, batch.spoken)
     picked = batch.labels.reshape(-1, talker.books)[batch.picks]
     rest = predictor_logits(
         talker.code_predictor,
@@ -230,7 +252,7 @@ def scores(talker: Talker, batch: Batch) -> Scores:
         talker.model.codec_embedding(picked[:, 0], talker.dtype),
         picked[:, 1:],
     )
-    return Scores(talker.codec_head(hidden).astype(jnp.float32), rest, looks, hidden)
+    return Scores(talker.codec_head(hidden).astype(jnp.float32), rest, looks, hidden, early)
 
 
 def cross_entropy(logits: F32["... V"], labels: Int["..."], smoothing: float) -> F32["..."]:
@@ -241,9 +263,16 @@ def cross_entropy(logits: F32["... V"], labels: Int["..."], smoothing: float) ->
 
 
 def losses(graphs: Definitions, params: Params, batch: Batch, eos: int, weights: Weights) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """`compared`, of what the parameters make of a batch; and the hint's error."""
+    """`compared`, of what the parameters make of a batch; the error of the phonemes, and the hint's."""
     made = forward(graphs, params, batch)
     total, figures = compared(made, batch, eos, weights)
+    if weights.spelling:
+        map_ = params["spelling"]
+        there = batch.sounds >= 0
+        guess = (made.early @ map_["weight"] + map_["bias"]).reshape(*batch.sounds.shape, -1).astype(jnp.float32)
+        off = jnp.where(there, cross_entropy(guess, batch.sounds, 0.0), 0)
+        figures["spelling"] = jnp.sum(off) / jnp.maximum(jnp.sum(there), 1)
+        total += weights.spelling * figures["spelling"]
     if not weights.hint:
         return total, figures
     hint = params["hint"]
@@ -260,13 +289,13 @@ def hint_weights(size: int) -> F32["D"]:
 
 
 def begin_hint(width: int, size: int) -> Params:
-    """The hint's map before the first step."""
+    """A map of `losses` before the first step; ``size``: of a latent, or `SPELLING`."""
     return {"weight": jnp.zeros((width, size)), "bias": jnp.zeros((size,))}
 
 
 def compared(made: Scores, batch: Batch, eos: int, weights: Weights) -> tuple[jax.Array, dict[str, jax.Array]]:
     """The loss of some `scores` and its parts: means over frames, in nats, and shares of right guesses. Picks of no frame do not count."""
-    logits, rest, looks, _ = made
+    logits, rest, looks, *_ = made
     first = batch.labels[..., 0]
     there, ends = first >= 0, first == eos
     places = batch.spoken[..., 0] < batch.spoken[..., 1]

@@ -32,7 +32,7 @@ from qwen3_jax.train.levels import GROUPS, HOP, LEVELS, LOUD, MOMENTS, MOST, TUR
 from qwen3_jax.train.locking import RAMPS
 from qwen3_jax.train.vocoder import Flat, Held, Ranges
 
-STEADY = 300.0  # a constant channel that keeps the RMS norm at the transformer's end from following the sound's level
+STEADY = 3000.0  # a constant channel that keeps the RMS norm at the transformer's end the same, to 1e-5: phases pass through it
 SILENT = 20.0  # a logarithm of Snake's height that leaves no sine
 TONES, BANDS = len(GROUPS), LEVELS - len(GROUPS)
 STEPS = 4  # of a frame, at 50 Hz

@@ -32,6 +32,9 @@ _HOP = 256  # samples between frames of the speaker encoder's mel
 _WHOLE = 9600  # samples to which `data.padded` pads
 
 
+_PHONES = "AIOQTWYabdfhijklmnpstuvwzæðŋɐɑɒɔəɛɜɡɪɹʃʊʌʒʤʧθᵊᵻ"  # of both teachers; stress and punctuation are left out
+
+
 class Utterance(msgspec.Struct, frozen=True):
     """What is said, as the product's tokenizer has it: ids [T] of the whole turn; and how: codes [N K].
 
@@ -44,6 +47,7 @@ class Utterance(msgspec.Struct, frozen=True):
     codes: NpInt
     said: Any  # int32 [N+1 2] or None
     latent: Any = None  # [N D], whitened
+    words: Any = None  # {token of the text that ends a word: the word's phonemes}
 
 
 class Speech(msgspec.Struct):
@@ -77,7 +81,8 @@ def load(corpus: Path, run: Path, hours: float, latents: Latents, tokenizer: Tok
             ids = tokenizer.assistant(line.text)
             said = said_when(line, tokenizer.pieces(ids[ROLE:-CLOSING]), frames)
             whole = slice(start, start + frames)
-            utterances.append(Utterance(voice, ids, stream.codes[whole].astype(np.int32), said, stream.main[whole] / spread))
+            words = spelt(line, tokenizer.pieces(ids[ROLE:-CLOSING]))
+            utterances.append(Utterance(voice, ids, stream.codes[whole].astype(np.int32), said, stream.main[whole] / spread, words))
             start += -(-line.samples // _WHOLE) * _WHOLE // FRAME
         waves.append(stream.wave)
     return Speech(utterances, waves)
@@ -114,6 +119,17 @@ def said_when(line: Line, pieces: list[str], frames: int) -> NpInt["N+1 2"] | No
     return np.stack([first, after], axis=1).astype(np.int32)
 
 
+def spelt(line: Line, pieces: list[str]) -> dict[int, list[int]]:
+    """`Utterance.words`: of each word's last piece, the numbers of its phonemes without stress; none if the teacher's words are not the
+    text's."""
+    words = line.phonemes.replace("_", " ").split()
+    if len(words) != len(line.text.split()):
+        return {}
+    begins = [place for place, piece in enumerate(pieces) if place == 0 or piece.startswith("\u0120")]
+    ends = [*(place - 1 for place in begins[1:]), len(pieces) - 1]
+    return {end: [1 + _PHONES.index(symbol) for symbol in word if symbol in _PHONES] for end, word in zip(ends, words, strict=False)}
+
+
 def rows_of(config: ModelConfig, utterance: Utterance, form: Form, reference: Utterance | None = None) -> Taught:
     """An utterance's rows and labels; the x-vector is filled in on the device."""
     before = np.zeros(0, np.int32) if reference is None else reference.ids[: len(reference.ids) - CLOSING + REFERENCE_CLOSING]
@@ -130,7 +146,8 @@ def rows_of(config: ModelConfig, utterance: Utterance, form: Form, reference: Ut
     lane = len(prompt.text) - 1 - (0 if reference is None else len(reference.codes))  # the row of codec_bos
     first = (lane if form.streaming_text else lane - earlier - own - 1) + earlier  # the row of the text's first token
     spoken = None if utterance.said is None else utterance.said + first
-    return teach(prompt, utterance.codes, config, spoken, utterance.latent)
+    sounds = {first + token: phonemes for token, phonemes in (utterance.words or {}).items()}
+    return teach(prompt, utterance.codes, config, spoken, utterance.latent, sounds)
 
 
 def reference_mel(wave: np.ndarray, noise: np.random.Generator) -> NpF32:
