@@ -270,7 +270,7 @@ def test_padding_and_neighbours_change_no_loss(base: Model) -> None:
         rows=jax.tree.map(lambda leaf: leaf[:1], batch.rows), mel=batch.mel[:1], mel_length=batch.mel_length[:1],
         labels=batch.labels[:1], spoken=batch.spoken[:1], picks=np.flatnonzero(batch.labels[0, :, -1] >= 0)[:2],
     )  # fmt: skip
-    one, _, look, _ = narrator.forward(graphs, params, alone)
+    one, _, look, *_ = narrator.forward(graphs, params, alone)
     np.testing.assert_allclose(one[0, :length], logits[0, :length], atol=2e-4)
     there = batch.spoken[0, :, 0] < batch.spoken[0, :, 1]
     np.testing.assert_allclose(np.asarray(look)[0][there], np.asarray(looks)[0][there], atol=2e-4)

@@ -125,10 +125,11 @@ def _read_shard(corpus: Path, kept: Path, lines: list[Line], latents: Latents, s
             found["codes"].append(one.codes.astype(np.int16))
             found["main"].append(one.main.astype(np.float16))
             found["content"].append(one.content.astype(np.float16))
+        joined = {name: np.concatenate(pieces) for name, pieces in found.items() if pieces}
         if speech:
-            keep(heard, lambda file: np.savez(file, **{name: np.concatenate(found[name]) for name in _HEARD}))
-        keep(read, lambda file: np.savez(file, **{name: np.concatenate(found[name]) for name in _READ}))
-    arrays = {}
+            keep(heard, lambda file: np.savez(file, wave=joined["wave"], locked=joined["locked"], levels=joined["levels"]))
+        keep(read, lambda file: np.savez(file, codes=joined["codes"], main=joined["main"], content=joined["content"]))
+    arrays: dict[str, np.ndarray] = {}
     for path in (read, heard) if speech else (read,):
         with np.load(path) as file:
             arrays |= dict(file)
