@@ -49,6 +49,12 @@ def default_folder() -> Path:
     return next((folder for folder in (Path("voices"), *_SHIPPED) if folder.is_dir()), Path("voices"))
 
 
+def shipped_folder() -> Path | None:
+    """The voices that come with the package, unless they are those of ``voices`` here."""
+    found = next((folder for folder in _SHIPPED if folder.is_dir()), None)
+    return None if found is None or found.resolve() == Path("voices").resolve() else found
+
+
 def find(folder: Path) -> dict[str, VoiceEntry]:
     """Every voice in ``folder`` by id, in alphabetical order; none if there is no such folder.
 

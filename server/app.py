@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from quart import Quart, Response, ResponseReturnValue, websocket
 
+from qwen3_jax.voice_folder import shipped_folder
 from server import metrics, openai, schema, web
 from server.auth import Authenticator
 from server.context import Context
@@ -32,7 +33,8 @@ def create_app(settings: Settings | None = None, make_engine: MakeEngine = facto
         ValueError, FileNotFoundError: a setting, key or voice that cannot be used.
     """
     chosen = settings or Settings()
-    store = VoiceStore(chosen.voices_dir)
+    shipped = "voices_dir" not in chosen.model_fields_set if chosen.shipped_voices is None else chosen.shipped_voices
+    store = VoiceStore(chosen.voices_dir, shipped_folder() if shipped else None)
     engine = make_engine(chosen, store)
     context = Context(chosen, engine, store, Authenticator(chosen), Limits(chosen), Metrics())
     app = Quart("server")

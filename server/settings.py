@@ -7,7 +7,6 @@ from pydantic import AliasChoices, Field, SecretStr, field_validator, model_vali
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from qwen3_jax.hub import EMBEDDED
-from qwen3_jax.voice_folder import default_folder
 
 Seconds = Annotated[float, Field(gt=0, le=3600)]
 Count = Annotated[int, Field(ge=1)]
@@ -33,7 +32,8 @@ class Settings(BaseSettings):
     load: Literal["start", "lazy"] = "start"  # lazy: at the first utterance that an authorised client asks for
     warmup: Literal["all", "first"] = "all"  # compiled before readyz: every program, or what the default voice's first words need
 
-    voices_dir: str | Path = Field(default_factory=default_folder)  # a folder, or a bucket that fsspec knows: s3://bucket/voices
+    voices_dir: str | Path = Path("voices")  # a folder, or a bucket that fsspec knows: s3://bucket/voices
+    shipped_voices: bool | None = None  # the voices of the package are there too; default: unless a folder is named
     default_voice: str = "makima"
     default_language: str = "English"
     voice_cache: Count = 32  # voices kept ready in memory

@@ -302,6 +302,27 @@ def test_the_folder_may_be_a_bucket() -> None:
     assert store.voices == {}
 
 
+def test_the_packages_voices_are_below_and_only_read(voices: Path, tmp_path: Path) -> None:
+    before = {path: path.read_bytes() for path in voices.rglob("*") if path.is_file()}
+    store = VoiceStore(tmp_path / "own", voices)
+    shipped = set(store.voices)
+    assert shipped and shipped == set(VoiceStore(voices).voices)
+    name = min(shipped)
+    assert store.reference(store.voices[name]) == VoiceStore(voices).reference(store.voices[name])
+    store.save_prompt(store.voices[name], "model", b"prompt")
+    assert store.load_prompt(store.voices[name], "model") == b"prompt"
+    clip = check(sound(speech()), MOST)
+    added = store.add(clip, None, Metadata(name="mine"))
+    assert set(store.refresh(now=True)) == shipped | {added.id}
+    with pytest.raises(ValueError, match="is there already"):
+        store.add(clip, None, Metadata(), name)
+    with pytest.raises(KeyError):
+        store.remove(name)
+    store.remove(added.id)
+    assert set(store.voices) == shipped
+    assert before == {path: path.read_bytes() for path in voices.rglob("*") if path.is_file()}
+
+
 def test_a_voice_that_breaks_later_is_left_out_and_one_that_is_broken_is_named(voices: Path, caplog: pytest.LogCaptureFixture) -> None:
     store = VoiceStore(voices)
     assert store.voices["makima"].metadata.duration_seconds == 1.5

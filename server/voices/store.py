@@ -58,20 +58,23 @@ class StoredVoice(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class VoiceStore:
-    """The voices below a folder or a bucket.
+    """The voices below a folder or a bucket, and, if there are any, those that come with the package, which are only read.
 
     Args:
-        location: a path or an fsspec address.
+        location: a path or an fsspec address; what is new is written there.
+        shipped: a folder of more voices. One of ``location`` with the same id takes its place.
 
     Raises:
         ValueError: an address that fsspec does not know, or a voice that cannot be read.
     """
 
-    def __init__(self, location: str | Path) -> None:
+    def __init__(self, location: str | Path, shipped: Path | None = None) -> None:
+        self._shipped = None if shipped is None else VoiceStore(shipped)
         self._fs, path = fsspec.core.url_to_fs(str(location))
         self._root = PurePosixPath(path)
         self._local = isinstance(self._fs, fsspec.implementations.local.LocalFileSystem)
         self._lock = threading.Lock()
+        self._own: dict[str, StoredVoice] = {}
         self._voices: dict[str, StoredVoice] = {}
         self._looked = 0.0
         if self._local:
@@ -90,7 +93,9 @@ class VoiceStore:
                 self._fs.invalidate_cache()
                 found = (PurePosixPath(path).parent.name for path in self._fs.glob(str(self._root / "*" / REFERENCE)))
                 looked = ((name, self._look(name, strict)) for name in sorted(found) if ID.fullmatch(name))
-                self._voices = {name: voice for name, voice in looked if voice is not None}
+                self._own = {name: voice for name, voice in looked if voice is not None}
+                every = self._own if self._shipped is None else self._shipped.voices | self._own
+                self._voices = dict(sorted(every.items()))
                 self._looked = time.monotonic()
             return self._voices
 
@@ -129,8 +134,12 @@ class VoiceStore:
         return self._voices[voice_id]
 
     def remove(self, voice_id: str) -> None:
-        """Delete a voice. In a bucket its metadata goes first, so that what is left is no voice."""
-        if voice_id not in self._voices:
+        """Delete a voice. In a bucket its metadata goes first, so that what is left is no voice.
+
+        Raises:
+            KeyError: there is no such voice here; one that comes with the package stays.
+        """
+        if voice_id not in self._own:
             raise KeyError(voice_id)
         if self._local:
             hidden = self._root / f".{voice_id}.partial-{secrets.token_hex(4)}"
@@ -143,6 +152,8 @@ class VoiceStore:
 
     def reference(self, voice: StoredVoice) -> bytes:
         """The recording, a WAV file."""
+        if voice.id not in self._own and self._shipped is not None:
+            return self._shipped.reference(voice)
         data: bytes = self._fs.cat_file(self._path(voice.id, REFERENCE))
         return data
 
@@ -159,6 +170,7 @@ class VoiceStore:
         path = self._path(voice.id, prompt_name(voice, fingerprint))
         try:
             if self._local:
+                Path(path).parent.mkdir(parents=True, exist_ok=True)  # of a shipped voice, the prompt alone is kept here
                 partial = f"{path}.{secrets.token_hex(4)}"
                 write_file(Path(partial), data)
                 os.replace(partial, path)
@@ -208,7 +220,7 @@ class VoiceStore:
 
     def _seconds(self, voice_id: str, revision: str) -> float:
         """How long the recording is; it is opened once."""
-        before = self._voices.get(voice_id)
+        before = self._own.get(voice_id)
         if before is not None and before.revision == revision:
             return before.metadata.duration_seconds
         try:
