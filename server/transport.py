@@ -31,7 +31,7 @@ from server.drain import drain
 from server.settings import Settings
 
 SEND_BUFFER = 32 * 1024  # bytes in the kernel for each connection, which doubles it: less than two seconds of audio
-CLOSE_SECONDS, STALLED_MS = 1.0, 20_000
+CLOSE_SECONDS, STALLED_MS, WATCH_SECONDS = 1.0, 20_000, 1.0
 log = logging.getLogger(__name__)
 
 
@@ -157,6 +157,7 @@ async def serve(
 
     Raises:
         FileNotFoundError, ValueError: the model could not be loaded; whatever else made loading fail.
+        RuntimeError: the engine died for good while it served, so that whoever watches the process starts it anew.
     """
     harden()
     config = configuration(settings)
@@ -188,13 +189,15 @@ async def serve(
     loaded = context.engine.loaded
     if loaded is not None and loaded.done() and not loaded.cancelled():
         loaded.result()
+    if context.engine.state == "failed":
+        raise RuntimeError("the engine died and could not be restarted; the log says why")
 
 
 async def _failure(context: Context) -> None:
-    """Return when the model could not be loaded."""
+    """Return when the model could not be loaded, or has died for good (looked at every second)."""
     await context.loading.wait()
     loaded: asyncio.Future[Any] | None = context.engine.loaded
     if loaded is not None:
         await asyncio.wait({loaded})
-    if context.engine.state != "failed":
-        await asyncio.Event().wait()
+    while context.engine.state != "failed":
+        await asyncio.sleep(WATCH_SECONDS)
