@@ -199,5 +199,5 @@ async def _failure(context: Context) -> None:
     loaded: asyncio.Future[Any] | None = context.engine.loaded
     if loaded is not None:
         await asyncio.wait({loaded})
-    while context.engine.state != "failed":
+    while context.engine.state != "failed":  # noqa: ASYNC110  # engines have no event for it: their threads die as they can
         await asyncio.sleep(WATCH_SECONDS)

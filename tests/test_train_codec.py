@@ -375,6 +375,14 @@ def test_the_encoder_learns_and_nothing_of_it_is_frozen(stream: Stream, fitted: 
         seen.append(float(figures["latent"]))
     assert seen[-1] < 0.9 * seen[0]
     assert [path for path, value in before.items() if np.array_equal(value, state["trained"][path])] == []
+    # what it is not sure of is widened, and a run that goes on from the export is as wide
+    path = "quantizer.acoustic_residual_vector_quantizer.input_proj.weight"
+    made = listener.finished(state, fitted.components)
+    wider = np.asarray(made[path] / jnp.where(state["frozen"][path] == 0, 1, state["frozen"][path])).sum(axis=(1, 2))
+    power = np.asarray(state["power"])
+    assert np.allclose(wider[:8], np.clip(np.sqrt(power[1] / power[0]), 1, listener.WIDEST)[:8], rtol=1e-5) and np.all(wider[8:] == 1)
+    again = listener.finished(listener.begin_at(encoder_state(fitted), made, 20), fitted.components)
+    assert again.keys() == made.keys() and all(np.allclose(again[name], made[name], rtol=1e-5) for name in made)
 
 
 def test_an_export_is_the_trained_decoder(stream: Stream, fitted: latents.Latents, tmp_path: Path) -> None:

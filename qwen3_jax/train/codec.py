@@ -163,7 +163,7 @@ def encoder(
         )
 
     def evaluate(state: loop.State, folder: Path) -> loop.Figures:
-        return agreement(corpus, fitted, cfg, {**state["average"], **state["frozen"]})
+        return agreement(corpus, fitted, cfg, listener.finished(state, fitted.components))
 
     state = loop.resume(run / "encoder", encoder_start(fitted, seed))
     plan = loop.Plan(steps=steps, minutes=minutes, pause=pause_file, evaluate_every=1000)
@@ -233,16 +233,13 @@ def agreement(corpus: Path, fitted: Latents, cfg: CodecConfig, params: dict[str,
 
 def averaged(run: Path, fitted: Latents) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """The codec's parameters, by dotted path, from the last checkpoints; and the discriminators'. An untrained half is as it starts."""
-    half = {
-        "decoder": loop.resume(run / "decoder", decoder_start(fitted, 0)),
-        "encoder": loop.resume(run / "encoder", encoder_start(fitted, 0)),
+    ends = {name: loop.resume(run / name, start(fitted, 0)) for name, start in (("decoder", decoder_start), ("encoder", encoder_start))}
+    halves = {
+        "decoder": {**ends["decoder"]["average"], **ends["decoder"]["frozen"]},
+        "encoder": listener.finished(ends["encoder"], fitted.components),
     }
-    params = {
-        f"{name}.{path}": np.asarray(value)
-        for name, state in half.items()
-        for path, value in {**state["average"], **state["frozen"]}.items()
-    }
-    return params, {path: np.asarray(value) for path, value in half["decoder"]["critic"].items()}
+    params = {f"{name}.{path}": np.asarray(value) for name, half in halves.items() for path, value in half.items()}
+    return params, {path: np.asarray(value) for path, value in ends["decoder"]["critic"].items()}
 
 
 @app.command("export")
@@ -278,13 +275,14 @@ def begin_command(
     steps = json.loads((source / STEPS).read_text("utf-8"))
     for name, start in (("decoder", decoder_start(fitted, 0)), ("encoder", encoder_start(fitted, 0))):
         mine = {path.removeprefix(f"{name}."): jnp.asarray(value) for path, value in params.items() if path.startswith(f"{name}.")}
-        start["step"] = jnp.asarray(steps[name], jnp.int32)
-        for kind in ("trained", "average"):
-            start[kind] = {path: jnp.copy(mine[path]) for path in start[kind]}
-        if name == "decoder":
-            start["critic"] = {path: jnp.asarray(critic[path]) for path in start["critic"]}
+        if name == "encoder":
+            state = listener.begin_at(start, mine, steps[name])
+        else:
+            kinds = {kind: {path: jnp.copy(mine[path]) for path in start[kind]} for kind in ("trained", "average")}
+            judges = {path: jnp.asarray(critic[path]) for path in start["critic"]}
+            state = {**start, **kinds, "critic": judges, "step": jnp.asarray(steps[name], jnp.int32)}
         if steps[name]:
-            loop.save(run / name, start)
+            loop.save(run / name, state)
 
 
 @app.command()

