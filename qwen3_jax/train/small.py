@@ -1,6 +1,6 @@
 """The small checkpoint that ships: its configs in the published schema, and random weights to start from.
 
-Codec: 4.6 M parameters of decoder and 1.6 M of encoder, and the books of both halves, 1.7 M and 0.9 M, of different vectors (the
+Codec: 5.2 M parameters of decoder and 1.6 M of encoder, and the books of both halves, 1.7 M and 0.9 M, of different vectors (the
 decoder's say more of the phase).
 Language model, with 512 entries a book and 1500 pieces of text: 8.8 M parameters, namely
 
