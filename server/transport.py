@@ -170,10 +170,14 @@ async def serve(
     for number in handled:
         loop.add_signal_handler(number, ended.set)
 
+    died = False  # a closed engine has failed, too; what counts is how it was when the end came
+
     async def until_the_end() -> None:
+        nonlocal died
         told = asyncio.ensure_future(ended.wait())
         failed = asyncio.ensure_future(_failure(context))
         await asyncio.wait({told, failed}, return_when=asyncio.FIRST_COMPLETED)
+        died = failed.done()
         told.cancel()
         failed.cancel()
         log.info("going down: %d sessions", len(context.sessions))
@@ -189,7 +193,7 @@ async def serve(
     loaded = context.engine.loaded
     if loaded is not None and loaded.done() and not loaded.cancelled():
         loaded.result()
-    if context.engine.state == "failed":
+    if died:
         raise RuntimeError("the engine died and could not be restarted; the log says why")
 
 
