@@ -320,6 +320,8 @@ def test_the_packages_voices_are_below_and_only_read(voices: Path, tmp_path: Pat
         store.remove(name)
     store.remove(added.id)
     assert set(store.voices) == shipped
+    store.save_prompt(added, "model", b"prompt")  # by an utterance that was still being prepared
+    assert not (tmp_path / "own" / added.id).exists(), "nothing is kept of a voice that was deleted"
     assert before == {path: path.read_bytes() for path in voices.rglob("*") if path.is_file()}
 
 

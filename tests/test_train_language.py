@@ -225,7 +225,7 @@ def test_the_hint_is_learnt_and_speaks_no_word_of_its_own(base: Model) -> None:
     graphs, _ = narrator.define(base.config)
     params = {name: base.params[name] for name in ("talker", "speaker_encoder")}
     plain, _ = narrator.losses(graphs, params, batch, 2150, Weights())
-    state = narrator.begin({**params, "hint": narrator.begin_hint(base.config.talker_config.hidden_size, 6)})
+    state = narrator.begin({**params, "hint": narrator.begin_map(base.config.talker_config.hidden_size, 6)})
     seen = []
     for _ in range(20):
         state, figures = narrator.train_step(state, batch, 1e-2, graphs=graphs, eos=2150, weights=Weights(hint=1.0))
@@ -252,7 +252,7 @@ def test_spelling_is_taught_at_the_rows_where_words_end(base: Model) -> None:
         assert any(np.array_equal(row[places[0] - 2 : places[0] + 6], each.ids[3:-5]) for each in speech.utterances)
     graphs, _ = narrator.define(base.config)
     params = {name: base.params[name] for name in ("talker", "speaker_encoder")}
-    state = narrator.begin({**params, "spelling": narrator.begin_hint(base.config.talker_config.hidden_size, narrator.SPELLING)})
+    state = narrator.begin({**params, "spelling": narrator.begin_map(base.config.talker_config.hidden_size, narrator.SPELLING)})
     seen = []
     for _ in range(25):
         state, figures = narrator.train_step(state, batch, 1e-2, graphs=graphs, eos=2150, weights=Weights(spelling=1.0))

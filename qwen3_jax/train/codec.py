@@ -181,7 +181,7 @@ def held_out(corpus: Path, each: int) -> list[tuple[str, NpF32]]:
 
 
 def codes_of(fitted: Latents, wave: NpF32, voice: str) -> NpInt:
-    """A clip's codes [N K], by its spectrogram."""
+    """A clip's codes [N K], by the latents, without the encoder."""
     return fitted.read(wave, voice).codes
 
 
@@ -223,7 +223,7 @@ def _encode(graph: Any, params: Any, wave: jax.Array, valid: jax.Array) -> jax.A
 
 
 def agreement(corpus: Path, fitted: Latents, cfg: CodecConfig, params: dict[str, Any]) -> loop.Figures:
-    """Share of held-out frames whose codes are those of the spectrogram: of book 0, 1, 2, and of all 16 on average."""
+    """Share of held-out frames whose codes are those of the latents: of book 0, 1, 2, and of all 16 on average."""
     same = [encode_all(cfg, params, wave) == codes_of(fitted, wave, name.rsplit("-", 1)[0]) for name, wave in held_out(corpus, 5)]
     if not same:
         return {}
@@ -289,7 +289,7 @@ def begin_command(
 def reconstruct(
     source: Annotated[Path, Argument(help="Of `export`.")], wavs: Annotated[Path, Argument(help="Clips, *.wav.")],
     to: Annotated[Path, Argument(help="Where the same names are written.")], limit: int = 100,
-    spectrogram: Annotated[bool, Option("--spectrogram", help="Codes by the spectrogram, not by the encoder.")] = False,
+    direct: Annotated[bool, Option("--direct", help="Codes by the latents, without the encoder.")] = False,
 ) -> None:  # fmt: skip
     """Send clips through the codec and back; ``sentences.txt`` goes along, for ``evaluate --judge``."""
     cfg, params = export.read_codec(source / CODEC)
@@ -302,7 +302,7 @@ def reconstruct(
     for path in sorted(wavs.glob("*.wav"))[:limit]:
         wave = load_audio(path)
         whole = np.pad(wave, (0, -len(wave) % FRAME))
-        codes = codes_of(fitted, whole, wavs.name) if spectrogram else encode_all(cfg, halves["encoder."], whole)
+        codes = codes_of(fitted, whole, wavs.name) if direct else encode_all(cfg, halves["encoder."], whole)
         write_wav(to / path.name, decode_all(cfg.decoder_config, halves["decoder."], codes)[: len(wave)])
     if (wavs / "sentences.txt").is_file():
         lines = (wavs / "sentences.txt").read_text("utf-8").splitlines()[:limit]

@@ -69,7 +69,7 @@ def start(config: ModelConfig, latent: int, seed: int) -> dict[str, Any]:
 def maps(config: ModelConfig, latent: int) -> dict[str, Any]:
     """What only training needs, before the first step."""
     sizes = zip(MAPS, (latent, narrator.SPELLING), strict=True)
-    return {name: narrator.begin_hint(config.talker_config.hidden_size, size) for name, size in sizes}
+    return {name: narrator.begin_map(config.talker_config.hidden_size, size) for name, size in sizes}
 
 
 def speaking(params: dict[str, Any]) -> dict[str, Any]:

@@ -288,7 +288,7 @@ def hint_weights(size: int) -> F32["D"]:
     return falling / falling.sum()
 
 
-def begin_hint(width: int, size: int) -> Params:
+def begin_map(width: int, size: int) -> Params:
     """A map of `losses` before the first step; ``size``: of a latent, or `SPELLING`."""
     return {"weight": jnp.zeros((width, size)), "bias": jnp.zeros((size,))}
 

@@ -17,7 +17,7 @@ r adds j/r of the slope to the j-th step it makes. SnakeBeta, x + sin(a x)^2 / b
     levels      P sin^2(c / sqrt P): what levels.py has compressed
     harmonics   sin^2(pi h x + pi/4 + u) + sin^2(pi h x - pi/4 - u) = 1 + sin 2u cos 2 pi h x: phase x, level u; the ramp that Snake adds
                 is taken away by another channel
-    products    sin^2(u + v) - sin^2(u - v) = sin 2u sin 2v; and for many carried by one v: sin^2(u + v) - sin^2 v, about 2 u v
+    products    sin^2(u + v) - sin^2 v, about 2 u v: level u, noise v, which many levels share
     noise       sin^2 of a large multiple of a curve in z, the time since the step began plus the step's seed, which the last books name
 
 The vocoder so begun is a relative of hibari's and of DDSP (arXiv 2001.04643). It needs no training at all; what is trained is how it

@@ -30,8 +30,6 @@ _CONTROL = 11  # rows of a prompt that are neither text nor reference, at most
 _SHORTEST = SAMPLE_RATE  # of a reference, where the voice has as much
 _HOP = 256  # samples between frames of the speaker encoder's mel
 _WHOLE = 9600  # samples to which `data.padded` pads
-
-
 _PHONES = "AIOQTWYabdfhijklmnpstuvwzæðŋɐɑɒɔəɛɜɡɪɹʃʊʌʒʤʧθᵊᵻ"  # of both teachers; stress and punctuation are left out
 
 
@@ -79,9 +77,9 @@ def load(corpus: Path, run: Path, hours: float, latents: Latents, tokenizer: Tok
         for line in lines[stream.voice]:
             frames = -(-line.samples // FRAME)
             ids = tokenizer.assistant(line.text)
-            said = said_when(line, tokenizer.pieces(ids[ROLE:-CLOSING]), frames)
+            pieces = tokenizer.pieces(ids[ROLE:-CLOSING])
+            said, words = said_when(line, pieces, frames), spelt(line, pieces)
             whole = slice(start, start + frames)
-            words = spelt(line, tokenizer.pieces(ids[ROLE:-CLOSING]))
             utterances.append(Utterance(voice, ids, stream.codes[whole].astype(np.int32), said, stream.main[whole] / spread, words))
             start += -(-line.samples // _WHOLE) * _WHOLE // FRAME
         waves.append(stream.wave)

@@ -170,7 +170,8 @@ class VoiceStore:
         path = self._path(voice.id, prompt_name(voice, fingerprint))
         try:
             if self._local:
-                Path(path).parent.mkdir(parents=True, exist_ok=True)  # of a shipped voice, the prompt alone is kept here
+                if self._shipped is not None and voice.id in self._shipped.voices:  # of those, the prompt alone is kept here
+                    Path(path).parent.mkdir(parents=True, exist_ok=True)
                 partial = f"{path}.{secrets.token_hex(4)}"
                 write_file(Path(partial), data)
                 os.replace(partial, path)
