@@ -51,7 +51,7 @@ LAYERS = [
     },
     {"qwen3_jax.train.losses"},
     {"qwen3_jax.train.discriminators"},
-    {"qwen3_jax.train.data", "qwen3_jax.train.vocoder"},
+    {"qwen3_jax.train.data", "qwen3_jax.train.vocoder", "qwen3_jax.train.missteps"},
     {"qwen3_jax.train.listener", "qwen3_jax.train.voices", "qwen3_jax.train.narrator", "qwen3_jax.train.prior", "qwen3_jax.train.samples"},
     {"qwen3_jax.train.loud", "qwen3_jax.train.utterances", "qwen3_jax.train.finetune"},
     {"qwen3_jax.train.codec"},

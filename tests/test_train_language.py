@@ -23,6 +23,7 @@ from qwen3_jax.testing import byte_tokenizer, tiny_config
 from qwen3_jax.text import Tokenizer
 from qwen3_jax.train import language, narrator, utterances
 from qwen3_jax.train.corpus import Line
+from qwen3_jax.train.missteps import Missteps
 from qwen3_jax.train.narrator import Weights
 
 FRAMES = 8
@@ -168,11 +169,79 @@ def test_the_guided_heads_are_shown_the_rows_of_the_text(base: Model, streaming_
     said = np.stack([np.arange(13) // 3, np.arange(13) // 3 + 1], axis=1)
     one, other = (utterances.Utterance(0, turn(4, seed), frames, said) for seed in (1, 2))
     taught = utterances.rows_of(base.config, one, utterances.Form(streaming_text, "english", in_context), other if in_context else None)
-    body = [*one.ids[ROLE:-CLOSING], base.config.tts_eos_token_id]
-    for frame in range(2, 13):
+    said_before = list(other.ids[ROLE:-CLOSING]) if in_context else []
+    body = [*said_before, *one.ids[ROLE:-CLOSING], base.config.tts_eos_token_id]
+    count = 24 if in_context else 12
+    for frame in range(2, count + 1):
         first, after = taught.spoken[taught.start + frame]
         assert taught.rows.text[first:after].tolist() == [body[frame // 3]]
         assert after <= taught.start + frame + 1  # nothing that is not there yet
+    learnt = np.flatnonzero(taught.labels[:, -1] >= 0)
+    assert learnt.tolist() == list(range(taught.start, taught.start + count)), "a reference's frames are learnt as well"
+    assert np.array_equal(taught.labels[learnt], np.tile(frames, (count // 12, 1)))
+    prompt = build(
+        base.config, one.ids, language="english", x_vector=np.zeros(base.config.talker_config.hidden_size, np.float32),
+        streaming_text=streaming_text, **({"reference_ids": other.ids[: -CLOSING + 2], "reference_codes": frames} if in_context else {}),
+    )  # fmt: skip
+    rows = len(prompt.text)
+    assert np.array_equal(taught.rows.text[:rows], prompt.text) and np.array_equal(taught.rows.codes[:rows], prompt.codes)
+
+
+def test_the_quarters_of_frames_have_the_teachers_phonemes(base: Model) -> None:
+    """A frame is 3.2 units, so the middles of its quarters are at .4, 1.2, 2 and 2.8."""
+    timing = utterances.timed(line("He.", "_hi._", [1, 2, 3, 1, 3]), 4)
+    h, i = (1 + utterances._TIMED.index(phone) for phone in "hi")
+    assert timing.tolist() == [[0, h, h, h], [i, i, i, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
+    one = utterances.Utterance(0, turn(4, 1), np.zeros((4, 16), np.int32), None, timing=timing)
+    taught = utterances.rows_of(base.config, one, utterances.Form(True, "english"))
+    shown = taught.timing[taught.start :].reshape(-1, 3, 4)
+    assert shown[1, 0].tolist() == timing[1].tolist() and shown[1, 1].tolist() == timing[2].tolist()
+    assert (shown[3, 1:] == -1).all() and (shown[4] == -1).all() and (taught.timing[: taught.start] == -1).all()
+
+    batch = narrator.assemble([taught], [np.zeros((40, 128), np.float32)], 40, 40, 4, np.random.default_rng(0))
+    graphs, _ = narrator.define(base.config)
+    params = {name: base.params[name] for name in ("talker", "speaker_encoder")}
+    state = narrator.begin({**params, "timing": narrator.begin_map(base.config.talker_config.hidden_size, narrator.TIMING)})
+    seen = []
+    for _ in range(25):
+        state, figures = narrator.train_step(state, batch, 1e-2, graphs=graphs, eos=2150, weights=Weights(timing=1.0))
+        seen.append(float(figures["timing"]))
+    assert seen[0] == pytest.approx(np.log(narrator.SYMBOLS)) and seen[-1] < 0.7 * seen[0]
+
+
+def test_after_a_misstep_the_labels_lead_back(base: Model) -> None:
+    """The sum of all books told comes nearer to the true vector than where they went wrong, and true frames keep their labels."""
+    from qwen3_jax.train.latents import Latents, nearest
+
+    noise = np.random.default_rng(0)
+    size, entries = 6, 24
+    acoustic = np.zeros((15, entries, size), np.float32)
+    acoustic[1:] = noise.standard_normal((14, entries, size)) * 0.8 ** np.arange(14)[:, None, None]
+    named = {field.name: np.zeros(0) for field in msgspec.structs.fields(Latents)}
+    known = {"basis": np.zeros((size, 1)), "spread": np.ones(size, np.float32), "acoustic": acoustic, "names": []}
+    fitted = Latents(**{**named, **known})
+    latent = noise.standard_normal((400, size)).astype(np.float32)
+    codes, rest = np.zeros((400, 16), np.int32), latent.copy()
+    for book in range(2, 16):
+        codes[:, book] = nearest(rest, acoustic[book - 1])
+        rest -= acoustic[book - 1][codes[:, book]]
+    missteps = Missteps(fitted)
+    told, labels = missteps.books(codes, latent, noise)
+
+    def error(some: np.ndarray) -> np.ndarray:
+        return np.square(latent - sum(acoustic[book - 1][some[:, book]] for book in range(2, 16))).sum(axis=1)
+
+    kept = (labels >= 0).all(axis=1)
+    assert 150 < kept.sum() < 250 and np.array_equal(told[kept], codes[kept]) and np.array_equal(labels[kept], codes[kept])
+    wrong = ~kept & (told != codes).any(axis=1)
+    turn = (labels < 0).sum(axis=1) + 2
+    cut = np.where(np.arange(16) < turn[:, None], told, -1)
+    for row in np.flatnonzero(wrong)[:50]:
+        assert (labels[row, 2 : turn[row]] == -1).all() and (labels[row, turn[row] :] == told[row, turn[row] :]).all()
+        assert cut[row, turn[row] - 1] >= 0
+    early = wrong & (turn < 6)
+    assert error(told)[early].mean() < 0.5 * error(missteps.frames(codes, latent, noise))[early].mean()
+    assert (missteps.frames(codes, latent, noise)[:, :2] == codes[:, :2]).all(), "content and pitch stay"
 
 
 # batches and steps
@@ -192,7 +261,7 @@ def test_batches_depend_on_seed_and_step_alone(base: Model) -> None:
     one, two = (utterances.batches(base.config, some_speech(), rows=256, picks=16, seed=4) for _ in range(2))
     for step in (0, 5):
         assert all(jax.tree.leaves(jax.tree.map(np.array_equal, one(step), two(step))))
-    assert {one(step).labels.shape[:2] for step in range(12)} == {(6, 40), (3, 80), (2, 128)}  # a short one is 39 rows, a long one 71 to 79
+    assert {one(step).labels.shape[:2] for step in range(12)} == {(6, 40), (3, 80), (1, 256)}  # a short one is 39 rows, a long one 71 to 79
     assert not np.array_equal(one(0).picks, one(1).picks)
     with pytest.raises(ValueError, match="fits into 128 rows"):
         utterances.batches(base.config, utterances.Speech([], [np.zeros(9, np.int16)]), rows=256, picks=16, seed=4)

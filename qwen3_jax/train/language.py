@@ -34,12 +34,13 @@ from qwen3_jax.train import export, loop, narrator, samples, small, tokenizer, u
 from qwen3_jax.train.codec import LATENTS, STEPS, codes_of, decoder_start
 from qwen3_jax.train.codec import configured as codec_config
 from qwen3_jax.train.latents import FRAME, Latents
+from qwen3_jax.train.missteps import Missteps
 from qwen3_jax.train.narrator import Batch, Weights
 from qwen3_jax.train.sentences import training
 
 SAMPLES = 8  # sentences of each teacher that are spoken at an evaluation
 TOKENIZER, PLACE = "tokenizer.json", "language"
-MAPS = ("hint", "spelling")  # that only training needs
+MAPS = ("hint", "spelling", "timing")  # that only training needs
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 Option = typer.Option
 Argument = typer.Argument
@@ -68,7 +69,7 @@ def start(config: ModelConfig, latent: int, seed: int) -> dict[str, Any]:
 
 def maps(config: ModelConfig, latent: int) -> dict[str, Any]:
     """What only training needs, before the first step."""
-    sizes = zip(MAPS, (latent, narrator.SPELLING), strict=True)
+    sizes = zip(MAPS, (latent, narrator.SPELLING, narrator.TIMING), strict=True)
     return {name: narrator.begin_map(config.talker_config.hidden_size, size) for name, size in sizes}
 
 
@@ -110,7 +111,8 @@ def train(
     rate: Annotated[float, Option(help="Highest learning rate.")] = 1.5e-3,
     guidance: Annotated[float, Option(help="Weight of the guided heads.")] = 0.3,
     hint: Annotated[float, Option(help="Weight of the latent's error.")] = 1.0,
-    spelling: Annotated[float, Option(help="Weight of the words' phonemes.")] = 0.5, seed: int = 0,
+    spelling: Annotated[float, Option(help="Weight of the words' phonemes.")] = 0.5,
+    timing: Annotated[float, Option(help="Weight of the quarters' phonemes.")] = 0.5, seed: int = 0,
 ) -> None:  # fmt: skip
     """Train, for as long as there is time."""
     if not (run / TOKENIZER).is_file():
@@ -118,9 +120,10 @@ def train(
     _, config, fitted, reader = configured(run)
     graphs, _ = narrator.define(config)
     eos = config.talker_config.codec_eos_token_id
-    batch = utterances.batches(config, utterances.load(corpus, run, hours, fitted, reader), rows=rows, picks=picks, seed=seed)
+    speech, missteps = utterances.load(corpus, run, hours, fitted, reader), Missteps(fitted)
+    batch = utterances.batches(config, speech, rows=rows, picks=picks, seed=seed, missteps=missteps)
     judged = held_out_batches(corpus, config, fitted, reader, rows)
-    weights = Weights(guidance=guidance, hint=hint, spelling=spelling)
+    weights = Weights(guidance=guidance, hint=hint, spelling=spelling, timing=timing)
 
     def step(state: loop.State, number: int) -> tuple[loop.State, loop.Figures]:
         return narrator.train_step(state, batch(number), rate, graphs=graphs, eos=eos, weights=weights)

@@ -1,7 +1,7 @@
 """A corpus, its latents and a tokenizer -> utterances (text ids, frames, voice, what is said when), and batches of them for narrator.py.
 
 A batch depends on the seed and the step only. Its rows are of one form: text that comes a token a frame, or all of it beforehand;
-language named or left open; with an utterance of the same voice before it, as in-context cloning has it, or without. The speaker row is
+language named or left open; with others of the same voice before it, as in-context cloning has it, or without. The speaker row is
 made from a window of the same voice's speech, anywhere in it.
 """
 
@@ -20,10 +20,12 @@ from qwen3_jax.text import Tokenizer
 from qwen3_jax.train.corpus import Line
 from qwen3_jax.train.data import SAMPLE_RATE, chosen_lines, load_streams
 from qwen3_jax.train.latents import FRAME, UNIT, Latents
-from qwen3_jax.train.narrator import Batch, Taught, assemble, teach
+from qwen3_jax.train.missteps import Missteps
+from qwen3_jax.train.narrator import QUARTERS, Batch, Taught, assemble, teach
 
 LENGTHS = (40, 48, 56, 64, 80, 128)  # rows of prompt and frames; one trace each
 SHORT = 64
+CONTEXT = 256  # rows of an utterance that goes on from others
 LANGUAGE = "english"
 REFERENCE = 3 * SAMPLE_RATE  # samples at most
 _CONTROL = 11  # rows of a prompt that are neither text nor reference, at most
@@ -31,6 +33,8 @@ _SHORTEST = SAMPLE_RATE  # of a reference, where the voice has as much
 _HOP = 256  # samples between frames of the speaker encoder's mel
 _WHOLE = 9600  # samples to which `data.padded` pads
 _PHONES = "AIOQTWYabdfhijklmnpstuvwzæðŋɐɑɒɔəɛɜɡɪɹʃʊʌʒʤʧθᵊᵻ"  # of both teachers; stress and punctuation are left out
+_TIMED = f"{_PHONES} ˈˌ"  # these last, too; anything else is a pause
+_GONE_WRONG = 0.4  # share of utterances whose earlier frames the talker is told a little wrong
 
 
 class Utterance(msgspec.Struct, frozen=True):
@@ -46,6 +50,7 @@ class Utterance(msgspec.Struct, frozen=True):
     said: Any  # int32 [N+1 2] or None
     latent: Any = None  # [N D], whitened
     words: Any = None  # {token of the text that ends a word: the word's phonemes}
+    timing: Any = None  # int8 [N 4]: the phoneme in the middle of each quarter of a frame
 
 
 class Speech(msgspec.Struct):
@@ -80,7 +85,8 @@ def load(corpus: Path, run: Path, hours: float, latents: Latents, tokenizer: Tok
             pieces = tokenizer.pieces(ids[ROLE:-CLOSING])
             said, words = said_when(line, pieces, frames), spelt(line, pieces)
             whole = slice(start, start + frames)
-            utterances.append(Utterance(voice, ids, stream.codes[whole].astype(np.int32), said, stream.main[whole] / spread, words))
+            codes, latent = stream.codes[whole].astype(np.int32), stream.main[whole] / spread
+            utterances.append(Utterance(voice, ids, codes, said, latent, words, timed(line, frames)))
             start += -(-line.samples // _WHOLE) * _WHOLE // FRAME
         waves.append(stream.wave)
     return Speech(utterances, waves)
@@ -128,8 +134,32 @@ def spelt(line: Line, pieces: list[str]) -> dict[int, list[int]]:
     return {end: [1 + _PHONES.index(symbol) for symbol in word if symbol in _PHONES] for end, word in zip(ends, words, strict=False)}
 
 
+def timed(line: Line, frames: int) -> np.ndarray:
+    """`Utterance.timing`; 0 is a pause."""
+    symbols = np.repeat([1 + _TIMED.find(symbol) for symbol in line.phonemes], line.durations).astype(np.int8)
+    middle = ((np.arange(frames * QUARTERS) + 0.5) * (FRAME / QUARTERS / UNIT)).astype(np.int64)
+    return np.append(symbols, np.int8(0))[np.minimum(middle, len(symbols))].reshape(frames, QUARTERS)
+
+
+def joined(first: Utterance, second: Utterance) -> Utterance:
+    """Two of a voice, one after the other."""
+    body = len(first.ids) - CLOSING
+    own = body - ROLE
+    told = first.said is not None and second.said is not None
+    known = {own + token: phonemes for token, phonemes in (second.words or {}).items()}
+    return Utterance(
+        first.voice,
+        np.concatenate([first.ids[:body], second.ids[ROLE:]]),
+        np.concatenate([first.codes, second.codes]),
+        np.concatenate([first.said[:-1], second.said + own]) if told else None,
+        None if first.latent is None else np.concatenate([first.latent, second.latent]),
+        (first.words or {}) | known,
+        None if first.timing is None else np.concatenate([first.timing, second.timing]),
+    )
+
+
 def rows_of(config: ModelConfig, utterance: Utterance, form: Form, reference: Utterance | None = None) -> Taught:
-    """An utterance's rows and labels; the x-vector is filled in on the device."""
+    """An utterance's rows and labels; the x-vector is filled in on the device. The frames of a reference are learnt, too."""
     before = np.zeros(0, np.int32) if reference is None else reference.ids[: len(reference.ids) - CLOSING + REFERENCE_CLOSING]
     prompt = build(
         config,
@@ -140,12 +170,15 @@ def rows_of(config: ModelConfig, utterance: Utterance, form: Form, reference: Ut
         reference_codes=None if reference is None else reference.codes,
         streaming_text=form.streaming_text,
     )
-    own, earlier = len(utterance.ids) - ROLE - CLOSING, max(len(before) - ROLE - REFERENCE_CLOSING, 0)
-    lane = len(prompt.text) - 1 - (0 if reference is None else len(reference.codes))  # the row of codec_bos
-    first = (lane if form.streaming_text else lane - earlier - own - 1) + earlier  # the row of the text's first token
-    spoken = None if utterance.said is None else utterance.said + first
-    sounds = {first + token: phonemes for token, phonemes in (utterance.words or {}).items()}
-    return teach(prompt, utterance.codes, config, spoken, utterance.latent, sounds)
+    whole = utterance if reference is None else joined(reference, utterance)
+    own = len(whole.ids) - ROLE - CLOSING
+    start = len(prompt.text) - (0 if reference is None else len(reference.codes))  # after the row of codec_bos
+    first = start - 1 if form.streaming_text else start - own - 2  # the row of the text's first token
+    spoken = None if whole.said is None else whole.said + first
+    sounds = {first + token: phonemes for token, phonemes in (whole.words or {}).items()}
+    text = np.concatenate([prompt.text[start:], prompt.trailing])
+    begun = prompt._replace(text=prompt.text[:start], codes=prompt.codes[:start], speaker=prompt.speaker[:start], trailing=text)
+    return teach(begun, whole.codes, config, spoken, whole.latent, sounds, whole.timing)
 
 
 def reference_mel(wave: np.ndarray, noise: np.random.Generator) -> NpF32:
@@ -162,8 +195,8 @@ def size_of(utterance: Utterance, *, streaming_text: bool) -> int:
 
 
 def batches(
-    config: ModelConfig, speech: Speech, *, rows: int, picks: int, seed: int, streaming: float = 0.5, in_context: float = 0.05,
-    hidden: float = 0.5, evenness: float = 0.25,
+    config: ModelConfig, speech: Speech, *, rows: int, picks: int, seed: int, missteps: Missteps | None = None, streaming: float = 0.5,
+    in_context: float = 0.15, hidden: float = 0.5, evenness: float = 0.25,
 ) -> Callable[[int], Batch]:  # fmt: skip
     """A step's batch. Too long utterances are left out.
 
@@ -173,8 +206,9 @@ def batches(
         rows: positions of a batch, so there are rows / 40 of the shortest utterances in one, or rows / 128 of the longest.
         picks: frames of a batch that the predictor sees.
         seed: with the step, it says all.
+        missteps: what the predictor is told of some frames is a little wrong, and so are all frames of some utterances; None: all true.
         streaming: share of batches whose text comes a token a frame.
-        in_context: share of batches that go on from another utterance; two short ones take the place of a long one.
+        in_context: share of batches that go on from others of the same voice, as many as fit.
         hidden: up to this share of an utterance's frames, drawn for each utterance, the talker is not told, so that it reads the text and
             does not learn utterances by heart.
         evenness: 0, voices count as much as they have; 1, alike. (At 0.5 a voice of 384 utterances was learnt by heart.)
@@ -202,16 +236,30 @@ def batches(
         share = np.array([weight[group].sum() for group, _ in fitting])
         group, length = fitting[noise.choice(len(fitting), p=share / share.sum())]
         if form.in_context:
-            group, length = short, LENGTHS[-1]
-        chosen = noise.choice(group, rows // length, p=weight[group] / weight[group].sum())
+            group, length = short, CONTEXT
+        chosen = [speech.utterances[number] for number in noise.choice(group, rows // length, p=weight[group] / weight[group].sum())]
         taught = []
-        for utterance in (speech.utterances[number] for number in chosen):
-            reference = speech.utterances[noise.choice(same_voice[utterance.voice])] if form.in_context else None
+        for utterance in chosen:
+            reference = before(utterance, noise) if form.in_context else None
             one = rows_of(config, utterance, form, reference)
-            spoken = np.arange(len(one.labels)) > one.start  # rows that hold a frame to be learnt
-            one.rows.codes[spoken & (noise.random(len(spoken)) < hidden * noise.random())] = -1
+            frames = np.flatnonzero(np.arange(len(one.labels)) > one.start)  # rows that hold a frame to be learnt
+            if missteps is not None and noise.random() < _GONE_WRONG:
+                at = frames - 1  # the row that was to find it
+                one.rows.codes[frames] = missteps.frames(one.labels[at], one.latent[at], noise)
+            one.rows.codes[frames[noise.random(len(frames)) < hidden * noise.random()]] = -1
             taught.append(one)
-        mels = [reference_mel(speech.waves[speech.utterances[number].voice], noise) for number in chosen]
-        return assemble(taught, mels, length, REFERENCE // _HOP, picks, noise)
+        mels = [reference_mel(speech.waves[utterance.voice], noise) for utterance in chosen]
+        return assemble(taught, mels, length, REFERENCE // _HOP, picks, noise, missteps)
+
+    def before(utterance: Utterance, noise: np.random.Generator) -> Utterance:
+        others = same_voice[utterance.voice]
+        room = CONTEXT - size_of(utterance, streaming_text=False)
+        found = speech.utterances[noise.choice(others)]
+        while noise.random() < 0.75:
+            longer = joined(speech.utterances[noise.choice(others)], found)
+            if len(longer.ids) + len(longer.codes) > room:
+                break
+            found = longer
+        return found
 
     return batch
