@@ -13,6 +13,7 @@ the same moment, and each is listened to as a player does:
     underrun    silence that a player hears which starts with the first packet, ms in all, the worst stream
     aggregate   seconds of audio that all streams got in a second
     CPU         processor time of a step, all threads together: on a machine that others use too, the one figure that does not suffer
+    one slot    how often as long a step of all slots takes as one of an engine with a single slot, measured right before it
 
 The step's bound is what memory bandwidth allows: the bytes that a step has to read (talker once, predictor layers sixteen times as far
 as no cache holds them, codec once, the KV cache) over the bandwidth that a sum over a large array reaches here.
@@ -208,7 +209,8 @@ def main() -> None:
     machine = f"{device.device_kind} ({os.cpu_count()} cores, load {os.getloadavg()[0]:.1f})"
     console.print(f"{machine}, jax {jax.__version__}, {given.dtype}, {rate / 1e9:.0f} GB/s")
     title = f"{given.model}, {given.seconds:.0f} s a request"
-    table = Table("streams", "slots", "TTFA p50", "TTFA p95", "gap p99", "underrun", "aggregate", "ms a step", "CPU", "bound", title=title)
+    names = ("streams", "slots", "TTFA p50", "TTFA p95", "gap p99", "underrun", "aggregate", "ms a step", "CPU", "bound", "one slot")
+    table = Table(*names, title=title)
     results: dict[str, Any] = {}
     plots = []
     slots = given.slots or max(given.streams)
@@ -221,7 +223,9 @@ def main() -> None:
         console.print(f"warm in {time.perf_counter() - begun:.1f} s", highlight=False)
         return made
 
+    single = step_milliseconds(model, 1, given.columns, given.frames)["step_ms"]
     alone = step_milliseconds(model, slots, given.columns, given.frames)
+    alone["times_one_slot"] = alone["step_ms"] / single
     alone["bound_ms"] = 1000 * step_bytes(model, slots, given.columns) / rate
     with Engine(build, slots=slots, options=Options(buffer_ms=int(given.seconds * 1000) + 1000)) as engine:
         measure(engine, model, max(given.streams), 10)
@@ -233,6 +237,7 @@ def main() -> None:
             table.add_row(
                 str(streams), str(slots), *(f"{value:.0f} ms" for value in milliseconds), f"{figures['aggregate_x_realtime']:.1f}x",
                 f"{figures['step_ms']:.1f}", f"{figures['step_cpu_ms']:.1f}", f"{figures['bound_ms']:.1f}",
+                f"{figures['times_one_slot']:.2f}x",
             )  # fmt: skip
             plots.append((listeners, streams))
     for listeners, streams in plots:

@@ -8,6 +8,7 @@ import pytest
 
 from qwen3_jax.engine import programs
 from qwen3_jax.engine.plan import plan, require
+from qwen3_jax.mapping import flatten
 from qwen3_jax.model import Model
 
 
@@ -20,7 +21,8 @@ def test_the_plan_is_what_is_allocated(model: Callable[[str], Model]) -> None:
     keys = 4 * 8
     assert planned.cache + planned.codec + planned.other == sum(leaf.nbytes for leaf in numbers) + keys
     assert planned.cache == 2 * 3 * 4 * 2 * 128 * 16 * 4, "2 x layers x slots x heads x positions x size x 4 bytes"
-    assert planned.weights == {"float32": sum(leaf.nbytes for leaf in jax.tree.leaves(params))}
+    turned = [leaf for path, leaf in flatten(params["talker"]).items() if leaf.ndim == 2 and "embedding" not in path]
+    assert planned.weights == {"float32": sum(leaf.nbytes for leaf in [*jax.tree.leaves(params), *turned])}
     twice = plan(base, 8, 128)
     assert twice.cache == 2 * planned.cache and twice.codec == 2 * planned.codec and twice.work == 2 * planned.work
     assert "4 slots x 128 positions, float32" in str(planned)
@@ -42,4 +44,4 @@ def test_widened_weights_are_counted(model: Callable[[str], Model]) -> None:
     narrow = jax.tree.map(lambda leaf: leaf.astype("bfloat16") if leaf.ndim > 1 else leaf, base.params["talker"])
     mixed = base._replace(params={**base.params, "talker": narrow})
     alone, many = plan(mixed, 1, 128), plan(mixed, 2, 128)
-    assert many.weights["float32"] - alone.weights["float32"] == 2 * alone.weights["bfloat16"]
+    assert many.weights["float32"] - alone.weights["float32"] == 2 * alone.weights["bfloat16"]  # turned as well, in the same copy

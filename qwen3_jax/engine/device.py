@@ -7,7 +7,6 @@ from collections import deque
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from qwen3_jax.codec.decoder import init_state
@@ -50,7 +49,8 @@ class JaxDevice:
         self.slots, self.columns, self.frames = slots, columns, frames
         self.model = model
         self._graphs = model.graphs
-        self._talker, self._decoder = _widened(model, slots), model.params["codec"]["decoder"]
+        self._talker_graph, self._talker = programs.for_rows(model.graphs.talker, model.params["talker"], slots)
+        self._decoder = model.params["codec"]["decoder"]
         self._pad = np.int32(model.config.tts_pad_token_id)
         self._width = model.config.talker_config.hidden_size
         self._state = self._start()
@@ -97,7 +97,7 @@ class JaxDevice:
 
     def read(self, slot: int) -> None:
         rows, at = self._pieces[slot].popleft()
-        self._state = programs.read(self._graphs.talker, self._talker, self._state, np.int32(slot), rows, np.int32(at))
+        self._state = programs.read(self._talker_graph, self._talker, self._state, np.int32(slot), rows, np.int32(at))
 
     def write_text(self, slot: int, text: Text) -> None:
         numbers = (np.int32(value) for value in (len(text.ids), text.limit, text.overdue, text.overdue_end))
@@ -108,7 +108,7 @@ class JaxDevice:
 
     def launch(self, quotas: list[int], limit: int) -> programs.Made:
         self._state, made = programs.step(
-            self._graphs.talker, self._talker, self._graphs.codec_decoder, self._decoder, self._state,
+            self._talker_graph, self._talker, self._graphs.codec_decoder, self._decoder, self._state,
             np.array(quotas, np.int32), np.int32(limit), self._pad, size=self.frames,
         )  # fmt: skip
         for array in made:
@@ -178,9 +178,3 @@ def _rules(sampling: Sampling) -> Rules:
         )
 
     return Rules(draws("", "do_sample"), draws("subtalker_", "subtalker_dosample"), np.array([sampling.repetition_penalty], np.float32))
-
-
-def _widened(model: Model, slots: int) -> Any:
-    """The talker's parameters as the steps read them."""
-    talker = model.params["talker"]
-    return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), talker) if programs.to_be_widened(talker, slots) else talker

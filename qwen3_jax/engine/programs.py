@@ -26,6 +26,7 @@ from qwen3_jax.cache import KVCache, LayerCache, empty
 from qwen3_jax.codec.decoder import DecoderState
 from qwen3_jax.engine.slots import RUNAWAY
 from qwen3_jax.generate import RUNNING, PromptRows, advance, embed
+from qwen3_jax.layers import turned
 from qwen3_jax.sampling import Draws, Rules
 from qwen3_jax.shapes import F32, Bool, Float, Int, Key
 from qwen3_jax.talker import Talker
@@ -84,17 +85,23 @@ class Made(NamedTuple):
     held: Int["B"]
 
 
-def to_be_widened(talker: Any, slots: int) -> bool:
-    """On a CPU, matrices narrower than the arithmetic pay only for a single row (see layers.matmul): with more, they are widened once."""
-    leaves = jax.tree.leaves(talker)
-    on_cpu = all(device.platform == "cpu" for device in leaves[0].devices())
-    return slots > 1 and on_cpu and len({leaf.dtype for leaf in leaves}) > 1
+def copies(talker: Any, slots: int) -> bool:
+    """Whether the steps read a copy of the talker: of more than one row on a CPU, in float32 and turned (layers.turned). Matrices that
+    are narrower than the arithmetic pay only for a single row (layers.matmul)."""
+    return slots > 1 and all(device.platform == "cpu" for device in jax.tree.leaves(talker)[0].devices())
+
+
+def for_rows(graph: Any, talker: Any, slots: int) -> tuple[Any, Any]:
+    """The talker's definition and parameters as the steps read them."""
+    if not copies(talker, slots):
+        return graph, talker
+    return turned(graph, jax.tree.map(lambda leaf: leaf.astype(jnp.float32), talker))
 
 
 def initial(talker: Talker, decoder: Any, slots: int, columns: int) -> State:
     """Slots that nobody owns. To be jitted, or only its shapes looked at (plan.py)."""
     layers, kv_heads, head_dim = talker.kv_shape
-    entries, width = talker.codec_head.weight.shape
+    entries, width = talker.model.codec_embedding.weight.shape
 
     def zeros(dtype: Any = jnp.int32, *axes: int) -> jax.Array:
         return jnp.zeros((slots, *axes), dtype)
