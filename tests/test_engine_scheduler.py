@@ -95,6 +95,29 @@ def test_packets_are_as_long_as_the_device_makes_in_a_call() -> None:
     assert sizes(handle) == [1] * 12
 
 
+def test_who_has_little_audio_in_hand_keeps_launches_short() -> None:
+    """A frame takes 25 ms, so a launch of four frames would outlast the first packet's 80 ms."""
+    stage = Stage(options=Options(call_ms=110, buffer_ms=100_000))
+    first = stage.submit(request(60))
+    launch, leads, limits = stage.device.launch, [], []
+
+    def slow(quotas: list[int], limit: int) -> Any:
+        stage.now += 0.025 * limit
+        limits.append(limit)
+        leads.extend(stage.scheduler._lead(slot, stage.now) for slot in stage.scheduler.slots if slot.speaking)
+        return launch(quotas, limit)
+
+    stage.device.launch = slow  # type: ignore[method-assign]
+    for _ in range(12):
+        stage.scheduler.turn()
+    assert limits[-1] == 4, "alone and far ahead"
+    second, before = stage.submit(request(60, seed=2)), len(limits)
+    stage.until_idle(seconds=0)
+    assert len(heard(first)) == len(heard(second)) == 60
+    assert min(leads) >= 0, "nobody has heard silence"
+    assert limits[before : before + 2] == [1, 1] and max(limits[before:]) == 4
+
+
 def test_more_requests_than_slots() -> None:
     stage = Stage()
     requests = [request(5 + number, seed=number) for number in range(5)]

@@ -7,7 +7,8 @@ The step before: while the device makes one step, the host hands over the last o
 ended is found out one step late, which costs nothing: the device has stopped it itself.
 
 How many frames a launch makes: one as long as anybody waits for the first packet or a prompt is being read; else each slot's packets
-grow (1, 2, 4 ...) up to what the device makes in ``call_seconds``. A slot takes no part while its consumer's queue is full, its text has
+grow (1, 2, 4 ...) up to what the device makes in ``call_seconds``, or in half the time for which the listener with the least audio in
+hand has enough. A slot takes no part while its consumer's queue is full, its text has
 run out, or (if others wait for their first packet) it is ``lead_seconds`` ahead of real time; the others go on. A slot that is ahead is
 not paused for those who wait for a slot: the sooner it ends, the sooner they have it.
 """
@@ -224,16 +225,24 @@ class Scheduler:
         unheard = any(
             slot.reading or (most and not slot.released and not slot.flying) for slot, most in zip(self.slots, allowed, strict=True)
         )
-        largest = 1 if unheard else self._largest()
+        hands = [self._in_hand(slot, now) for slot, most in zip(self.slots, allowed, strict=True) if most]
+        # who has nothing in hand is late already: single frames would only make all of them later
+        largest = 1 if unheard else self._largest(min((hand for hand in hands if hand > 0), default=float("inf")))
         quotas = []
         for slot, most in zip(self.slots, allowed, strict=True):
             ahead = unheard and self._lead(slot, now) > self.options.lead_ms / 1000
             quotas.append(0 if ahead else min(most, largest, 2 * slot.launched if slot.launched else 1))
         return quotas, max(quotas, default=0)
 
-    def _largest(self) -> int:
+    def _largest(self, in_hand: float) -> int:
         each = self.counters.step_seconds
-        return 1 if each == 0 else min(self.device.frames, max(1, int(self.options.call_ms / 1000 / each)))
+        return 1 if each == 0 else min(self.device.frames, max(1, int(min(self.options.call_ms / 1000, in_hand / 2) / each)))
+
+    def _in_hand(self, slot: Slot, now: float) -> float:
+        """Seconds of audio that its listener will have when what is in flight has come."""
+        coming = sum(flight.limit for flight in self._flights) * self.counters.step_seconds
+        heard = slot.handle is not None and slot.handle.first_audio is not None
+        return slot.flying * FRAME_SECONDS + (self._lead(slot, now) - coming if heard else 0.0)
 
     def _allowance(self, slot: Slot, now: float) -> int:
         """What text and the consumer's queue allow."""
