@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -212,3 +213,12 @@ async def test_sigterm_in_mid_utterance(process: "subprocess.Popen[str]") -> Non
     assert await asyncio.to_thread(process.wait, LIMIT) == 0
     lines = [json.loads(line) for line in process.stderr.read().splitlines()]
     assert any(line["message"] == "going down: 2 sessions" for line in lines)
+
+
+def test_the_image_gets_all_that_the_wheel_is_built_from() -> None:
+    root = Path(__file__).parent.parent
+    project = tomllib.loads((root / "pyproject.toml").read_text("utf-8"))
+    wheel = project["tool"]["hatch"]["build"]["targets"]["wheel"]
+    needed = {"pyproject.toml", project["project"]["readme"], "LICENSE", *wheel["packages"], *wheel["force-include"]}
+    copied = [line.split()[1:-1] for line in (root / "deploy" / "Dockerfile").read_text("utf-8").splitlines() if line.startswith("COPY ")]
+    assert {path for paths in copied for path in paths} == needed
