@@ -317,11 +317,11 @@ def test_bfloat16_is_widened_where_rows_are_many(checkpoint: Callable[[str], Pat
     assert {leaf.dtype.name for leaf in jax.tree.leaves(JaxDevice(model, slots=1, columns=64)._talker)} == {"float32", "bfloat16"}
 
 
-def test_weights_are_turned_where_rows_are_many(base: Model) -> None:
+def test_weights_are_in_blocks_where_rows_are_many(base: Model) -> None:
     """A copy of every Linear's weight; tables are shared, and a single row reads the model's own."""
     head, table = base.params["talker"]["codec_head"]["weight"], base.params["talker"]["model"]["codec_embedding"]["weight"]
     many, one = JaxDevice(base, slots=2, columns=64), JaxDevice(base, slots=1, columns=64)
-    np.testing.assert_array_equal(many._talker["codec_head"]["weight"], head.T)
+    np.testing.assert_array_equal(many._talker["codec_head"]["weight"].swapaxes(1, 2).reshape(head.shape), head)
     assert many._talker["model"]["codec_embedding"]["weight"] is table
     assert one._talker is base.params["talker"]
     before, after = (sum(plan(base, slots, 64).weights.values()) for slots in (1, 2))

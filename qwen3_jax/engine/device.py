@@ -49,7 +49,7 @@ class JaxDevice:
         self.slots, self.columns, self.frames = slots, columns, frames
         self.model = model
         self._graphs = model.graphs
-        self._talker_graph, self._talker = programs.for_rows(model.graphs.talker, model.params["talker"], slots)
+        self._talker = programs.for_rows(model.graphs.talker, model.params["talker"], slots)
         self._decoder = model.params["codec"]["decoder"]
         self._pad = np.int32(model.config.tts_pad_token_id)
         self._width = model.config.talker_config.hidden_size
@@ -97,7 +97,7 @@ class JaxDevice:
 
     def read(self, slot: int) -> None:
         rows, at = self._pieces[slot].popleft()
-        self._state = programs.read(self._talker_graph, self._talker, self._state, np.int32(slot), rows, np.int32(at))
+        self._state = programs.read(self._graphs.talker, self._talker, self._state, np.int32(slot), rows, np.int32(at))
 
     def write_text(self, slot: int, text: Text) -> None:
         numbers = (np.int32(value) for value in (len(text.ids), text.limit, text.overdue, text.overdue_end))
@@ -108,7 +108,7 @@ class JaxDevice:
 
     def launch(self, quotas: list[int], limit: int) -> programs.Made:
         self._state, made = programs.step(
-            self._talker_graph, self._talker, self._graphs.codec_decoder, self._decoder, self._state,
+            self._graphs.talker, self._talker, self._graphs.codec_decoder, self._decoder, self._state,
             np.array(quotas, np.int32), np.int32(limit), self._pad, size=self.frames,
         )  # fmt: skip
         for array in made:

@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 
 from qwen3_jax.engine import programs
-from qwen3_jax.mapping import flatten
+from qwen3_jax.layers import blocked
 from qwen3_jax.model import Model
 
 SHARE = 0.9  # of the memory may be planned; the rest is for programs and the allocator's gaps
@@ -64,10 +64,12 @@ def plan(model: Model, slots: int, columns: int, *, available: int | None = None
     weights: dict[str, int] = {}
     for leaf in jax.tree.leaves(model.params):
         weights[leaf.dtype.name] = weights.get(leaf.dtype.name, 0) + leaf.nbytes
-    if programs.copies(model.params["talker"], slots):  # tables in float32 are shared
-        for path, leaf in flatten(model.params["talker"]).items():
-            if leaf.dtype != jnp.float32 or (leaf.ndim == 2 and "embedding" not in path):
-                weights["float32"] = weights.get("float32", 0) + 4 * leaf.size
+    talker = model.params["talker"]
+    if programs.copies(talker, slots):
+        copy = jax.eval_shape(lambda params: blocked(model.graphs.talker, params), talker)
+        for own, read in zip(jax.tree.leaves(talker), jax.tree.leaves(copy), strict=True):
+            if own.dtype != jnp.float32 or own.shape != read.shape:  # else it is shared
+                weights["float32"] = weights.get("float32", 0) + 4 * own.size
     graphs, params = model.graphs, model.params
 
     def shapes() -> programs.State:
