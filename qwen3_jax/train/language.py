@@ -37,6 +37,7 @@ from qwen3_jax.train.latents import FRAME, Latents
 from qwen3_jax.train.missteps import Missteps
 from qwen3_jax.train.narrator import Batch, Weights
 from qwen3_jax.train.sentences import training
+from qwen3_jax.train.teachers import dictionary
 
 SAMPLES = 8  # sentences of each teacher that are spoken at an evaluation
 TOKENIZER, PLACE = "tokenizer.json", "language"
@@ -112,7 +113,8 @@ def train(
     guidance: Annotated[float, Option(help="Weight of the guided heads.")] = 0.3,
     hint: Annotated[float, Option(help="Weight of the latent's error.")] = 1.0,
     spelling: Annotated[float, Option(help="Weight of the words' phonemes.")] = 0.5,
-    timing: Annotated[float, Option(help="Weight of the quarters' phonemes.")] = 0.5, seed: int = 0,
+    timing: Annotated[float, Option(help="Weight of the quarters' phonemes.")] = 0.5,
+    word_rows: Annotated[int, Option(help="Positions of words from the teachers' dictionary; 0: none.")] = 768, seed: int = 0,
 ) -> None:  # fmt: skip
     """Train, for as long as there is time."""
     if not (run / TOKENIZER).is_file():
@@ -122,11 +124,15 @@ def train(
     eos = config.talker_config.codec_eos_token_id
     speech, missteps = utterances.load(corpus, run, hours, fitted, reader), Missteps(fitted)
     batch = utterances.batches(config, speech, rows=rows, picks=picks, seed=seed, missteps=missteps)
+    words = utterances.word_lists(config, reader, dictionary(), rows=word_rows, seed=seed) if word_rows else None
     judged = held_out_batches(corpus, config, fitted, reader, rows)
     weights = Weights(guidance=guidance, hint=hint, spelling=spelling, timing=timing)
 
     def step(state: loop.State, number: int) -> tuple[loop.State, loop.Figures]:
-        return narrator.train_step(state, batch(number), rate, graphs=graphs, eos=eos, weights=weights)
+        drawn = batch(number)
+        if words is not None:
+            drawn = drawn._replace(words=words(number))
+        return narrator.train_step(state, drawn, rate, graphs=graphs, eos=eos, weights=weights)
 
     def evaluate(state: loop.State, folder: Path) -> loop.Figures:
         ended = {}

@@ -56,6 +56,13 @@ class Definitions(NamedTuple):
     speaker: Any
 
 
+class Words(NamedTuple):
+    """Words without speech, whose spelling is to be learnt."""
+
+    rows: PromptRows  # [B T]
+    sounds: Int["B T S"]  # as of a Batch
+
+
 class Batch(NamedTuple):
     """Utterances side by side; N frames of them are for the predictor."""
 
@@ -70,6 +77,7 @@ class Batch(NamedTuple):
     picks: Int["N"]  # places of `labels`, counted through rows, that hold a whole frame; one without a frame is padding
     told: Int["N K"] | None = None  # codes that the predictor is told of the picks, where they are not the labels
     rest: Int["N K"] | None = None  # and what it is to answer; -1: nothing
+    words: Words | None = None
 
 
 class Taught(NamedTuple):
@@ -249,6 +257,20 @@ def talker_states(
     return talker.model.norm(x), sum(looks[1:], looks[0]) / len(looks), _evened(early), _evened(late)
 
 
+def early_states(talker: Talker, rows: PromptRows) -> Float["B T H"]:
+    """What the first guided layer is given, as `talker_states` has it, without what comes after."""
+    x = embed(talker, rows)
+    layers, kv_heads, head_dim = talker.kv_shape
+    batch, length = rows.text.shape
+    start = jnp.zeros(batch, jnp.int32)
+    rope = rope_angles(jnp.broadcast_to(jnp.arange(length), (batch, length)), head_dim, talker.model.theta, x.dtype)
+    mask = causal_mask(start, length, length)
+    few = list(talker.model.layers)[: guided(layers)[0]]
+    for layer, cache in zip(few, empty(len(few), batch, kv_heads, length, head_dim, x.dtype), strict=True):
+        x, _ = layer(x, rope, cache, start, mask)
+    return _evened(x)
+
+
 def _evened(x: Float["B T H"]) -> Float["B T H"]:
     return x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + 1e-6)
 
@@ -302,6 +324,10 @@ def losses(graphs: Definitions, params: Params, batch: Batch, eos: int, weights:
     if weights.spelling:
         figures["spelling"] = told_apart(made.early, params["spelling"], batch.sounds)
         total += weights.spelling * figures["spelling"]
+    if weights.spelling and batch.words is not None:
+        early = early_states(nnx.merge(graphs.talker, params["talker"]), batch.words.rows)
+        figures["words"] = told_apart(early, params["spelling"], batch.words.sounds)
+        total += weights.spelling * figures["words"]
     if weights.timing:
         figures["timing"] = told_apart(made.late, params["timing"], batch.timing)
         total += weights.timing * figures["timing"]
