@@ -13,7 +13,7 @@ the same moment, and each is listened to as a player does:
     underrun    silence that a player hears which starts with the first packet, ms in all, the worst stream
     aggregate   seconds of audio that all streams got in a second
     CPU         processor time of a step, all threads together: on a machine that others use too, the one figure that does not suffer
-    one slot    how often as long a step of all slots takes as one of an engine with a single slot, measured right before it
+    one slot    how often as long a step of all slots takes as one of an engine with a single slot, measured right before and after it
 
 The step's bound is what memory bandwidth allows: the bytes that a step has to read (talker once, predictor layers sixteen times as far
 as no cache holds them, codec once, the KV cache) over the bandwidth that a sum over a large array reaches here.
@@ -223,9 +223,10 @@ def main() -> None:
         console.print(f"warm in {time.perf_counter() - begun:.1f} s", highlight=False)
         return made
 
-    single = step_milliseconds(model, 1, given.columns, given.frames)["step_ms"]
+    single = step_milliseconds(model, 1, given.columns, given.frames)["step_median_ms"]
     alone = step_milliseconds(model, slots, given.columns, given.frames)
-    alone["times_one_slot"] = alone["step_ms"] / single
+    single = (single + step_milliseconds(model, 1, given.columns, given.frames)["step_median_ms"]) / 2
+    alone["times_one_slot"] = alone["step_median_ms"] / single
     alone["bound_ms"] = 1000 * step_bytes(model, slots, given.columns) / rate
     with Engine(build, slots=slots, options=Options(buffer_ms=int(given.seconds * 1000) + 1000)) as engine:
         measure(engine, model, max(given.streams), 10)
