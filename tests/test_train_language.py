@@ -21,7 +21,7 @@ from qwen3_jax.sampling import Sampling, rules
 from qwen3_jax.talker import Talker
 from qwen3_jax.testing import byte_tokenizer, tiny_config
 from qwen3_jax.text import Tokenizer
-from qwen3_jax.train import language, narrator, utterances
+from qwen3_jax.train import hints, language, narrator, utterances
 from qwen3_jax.train.corpus import Line
 from qwen3_jax.train.missteps import Missteps
 from qwen3_jax.train.narrator import Weights
@@ -203,13 +203,13 @@ def test_words_of_a_dictionary_are_spelt_without_speech(base: Model) -> None:
     _, _, early, _ = narrator.talker_states(nnx.merge(graphs.talker, params["talker"]), words.rows, np.zeros((2, 64, 2), np.int32))
     also = narrator.early_states(nnx.merge(graphs.talker, params["talker"]), words.rows)
     np.testing.assert_allclose(early, also, atol=1e-5)
-    state = narrator.begin({**params, "spelling": narrator.begin_map(base.config.talker_config.hidden_size, narrator.SPELLING)})
+    state = narrator.begin({**params, "spelling": hints.begin_map(base.config.talker_config.hidden_size, hints.SPELLING)})
     seen = []
     for _ in range(25):
         given = batch._replace(words=words)
         state, figures = narrator.train_step(state, given, 1e-2, graphs=graphs, eos=2150, weights=Weights(spelling=1.0))
         seen.append(float(figures["words"]))
-    assert seen[0] == pytest.approx(np.log(narrator.SYMBOLS), rel=1e-5) and seen[-1] < 0.5 * seen[0]
+    assert seen[0] == pytest.approx(np.log(hints.SYMBOLS), rel=1e-5) and seen[-1] < 0.5 * seen[0]
 
 
 def test_the_quarters_of_frames_have_the_teachers_phonemes(base: Model) -> None:
@@ -226,12 +226,12 @@ def test_the_quarters_of_frames_have_the_teachers_phonemes(base: Model) -> None:
     batch = narrator.assemble([taught], [np.zeros((40, 128), np.float32)], 40, 40, 4, np.random.default_rng(0))
     graphs, _ = narrator.define(base.config)
     params = {name: base.params[name] for name in ("talker", "speaker_encoder")}
-    state = narrator.begin({**params, "timing": narrator.begin_map(base.config.talker_config.hidden_size, narrator.TIMING)})
+    state = narrator.begin({**params, "timing": hints.begin_map(base.config.talker_config.hidden_size, hints.TIMING)})
     seen = []
     for _ in range(25):
         state, figures = narrator.train_step(state, batch, 1e-2, graphs=graphs, eos=2150, weights=Weights(timing=1.0))
         seen.append(float(figures["timing"]))
-    assert seen[0] == pytest.approx(np.log(narrator.SYMBOLS)) and seen[-1] < 0.7 * seen[0]
+    assert seen[0] == pytest.approx(np.log(hints.SYMBOLS)) and seen[-1] < 0.7 * seen[0]
 
 
 def test_after_a_misstep_the_labels_lead_back(base: Model) -> None:
@@ -319,7 +319,7 @@ def test_the_hint_is_learnt_and_speaks_no_word_of_its_own(base: Model) -> None:
     graphs, _ = narrator.define(base.config)
     params = {name: base.params[name] for name in ("talker", "speaker_encoder")}
     plain, _ = narrator.losses(graphs, params, batch, 2150, Weights())
-    state = narrator.begin({**params, "hint": narrator.begin_map(base.config.talker_config.hidden_size, 6)})
+    state = narrator.begin({**params, "hint": hints.begin_map(base.config.talker_config.hidden_size, 6)})
     seen = []
     for _ in range(20):
         state, figures = narrator.train_step(state, batch, 1e-2, graphs=graphs, eos=2150, weights=Weights(hint=1.0))
@@ -346,12 +346,12 @@ def test_spelling_is_taught_at_the_rows_where_words_end(base: Model) -> None:
         assert any(np.array_equal(row[places[0] - 2 : places[0] + 6], each.ids[3:-5]) for each in speech.utterances)
     graphs, _ = narrator.define(base.config)
     params = {name: base.params[name] for name in ("talker", "speaker_encoder")}
-    state = narrator.begin({**params, "spelling": narrator.begin_map(base.config.talker_config.hidden_size, narrator.SPELLING)})
+    state = narrator.begin({**params, "spelling": hints.begin_map(base.config.talker_config.hidden_size, hints.SPELLING)})
     seen = []
     for _ in range(25):
         state, figures = narrator.train_step(state, batch, 1e-2, graphs=graphs, eos=2150, weights=Weights(spelling=1.0))
         seen.append(float(figures["spelling"]))
-    assert seen[0] == pytest.approx(np.log(narrator.SYMBOLS)) and seen[-1] < 0.9 * seen[0]
+    assert seen[0] == pytest.approx(np.log(hints.SYMBOLS)) and seen[-1] < 0.9 * seen[0]
 
 
 def test_padding_and_neighbours_change_no_loss(base: Model) -> None:

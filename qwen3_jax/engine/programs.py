@@ -93,7 +93,7 @@ def copies(talker: Any, slots: int) -> bool:
 
 def for_rows(graph: Any, talker: Any, slots: int) -> Any:
     """The talker's parameters as the steps read them."""
-    return blocked(graph, jax.tree.map(lambda leaf: leaf.astype(jnp.float32), talker)) if copies(talker, slots) else talker
+    return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), blocked(graph, talker)) if copies(talker, slots) else talker
 
 
 def initial(talker: Talker, decoder: Any, slots: int, columns: int) -> State:

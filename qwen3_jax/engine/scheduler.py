@@ -8,9 +8,9 @@ ended is found out one step late, which costs nothing: the device has stopped it
 
 How many frames a launch makes: one as long as anybody waits for the first packet or a prompt is being read; else each slot's packets
 grow (1, 2, 4 ...) up to what the device makes in ``call_seconds``, or in half the time for which the listener with the least audio in
-hand has enough. A slot takes no part while its consumer's queue is full, its text has
-run out, or (if others wait for their first packet) it is ``lead_seconds`` ahead of real time; the others go on. A slot that is ahead is
-not paused for those who wait for a slot: the sooner it ends, the sooner they have it.
+hand has enough. A slot takes no part while its consumer's queue is full, its text has run out, or (if others wait for their first packet)
+it is ``lead_seconds`` ahead of real time; the others go on. A slot that is ahead is not paused for those who wait for a slot: the sooner
+it ends, the sooner they have it.
 """
 
 from collections import deque

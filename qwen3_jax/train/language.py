@@ -30,7 +30,7 @@ from qwen3_jax.model import abstract, read_configs
 from qwen3_jax.prompt import AUTO
 from qwen3_jax.published import CODEC_FOLDER, load_published
 from qwen3_jax.text import Tokenizer
-from qwen3_jax.train import export, loop, narrator, samples, small, tokenizer, utterances
+from qwen3_jax.train import export, hints, loop, narrator, samples, small, tokenizer, utterances
 from qwen3_jax.train.codec import LATENTS, STEPS, codes_of, decoder_start
 from qwen3_jax.train.codec import configured as codec_config
 from qwen3_jax.train.latents import FRAME, Latents
@@ -70,8 +70,8 @@ def start(config: ModelConfig, latent: int, seed: int) -> dict[str, Any]:
 
 def maps(config: ModelConfig, latent: int) -> dict[str, Any]:
     """What only training needs, before the first step."""
-    sizes = zip(MAPS, (latent, narrator.SPELLING, narrator.TIMING), strict=True)
-    return {name: narrator.begin_map(config.talker_config.hidden_size, size) for name, size in sizes}
+    sizes = zip(MAPS, (latent, hints.SPELLING, hints.TIMING), strict=True)
+    return {name: hints.begin_map(config.talker_config.hidden_size, size) for name, size in sizes}
 
 
 def speaking(params: dict[str, Any]) -> dict[str, Any]:

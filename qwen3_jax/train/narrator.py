@@ -28,7 +28,7 @@ import numpy as np
 import optax
 from flax import nnx
 
-from qwen3_jax.cache import causal_mask, empty
+from qwen3_jax.cache import KVCache, causal_mask, empty
 from qwen3_jax.config import ModelConfig
 from qwen3_jax.generate import PromptRows, embed
 from qwen3_jax.layers import DecoderLayer, rope_angles, rotate
@@ -37,16 +37,11 @@ from qwen3_jax.prompt import Prompt
 from qwen3_jax.shapes import F32, Bool, Float, Int, NpF32, NpInt
 from qwen3_jax.speaker import SpeakerEncoder
 from qwen3_jax.talker import Talker
+from qwen3_jax.train.hints import AHEAD, PHONEMES, QUARTERS, Params, cross_entropy, hint_weights, told_apart
 from qwen3_jax.train.missteps import Missteps
 from qwen3_jax.train.vocoder import rate_at, running_average
 
-PHONEMES = 12  # of a word, at most
-SYMBOLS = 64  # phonemes that are told apart; 0 is the end of a word
-SPELLING = PHONEMES * SYMBOLS  # numbers of the map from a row to its word's phonemes
-QUARTERS, AHEAD = 4, 3  # of a frame; and frames whose phonemes are told apart at a row
-TIMING = QUARTERS * AHEAD * SYMBOLS  # numbers of that map
 Rope = tuple[Float["B T D"], Float["B T D"]]
-Params = dict[str, Any]  # {"talker": ..., "speaker_encoder": ...}, nested as in `model.Model`
 
 
 class Definitions(NamedTuple):
@@ -240,35 +235,34 @@ def talker_states(
 ) -> tuple[Float["B T H"], F32["B T"], Float["B T H"], Float["B T H"]]:
     """Normed hidden states of all rows, how well the guided heads look, what the first of them looks at, and what the last one's layer
     hands on. What is right of a row is not seen, so padding is free."""
-    x = embed(talker, rows)
-    layers, kv_heads, head_dim = talker.kv_shape
-    batch, length = rows.text.shape
-    start = jnp.zeros(batch, jnp.int32)
-    rope = rope_angles(jnp.broadcast_to(jnp.arange(length), (batch, length)), head_dim, talker.model.theta, x.dtype)
-    mask = causal_mask(start, length, length)
-    caches = empty(layers, batch, kv_heads, length, head_dim, x.dtype)
+    x, rope, start, mask, caches = _begun(talker, rows)
     looks, early, late = [], x, x
     for number, (layer, cache) in enumerate(zip(talker.model.layers, caches, strict=True)):
-        if number in guided(layers):
+        if number in guided(len(caches)):
             looks.append(looked_at(layer, x, rope, mask, spoken))
             early = x if len(looks) == 1 else early
         x, _ = layer(x, rope, cache, start, mask)
-        late = x if number in guided(layers) else late
+        late = x if number in guided(len(caches)) else late
     return talker.model.norm(x), sum(looks[1:], looks[0]) / len(looks), _evened(early), _evened(late)
 
 
 def early_states(talker: Talker, rows: PromptRows) -> Float["B T H"]:
     """What the first guided layer is given, as `talker_states` has it, without what comes after."""
+    x, rope, start, mask, caches = _begun(talker, rows)
+    first = guided(len(caches))[0]
+    for layer, cache in zip(list(talker.model.layers)[:first], caches[:first], strict=True):
+        x, _ = layer(x, rope, cache, start, mask)
+    return _evened(x)
+
+
+def _begun(talker: Talker, rows: PromptRows) -> tuple[Float["B T H"], Rope, Int["B"], Bool["B T T"], KVCache]:
+    """What the first layer is given: embedded rows, angles, positions, mask, and empty caches."""
     x = embed(talker, rows)
     layers, kv_heads, head_dim = talker.kv_shape
     batch, length = rows.text.shape
     start = jnp.zeros(batch, jnp.int32)
     rope = rope_angles(jnp.broadcast_to(jnp.arange(length), (batch, length)), head_dim, talker.model.theta, x.dtype)
-    mask = causal_mask(start, length, length)
-    few = list(talker.model.layers)[: guided(layers)[0]]
-    for layer, cache in zip(few, empty(len(few), batch, kv_heads, length, head_dim, x.dtype), strict=True):
-        x, _ = layer(x, rope, cache, start, mask)
-    return _evened(x)
+    return x, rope, start, causal_mask(start, length, length), empty(layers, batch, kv_heads, length, head_dim, x.dtype)
 
 
 def _evened(x: Float["B T H"]) -> Float["B T H"]:
@@ -310,13 +304,6 @@ def scores(talker: Talker, batch: Batch) -> Scores:
     return Scores(talker.codec_head(hidden).astype(jnp.float32), rest, looks, hidden, early, late)
 
 
-def cross_entropy(logits: F32["... V"], labels: Int["..."], smoothing: float) -> F32["..."]:
-    """Of each place; labels of -1 give numbers that nobody reads."""
-    logs = jax.nn.log_softmax(logits)
-    right = jnp.take_along_axis(logs, jnp.maximum(labels, 0)[..., None], axis=-1)[..., 0]
-    return -(1 - smoothing) * right - smoothing * jnp.mean(logs, axis=-1)
-
-
 def losses(graphs: Definitions, params: Params, batch: Batch, eos: int, weights: Weights) -> tuple[jax.Array, dict[str, jax.Array]]:
     """`compared`, of what the parameters make of a batch; the error of the phonemes, and the hint's."""
     made = forward(graphs, params, batch)
@@ -338,24 +325,6 @@ def losses(graphs: Definitions, params: Params, batch: Batch, eos: int, weights:
     whole = batch.labels[..., -1] >= 0
     figures["hint"] = jnp.sum(jnp.where(whole, off, 0)) / jnp.maximum(jnp.sum(whole), 1)
     return total + weights.hint * figures["hint"], figures
-
-
-def told_apart(x: Float["B T H"], map_: Params, phonemes: Int["B T S"]) -> jax.Array:
-    """Mean cross-entropy of what the map finds at the rows, where phonemes are known."""
-    there = phonemes >= 0
-    guess = (x @ map_["weight"] + map_["bias"]).reshape(*phonemes.shape, -1).astype(jnp.float32)
-    return jnp.sum(jnp.where(there, cross_entropy(guess, phonemes, 0.0), 0)) / jnp.maximum(jnp.sum(there), 1)
-
-
-def hint_weights(size: int) -> F32["D"]:
-    """What each number of a whitened latent counts for: the first components most."""
-    falling = 1.0 / (4.0 + jnp.arange(size, dtype=jnp.float32))
-    return falling / falling.sum()
-
-
-def begin_map(width: int, size: int) -> Params:
-    """A map of `losses` before the first step; ``size``: of a latent, `SPELLING` or `TIMING`."""
-    return {"weight": jnp.zeros((width, size)), "bias": jnp.zeros((size,))}
 
 
 def compared(made: Scores, batch: Batch, eos: int, weights: Weights) -> tuple[jax.Array, dict[str, jax.Array]]:

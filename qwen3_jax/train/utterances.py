@@ -19,9 +19,10 @@ from qwen3_jax.shapes import NpF32, NpInt
 from qwen3_jax.text import Tokenizer
 from qwen3_jax.train.corpus import Line
 from qwen3_jax.train.data import SAMPLE_RATE, chosen_lines, load_streams
+from qwen3_jax.train.hints import QUARTERS
 from qwen3_jax.train.latents import FRAME, UNIT, Latents
 from qwen3_jax.train.missteps import Missteps
-from qwen3_jax.train.narrator import QUARTERS, Batch, Taught, Words, assemble, teach
+from qwen3_jax.train.narrator import Batch, Taught, Words, assemble, teach
 
 LENGTHS = (40, 48, 56, 64, 80, 128)  # rows of prompt and frames; one trace each
 SHORT = 64
