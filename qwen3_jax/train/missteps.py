@@ -1,7 +1,7 @@
 """Frames that are a little wrong, as a model's own are, and what is right after them.
 
 Taught with true frames only, a predictor that has drawn one wrong code has never seen what to do about it: with the true past and the
-true book 0 its own books 1..15 lost more words (WER .94) than what the talker's linear guess says, quantised (.69). So some frames are
+true book 0 its own books 1..15 lost more words (WER .94) than what the talker's linear guess says, quantised (.81). So some frames are
 told it with the first books of a vector nearby, and from there on the label is what leads back to the true one: the entry nearest to what
 is left of it. The talker is told such frames as well. (After DAgger, arXiv 1011.0686, without its expert: nearest entries are the expert.)
 """
