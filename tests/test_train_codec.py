@@ -14,7 +14,7 @@ from qwen3_jax.codec import init_state
 from qwen3_jax.config import CodecConfig, parse
 from qwen3_jax.mapping import flatten, unflatten
 from qwen3_jax.testing import tiny_codec_config
-from qwen3_jax.train import export, latents, levels, listener, locking, loop, losses, loud, prior, small, vocoder
+from qwen3_jax.train import export, latents, levels, listener, locking, loop, losses, loud, plan, prior, small, vocoder
 from qwen3_jax.train.data import Stream, crops
 from qwen3_jax.train.discriminators import PERIODS, Discriminators
 from qwen3_jax.train.latents import FRAME
@@ -48,20 +48,24 @@ def sounds(frames: int, seed: int = 0) -> np.ndarray:
     return np.rint(32767 * (wave + 0.01 * noise.standard_normal(len(wave)))).astype(np.int16)
 
 
+def told(frames: int) -> np.ndarray:
+    """What is said in some frames, drawn."""
+    return np.random.default_rng(1).integers(0, 5, (frames, 4)).astype(np.int8)
+
+
 def fit(wave: np.ndarray, latent: int) -> latents.Latents:
-    """Latents of one voice; its phonemes are drawn."""
+    """Latents of one voice."""
     sound = wave.astype(np.float32) / 32768
     free = locking.lock(sound, None)
     pitch = latents.fit_pitch(free.cycles[free.voiced], free.bends[free.voiced], ENTRIES, steps=3)
     locked = locking.lock(sound, pitch)
-    labels = np.random.default_rng(1).integers(0, 5, len(wave) // 600)
-    part = latents.Part("a", levels.levels(locked.wave, locked.entry, pitch), latents.log_mel(locked.wave), locked.entry, labels)
+    part = latents.Part(levels.levels(locked.wave, locked.entry, pitch), locked.entry, told(len(locked.entry)))
     return latents.fit([part], pitch, latent=latent, content=4, steps=3)[0]
 
 
 def stream_of(fitted: latents.Latents, wave: np.ndarray) -> Stream:
-    read = fitted.read(wave.astype(np.float32) / 32768, "a")
-    return Stream("a", wave, np.rint(read.wave * 32767).astype(np.int16), read.levels, read.codes, read.main, read.content)
+    read = fitted.read(wave.astype(np.float32) / 32768, told(len(wave) // FRAME))
+    return Stream("a", wave, np.rint(read.wave * 32767).astype(np.int16), read.levels, read.codes, read.main)
 
 
 @pytest.fixture(scope="module")
@@ -128,14 +132,6 @@ def test_equal_waves_have_no_loss_and_finite_gradients() -> None:
 # latents
 
 
-def test_a_frame_hears_nothing_after_it() -> None:
-    wave = sounds(6)
-    changed = wave.copy()
-    changed[4 * FRAME :] = 0
-    assert np.array_equal(latents.log_mel(wave)[:4], latents.log_mel(changed)[:4])
-    assert not np.array_equal(latents.log_mel(wave)[4], latents.log_mel(changed)[4])
-
-
 def test_books_explain_more_and_more(stream: Stream, fitted: latents.Latents, tmp_path: Path) -> None:
     main = stream.main
     rest, left = fitted.latent(main, stream.codes[:, 1]), [np.square(main).sum()]
@@ -146,16 +142,34 @@ def test_books_explain_more_and_more(stream: Stream, fitted: latents.Latents, tm
     assert left[3] < 0.5 * left[0] and left[15] < left[3]
     fitted.save(tmp_path / "l.safetensors")
     again = latents.Latents.load(tmp_path / "l.safetensors")
-    read = again.read(stream.wave.astype(np.float32) / 32768, "a")
+    said = told(len(main))
+    read = again.read(stream.wave.astype(np.float32) / 32768, said)
     assert np.array_equal(read.codes, stream.codes)
-    assert np.array_equal(again.codes(again.latent(main, read.codes[:, 1]), read.content), read.codes)
+    assert np.array_equal(again.codes(again.latent(main, read.codes[:, 1]), said), read.codes)
 
 
-def test_occupancy_counts_every_unit() -> None:
-    shares = latents.occupancy(np.array([0, 1, 1, 2, 2, 2, 2, 0] * 2), 3).reshape(-1, 4, 3)
-    assert shares.shape == (5, 4, 3) and np.allclose(shares.sum(axis=2), 1)
-    assert shares[0, 0].tolist() == [1, 0, 0]  # samples 0..479 of unit 0
-    assert shares[0, 1] == pytest.approx([0.25, 0.75, 0])  # samples 480..959: 120 of unit 0
+def test_a_plan_says_what_comes_next() -> None:
+    """Quarters are read in their middle, stress is part of what it stands before, and what book 0 names is one frame ahead."""
+    said = plan.quarters("_m\u02c8a _", [2, 1, 1, 3, 1, 2], 5)
+    m, a, gap = (1 + plan.SYMBOLS.index(symbol) for symbol in "ma ")
+    # units of 600 samples: _ _ m a a a a gap _ _; quarters of 480 have their middles at 240, 720, 1200 (of m already), ...
+    assert said.tolist()[:3] == [[0, 0, m, m], [a, a, a, a], [a, gap, 0, 0]] and not said[3:].any()
+    assert plan.following(said).tolist() == [*said[1:].tolist(), [0, 0, 0, 0]]
+    book = plan.fit(np.concatenate([said] * 3), 4)
+    assert {tuple(entry) for entry in book} == {tuple(frame) for frame in said}
+    assert np.array_equal(book[plan.codes(said, book)], said)
+    near = said.copy()
+    near[1, 3] = m
+    assert plan.codes(near, book)[1] == plan.codes(said, book)[1], "most quarters right"
+    with pytest.raises(ValueError, match="cannot fill a book of 5"):
+        plan.fit(said, 5)
+
+
+def test_vectors_of_a_plan_tell_its_entries_apart() -> None:
+    book = plan.fit(told(400), 40)
+    found = plan.vectors(book, np.ones(40, np.int64), 8)
+    assert np.array_equal(latents.nearest(found, found), np.arange(40))
+    assert np.sqrt(np.square(found).mean(axis=0)).max() == pytest.approx(8.0)
 
 
 # the decoder in training
@@ -176,7 +190,7 @@ def test_before_its_first_step_a_decoder_is_a_vocoder(begun: Any) -> None:
     fitted, cfg, start = begun
     graph, shapes = vocoder.decoder_definition(cfg.decoder_config)
     decoder = nnx.merge(graph, unflatten({path: jnp.asarray(value, jnp.float32) for path, value in start.items()}, shapes))
-    read = fitted.read(sounds(40).astype(np.float32) / 32768, "a")
+    read = fitted.read(sounds(40).astype(np.float32) / 32768, told(40))
     codes = jnp.asarray(read.codes[None])
     x, state, *_ = vocoder.to_columns(decoder, codes, 40, vocoder.heard(cfg.decoder_config))
     wanted = loud.wanted(read.levels[None])[:, 0]
@@ -244,7 +258,7 @@ def test_levels_are_those_of_the_sound() -> None:
 @pytest.mark.slow
 def test_levels_are_learnt_and_what_is_held_stays(begun: Any) -> None:
     fitted, cfg, start = begun
-    read = fitted.read(sounds(60).astype(np.float32) / 32768, "a")
+    read = fitted.read(sounds(60).astype(np.float32) / 32768, told(60))
     held = prior.held(start, fitted)
     state = vocoder.begin(start, small.random_start(flatten(vocoder.critic_definition()[1]), 0))
     past = vocoder.heard(cfg.decoder_config)[0]
@@ -355,9 +369,9 @@ def test_a_right_embedding_has_the_latents_codes(stream: Stream, fitted: latents
     state = encoder_state(fitted)
     graph, shapes = listener.encoder_definition(CFG.encoder_config, 16)
     encoder = nnx.merge(graph, unflatten({**state["trained"], **state["frozen"]}, shapes))
-    wanted = listener.target(fitted, fitted.latent(stream.main, stream.codes[:, 1]), stream.content)
+    wanted = listener.target(fitted, fitted.latent(stream.main, stream.codes[:, 1]), stream.codes[:, 0])
     codes = np.asarray(encoder.quantizer(jnp.pad(wanted, ((0, 0), (0, 40 - wanted.shape[1])))[None])[0])
-    own = fitted.codes(fitted.latent(stream.main, stream.codes[:, 1]), stream.content)
+    own = fitted.codes(fitted.latent(stream.main, stream.codes[:, 1]), told(len(stream.main)))
     assert (codes == own).mean() > 0.99  # ties of float32 apart
     assert np.array_equal(codes[:, 1], stream.codes[:, 1])
 
@@ -367,7 +381,7 @@ def test_the_encoder_learns_and_nothing_of_it_is_frozen(stream: Stream, fitted: 
     before = jax.tree.map(np.asarray, state["trained"])
     wave = stream.wave[: 16 * FRAME].reshape(2, -1).astype(np.float32) / 32768
     wanted = listener.target(
-        fitted, fitted.latent(stream.main[:16], stream.codes[:16, 1]).reshape(2, 8, -1), stream.content[:16].reshape(2, 8, -1)
+        fitted, fitted.latent(stream.main[:16], stream.codes[:16, 1]).reshape(2, 8, -1), stream.codes[:16, 0].reshape(2, 8)
     )
     seen = []
     for _ in range(20):

@@ -21,7 +21,7 @@ from qwen3_jax.sampling import Sampling, rules
 from qwen3_jax.talker import Talker
 from qwen3_jax.testing import byte_tokenizer, tiny_config
 from qwen3_jax.text import Tokenizer
-from qwen3_jax.train import hints, language, narrator, utterances
+from qwen3_jax.train import hints, language, narrator, plan, utterances
 from qwen3_jax.train.corpus import Line
 from qwen3_jax.train.missteps import Missteps
 from qwen3_jax.train.narrator import Weights
@@ -193,7 +193,7 @@ def test_words_of_a_dictionary_are_spelt_without_speech(base: Model) -> None:
     words = lists(3)
     assert words.rows.text.shape == (2, 64) and all(jax.tree.leaves(jax.tree.map(np.array_equal, words, lists(3))))
     assert not np.array_equal(words.sounds, lists(4).sounds)
-    named = [[1 + utterances._PHONES.index(phone) for phone in word] for word in ("kæt", "dɔɡ")]
+    named = [[1 + plan.PHONES.index(phone) for phone in word] for word in ("kæt", "dɔɡ")]
     found = words.sounds[words.sounds[:, :, 0] >= 0]
     assert len(found) > 16 and all(row[:4].tolist() in [[*name, 0] for name in named] for row in found)
 
@@ -214,8 +214,8 @@ def test_words_of_a_dictionary_are_spelt_without_speech(base: Model) -> None:
 
 def test_the_quarters_of_frames_have_the_teachers_phonemes(base: Model) -> None:
     """A frame is 3.2 units, so the middles of its quarters are at .4, 1.2, 2 and 2.8."""
-    timing = utterances.timed(line("He.", "_hi._", [1, 2, 3, 1, 3]), 4)
-    h, i = (1 + utterances._TIMED.index(phone) for phone in "hi")
+    timing = plan.quarters("_hi._", [1, 2, 3, 1, 3], 4)
+    h, i = (1 + plan.SYMBOLS.index(phone) for phone in "hi")
     assert timing.tolist() == [[0, h, h, h], [i, i, i, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
     one = utterances.Utterance(0, turn(4, 1), np.zeros((4, 16), np.int32), None, timing=timing)
     taught = utterances.rows_of(base.config, one, utterances.Form(True, "english"))
@@ -243,7 +243,8 @@ def test_after_a_misstep_the_labels_lead_back(base: Model) -> None:
     acoustic = np.zeros((15, entries, size), np.float32)
     acoustic[1:] = noise.standard_normal((14, entries, size)) * 0.8 ** np.arange(14)[:, None, None]
     named = {field.name: np.zeros(0) for field in msgspec.structs.fields(Latents)}
-    known = {"basis": np.zeros((size, 1)), "spread": np.ones(size, np.float32), "acoustic": acoustic, "names": []}
+    plain = np.repeat(np.arange(entries, dtype=np.int8)[:, None], 4, axis=1)
+    known = {"basis": np.zeros((size, 1)), "spread": np.ones(size, np.float32), "acoustic": acoustic, "plan": plain}
     fitted = Latents(**{**named, **known})
     latent = noise.standard_normal((400, size)).astype(np.float32)
     codes, rest = np.zeros((400, 16), np.int32), latent.copy()
@@ -267,6 +268,9 @@ def test_after_a_misstep_the_labels_lead_back(base: Model) -> None:
     early = wrong & (turn < 6)
     assert error(told)[early].mean() < 0.5 * error(missteps.frames(codes, latent, noise))[early].mean()
     assert (missteps.frames(codes, latent, noise)[:, :2] == codes[:, :2]).all(), "content and pitch stay"
+    said = noise.integers(0, entries, (400, 4)).astype(np.int8)
+    heard = missteps.heard(said, codes[:, 0], noise)
+    assert 0.6 < (heard == said[:, 3]).mean() < 0.8 and np.isin(heard[heard != said[:, 3]], codes[:, 0]).all()
 
 
 # batches and steps
@@ -332,7 +336,7 @@ def test_the_hint_is_learnt_and_speaks_no_word_of_its_own(base: Model) -> None:
 def test_spelling_is_taught_at_the_rows_where_words_end(base: Model) -> None:
     one = line("Though yawned.", "_ðˌO jˈɔːnd._", [])
     words = utterances.spelt(one.text, one.phonemes, ["Th", "ough", "\u0120yawned", "."])
-    phones = utterances._PHONES
+    phones = plan.PHONES
     assert words == {1: [1 + phones.index(one) for one in "ðO"], 3: [1 + phones.index(one) for one in "jɔnd"]}
     assert utterances.spelt("Three words here", one.phonemes, ["Three"]) == {}
 

@@ -33,6 +33,7 @@ from qwen3_jax.mapping import flatten, unflatten
 from qwen3_jax.session import decode
 from qwen3_jax.shapes import NpF32, NpInt
 from qwen3_jax.train import data, export, latents, listener, loop, losses, loud, prior, small, vocoder
+from qwen3_jax.train.corpus import said_in
 from qwen3_jax.train.discriminators import PERIODS
 from qwen3_jax.train.latents import FRAME, Latents
 
@@ -62,7 +63,7 @@ def fit(
     fitted, report = latents.fit(*data.parts_to_fit(corpus, hours, entries), latent=size, content=content, most=most)
     run.mkdir(parents=True, exist_ok=True)
     fitted.save(run / LATENTS)
-    text = json.dumps({"kept": report.kept, "unexplained": report.unexplained, "phonemes": report.phonemes, "voices": fitted.names})
+    text = json.dumps({"kept": report.kept, "unexplained": report.unexplained, "phonemes": report.phonemes})
     (run / "latents.json").write_text(text, "utf-8")
     loop.console.print(text)
 
@@ -155,9 +156,8 @@ def encoder(
         found = data.places(streams, rows, crop, seed, number)
         wave = np.stack([stream.wave[at * FRAME : (at + crop) * FRAME] for stream, at in found]).astype(np.float32) / 32768
         main = np.stack([stream.main[at : at + crop] for stream, at in found])
-        entry = np.stack([stream.codes[at : at + crop, 1] for stream, at in found])
-        content = np.stack([stream.content[at : at + crop] for stream, at in found])
-        wanted = listener.target(fitted, fitted.latent(main, entry), content)
+        codes = np.stack([stream.codes[at : at + crop] for stream, at in found])
+        wanted = listener.target(fitted, fitted.latent(main, codes[..., 1]), codes[..., 0])
         return listener.regression_step(
             state, wave, wanted, fitted.spread, rate, cfg=cfg.encoder_config, books=cfg.encoder_valid_num_quantizers
         )
@@ -170,19 +170,15 @@ def encoder(
     loop.train(run / "encoder", state, step, plan, evaluate)
 
 
-def held_out(corpus: Path, each: int) -> list[tuple[str, NpF32]]:
-    """The first clips of every voice that has read the held-out sentences, as (voice-number, wave of whole frames)."""
-    clips = []
+def held_out(corpus: Path, each: int) -> list[tuple[str, NpF32, NpInt]]:
+    """The first clips of every voice that has read the held-out sentences: voice-number, wave of whole frames, what it says."""
+    found = []
     for folder in sorted(path for path in (corpus / "held_out").glob("*") if path.is_dir()):
         for path in sorted(folder.glob("*.wav"))[:each]:
             wave = load_audio(path)
-            clips.append((f"{folder.name}-{path.stem}", np.pad(wave, (0, -len(wave) % FRAME))))
-    return clips
-
-
-def codes_of(fitted: Latents, wave: NpF32, voice: str) -> NpInt:
-    """A clip's codes [N K], by the latents, without the encoder."""
-    return fitted.read(wave, voice).codes
+            whole = np.pad(wave, (0, -len(wave) % FRAME))
+            found.append((f"{folder.name}-{path.stem}", whole, said_in(path, len(whole) // FRAME)))
+    return found
 
 
 def decode_all(cfg: Any, params: dict[str, Any], codes: NpInt) -> NpF32:
@@ -201,8 +197,8 @@ def listen(corpus: Path, fitted: Latents, cfg: Any, params: dict[str, Any], fold
     """Decode a few held-out clips into ``folder``; the spectral loss on them."""
     clips = held_out(corpus, 2)
     found = []
-    for name, wave in clips:
-        made = decode_all(cfg, params, codes_of(fitted, wave, name.rsplit("-", 1)[0]))
+    for name, wave, said in clips:
+        made = decode_all(cfg, params, fitted.read(wave, said).codes)
         folder.mkdir(parents=True, exist_ok=True)
         write_wav(folder / f"{name}.wav", made)
         found.append(float(losses.spectral(jnp.asarray(made[None]), jnp.asarray(wave[None]))[0]))
@@ -224,7 +220,7 @@ def _encode(graph: Any, params: Any, wave: jax.Array, valid: jax.Array) -> jax.A
 
 def agreement(corpus: Path, fitted: Latents, cfg: CodecConfig, params: dict[str, Any]) -> loop.Figures:
     """Share of held-out frames whose codes are those of the latents: of book 0, 1, 2, and of all 16 on average."""
-    same = [encode_all(cfg, params, wave) == codes_of(fitted, wave, name.rsplit("-", 1)[0]) for name, wave in held_out(corpus, 5)]
+    same = [encode_all(cfg, params, wave) == fitted.read(wave, said).codes for _, wave, said in held_out(corpus, 5)]
     if not same:
         return {}
     share = np.concatenate(same).mean(axis=0)
@@ -302,7 +298,7 @@ def reconstruct(
     for path in sorted(wavs.glob("*.wav"))[:limit]:
         wave = load_audio(path)
         whole = np.pad(wave, (0, -len(wave) % FRAME))
-        codes = codes_of(fitted, whole, wavs.name) if direct else encode_all(cfg, halves["encoder."], whole)
+        codes = fitted.read(whole, said_in(path, len(whole) // FRAME)).codes if direct else encode_all(cfg, halves["encoder."], whole)
         write_wav(to / path.name, decode_all(cfg.decoder_config, halves["decoder."], codes)[: len(wave)])
     if (wavs / "sentences.txt").is_file():
         lines = (wavs / "sentences.txt").read_text("utf-8").splitlines()[:limit]

@@ -26,11 +26,13 @@ from rich.table import Table
 
 from qwen3_jax.audio import write_wav
 from qwen3_jax.evaluate.texts import SENTENCES, held_out
-from qwen3_jax.train import sources, teachers
+from qwen3_jax.shapes import NpInt
+from qwen3_jax.train import plan, sources, teachers
 from qwen3_jax.train.sentences import Sentence, number, training
 from qwen3_jax.train.teachers import SAMPLE_RATE, Speaker, Teacher, Utterance
 
 SHARD = 64  # sentences: about three minutes of speech
+SAID = ".said.json"
 PEAK = 0.95  # louder speech is turned down to it, so that nothing clips
 
 
@@ -199,16 +201,28 @@ def summarise(folder: Path) -> dict[str, Any]:
 
 
 def speak_held_out(folder: Path, who: Speaker, teacher: Speaks) -> None:
-    """The teacher's own reading of the 100 held-out sentences, as wavs that ``evaluate --teacher`` compares with."""
+    """The teacher's own reading of the 100 held-out sentences, as wavs that ``evaluate --teacher`` compares with, and beside each of them
+    what it says when (`said_in`)."""
     folder.mkdir(parents=True, exist_ok=True)
     texts = held_out()
     for index, text in enumerate(texts):
         path = folder / f"{index:04}.wav"
-        if not path.is_file():
+        if not (path.is_file() and path.with_suffix(SAID).is_file()):
+            made = teacher.speak(who, text, number(text, "seed") % 2**32)
             temporary = folder / f".{index:04}.partial"
-            write_wav(temporary, to_int16(teacher.speak(who, text, number(text, "seed") % 2**32).wave) / np.float32(32767))
+            write_wav(temporary, to_int16(made.wave) / np.float32(32767))
             temporary.rename(path)
+            write_atomically(path.with_suffix(SAID), msgspec.json.encode({"phonemes": made.phonemes, "durations": made.durations}))
     write_atomically(folder / SENTENCES, "".join(f"{text}\n" for text in texts).encode())
+
+
+def said_in(wav: Path, frames: int) -> NpInt["N 4"]:
+    """`plan.quarters` of one of ``speak_held_out``'s wavs; zeros for any other."""
+    path = wav.with_suffix(SAID)
+    if not path.is_file():
+        return np.zeros((frames, plan.QUARTERS), np.int8)
+    told = msgspec.json.decode(path.read_bytes())
+    return plan.quarters(told["phonemes"], told["durations"], frames)
 
 
 app = typer.Typer(add_completion=False)

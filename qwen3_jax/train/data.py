@@ -14,19 +14,19 @@ import msgspec
 import numpy as np
 
 from qwen3_jax.shapes import NpF32, NpInt
-from qwen3_jax.train import locking
+from qwen3_jax.train import locking, plan
 from qwen3_jax.train.corpus import Line, read_corpus, wave
-from qwen3_jax.train.latents import FRAME, UNIT, Latents, Part, fit_pitch, log_mel
+from qwen3_jax.train.latents import FRAME, Latents, Part, fit_pitch
 from qwen3_jax.train.levels import levels
 
 SAMPLE_RATE = 24000
-_HEARD, _READ = ("wave", "locked", "levels"), ("codes", "main", "content")  # of a Stream: kept apart
+_HEARD, _READ = ("wave", "locked", "levels"), ("codes", "main")  # of a Stream: kept apart
 _WHOLE = 9600  # samples: whole frames and whole units of the teachers' durations
 
 
 class Stream(msgspec.Struct):
     """A voice's speech, and its locked and aligned form, int16 [N*1920]; what the latents say of the locked form: levels [N 224], codes
-    [N K], main components [N C], content [N D]."""
+    [N K], main components [N C]."""
 
     voice: str
     wave: np.ndarray
@@ -34,7 +34,6 @@ class Stream(msgspec.Struct):
     levels: np.ndarray
     codes: np.ndarray
     main: np.ndarray
-    content: np.ndarray
 
 
 def chosen_lines(corpus: Path, hours: float) -> dict[str, list[Line]]:
@@ -58,28 +57,24 @@ def padded(corpus: Path, line: Line) -> NpF32:
     return np.concatenate([samples, np.zeros(-len(samples) % _WHOLE, samples.dtype)]).astype(np.float32) / 32768
 
 
-def labels(line: Line, symbols: dict[str, int]) -> np.ndarray:
-    """The phoneme of every 600 samples of ``padded``."""
-    said = np.repeat([symbols[symbol] for symbol in line.phonemes], line.durations)
-    return np.concatenate([said, np.full(-line.samples % _WHOLE // UNIT, symbols["_"])])
+def said(line: Line) -> NpInt["N 4"]:
+    """The phonemes of each quarter of the frames of ``padded``."""
+    return plan.quarters(line.phonemes, line.durations, (line.samples + -line.samples % _WHOLE) // FRAME)
 
 
 def parts_to_fit(corpus: Path, hours: float, entries: int) -> tuple[list[Part], locking.PitchBook]:
     """What `latents.fit` takes."""
     found = chosen_lines(corpus, hours)
-    everything = sorted({symbol for lines in found.values() for line in lines for symbol in line.phonemes} | {"_"})
-    symbols = {symbol: number for number, symbol in enumerate(everything)}
     free = [locking.lock(padded(corpus, line), None) for lines in found.values() for line in lines]
     heard = np.concatenate([one.voiced for one in free])
     cycles, bends = np.concatenate([one.cycles for one in free]), np.concatenate([one.bends for one in free])
     pitch = fit_pitch(cycles[heard], bends[heard], entries)
     parts = []
-    for voice, lines in found.items():
+    for lines in found.values():
         locked = [locking.lock(padded(corpus, line), pitch) for line in lines]
         told = np.concatenate([levels(one.wave, one.entry, pitch) for one in locked])
-        mel = log_mel(np.concatenate([one.wave for one in locked]))
         entry = np.concatenate([one.entry for one in locked])
-        parts.append(Part(voice, told, mel, entry, np.concatenate([labels(line, symbols) for line in lines])))
+        parts.append(Part(told, entry, np.concatenate([said(line) for line in lines])))
     return parts, pitch
 
 
@@ -117,18 +112,17 @@ def _read_shard(corpus: Path, kept: Path, lines: list[Line], latents: Latents, s
         found: dict[str, list[np.ndarray]] = {name: [] for name in (*_HEARD, *_READ)}
         for line in lines:
             own = padded(corpus, line)
-            one = latents.read(own, line.voice)
+            one = latents.read(own, said(line))
             if speech:
                 found["wave"].append(_int16(own))
                 found["locked"].append(_int16(locking.align(one.wave, one.codes[:, 1], latents.pitch)))
                 found["levels"].append(one.levels.astype(np.float16))
             found["codes"].append(one.codes.astype(np.int16))
             found["main"].append(one.main.astype(np.float16))
-            found["content"].append(one.content.astype(np.float16))
         joined = {name: np.concatenate(pieces) for name, pieces in found.items() if pieces}
         if speech:
             keep(heard, lambda file: np.savez(file, wave=joined["wave"], locked=joined["locked"], levels=joined["levels"]))
-        keep(read, lambda file: np.savez(file, codes=joined["codes"], main=joined["main"], content=joined["content"]))
+        keep(read, lambda file: np.savez(file, codes=joined["codes"], main=joined["main"]))
     arrays: dict[str, np.ndarray] = {}
     for path in (read, heard) if speech else (read,):
         with np.load(path) as file:

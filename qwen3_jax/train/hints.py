@@ -13,11 +13,12 @@ import jax
 import jax.numpy as jnp
 
 from qwen3_jax.shapes import F32, Float, Int
+from qwen3_jax.train.plan import QUARTERS
 
 PHONEMES = 12  # of a word, at most
 SYMBOLS = 64  # phonemes that are told apart; 0 is the end of a word
 SPELLING = PHONEMES * SYMBOLS  # numbers of the map from a row to its word's phonemes
-QUARTERS, AHEAD = 4, 3  # of a frame; and frames whose phonemes are told apart at a row
+AHEAD = 3  # frames whose phonemes are told apart at a row
 TIMING = QUARTERS * AHEAD * SYMBOLS  # numbers of that map
 Params = dict[str, Any]
 

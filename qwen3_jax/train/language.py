@@ -31,8 +31,9 @@ from qwen3_jax.prompt import AUTO
 from qwen3_jax.published import CODEC_FOLDER, load_published
 from qwen3_jax.text import Tokenizer
 from qwen3_jax.train import export, hints, loop, narrator, samples, small, tokenizer, utterances
-from qwen3_jax.train.codec import LATENTS, STEPS, codes_of, decoder_start
+from qwen3_jax.train.codec import LATENTS, STEPS, decoder_start
 from qwen3_jax.train.codec import configured as codec_config
+from qwen3_jax.train.corpus import said_in
 from qwen3_jax.train.latents import FRAME, Latents
 from qwen3_jax.train.missteps import Missteps
 from qwen3_jax.train.narrator import Batch, Weights
@@ -88,7 +89,8 @@ def held_out_batches(corpus: Path, config: ModelConfig, fitted: Latents, reader:
         mels = []
         for number, text in enumerate(texts):
             wave = load_audio(folder / f"{number:04}.wav")
-            codes = codes_of(fitted, np.pad(wave, (0, -len(wave) % FRAME)), folder.name)
+            whole = np.pad(wave, (0, -len(wave) % FRAME))
+            codes = fitted.read(whole, said_in(folder / f"{number:04}.wav", len(whole) // FRAME)).codes
             utterance = utterances.Utterance(0, reader.assistant(text), codes, None)
             if utterances.size_of(utterance, streaming_text=False) > utterances.SHORT:
                 continue

@@ -1,9 +1,10 @@
 """The encoder as it is trained: wave [B F] -> the vector before its quantiser [B N H], and the step that moves it onto the latents.
 
-The first D channels of that vector are to be the whitened latent, the next O the content vector; the quantiser's projections take them
-apart again (`fill_books`), so the encoder's codes are the latents' codes as far as it is right. What it cannot know it guesses as nearly
-nothing, and dull speech would come of that: the projection widens each number to what it should vary (`finished`), which adds .3 of
-DistillMOS to what comes through codec and back.
+The first D channels of that vector are to be the whitened latent, the next O the vector of book 0's entry; the quantiser's projections
+take them apart again (`fill_books`), so the encoder's codes are the latents' codes as far as it is right. What it cannot know it guesses
+as nearly nothing, and dull speech would come of that: the projection widens each number to what it should vary (`finished`), which adds
+.3 of DistillMOS to what comes through codec and back. Book 0 names what the next frame says, which it cannot hear: there it is less often
+right than elsewhere, and only in-context cloning reads it.
 """
 
 import functools
@@ -67,9 +68,9 @@ def fill_books(encoder: Flat, latents: Latents) -> Flat:
     }  # fmt: skip
 
 
-def target(latents: Latents, latent: np.ndarray, content: np.ndarray) -> np.ndarray:
-    """What the first channels are to be, [B N D+O]."""
-    return np.concatenate([latent.astype(np.float32) / latents.spread, content.astype(np.float32)], axis=-1)
+def target(latents: Latents, latent: np.ndarray, entry: np.ndarray) -> np.ndarray:
+    """What the first channels are to be, [B N D+O]; ``entry``: of book 0."""
+    return np.concatenate([latent.astype(np.float32) / latents.spread, latents.content[entry]], axis=-1)
 
 
 def begin(encoder: Flat) -> dict[str, Any]:

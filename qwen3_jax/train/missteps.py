@@ -4,15 +4,19 @@ Taught with true frames only, a predictor that has drawn one wrong code has neve
 true book 0 its own books 1..15 lost more words (WER .94) than what the talker's linear guess says, quantised (.81). So some frames are
 told it with the first books of a vector nearby, and from there on the label is what leads back to the true one: the entry nearest to what
 is left of it. The talker is told such frames as well. (After DAgger, arXiv 1011.0686, without its expert: nearest entries are the expert.)
+
+Of a reference's frames it is told what an encoder may take for book 0, which cannot hear what comes next.
 """
 
 import numpy as np
 
 from qwen3_jax.shapes import NpF32, NpInt
+from qwen3_jax.train import plan
 from qwen3_jax.train.latents import Latents, nearest
 
 _FIRST = 2  # the first book of the components; the one before is the pitch's
 _UNSURE = (0.3, 0.015, 0.8)  # deviation of whitened component 0, how it grows by component, and its highest
+_DEAF = 0.7  # share of a reference's frames
 _DULL = 0.25  # of a component, at most, that is lost with it: what is guessed is nearer to the mean
 
 
@@ -23,6 +27,7 @@ class Missteps:
         size = latents.components
         self._books = latents.acoustic[_FIRST - 1 :, :, :size]
         self._spread = latents.spread[:size]
+        self._plan = latents.plan
         start, growth, most = _UNSURE
         self._unsure = self._spread * np.minimum(start + growth * np.arange(size), most)
 
@@ -52,6 +57,11 @@ class Missteps:
             labels[:, number] = np.where(off, -1, told[:, number])
             rest -= book[told[:, number]]
         return told, labels
+
+    def heard(self, said: NpInt["N 4"], codes: NpInt["N"], noise: np.random.Generator) -> NpInt["N"]:
+        """Book 0 of a reference: most frames as if they went on as they end; ``said``: their quarters, ``codes``: the right ones."""
+        going_on = plan.codes(np.repeat(said[:, -1:], said.shape[1], axis=1), self._plan)
+        return np.where(noise.random(len(codes)) < _DEAF, going_on, codes)
 
     def _near(self, latent: NpF32["N C"], noise: np.random.Generator) -> NpF32["N C"]:
         far = noise.random((len(latent), 1), np.float32)

@@ -37,8 +37,9 @@ from qwen3_jax.prompt import Prompt
 from qwen3_jax.shapes import F32, Bool, Float, Int, NpF32, NpInt
 from qwen3_jax.speaker import SpeakerEncoder
 from qwen3_jax.talker import Talker
-from qwen3_jax.train.hints import AHEAD, PHONEMES, QUARTERS, Params, cross_entropy, hint_weights, told_apart
+from qwen3_jax.train.hints import AHEAD, PHONEMES, Params, cross_entropy, hint_weights, told_apart
 from qwen3_jax.train.missteps import Missteps
+from qwen3_jax.train.plan import QUARTERS
 from qwen3_jax.train.vocoder import rate_at, running_average
 
 Rope = tuple[Float["B T D"], Float["B T D"]]

@@ -17,12 +17,13 @@ from qwen3_jax.config import ModelConfig
 from qwen3_jax.prompt import AUTO, CLOSING, REFERENCE_CLOSING, ROLE, build
 from qwen3_jax.shapes import NpF32, NpInt
 from qwen3_jax.text import Tokenizer
+from qwen3_jax.train import plan
 from qwen3_jax.train.corpus import Line
 from qwen3_jax.train.data import SAMPLE_RATE, chosen_lines, load_streams
-from qwen3_jax.train.hints import QUARTERS
-from qwen3_jax.train.latents import FRAME, UNIT, Latents
+from qwen3_jax.train.latents import FRAME, Latents
 from qwen3_jax.train.missteps import Missteps
 from qwen3_jax.train.narrator import Batch, Taught, Words, assemble, teach
+from qwen3_jax.train.teachers import UNIT
 
 LENGTHS = (40, 48, 56, 64, 80, 128)  # rows of prompt and frames; one trace each
 SHORT = 64
@@ -33,8 +34,6 @@ _CONTROL = 11  # rows of a prompt that are neither text nor reference, at most
 _SHORTEST = SAMPLE_RATE  # of a reference, where the voice has as much
 _HOP = 256  # samples between frames of the speaker encoder's mel
 _WHOLE = 9600  # samples to which `data.padded` pads
-_PHONES = "AIOQTWYabdfhijklmnpstuvwzæðŋɐɑɒɔəɛɜɡɪɹʃʊʌʒʤʧθᵊᵻ"  # of both teachers; stress and punctuation are left out
-_TIMED = f"{_PHONES} ˈˌ"  # these last, too; anything else is a pause
 _GONE_WRONG = 0.4  # share of utterances whose earlier frames the talker is told a little wrong
 
 
@@ -87,7 +86,7 @@ def load(corpus: Path, run: Path, hours: float, latents: Latents, tokenizer: Tok
             said, words = said_when(line, pieces, frames), spelt(line.text, line.phonemes, pieces)
             whole = slice(start, start + frames)
             codes, latent = stream.codes[whole].astype(np.int32), stream.main[whole] / spread
-            utterances.append(Utterance(voice, ids, codes, said, latent, words, timed(line, frames)))
+            utterances.append(Utterance(voice, ids, codes, said, latent, words, plan.quarters(line.phonemes, line.durations, frames)))
             start += -(-line.samples // _WHOLE) * _WHOLE // FRAME
         waves.append(stream.wave)
     return Speech(utterances, waves)
@@ -132,14 +131,8 @@ def spelt(text: str, said: str, pieces: list[str]) -> dict[int, list[int]]:
         return {}
     begins = [place for place, piece in enumerate(pieces) if place == 0 or piece.startswith("\u0120")]
     ends = [*(place - 1 for place in begins[1:]), len(pieces) - 1]
-    return {end: [1 + _PHONES.index(symbol) for symbol in word if symbol in _PHONES] for end, word in zip(ends, words, strict=False)}
-
-
-def timed(line: Line, frames: int) -> np.ndarray:
-    """`Utterance.timing`; 0 is a pause."""
-    symbols = np.repeat([1 + _TIMED.find(symbol) for symbol in line.phonemes], line.durations).astype(np.int8)
-    middle = ((np.arange(frames * QUARTERS) + 0.5) * (FRAME / QUARTERS / UNIT)).astype(np.int64)
-    return np.append(symbols, np.int8(0))[np.minimum(middle, len(symbols))].reshape(frames, QUARTERS)
+    known = [[1 + plan.PHONES.index(symbol) for symbol in word if symbol in plan.PHONES] for word in words]
+    return dict(zip(ends, known, strict=False))
 
 
 def joined(first: Utterance, second: Utterance) -> Utterance:
@@ -237,7 +230,8 @@ def batches(
         rows: positions of a batch, so there are rows / 40 of the shortest utterances in one, or rows / 128 of the longest.
         picks: frames of a batch that the predictor sees.
         seed: with the step, it says all.
-        missteps: what the predictor is told of some frames is a little wrong, and so are all frames of some utterances; None: all true.
+        missteps: what the predictor is told of some frames is a little wrong, and so are all frames of some utterances and book 0 of
+            references; None: all true.
         streaming: share of batches whose text comes a token a frame.
         in_context: share of batches that go on from others of the same voice, as many as fit.
         hidden: up to this share of an utterance's frames, drawn for each utterance, the talker is not told, so that it reads the text and
@@ -277,6 +271,10 @@ def batches(
             if missteps is not None and noise.random() < _GONE_WRONG:
                 at = frames - 1  # the row that was to find it
                 one.rows.codes[frames] = missteps.frames(one.labels[at], one.latent[at], noise)
+            if missteps is not None and reference is not None:
+                first = frames[: len(reference.codes)]
+                quarters = one.timing[first - 1, : plan.QUARTERS]
+                one.rows.codes[first, 0] = missteps.heard(np.maximum(quarters, 0), one.labels[first - 1, 0], noise)
             one.rows.codes[frames[noise.random(len(frames)) < hidden * noise.random()]] = -1
             taught.append(one)
         mels = [reference_mel(speech.waves[utterance.voice], noise) for utterance in chosen]
