@@ -1,6 +1,7 @@
 """What only training needs: linear maps from the talker's states to what it should know there, and their errors.
 
     hint        from a row's hidden state: main components of the frame that the row's label names (latents.py)
+    sound       the same, from the predictor's state when it has read book 0
     spelling    from the row where a word of the text ends, before the first guided layer: the word's phonemes
     timing      from a row, after the last guided layer: the phonemes of the frame's quarters, and of the next two frames'
 
@@ -12,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from qwen3_jax.shapes import F32, Float, Int
+from qwen3_jax.shapes import F32, Bool, Float, Int
 from qwen3_jax.train.plan import QUARTERS
 
 PHONEMES = 12  # of a word, at most
@@ -41,6 +42,12 @@ def hint_weights(size: int) -> F32["D"]:
     """What each number of a whitened latent counts for: the first components most."""
     falling = 1.0 / (4.0 + jnp.arange(size, dtype=jnp.float32))
     return falling / falling.sum()
+
+
+def missed(x: Float["... H"], map_: Params, latent: F32["... D"], there: Bool["..."]) -> jax.Array:
+    """Mean error of the components that the map finds, where ``there`` says so."""
+    off = jnp.square(x @ map_["weight"] + map_["bias"] - latent) @ hint_weights(latent.shape[-1])
+    return jnp.sum(jnp.where(there, off, 0)) / jnp.maximum(jnp.sum(there), 1)
 
 
 def begin_map(width: int, size: int) -> Params:

@@ -42,7 +42,7 @@ from qwen3_jax.train.teachers import dictionary
 
 SAMPLES = 8  # sentences of each teacher that are spoken at an evaluation
 TOKENIZER, PLACE = "tokenizer.json", "language"
-MAPS = ("hint", "spelling", "timing")  # that only training needs
+MAPS = ("hint", "sound", "spelling", "timing")  # that only training needs
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 Option = typer.Option
 Argument = typer.Argument
@@ -71,8 +71,9 @@ def start(config: ModelConfig, latent: int, seed: int) -> dict[str, Any]:
 
 def maps(config: ModelConfig, latent: int) -> dict[str, Any]:
     """What only training needs, before the first step."""
-    sizes = zip(MAPS, (latent, hints.SPELLING, hints.TIMING), strict=True)
-    return {name: hints.begin_map(config.talker_config.hidden_size, size) for name, size in sizes}
+    talker, predictor = config.talker_config.hidden_size, config.talker_config.code_predictor_config.hidden_size
+    sizes = ((talker, latent), (predictor, latent), (talker, hints.SPELLING), (talker, hints.TIMING))
+    return {name: hints.begin_map(*size) for name, size in zip(MAPS, sizes, strict=True)}
 
 
 def speaking(params: dict[str, Any]) -> dict[str, Any]:

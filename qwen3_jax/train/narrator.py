@@ -9,11 +9,11 @@ generate.frame feeds the talker after that frame: its sixteen codes and the next
     predictor      -   | frame 0       frame 1      frame 2      ...  -            from that row's hidden state and book 0
     spoken         -   | rows of the text tokens that are said in that frame (the teachers state when they say what)
 
-Nothing is shifted after that: a row's label stands at the row. Beside the labels there are hints, used in training only. From the hidden
-state a linear map is to find the frame's main components (latents.py), which tells the talker at every row what the predictor sees of
-few. From the rows where a word of the text ends, as they are when the first guided head looks at them, another map is to find the word's
-phonemes: spelling is learnt from the text itself, and not only through what is heard of it. What the second guided layer hands on is to
-tell the phoneme in each quarter of the frame and of the two after it: given these, a small network finds .87 of the components' variance.
+Nothing is shifted after that: a row's label stands at the row. Beside the labels there are hints (hints.py), used in training only. From
+the hidden state a linear map is to find the frame's main components, which tells the talker at every row what the predictor sees of few;
+another, from the predictor's state when it has read book 0. From the rows where a word of the text ends, as they are when the first
+guided head looks at them, the word's phonemes: spelling is learnt from the text itself, and not only through what is heard of it. What
+the second guided layer hands on is to tell the phoneme in each quarter of the frame and of the two after it.
 The teachers' durations guide attention: one head in each of two layers is rewarded for looking at the rows of the tokens that are being
 said, which spares the model finding the alignment by itself (after the guided attention of arXiv 1710.08969, with the true places in
 place of a diagonal).
@@ -37,7 +37,7 @@ from qwen3_jax.prompt import Prompt
 from qwen3_jax.shapes import F32, Bool, Float, Int, NpF32, NpInt
 from qwen3_jax.speaker import SpeakerEncoder
 from qwen3_jax.talker import Talker
-from qwen3_jax.train.hints import AHEAD, PHONEMES, Params, cross_entropy, hint_weights, told_apart
+from qwen3_jax.train.hints import AHEAD, PHONEMES, Params, cross_entropy, missed, told_apart
 from qwen3_jax.train.missteps import Missteps
 from qwen3_jax.train.plan import QUARTERS
 from qwen3_jax.train.vocoder import rate_at, running_average
@@ -93,6 +93,7 @@ class Scores(NamedTuple):
 
     first: F32["B T V"]  # of book 0, at every row
     rest: F32["N 15 V"]  # of books 1..15, of the picked frames
+    told: Float["N G"]  # the predictor's states when it has read book 0 of these
     looks: F32["B T"]  # `looked_at`, averaged over the guided heads
     hidden: Float["B T H"]
     early: Float["B T H"]  # what the first guided layer is given, its root mean square 1
@@ -101,7 +102,7 @@ class Scores(NamedTuple):
 
 class Weights(NamedTuple):
     """Of the loss: ``predictor`` times the mean over books 1..15, ``guidance`` times that of the guided heads, and ``hint`` times the
-    hint's error are added to book 0's, ``spelling`` times that of words' phonemes, and ``timing`` times that of quarters'; ``smoothing``
+    hints' errors are added to book 0's, ``spelling`` times that of words' phonemes, and ``timing`` times that of quarters'; ``smoothing``
     goes to all entries alike."""
 
     predictor: float = 1.0
@@ -277,13 +278,20 @@ def guided(layers: int) -> tuple[int, ...]:
 
 def predictor_logits(predictor: Predictor, hidden: Float["N H"], embedding: Float["N H"], rest: Int["N 15"]) -> F32["N 15 V"]:
     """Scores of books 1..15, given the books before each."""
+    return predictor_scores(predictor, hidden, embedding, rest)[0]
+
+
+def predictor_scores(
+    predictor: Predictor, hidden: Float["N H"], embedding: Float["N H"], rest: Int["N 15"]
+) -> tuple[F32["N 15 V"], Float["N G"]]:
+    """The same, and the states from which book 1 is drawn."""
     known = predictor.embed(rest, hidden.dtype)[:, :-1]
     x = jnp.concatenate([hidden[:, None], embedding[:, None], known], axis=1)
     layers, kv_heads, head_dim = predictor.kv_shape
     cache = empty(layers, len(x), kv_heads, x.shape[1], head_dim, x.dtype)
     states, _ = predictor.hidden(x, cache, jnp.zeros(len(x), jnp.int32))
     scores = [head(states[:, number + 1]) for number, head in enumerate(predictor.lm_head)]
-    return jnp.stack(scores, axis=1).astype(jnp.float32)
+    return jnp.stack(scores, axis=1).astype(jnp.float32), states[:, 1]
 
 
 def forward(graphs: Definitions, params: Params, batch: Batch) -> Scores:
@@ -296,13 +304,13 @@ def scores(talker: Talker, batch: Batch) -> Scores:
     """Of a batch whose speaker rows are made."""
     hidden, looks, early, late = talker_states(talker, batch.rows, batch.spoken)
     picked = batch.labels.reshape(-1, talker.books)[batch.picks] if batch.told is None else batch.told
-    rest = predictor_logits(
+    rest, told = predictor_scores(
         talker.code_predictor,
         hidden.reshape(-1, hidden.shape[-1])[batch.picks],
         talker.model.codec_embedding(picked[:, 0], talker.dtype),
         picked[:, 1:],
     )
-    return Scores(talker.codec_head(hidden).astype(jnp.float32), rest, looks, hidden, early, late)
+    return Scores(talker.codec_head(hidden).astype(jnp.float32), rest, told, looks, hidden, early, late)
 
 
 def losses(graphs: Definitions, params: Params, batch: Batch, eos: int, weights: Weights) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -321,16 +329,16 @@ def losses(graphs: Definitions, params: Params, batch: Batch, eos: int, weights:
         total += weights.timing * figures["timing"]
     if not weights.hint:
         return total, figures
-    hint = params["hint"]
-    off = jnp.square(made.hidden @ hint["weight"] + hint["bias"] - batch.latent) @ hint_weights(batch.latent.shape[-1])
     whole = batch.labels[..., -1] >= 0
-    figures["hint"] = jnp.sum(jnp.where(whole, off, 0)) / jnp.maximum(jnp.sum(whole), 1)
-    return total + weights.hint * figures["hint"], figures
+    figures["hint"] = missed(made.hidden, params["hint"], batch.latent, whole)
+    picked = batch.latent.reshape(-1, batch.latent.shape[-1])[batch.picks]
+    figures["sound"] = missed(made.told, params["sound"], picked, whole.reshape(-1)[batch.picks])
+    return total + weights.hint * (figures["hint"] + figures["sound"]), figures
 
 
 def compared(made: Scores, batch: Batch, eos: int, weights: Weights) -> tuple[jax.Array, dict[str, jax.Array]]:
     """The loss of some `scores` and its parts: means over frames, in nats, and shares of right guesses. Picks of no frame do not count."""
-    logits, rest, looks, *_ = made
+    logits, rest, looks = made.first, made.rest, made.looks
     first = batch.labels[..., 0]
     there, ends = first >= 0, first == eos
     places = batch.spoken[..., 0] < batch.spoken[..., 1]
