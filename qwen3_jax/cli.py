@@ -42,6 +42,9 @@ def say(
     voice: Annotated[str | None, Option(help="A voice of the folder, a .safetensors file, or a preset speaker.")] = None,
     reference: Annotated[Path | None, Option(help="A recording to clone, 3 to 30 s.")] = None,
     transcript: Annotated[str | None, Option(help="Exactly what the recording says; without it only the timbre is cloned.")] = None,
+    x_vector: Annotated[
+        bool | None, Option("--x-vector/--in-context", help="Clone the timbre only, or go on from the recording. Default: the model's.")
+    ] = None,
     language: Annotated[str, Option(help="One of `info`'s languages, or Auto.")] = "Auto",
     instruct: Annotated[str | None, Option(help="How to speak, in words (voice_design and custom_voice checkpoints).")] = None,
     seed: Annotated[int | None, Option(help="The same seed gives the same audio.")] = None,
@@ -67,7 +70,10 @@ def say(
     words = sys.stdin.read() if text == "-" else text
     with errors.status("loading the model"):
         tts = Qwen3TTS.from_pretrained(model, device=device, dtype=dtype)
-    speaker = tts.create_voice(reference, transcript) if reference else find_voice(tts, voice, voices_dir)
+    if reference:
+        speaker: Voice | str | None = tts.create_voice(reference, transcript, x_vector_only_mode=x_vector)
+    else:
+        speaker = find_voice(tts, voice, voices_dir, x_vector)
     errors.print(f"model: {hub.described(model)}", highlight=False, soft_wrap=True)
     given = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "repetition_penalty": repetition_penalty}
     draw = {name: value for name, value in given.items() if value is not None}
@@ -82,8 +88,8 @@ def say(
     errors.print(made if output is None else f"{output}: {made}", highlight=False, soft_wrap=True)
 
 
-def find_voice(tts: Qwen3TTS, name: str | None, folder: Path) -> Voice | str | None:
-    """What ``--voice`` names, as the checkpoint takes it.
+def find_voice(tts: Qwen3TTS, name: str | None, folder: Path, x_vector_only_mode: bool | None = None) -> Voice | str | None:
+    """What ``--voice`` names, as the checkpoint takes it; a voice of the folder is cloned as ``Qwen3TTS.create_voice`` has it.
 
     Raises:
         FileNotFoundError: there is no such voice; says which there are.
@@ -100,9 +106,9 @@ def find_voice(tts: Qwen3TTS, name: str | None, folder: Path) -> Voice | str | N
             raise FileNotFoundError(f"no voice: give --reference (and --transcript), or --voice; the folder {folder} holds none")
         errors.print(f"voice: {name}", highlight=False)
     if name in entries:
-        return entries[name].create(tts.create_voice)
+        return entries[name].create(tts.create_voice, x_vector_only_mode)
     if (Path(name) / voice_folder.REFERENCE).is_file():
-        return voice_folder.read(Path(name)).create(tts.create_voice)
+        return voice_folder.read(Path(name)).create(tts.create_voice, x_vector_only_mode)
     there = ", ".join(entries) or "nothing"
     raise FileNotFoundError(f"voice {name!r} is not in {folder} (there is: {there}), nor a .safetensors file, nor a voice's own folder")
 

@@ -272,6 +272,7 @@ class GenerationConfig(_Frozen):
     subtalker_top_p: float = 1.0
     subtalker_top_k: int = 50
     max_new_tokens: int = 2048
+    x_vector_only_mode: bool = False  # ours, named after the package's argument: how a voice is cloned unless the caller says
 
 
 T = TypeVar("T", bound=_Frozen)

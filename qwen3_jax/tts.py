@@ -110,14 +110,17 @@ class Qwen3TTS:
         return tuple(sorted(self.model.config.talker_config.spk_id))
 
     def create_voice(
-        self, audio_in: str | Path | tuple[np.ndarray, int], transcript: str | None = None, *, name: str | None = None
-    ) -> Voice:
+        self, audio_in: str | Path | tuple[np.ndarray, int], transcript: str | None = None, *, name: str | None = None,
+        x_vector_only_mode: bool | None = None,
+    ) -> Voice:  # fmt: skip
         """Clone a voice from a recording.
 
         Args:
             audio_in: a file that soundfile reads, or (samples [F] or [F, channels], rate in Hz). Resampled, mixed to mono.
             transcript: exactly what is said, for in-context cloning; None for x-vector cloning (timbre only).
             name: for people.
+            x_vector_only_mode: True, x-vector cloning also where there is a transcript; None: as the checkpoint prefers
+                (``generation_config.json``; published ones do not).
 
         Raises:
             FileNotFoundError: no such file.
@@ -127,6 +130,8 @@ class Qwen3TTS:
             raise ValueError(f"a {self.model_type} checkpoint cannot clone voices: load a Base checkpoint")
         if transcript is not None:
             self._reader(transcript, "transcript").reference(transcript)  # refuse a bad one before any other work
+        if self.model.generation.x_vector_only_mode if x_vector_only_mode is None else x_vector_only_mode:
+            transcript = None
         wave = audio.load_audio(audio_in)
         audio.check_reference(wave)
         x_vector = encode_x_vector(self.model, wave)

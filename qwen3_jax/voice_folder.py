@@ -39,9 +39,9 @@ class VoiceEntry(msgspec.Struct, frozen=True):
         """``icl`` (the transcript is known) or ``xVector``."""
         return "xVector" if self.transcript is None else "icl"
 
-    def create(self, create_voice: CreateVoice) -> Voice:
-        """Clone it, with ``Qwen3TTS.create_voice`` of the checkpoint that will speak; errors are those of that function."""
-        return create_voice(self.path / REFERENCE, self.transcript, name=self.id)
+    def create(self, create_voice: CreateVoice, x_vector_only_mode: bool | None = None) -> Voice:
+        """Clone it, with ``Qwen3TTS.create_voice`` of the checkpoint that will speak; arguments and errors are those of that function."""
+        return create_voice(self.path / REFERENCE, self.transcript, name=self.id, x_vector_only_mode=x_vector_only_mode)
 
 
 def default_folder() -> Path:

@@ -42,7 +42,9 @@ class FakeTTS:
     def model(self) -> Any:
         return SimpleNamespace(generation=GenerationConfig(max_new_tokens=100))
 
-    def create_voice(self, audio_in: Any, transcript: str | None = None, *, name: str | None = None) -> Voice:
+    def create_voice(
+        self, audio_in: Any, transcript: str | None = None, *, name: str | None = None, x_vector_only_mode: bool | None = None
+    ) -> Voice:
         self.cloned.append((name or "voice", transcript))
         codes = None if transcript is None else np.zeros((1, 16), np.int32)
         return Voice(np.zeros(4, np.float32), codes, transcript, name or "voice")

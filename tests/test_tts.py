@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import jax
+import msgspec
 import numpy as np
 import pytest
 
@@ -74,7 +75,7 @@ def test_the_public_names_are_frozen() -> None:
     request = ["self", "text", "voice", "language", "instruct", "streaming_text", "seed", "sampling", "max_frames"]
     assert list(inspect.signature(Qwen3TTS.generate).parameters) == request
     assert list(inspect.signature(Qwen3TTS.stream).parameters) == [*request, "first_chunk", "chunk"]
-    assert list(inspect.signature(Qwen3TTS.create_voice).parameters) == ["self", "audio_in", "transcript", "name"]
+    assert list(inspect.signature(Qwen3TTS.create_voice).parameters) == ["self", "audio_in", "transcript", "name", "x_vector_only_mode"]
     assert list(inspect.signature(Speech).parameters) == ["pcm", "sample_rate", "frames", "finish_reason", "seed"]
     assert list(inspect.signature(Voice).parameters) == ["x_vector", "codes", "transcript", "name"]
 
@@ -212,6 +213,16 @@ def test_columns_of_a_batch_must_match(tts: Qwen3TTS, voice: Voice) -> None:
 def test_bad_references_are_named(tts: Qwen3TTS, wave: np.ndarray, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         tts.create_voice((wave, 24000))
+
+
+def test_how_a_voice_is_cloned_is_the_callers_choice_or_the_checkpoints(tts: Qwen3TTS, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = ((WAVE, 24000), "What was said.")
+    assert tts.create_voice(*said).mode == "icl"
+    assert tts.create_voice(*said, x_vector_only_mode=True).mode == "xVector"
+    prefers = msgspec.structs.replace(tts.model.generation, x_vector_only_mode=True)
+    monkeypatch.setattr(tts, "model", tts.model._replace(generation=prefers))
+    assert tts.create_voice(*said).mode == "xVector"
+    assert tts.create_voice(*said, x_vector_only_mode=False).mode == "icl"
 
 
 def test_a_reference_transcript_must_say_something(tts: Qwen3TTS) -> None:

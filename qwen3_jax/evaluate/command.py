@@ -29,7 +29,7 @@ console, errors = Console(), Console(stderr=True)
 app = typer.Typer(add_completion=False)
 Option = typer.Option
 Waves = list[NpF32["F"]]
-FindVoice = Callable[[Qwen3TTS, str | None, Path], Voice | str | None]
+FindVoice = Callable[[Qwen3TTS, str | None, Path, bool | None], Voice | str | None]
 
 
 @app.command()
@@ -37,7 +37,7 @@ def evaluate(
     context: typer.Context,
     model: Annotated[str | None, Option(help="A checkpoint's folder, or a hub id (default: embedded).", envvar="TTS_MODEL_ID")] = None,
     voice: Annotated[str | None, Option(help="As for `say`.")] = None,
-    x_vector: Annotated[bool, Option("--x-vector", help="Clone the timbre only, without the reference's words.")] = False,
+    x_vector: Annotated[bool | None, Option("--x-vector/--in-context", help="As for `say`.")] = None,
     language: Annotated[str, Option(help="As for `say`.")] = "English",
     sentences: Annotated[Path | None, Option(help="One a line (default: 100 that no training saw).")] = None,
     limit: Annotated[int | None, Option(help="The first so many of them only.")] = None,
@@ -121,12 +121,11 @@ def evaluate(
     errors.print(f"{out / 'index.html'}: to listen to and look at", highlight=False, soft_wrap=True)
 
 
-def find(finder: FindVoice | None, tts: Qwen3TTS, voice: str | None, folder: Path, timbre_only: bool) -> Voice | str | None:
-    """The voice as `say` finds it (the program hands its way of finding over), for in-context or x-vector cloning."""
+def find(finder: FindVoice | None, tts: Qwen3TTS, voice: str | None, folder: Path, x_vector: bool | None) -> Voice | str | None:
+    """The voice as `say` finds it (the program hands its way of finding over)."""
     if finder is None:
         raise ValueError("start it as python -m qwen3_jax evaluate")
-    found = finder(tts, voice, folder)
-    return Voice(found.x_vector, name=found.name) if timbre_only and isinstance(found, Voice) else found
+    return finder(tts, voice, folder, x_vector)
 
 
 def watched(what: str, total: int, work: Callable[[Callable[[int], None]], Any]) -> Any:

@@ -112,6 +112,7 @@ def train(
     steps: Annotated[int, Option(help="In all.")] = 1_000_000, minutes: Annotated[float, Option(help="This time.")] = float("inf"),
     rows: Annotated[int, Option(help="Positions of a batch.")] = 1536,
     picks: Annotated[int, Option(help="Frames the predictor sees.")] = 160,
+    glances: Annotated[int, Option(help="Frames of which it sees book 0.")] = 768,
     rate: Annotated[float, Option(help="Highest learning rate.")] = 1.5e-3,
     guidance: Annotated[float, Option(help="Weight of the guided heads.")] = 0.3,
     hint: Annotated[float, Option(help="Weight of the latent's error.")] = 1.0,
@@ -126,7 +127,7 @@ def train(
     graphs, _ = narrator.define(config)
     eos = config.talker_config.codec_eos_token_id
     speech, missteps = utterances.load(corpus, run, hours, fitted, reader), Missteps(fitted)
-    batch = utterances.batches(config, speech, rows=rows, picks=picks, seed=seed, missteps=missteps)
+    batch = utterances.batches(config, speech, rows=rows, picks=picks, glances=glances, seed=seed, missteps=missteps)
     words = utterances.word_lists(config, reader, dictionary(), rows=word_rows, seed=seed) if word_rows else None
     judged = held_out_batches(corpus, config, fitted, reader, rows)
     weights = Weights(guidance=guidance, hint=hint, spelling=spelling, timing=timing)
@@ -158,12 +159,15 @@ def export_command(
     out: Annotated[Path, Argument(help="A folder to be made.")],
     temperature: Annotated[float, Option(help="Default of book 0.")] = 0.4,
     subtalker_temperature: Annotated[float, Option(help="Default of books 1..15.")] = 0.05,
+    x_vector: Annotated[bool, Option("--x-vector/--in-context", help="How voices are cloned by default.")] = True,
 ) -> None:  # fmt: skip
     """Write a checkpoint in the published layout, float16, with the running averages of the weights."""
     config, parsed, fitted, _ = configured(run)
     state = loop.resume(run / PLACE, start(parsed, fitted.components, 0))
     # no penalty of repetition: 512 entries must come again and again
-    defaults = GenerationConfig(temperature=temperature, subtalker_temperature=subtalker_temperature, repetition_penalty=1.0)
+    defaults = GenerationConfig(
+        temperature=temperature, subtalker_temperature=subtalker_temperature, repetition_penalty=1.0, x_vector_only_mode=x_vector
+    )
     with new_folder(out) as temporary:
         save_file(export.published_tensors(flatten(speaking(state["average"])), np.float16), temporary / export.FILE, {"format": "pt"})
         (temporary / export.CONFIG).write_text(json.dumps(config, indent=1), "utf-8")

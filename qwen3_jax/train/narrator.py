@@ -74,6 +74,7 @@ class Batch(NamedTuple):
     told: Int["N K"] | None = None  # codes that the predictor is told of the picks, where they are not the labels
     rest: Int["N K"] | None = None  # and what it is to answer; -1: nothing
     words: Words | None = None
+    glances: Int["F"] | None = None  # F more such places, at which the predictor reads book 0 and no further; None: `picks`
 
 
 class Taught(NamedTuple):
@@ -93,7 +94,7 @@ class Scores(NamedTuple):
 
     first: F32["B T V"]  # of book 0, at every row
     rest: F32["N 15 V"]  # of books 1..15, of the picked frames
-    told: Float["N G"]  # the predictor's states when it has read book 0 of these
+    told: Float["F H"]  # the predictor's states when it has read book 0 of the frames at a glance
     looks: F32["B T"]  # `looked_at`, averaged over the guided heads
     hidden: Float["B T H"]
     early: Float["B T H"]  # what the first guided layer is given, its root mean square 1
@@ -173,9 +174,10 @@ def teach(
 
 def assemble(
     taught: list[Taught], mels: list[NpF32["F 128"]], length: int, mel_length: int, picks: int, noise: np.random.Generator,
-    missteps: Missteps | None = None,
+    missteps: Missteps | None = None, glances: int = 0,
 ) -> Batch:  # fmt: skip
-    """Pad to ``length`` rows and ``mel_length`` frames of mel; draw the predictor's frames, some of which go wrong by ``missteps``.
+    """Pad to ``length`` rows and ``mel_length`` frames of mel; draw the predictor's frames, some of which go wrong by ``missteps``, and as
+    many ``glances``.
 
     Raises:
         ValueError: an utterance or a mel that is longer.
@@ -215,6 +217,7 @@ def assemble(
         chosen,
         told,
         rest,
+        glances=noise.choice(places, glances, replace=len(places) < glances).astype(np.int32) if glances else None,
     )
 
 
@@ -278,20 +281,16 @@ def guided(layers: int) -> tuple[int, ...]:
 
 def predictor_logits(predictor: Predictor, hidden: Float["N H"], embedding: Float["N H"], rest: Int["N 15"]) -> F32["N 15 V"]:
     """Scores of books 1..15, given the books before each."""
-    return predictor_scores(predictor, hidden, embedding, rest)[0]
-
-
-def predictor_scores(
-    predictor: Predictor, hidden: Float["N H"], embedding: Float["N H"], rest: Int["N 15"]
-) -> tuple[F32["N 15 V"], Float["N G"]]:
-    """The same, and the states from which book 1 is drawn."""
     known = predictor.embed(rest, hidden.dtype)[:, :-1]
-    x = jnp.concatenate([hidden[:, None], embedding[:, None], known], axis=1)
+    states = _predictor_states(predictor, jnp.concatenate([hidden[:, None], embedding[:, None], known], axis=1))
+    scores = [head(states[:, number + 1]) for number, head in enumerate(predictor.lm_head)]
+    return jnp.stack(scores, axis=1).astype(jnp.float32)
+
+
+def _predictor_states(predictor: Predictor, x: Float["N T H"]) -> Float["N T H"]:
     layers, kv_heads, head_dim = predictor.kv_shape
     cache = empty(layers, len(x), kv_heads, x.shape[1], head_dim, x.dtype)
-    states, _ = predictor.hidden(x, cache, jnp.zeros(len(x), jnp.int32))
-    scores = [head(states[:, number + 1]) for number, head in enumerate(predictor.lm_head)]
-    return jnp.stack(scores, axis=1).astype(jnp.float32), states[:, 1]
+    return predictor.hidden(x, cache, jnp.zeros(len(x), jnp.int32))[0]
 
 
 def forward(graphs: Definitions, params: Params, batch: Batch) -> Scores:
@@ -304,12 +303,12 @@ def scores(talker: Talker, batch: Batch) -> Scores:
     """Of a batch whose speaker rows are made."""
     hidden, looks, early, late = talker_states(talker, batch.rows, batch.spoken)
     picked = batch.labels.reshape(-1, talker.books)[batch.picks] if batch.told is None else batch.told
-    rest, told = predictor_scores(
-        talker.code_predictor,
-        hidden.reshape(-1, hidden.shape[-1])[batch.picks],
-        talker.model.codec_embedding(picked[:, 0], talker.dtype),
-        picked[:, 1:],
-    )
+    flat, labels = hidden.reshape(-1, hidden.shape[-1]), batch.labels.reshape(-1, talker.books)
+    first = talker.model.codec_embedding(picked[:, 0], talker.dtype)
+    rest = predictor_logits(talker.code_predictor, flat[batch.picks], first, picked[:, 1:])
+    at = batch.picks if batch.glances is None else batch.glances
+    seen = talker.model.codec_embedding(jnp.maximum(labels[at, 0], 0), talker.dtype)
+    told = _predictor_states(talker.code_predictor, jnp.stack([flat[at], seen], axis=1))[:, 1]
     return Scores(talker.codec_head(hidden).astype(jnp.float32), rest, told, looks, hidden, early, late)
 
 
@@ -331,8 +330,9 @@ def losses(graphs: Definitions, params: Params, batch: Batch, eos: int, weights:
         return total, figures
     whole = batch.labels[..., -1] >= 0
     figures["hint"] = missed(made.hidden, params["hint"], batch.latent, whole)
-    picked = batch.latent.reshape(-1, batch.latent.shape[-1])[batch.picks]
-    figures["sound"] = missed(made.told, params["sound"], picked, whole.reshape(-1)[batch.picks])
+    at = batch.picks if batch.glances is None else batch.glances
+    picked = batch.latent.reshape(-1, batch.latent.shape[-1])[at]
+    figures["sound"] = missed(made.told, params["sound"], picked, whole.reshape(-1)[at])
     return total + weights.hint * (figures["hint"] + figures["sound"]), figures
 
 

@@ -219,8 +219,8 @@ def word_lists(config: ModelConfig, reader: Tokenizer, dictionary: dict[str, str
 
 
 def batches(
-    config: ModelConfig, speech: Speech, *, rows: int, picks: int, seed: int, missteps: Missteps | None = None, streaming: float = 0.5,
-    in_context: float = 0.15, hidden: float = 0.3, evenness: float = 0.25,
+    config: ModelConfig, speech: Speech, *, rows: int, picks: int, seed: int, missteps: Missteps | None = None, glances: int = 0,
+    streaming: float = 0.5, in_context: float = 0.15, hidden: float = 0.3, evenness: float = 0.25,
 ) -> Callable[[int], Batch]:  # fmt: skip
     """A step's batch. Too long utterances are left out.
 
@@ -232,6 +232,7 @@ def batches(
         seed: with the step, it says all.
         missteps: what the predictor is told of some frames is a little wrong, and so are all frames of some utterances and book 0 of
             references; None: all true.
+        glances: frames of which the predictor reads book 0 only.
         streaming: share of batches whose text comes a token a frame.
         in_context: share of batches that go on from others of the same voice, as many as fit.
         hidden: up to this share of an utterance's frames, drawn for each utterance, the talker is not told, so that it reads the text and
@@ -278,7 +279,7 @@ def batches(
             one.rows.codes[frames[noise.random(len(frames)) < hidden * noise.random()]] = -1
             taught.append(one)
         mels = [reference_mel(speech.waves[utterance.voice], noise) for utterance in chosen]
-        return assemble(taught, mels, length, REFERENCE // _HOP, picks, noise, missteps)
+        return assemble(taught, mels, length, REFERENCE // _HOP, picks, noise, missteps, glances)
 
     def before(utterance: Utterance, noise: np.random.Generator) -> Utterance:
         others = same_voice[utterance.voice]
