@@ -45,6 +45,7 @@ class FakeTTS:
     def create_voice(
         self, audio_in: Any, transcript: str | None = None, *, name: str | None = None, x_vector_only_mode: bool | None = None
     ) -> Voice:
+        transcript = None if x_vector_only_mode else transcript
         self.cloned.append((name or "voice", transcript))
         codes = None if transcript is None else np.zeros((1, 16), np.int32)
         return Voice(np.zeros(4, np.float32), codes, transcript, name or "voice")

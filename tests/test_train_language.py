@@ -364,16 +364,16 @@ def test_padding_and_neighbours_change_no_loss(base: Model) -> None:
     batch = utterances.batches(base.config, some_speech(), rows=256, picks=16, seed=4)(1)
     graphs, _ = narrator.define(base.config)
     params = {name: base.params[name] for name in ("talker", "speaker_encoder")}
-    logits, _, looks, *_ = narrator.forward(graphs, params, batch)
+    made = narrator.forward(graphs, params, batch)
     length = int(batch.rows.length[0])
     alone = batch._replace(
         rows=jax.tree.map(lambda leaf: leaf[:1], batch.rows), mel=batch.mel[:1], mel_length=batch.mel_length[:1],
         labels=batch.labels[:1], spoken=batch.spoken[:1], picks=np.flatnonzero(batch.labels[0, :, -1] >= 0)[:2],
     )  # fmt: skip
-    one, _, look, *_ = narrator.forward(graphs, params, alone)
-    np.testing.assert_allclose(one[0, :length], logits[0, :length], atol=2e-4)
+    own = narrator.forward(graphs, params, alone)
+    np.testing.assert_allclose(own.first[0, :length], made.first[0, :length], atol=2e-4)
     there = batch.spoken[0, :, 0] < batch.spoken[0, :, 1]
-    np.testing.assert_allclose(np.asarray(look)[0][there], np.asarray(looks)[0][there], atol=2e-4)
+    np.testing.assert_allclose(np.asarray(own.looks)[0][there], np.asarray(made.looks)[0][there], atol=2e-4)
 
 
 def test_the_tokenizer_tells_what_its_pieces_are(tmp_path: Path) -> None:
