@@ -28,24 +28,23 @@ _CALLS = ("while", "cond", "call", "async", "command_buffer")  # they are counte
 
 
 def operations(folder: Path) -> dict[str, tuple[int, float]]:
-    """Of each operation in a trace, how often it ran and how many milliseconds in all.
+    """Of each operation in the folder's newest trace, how often it ran and how many milliseconds in all.
 
     Raises:
         FileNotFoundError: there is no trace in the folder.
     """
     found: defaultdict[str, tuple[int, float]] = defaultdict(lambda: (0, 0.0))
-    paths = sorted(folder.rglob("*.xplane.pb"))
-    if not paths:
+    path = max(folder.rglob("*.xplane.pb"), key=lambda path: path.stat().st_mtime, default=None)
+    if path is None:
         raise FileNotFoundError(f"{folder} holds no *.xplane.pb: the profiler wrote nothing")
-    for path in paths:
-        for plane in jax.profiler.ProfileData.from_file(str(path)).planes:
-            for line in plane.lines:
-                for event in line.events:
-                    on_gpu = plane.name.startswith("/device") and line.name == "XLA Ops"
-                    if event.name.startswith(_CALLS) or not (on_gpu or any(name == "hlo_op" for name, _ in event.stats)):
-                        continue
-                    count, spent = found[event.name]
-                    found[event.name] = (count + 1, spent + event.duration_ns / 1e6)
+    for plane in jax.profiler.ProfileData.from_file(str(path)).planes:
+        for line in plane.lines:
+            on_gpu = plane.name.startswith("/device") and line.name == "XLA Ops"
+            for event in line.events:
+                if event.name.startswith(_CALLS) or not (on_gpu or any(name == "hlo_op" for name, _ in event.stats)):
+                    continue
+                count, spent = found[event.name]
+                found[event.name] = (count + 1, spent + event.duration_ns / 1e6)
     return dict(found)
 
 

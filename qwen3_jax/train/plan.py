@@ -12,12 +12,13 @@ tenths (512 entries; 2048: .98). What the true plan is worth: see docs/embedded.
 import numpy as np
 
 from qwen3_jax.shapes import NpF32, NpInt
+from qwen3_jax.train.locking import FRAME
+from qwen3_jax.train.teachers import UNIT
 
 PHONES = "AIOQTWYabdfhijklmnpstuvwzæðŋɐɑɒɔəɛɜɡɪɹʃʊʌʒʤʧθᵊᵻ"  # of both teachers
 STRESS = "ˈˌ"  # lasts as well; it counts as the phoneme that follows
 SYMBOLS = f"{PHONES} "  # number 1 and on; the gap between two words is one of them; 0: a pause, and all other marks
 QUARTERS = 4  # of a frame
-_FRAME, _UNIT = 1920, 600  # samples: of a frame, of the teachers' durations
 
 
 def quarters(phonemes: str, durations: list[int], frames: int) -> NpInt["N 4"]:
@@ -33,7 +34,7 @@ def quarters(phonemes: str, durations: list[int], frames: int) -> NpInt["N 4"]:
         after = after if symbol in STRESS else 1 + SYMBOLS.find(symbol)
         numbers.append(after)
     symbols = np.repeat(np.array(numbers[::-1], np.int8), durations)
-    middle = ((np.arange(frames * QUARTERS) + 0.5) * (_FRAME / QUARTERS / _UNIT)).astype(np.int64)
+    middle = ((np.arange(frames * QUARTERS) + 0.5) * (FRAME / QUARTERS / UNIT)).astype(np.int64)
     return np.append(symbols, np.int8(0))[np.minimum(middle, len(symbols))].reshape(frames, QUARTERS)
 
 
@@ -44,7 +45,11 @@ def following(said: NpInt["N 4"]) -> NpInt["N 4"]:
 
 def fit(patterns: NpInt["N 4"], entries: int, steps: int = 15) -> NpInt["V 4"]:
     """The book: from the commonest patterns on, each entry becomes what most of its patterns have in each quarter; one that no pattern is
-    nearest to becomes the pattern that costs most."""
+    nearest to becomes the pattern that costs most.
+
+    Raises:
+        ValueError: fewer different patterns than entries.
+    """
     some, counts = np.unique(patterns, axis=0, return_counts=True)
     if len(some) < entries:
         raise ValueError(f"{len(some)} different frames of phonemes cannot fill a book of {entries}: read more speech")
