@@ -1,9 +1,11 @@
 """The engine's thread: serving, faults, restarts, draining. The device is fake_device.py's; nothing here sleeps to let things happen."""
 
 import asyncio
+import gc
 import logging
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -92,6 +94,27 @@ def test_a_fault_is_told_to_all_and_the_engine_serves_again_once(caplog: pytest.
             engine.submit(request(1))
     assert built == [(2, False), (2, False)]
     assert "broken" in caplog.text and "serves again" in caplog.text
+
+
+def test_a_lost_device_is_let_go_of_though_the_program_has_frozen_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logging.getLogger("qwen3_jax.engine.engine"), "disabled", True)  # pytest keeps the records, and their frames
+    made: list[weakref.ref[Any]] = []
+
+    def build(slots: int, on_cpu: bool) -> FakeDevice:
+        device: Any = FakeDevice(slots=slots, fail_at=None if made else 2, error=RuntimeError("broken"))
+        device.itself = device  # only the collector frees it
+        made.append(weakref.ref(device))
+        return device
+
+    with Engine(build, slots=1) as engine:
+        gc.freeze()
+        try:
+            with pytest.raises(DeviceFailed, match="is being restarted"):
+                heard(engine.submit(request(500)))
+            until(lambda: engine.state == "running")
+            assert made[0]() is None and made[1]() is not None and gc.get_freeze_count() > 0
+        finally:
+            gc.unfreeze()
 
 
 def test_out_of_memory_halves_the_slots_and_ends_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -179,7 +179,7 @@ class Engine:
         self.failure = error.with_traceback(None)  # its frames hold arrays
         if shortage:
             jax.clear_caches()
-        gc.collect()
+        _collect()
         self._watch(self._executor.submit(self._rebuild))
 
     def _may_restart(self, shortage: bool) -> bool:
@@ -194,6 +194,15 @@ class Engine:
         else:
             return False
         return True
+
+
+def _collect() -> None:
+    """Free what only its own cycles hold, though a program have frozen it."""
+    frozen = gc.get_freeze_count() > 0
+    gc.unfreeze()
+    gc.collect()
+    if frozen:
+        gc.freeze()
 
 
 def _told(shortage: bool, again: bool) -> EngineError:

@@ -5,6 +5,7 @@ into ids: one of each, so that text stays in order, and a new voice makes nobody
 """
 
 import asyncio
+import gc
 import logging
 from collections import OrderedDict
 from collections.abc import Callable
@@ -322,6 +323,8 @@ class Qwen3Engine:
         said = self._running.speak(WARM_UP, voice=prompt, max_frames=WARM_UP_FRAMES)
         while said.handle.next(self._settings.chunk_timeout) is not None:
             pass
+        gc.collect()
+        gc.freeze()  # what is there now stays: to look through it all stops every voice for 0.2 s
 
     def _speak(self, request: SpeechRequest, voice: Voice | str | None) -> Utterance:
         service = self._running
