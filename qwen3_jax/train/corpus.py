@@ -63,8 +63,9 @@ class Speaks(Protocol):
 
 
 def shards(who: Speaker, texts: list[Sentence]) -> list[list[Sentence]]:
-    """The voice's own order of all sentences, cut into shards; our own short phrases are spread over them like the rest."""
-    order = sorted(texts, key=lambda sentence: number(sentence.text, who.name))
+    """The voice's own order of all sentences, cut into shards; everyday phrases first, so that a voice of few minutes has them, too."""
+    first = set(sources.everyday())
+    order = sorted(texts, key=lambda sentence: (sentence.text not in first, number(sentence.text, who.name)))
     return [order[start : start + SHARD] for start in range(0, len(order), SHARD)]
 
 

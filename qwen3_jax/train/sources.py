@@ -97,8 +97,12 @@ def read_folder(folder: Path) -> Iterator[Raw]:
 
 def phrases() -> Iterator[Raw]:
     """Our own short phrases of everyday speech, and sentences with numbers: the other sources have neither."""
-    lines = [line for line in PHRASES.read_text("utf-8").splitlines() if line and not line.startswith("#")]
-    return (Raw(line, "phrases") for line in [*lines, *numbers()])
+    return (Raw(line, "phrases") for line in [*everyday(), *numbers()])
+
+
+def everyday() -> list[str]:
+    """The phrases without numbers."""
+    return [line for line in PHRASES.read_text("utf-8").splitlines() if line and not line.startswith("#")]
 
 
 def numbers(count: int = 1500) -> Iterator[str]:

@@ -34,6 +34,7 @@ _CONTROL = 11  # rows of a prompt that are neither text nor reference, at most
 _SHORTEST = SAMPLE_RATE  # of a reference, where the voice has as much
 _HOP = 256  # samples between frames of the speaker encoder's mel
 _WHOLE = 9600  # samples to which `data.padded` pads
+_BRIEF = 20  # frames of a short phrase, at most
 _GONE_WRONG = 0.4  # share of utterances whose earlier frames the talker is told a little wrong
 
 
@@ -220,7 +221,8 @@ def word_lists(config: ModelConfig, reader: Tokenizer, dictionary: dict[str, str
 
 def batches(
     config: ModelConfig, speech: Speech, *, rows: int, picks: int, seed: int, missteps: Missteps | None = None, glances: int = 0,
-    streaming: float = 0.5, in_context: float = 0.15, hidden: float = 0.3, evenness: float = 0.25,
+    streaming: float = 0.5, in_context: float = 0.15, hidden: float = 0.2, evenness: float = 0.25,
+    brief: float = 4.0,
 ) -> Callable[[int], Batch]:  # fmt: skip
     """A step's batch. Too long utterances are left out.
 
@@ -238,12 +240,14 @@ def batches(
         hidden: up to this share of an utterance's frames, drawn for each utterance, the talker is not told, so that it reads the text and
             does not learn utterances by heart.
         evenness: 0, voices count as much as they have; 1, alike. (At 0.5 a voice of 384 utterances was learnt by heart.)
+        brief: how much more often an utterance of no more than 1.6 s is drawn. What people type first is as short as that.
 
     Raises:
         ValueError: no utterance is short enough, in one of the two forms of the text.
     """
     count = np.bincount([utterance.voice for utterance in speech.utterances], minlength=len(speech.waves))
     weight = np.array([float(count[utterance.voice]) ** -evenness for utterance in speech.utterances])
+    weight *= np.where([len(utterance.codes) <= _BRIEF for utterance in speech.utterances], brief, 1.0)
     groups = {}
     for streaming_text in (False, True):
         sizes = np.array([size_of(utterance, streaming_text=streaming_text) for utterance in speech.utterances])
