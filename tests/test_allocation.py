@@ -22,7 +22,11 @@ print("went on", os.getpid(), os.environ["GLIBC_TUNABLES"], os.environ.get("OPEN
 def run(tmp_path: Path, **env: str) -> list[str]:
     script = tmp_path / "program.py"
     script.write_text(SCRIPT)
-    given = {name: value for name, value in os.environ.items() if name not in ("GLIBC_TUNABLES", "OPENBLAS_NUM_THREADS")} | {"PYTHONPATH": os.getcwd()} | env
+    given = (
+        {name: value for name, value in os.environ.items() if name not in ("GLIBC_TUNABLES", "OPENBLAS_NUM_THREADS")}
+        | {"PYTHONPATH": os.getcwd()}
+        | env
+    )
     command = [sys.executable, "-O", str(script), "say", "a b", "--stream"]
     return subprocess.run(command, check=True, capture_output=True, text=True, env=given, timeout=60).stdout.splitlines()
 

@@ -1,5 +1,6 @@
 """The scheduler with a device of arithmetic (fake_device.py) and a clock that the test holds: no JAX, no threads, no waiting."""
 
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -116,6 +117,63 @@ def test_who_has_little_audio_in_hand_keeps_launches_short() -> None:
     assert len(heard(first)) == len(heard(second)) == 60
     assert min(leads) >= 0, "nobody has heard silence"
     assert limits[before : before + 2] == [1, 1] and max(limits[before:]) == 4
+
+
+class Paced(FakeDevice):
+    """What it is asked it does in order, a frame and a piece of prompt in so many seconds; `stage` waits for it when it collects."""
+
+    def __init__(self, frame: float, piece: float, **more: Any) -> None:
+        super().__init__(**more)
+        self.frame_seconds, self.piece_seconds, self.free_at, self.ends = frame, piece, 0.0, deque[float]()
+        self.stage = Stage(self)
+
+    def work(self, seconds: float) -> float:
+        self.free_at = max(self.free_at, self.stage.now) + seconds
+        return self.free_at
+
+    def read(self, slot: int) -> None:
+        super().read(slot)
+        self.work(self.piece_seconds)
+
+    def launch(self, quotas: list[int], limit: int) -> Any:
+        self.ends.append(self.work(self.frame_seconds * limit))
+        return super().launch(quotas, limit)
+
+    def collect(self, launched: Any) -> Any:
+        self.stage.now = max(self.stage.now, self.ends.popleft())
+        return super().collect(launched)
+
+
+@pytest.mark.parametrize(("frame", "piece", "sizes"), [(0.06, 0.0, {1}), (0.075, 0.0, {2}), (0.06, 0.04, {1, 2, 3})])
+def test_the_first_packet_lasts_until_the_next_one_comes(frame: float, piece: float, sizes: set[int]) -> None:
+    """Six begin at once, and six more while they speak, on a device whose pace is known."""
+    stage = Paced(frame, piece, slots=12).stage
+    stage.submit(request(30))
+    stage.until_idle(seconds=0)
+    handles = [stage.submit(request(30, seed=seed, rows=8)) for seed in range(6)]
+    arrived: dict[int, list[tuple[float, int]]] = {seed: [] for seed in range(12)}
+    while not stage.scheduler.idle:
+        stage.turns(1, seconds=0)
+        if len(handles) == 6 and arrived[0]:
+            handles += [stage.submit(request(30, seed=seed, rows=8)) for seed in range(6, 12)]
+        for seed, handle in enumerate(handles):
+            arrived[seed] += [(stage.now, len(found.codes)) for found in iter(handle.take, None)]
+    for packets in arrived.values():
+        (begun, first), *later = packets
+        heard_until = begun + 0.08 * first
+        for now, frames in later:
+            assert now <= heard_until + 1e-9, "silence"
+            heard_until += 0.08 * frames
+    assert {packets[0][1] for packets in arrived.values()} == sizes
+
+
+def test_a_first_packet_does_not_wait_for_text_that_nobody_has_written() -> None:
+    stage = Paced(0.2, 0.0).stage
+    stage.submit(request(5))
+    stage.until_idle(seconds=0)
+    handle = stage.submit(Request((segment(30, text=1, open=True),), Sampling(), 1, open=True))
+    stage.turns(6, seconds=0)
+    assert sizes(handle) == [1], "its one token has been said"
 
 
 def test_more_requests_than_slots() -> None:

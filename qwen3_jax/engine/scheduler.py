@@ -11,8 +11,13 @@ grow (1, 2, 4 ...) up to what the device makes in ``call_seconds``, or in half t
 hand has enough. A slot takes no part while its consumer's queue is full, its text has run out, or (if others wait for their first packet)
 it is ``lead_seconds`` ahead of real time; the others go on. A slot that is ahead is not paused for those who wait for a slot: the sooner
 it ends, the sooner they have it.
+
+The first packet is one frame where the next one is made in the 80 ms for which that lasts. On a device that is slower, or while prompts are
+read that take the time, it waits for as many as are heard until the next one comes (`_first_packet`): later, but without a gap. Nor is a
+prompt read while a listener would hear all that he has before the turn ends (`_budget`).
 """
 
+import math
 from collections import deque
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -26,6 +31,10 @@ from qwen3_jax.engine.slots import NEVER, RUNAWAY, Device, Opening, Outcome, Slo
 from qwen3_jax.generate import LENGTH, RUNNING
 from qwen3_jax.shapes import NpF32, NpInt
 
+FIRST_MOST = 5  # frames that a first packet waits for, at most
+POSTPONED = 4  # turns in a row in which no prompt is read for the sake of those who listen
+_JITTER, _FORGOTTEN = 1.15, 0.97  # how much longer than the slowest step the next may take; what is left of that a step later
+
 
 class Flight(NamedTuple):
     """A launch that has not been collected."""
@@ -35,6 +44,7 @@ class Flight(NamedTuple):
     quotas: list[int]
     limit: int
     at: float
+    read: bool | None  # whether a piece of prompt was read before it; None: many, for nobody spoke
 
 
 class Scheduler:
@@ -50,6 +60,8 @@ class Scheduler:
         self._flights: deque[Flight] = deque()
         self._news: list[Handle] = []
         self._ready_at = clock()
+        self._slowest = {False: 0.0, True: 0.0}  # seconds of a step, and of one with a piece read before it; they fall slowly
+        self._postponed = 0
 
     def submit(self, handle: Handle) -> None:
         """From any thread (one at a time).
@@ -82,10 +94,11 @@ class Scheduler:
         self._admit()
         for slot in self.slots:
             self._update(slot, now)
-        read = self._read()
+        spoken = any(slot.speaking for slot in self.slots)
+        read = self._read(self._budget(now) if spoken else NEVER)
         quotas, limit = self._quotas(now)
         if limit:
-            self._launch(quotas, limit, now)
+            self._launch(quotas, limit, now, read if spoken else None)
         if self._flights and (len(self._flights) > 1 or not limit):
             self._collect(self._flights.popleft())
         self._tell()
@@ -207,9 +220,16 @@ class Scheduler:
 
     # What the device does
 
-    def _read(self) -> bool:
-        """Pieces of prompts, oldest request first: as many as one largest piece has rows, or all of them if nobody speaks."""
-        budget = self.device.piece if any(slot.speaking for slot in self.slots) else NEVER
+    def _budget(self, now: float) -> int:
+        """Rows of prompt that a turn may read while somebody speaks: none if a listener would have heard all before it ends; but such
+        turns are no more than `POSTPONED` in a row."""
+        turn = _JITTER * self._slowest[True]
+        short = any(0 < self._in_hand(slot, now) < turn for slot in self.slots if slot.speaking and slot.released)
+        self._postponed = self._postponed + 1 if short and self._postponed < POSTPONED else 0
+        return 0 if self._postponed else self.device.piece
+
+    def _read(self, budget: int) -> bool:
+        """Pieces of prompts, oldest request first, of ``budget`` rows: of one largest piece, or all of them if nobody speaks."""
         reading = sorted((slot for slot in self.slots if slot.reading), key=lambda slot: slot.handle.submitted if slot.handle else 0.0)
         done = False
         for slot in reading:
@@ -260,8 +280,8 @@ class Scheduler:
         began = None if slot.handle is None else slot.handle.first_audio
         return 0.0 if began is None else slot.released * FRAME_SECONDS - (now - began)
 
-    def _launch(self, quotas: list[int], limit: int, now: float) -> None:
-        flight = Flight(self.device.launch(quotas, limit), [slot.serial for slot in self.slots], quotas, limit, now)
+    def _launch(self, quotas: list[int], limit: int, now: float, read: bool | None) -> None:
+        flight = Flight(self.device.launch(quotas, limit), [slot.serial for slot in self.slots], quotas, limit, now, read)
         for slot, quota in zip(self.slots, quotas, strict=True):
             slot.flying += quota
             slot.launched = quota or slot.launched
@@ -272,6 +292,8 @@ class Scheduler:
         now = self.clock()
         each = (now - max(flight.at, self._ready_at)) / flight.limit
         self._ready_at = now
+        if flight.read is not None:
+            self._slowest[flight.read] = max(each, _FORGOTTEN * self._slowest[flight.read])
         self.counters.steps += 1
         self.counters.step_seconds += (each - self.counters.step_seconds) * (0.1 if self.counters.steps > 10 else 0.5)
         for slot, serial, quota in zip(self.slots, flight.serials, flight.quotas, strict=True):
@@ -286,7 +308,8 @@ class Scheduler:
         slot.made += count
         slot.held += [(outcome.codes[frame, row].copy(), outcome.pcm[frame, row].copy()) for frame in range(count)]
         ready = len(slot.held) - (held if reason in (RUNNING, RUNAWAY) else 0)
-        if ready > 0:
+        begins = reason == RUNNING and not slot.released and self._allowance(slot, now) > 0
+        if ready >= (self._first_packet() if begins else 1):
             self._put(slot, slot.held[:ready], now)
             del slot.held[:ready]
         if reason == RUNAWAY:
@@ -295,6 +318,13 @@ class Scheduler:
             slot.cut |= reason == LENGTH
             self.counters.cut += reason == LENGTH
             self._next_segment(slot, now)
+
+    def _first_packet(self) -> int:
+        """Frames that last until the next packet comes, though every prompt that waits were read before it."""
+        reading = sum(slot.reading for slot in self.slots)
+        turn = max(self._slowest.values()) if reading else self._slowest[False]
+        late = reading * max(0.0, turn - FRAME_SECONDS)
+        return min(FIRST_MOST, max(1, math.ceil((_JITTER * turn + late) / FRAME_SECONDS)))
 
     def _put(self, slot: Slot, frames: list[tuple[NpInt["K"], NpF32["F"]]], now: float) -> None:
         assert slot.handle is not None
