@@ -97,7 +97,7 @@ class JaxDevice:
 
     def read(self, slot: int) -> None:
         rows, at = self._pieces[slot].popleft()
-        self._state = programs.read(self._graphs.talker, self._talker, self._state, np.int32(slot), rows, np.int32(at))
+        self._state = programs.read(self._graphs.talker, self._talker, self._state, np.int32(slot), rows, np.int32(at), first=at == 0)
 
     def write_text(self, slot: int, text: Text) -> None:
         numbers = (np.int32(value) for value in (len(text.ids), text.limit, text.overdue, text.overdue_end))
@@ -121,14 +121,15 @@ class JaxDevice:
     def warm_up(self) -> None:
         """Compile every program, by running it on silence; afterwards nobody owns a slot. Seconds to a minute on a cold cache."""
         books = self.model.config.talker_config.num_code_groups
-        for rows in PIECES:
+        for rows in (*PIECES, min(2 * PIECES[-1], self.columns)):
             prompt = Prompt(
                 np.full(rows, -1, np.int32), np.full((rows, books), -1, np.int32), np.zeros(rows, bool), None, np.zeros(0, np.int32)
             )
             text = Text([], 1, NEVER, NEVER)
             for carry in (False, True):
-                self.open(0, Opening(prompt, text, Sampling(), 0, 0, None, None, carry))
-            self.read(0)
+                pieces = self.open(0, Opening(prompt, text, Sampling(), 0, 0, None, None, carry))
+            for _ in pieces:
+                self.read(0)
         self.write_text(0, text)
         self.rewind(0, 0, 0, 1)
         self.collect(self.launch([1] * self.slots, 1))

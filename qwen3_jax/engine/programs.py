@@ -143,7 +143,7 @@ def _key(seed: Int[""], segment: Int[""], attempt: Int[""]) -> Key[""]:
 
 
 def _put(whole: Any, row: Any, slot: Int[""]) -> Any:
-    """Write one row of every array; ``row`` has the rows' axis too, of length 1."""
+    """Write one row of every array, or the beginning of one; ``row`` has the rows' axis too, of length 1."""
     return jax.tree.map(lambda x, new: jax.lax.dynamic_update_slice_in_dim(x, new.astype(x.dtype), slot, axis=0), whole, row)
 
 
@@ -196,8 +196,8 @@ def write_text(
     )
 
 
-@functools.partial(jax.jit, static_argnames=("graph",), donate_argnames=("state",))
-def read(graph: Any, params: Any, state: State, slot: Int[""], rows: PromptRows, at: Int[""]) -> State:
+@functools.partial(jax.jit, static_argnames=("graph", "first"), donate_argnames=("state",))
+def read(graph: Any, params: Any, state: State, slot: Int[""], rows: PromptRows, at: Int[""], *, first: bool = False) -> State:
     """Read one piece of a prompt.
 
     Args:
@@ -206,13 +206,19 @@ def read(graph: Any, params: Any, state: State, slot: Int[""], rows: PromptRows,
         slot: whose prompt it is.
         rows: one row; ``text``, ``codes``, ``speaker`` [1 C ..] are the piece, ``length`` [1] is the whole prompt's.
         at: the piece's first position; at + C <= S.
+        first: at = 0, so there is nothing before the piece to look at. (XLA copies all slots' caches to read of them what it writes.)
     """
     talker: Talker = nnx.merge(graph, params)
     x = embed(talker, rows)
-    one = [LayerCache(*(jax.lax.dynamic_slice_in_dim(side, slot, 1, axis=0) for side in layer)) for layer in state.caches]
+    size = x.shape[1]
+
+    if first:
+        layers, kv_heads, head_dim = talker.kv_shape
+        one = empty(layers, 1, kv_heads, size, head_dim, x.dtype)
+    else:
+        one = [LayerCache(*(jax.lax.dynamic_slice_in_dim(side, slot, 1, axis=0) for side in layer)) for layer in state.caches]
     _, read_caches = talker.model(x, one, at[None])
     last = rows.length[0] - 1
-    size = x.shape[1]
     inside = jnp.clip(last - at, 0, size - 1)
     return state._replace(
         caches=_put(state.caches, read_caches, slot),
