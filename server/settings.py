@@ -27,7 +27,7 @@ class Settings(BaseSettings):
     model_id: str = EMBEDDED  # a folder, a hub id such as Qwen/Qwen3-TTS-12Hz-0.6B-Base, or the small voice that ships
     device: str | None = None  # cpu, cuda:0, ...; None: JAX's own choice
     dtype: Literal["float32", "bfloat16"] | None = None
-    slots: Annotated[int, Field(ge=1, le=256)] | None = None  # utterances spoken at a time; None: see server.engines.qwen3.slots_for
+    slots: Annotated[int, Field(ge=1, le=256)] | None = None  # utterances spoken at a time; None: see server.engines.slots
     columns: Annotated[int, Field(ge=64, le=32_768, multiple_of=64)] = 1024  # positions of a slot: prompt, and a frame each
     load: Literal["start", "lazy"] = "start"  # lazy: at the first utterance that an authorised client asks for
     warmup: Literal["all", "first"] = "all"  # compiled before readyz: every program, or what the default voice's first words need

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
@@ -15,7 +16,7 @@ from qwen3_jax.codec import init_state
 from qwen3_jax.engine import Engine, Handle, JaxDevice, Options, Request, Segment, Watch
 from qwen3_jax.engine.plan import plan
 from qwen3_jax.engine.scheduler import Scheduler
-from qwen3_jax.model import Model
+from qwen3_jax.model import Model, abstract
 from qwen3_jax.prompt import Prompt
 from qwen3_jax.sampling import Sampling
 from qwen3_jax.session import Request as Alone
@@ -315,6 +316,13 @@ def test_bfloat16_is_widened_where_rows_are_many(checkpoint: Callable[[str], Pat
     model = base._replace(params={**base.params, "talker": narrow})
     assert {leaf.dtype.name for leaf in jax.tree.leaves(JaxDevice(model, slots=2, columns=64)._talker)} == {"float32"}
     assert {leaf.dtype.name for leaf in jax.tree.leaves(JaxDevice(model, slots=1, columns=64)._talker)} == {"float32", "bfloat16"}
+
+
+def test_a_definition_is_hashed_once(base: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, same = base.graphs.talker, abstract(base.config, base.codec_config)[0].talker
+    assert one is not same and one == same and hash(one) == hash(same)
+    monkeypatch.setattr(nnx.GraphDef, "__hash__", lambda _: pytest.fail("hashed again"))
+    assert hash(one) == hash(same)
 
 
 def test_weights_are_in_blocks_where_rows_are_many(base: Model) -> None:

@@ -73,7 +73,7 @@ LAYERS = [
     {"convert.__main__", "server.limits", "server.voices.checks"},
     {"server.voices.store"},
     {"server.engines.base", "server.voices.command"},
-    {"server.engines.handle", "server.engines.prompts", "server.engines.qwen3_cloner"},
+    {"server.engines.handle", "server.engines.prompts", "server.engines.qwen3_cloner", "server.engines.slots"},
     {"server.engines.thread", "server.engines.qwen3"},
     {"server.engines.chatterbox"},
     {"server.engines.factory"},

@@ -16,8 +16,10 @@ from qwen3_jax import Sampling
 from qwen3_jax.audio import to_pcm16, write_wav
 from qwen3_jax.engine import plan
 from qwen3_jax.model import Model
+from server.engines import slots as slots_of
 from server.engines.base import EngineClosed, OutOfMemory, Refused, SpeechRequest
-from server.engines.qwen3 import Qwen3Engine, load, slots_for
+from server.engines.qwen3 import Qwen3Engine, load
+from server.engines.slots import slots_for
 from server.settings import Settings
 from server.voices.store import VoiceStore
 from tests.fake_engine import LIMIT
@@ -301,14 +303,34 @@ async def test_sessions_speak_at_once_and_hear_of_a_fault(voices: Path) -> None:
 
 def test_slots_by_the_device_and_its_memory(model: Callable[[str], Model], monkeypatch: pytest.MonkeyPatch) -> None:
     tiny = model("base")
+    monkeypatch.setattr(slots_of, "step_seconds", lambda *_: 0.06)
     assert slots_for(tiny, 320) == 10
-    monkeypatch.setattr("server.engines.qwen3.LARGE", 1000)
+    monkeypatch.setattr(slots_of, "LARGE", 1000)
     assert slots_for(tiny, 320) == 4
     small = plan.plan(tiny, 2, 320).total / plan.SHARE
     monkeypatch.setattr(plan, "memory", lambda _: int(small) + 1)
     assert slots_for(tiny, 320) == 2
     monkeypatch.setattr(plan, "memory", lambda _: 1000)
     assert slots_for(tiny, 320) == 1
+
+
+def test_no_more_slots_than_a_cpu_speaks_smoothly(model: Callable[[str], Model], monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny, tried = model("base"), []
+
+    def paced(_: Model, slots: int, columns: int) -> float:
+        tried.append((slots, columns))
+        return 0.01 + 0.0075 * slots  # a part of it whoever is there, so that what follows from ten is too few by none
+
+    monkeypatch.setattr(slots_of, "step_seconds", paced)
+    assert slots_for(tiny, 320) == 7
+    assert tried == [(10, 320), (7, 320)]
+    monkeypatch.setattr(slots_of, "step_seconds", lambda *_: 1.0)
+    assert slots_for(tiny, 320) == 1, "too slow for anybody, but it speaks"
+
+
+def test_a_step_is_timed_whatever_is_said(model: Callable[[str], Model]) -> None:
+    one, four = (slots_of.step_seconds(model("base"), slots, 320) for slots in (1, 4))
+    assert 0 < one < 1 and 0 < four < 1
 
 
 @pytest.mark.slow

@@ -118,6 +118,10 @@ class JaxDevice:
     def collect(self, launched: programs.Made) -> Outcome:
         return Outcome(*(np.asarray(array) for array in launched))
 
+    def wait(self) -> None:
+        """Until all that was asked of it is done."""
+        jax.block_until_ready(self._state)
+
     def warm_up(self) -> None:
         """Compile every program, by running it on silence; afterwards nobody owns a slot. Seconds to a minute on a cold cache."""
         books = self.model.config.talker_config.num_code_groups

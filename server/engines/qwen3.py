@@ -13,7 +13,6 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from typing import Any
 
-import jax
 import msgspec
 import numpy as np
 
@@ -21,19 +20,17 @@ from qwen3_jax import Qwen3TTS, Sampling, Voice
 from qwen3_jax.engine import Closed, Options
 from qwen3_jax.engine import OutOfMemory as DeviceFull
 from qwen3_jax.engine.loop import LoopConsumer
-from qwen3_jax.engine.plan import plan
-from qwen3_jax.model import Model
 from qwen3_jax.service import LiveUtterance, SpeechService, Utterance
 from qwen3_jax.shapes import NpF32
 from server.engines import prompts
 from server.engines.base import EngineClosed, OutOfMemory, Refused, SpeechRequest, State
 from server.engines.qwen3_cloner import Cloner
+from server.engines.slots import slots_for
 from server.protocol import LANGUAGES
 from server.settings import Settings
 from server.voices.store import StoredVoice, VoiceStore
 
 WARM_UP, WARM_UP_FRAMES = "Ready.", 6  # a first piece and a later one
-SLOTS, CPU_SLOTS, CPU_SLOTS_LARGE, LARGE = 16, 10, 4, 200_000_000  # parameters of a model that two cores cannot speak ten times
 LONGER = 10.0  # seconds that the engine is more patient than the server, so that it is the server who tells the client
 log = logging.getLogger(__name__)
 
@@ -371,17 +368,6 @@ def _named(error: BaseException) -> BaseException:
     if isinstance(error, DeviceFull):
         return OutOfMemory(str(error))
     return EngineClosed(str(error)) if isinstance(error, Closed) else error
-
-
-def slots_for(model: Model, columns: int) -> int:
-    """How many a device of that kind can speak for at once, halved until memory holds them."""
-    talker = jax.tree.leaves(model.params["talker"])
-    slots = SLOTS
-    if all(device.platform == "cpu" for device in talker[0].devices()):
-        slots = CPU_SLOTS if sum(leaf.size for leaf in talker) < LARGE else CPU_SLOTS_LARGE
-    while slots > 1 and not plan(model, slots, columns).fits:
-        slots //= 2
-    return slots
 
 
 def load(settings: Settings) -> SpeechService:
