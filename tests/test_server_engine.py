@@ -303,7 +303,7 @@ async def test_sessions_speak_at_once_and_hear_of_a_fault(voices: Path) -> None:
 
 def test_slots_by_the_device_and_its_memory(model: Callable[[str], Model], monkeypatch: pytest.MonkeyPatch) -> None:
     tiny = model("base")
-    monkeypatch.setattr(slots_of, "step_seconds", lambda *_: 0.06)
+    monkeypatch.setattr(slots_of, "step_seconds", lambda *_: 0.05)
     assert slots_for(tiny, 320) == 10
     monkeypatch.setattr(slots_of, "LARGE", 1000)
     assert slots_for(tiny, 320) == 4
@@ -322,8 +322,8 @@ def test_no_more_slots_than_a_cpu_speaks_smoothly(model: Callable[[str], Model],
         return 0.01 + 0.0075 * slots  # a part of it whoever is there, so that what follows from ten is too few by none
 
     monkeypatch.setattr(slots_of, "step_seconds", paced)
-    assert slots_for(tiny, 320) == 7
-    assert tried == [(10, 320), (7, 320)]
+    assert slots_for(tiny, 320) == 6
+    assert tried == [(10, 320), (6, 320)]
     monkeypatch.setattr(slots_of, "step_seconds", lambda *_: 1.0)
     assert slots_for(tiny, 320) == 1, "too slow for anybody, but it speaks"
 

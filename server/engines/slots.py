@@ -17,7 +17,7 @@ from qwen3_jax.model import Model
 from qwen3_jax.prompt import Prompt
 
 SLOTS, CPU_SLOTS, CPU_SLOTS_LARGE, LARGE = 16, 10, 4, 200_000_000  # parameters of a model that two cores cannot speak ten times
-BUSY = 0.8  # of a frame's 80 ms, for a step of all slots; the rest is for prompts and for others
+BUSY = 0.7  # of a frame's 80 ms, for a step of all slots; the rest is for prompts, and for whatever else the machine does
 LAUNCHES = 12
 log = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ def slots_for(model: Model, columns: int) -> int:
 
 
 def smooth(model: Model, slots: int, columns: int) -> int:
-    """The most of ``slots`` whose steps leave a fifth of the time. Each number that is tried is compiled (once: the cache keeps it)."""
+    """The most of ``slots`` whose steps leave three tenths of the time. Each number that is tried is compiled (once: the cache keeps it)."""
     while slots > 1 and (taken := step_seconds(model, slots, columns)) > BUSY * FRAME_SECONDS:
         fewer = max(1, min(slots - 1, int(slots * BUSY * FRAME_SECONDS / taken)))
         log.info(
