@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from qwen3_jax.cache import LayerCache, SlotCache, write, write_slot
 from qwen3_jax.layers import Linear, blocked, matmul, take
 from qwen3_jax.model import Model, abstract
 
@@ -78,3 +79,14 @@ def test_blocks_of_a_weight_give_the_same_product(outputs: int, shape: tuple[int
     params = blocked(graph, nnx.to_pure_dict(state))
     assert params["weight"].shape == shape
     np.testing.assert_allclose(nnx.merge(graph, params)(x), made(x), atol=1e-5)
+
+
+def test_a_row_is_written_where_it_lies() -> None:
+    """`SlotCache`: the same columns as `write` in the row alone, and not a number of the others changed."""
+    noise = np.random.default_rng(0)
+    k, v, new_k, new_v = (noise.standard_normal(shape).astype(np.float32) for shape in [(3, 2, 8, 4)] * 2 + [(1, 3, 2, 4)] * 2)
+    whole = write_slot(SlotCache(jnp.asarray(k), jnp.asarray(v), jnp.int32(1)), new_k, new_v, jnp.array([4]))
+    alone = write(LayerCache(jnp.asarray(k[1:2]), jnp.asarray(v[1:2])), new_k, new_v, jnp.array([4]))
+    for side, before, own, expected in zip((whole.k, whole.v), (k, v), whole.own, alone, strict=True):
+        np.testing.assert_array_equal(own, expected)
+        np.testing.assert_array_equal(np.delete(side, 1, axis=0), np.delete(before, 1, axis=0))

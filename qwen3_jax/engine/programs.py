@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from qwen3_jax.cache import KVCache, LayerCache, empty
+from qwen3_jax.cache import KVCache, LayerCache, SlotCache, empty
 from qwen3_jax.codec.decoder import DecoderState
 from qwen3_jax.engine.slots import RUNAWAY
 from qwen3_jax.generate import RUNNING, PromptRows, advance, embed
@@ -206,7 +206,7 @@ def read(graph: Any, params: Any, state: State, slot: Int[""], rows: PromptRows,
         slot: whose prompt it is.
         rows: one row; ``text``, ``codes``, ``speaker`` [1 C ..] are the piece, ``length`` [1] is the whole prompt's.
         at: the piece's first position; at + C <= S.
-        first: at = 0, so there is nothing before the piece to look at. (XLA copies all slots' caches to read of them what it writes.)
+        first: at = 0, so there is nothing before the piece to look at.
     """
     talker: Talker = nnx.merge(graph, params)
     x = embed(talker, rows)
@@ -214,14 +214,15 @@ def read(graph: Any, params: Any, state: State, slot: Int[""], rows: PromptRows,
 
     if first:
         layers, kv_heads, head_dim = talker.kv_shape
-        one = empty(layers, 1, kv_heads, size, head_dim, x.dtype)
+        own = talker.model(x, empty(layers, 1, kv_heads, size, head_dim, x.dtype), at[None])[1]
+        caches = _put(state.caches, own, slot)
     else:
-        one = [LayerCache(*(jax.lax.dynamic_slice_in_dim(side, slot, 1, axis=0) for side in layer)) for layer in state.caches]
-    _, read_caches = talker.model(x, one, at[None])
+        written = talker.model(x, [SlotCache(*layer, slot) for layer in state.caches], at[None])[1]
+        caches = [LayerCache(layer.k, layer.v) for layer in written]
     last = rows.length[0] - 1
     inside = jnp.clip(last - at, 0, size - 1)
     return state._replace(
-        caches=_put(state.caches, read_caches, slot),
+        caches=caches,
         # Of the last piece this is the prompt's last row, which the first step reads again in place; of others it is not looked at.
         inputs=state.inputs.at[slot].set(x[0, inside]),
         # Other rows' steps write garbage to this slot's column `position`: it must be one that is still to be written.
