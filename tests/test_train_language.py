@@ -290,10 +290,18 @@ def test_batches_depend_on_seed_and_step_alone(base: Model) -> None:
     one, two = (utterances.batches(base.config, some_speech(), rows=256, picks=16, seed=4) for _ in range(2))
     for step in (0, 5):
         assert all(jax.tree.leaves(jax.tree.map(np.array_equal, one(step), two(step))))
-    assert {one(step).labels.shape[:2] for step in range(12)} == {(6, 40), (3, 80), (1, 256)}  # a short one is 39 rows, a long one 71 to 79
+    assert {one(step).labels.shape[:2] for step in range(40)} == {(6, 40), (3, 80), (1, 256)}  # a short one is 39 rows, a long one 71 to 79
     assert not np.array_equal(one(0).picks, one(1).picks)
     with pytest.raises(ValueError, match="fits into 128 rows"):
         utterances.batches(base.config, utterances.Speech([], [np.zeros(9, np.int16)]), rows=256, picks=16, seed=4)
+
+
+def test_short_phrases_are_drawn_more_often(base: Model) -> None:
+    shares = []
+    for brief in (1.0, 4.0):
+        batch = utterances.batches(base.config, some_speech(), rows=80, picks=4, seed=4, in_context=0.0, brief=brief)
+        shares.append(np.mean([batch(step).labels.shape[1] == 40 for step in range(200)]))
+    assert shares[1] > shares[0] + 0.15, shares
 
 
 def test_a_few_steps_learn_and_the_guided_heads_look(base: Model) -> None:
