@@ -167,6 +167,14 @@ def test_the_first_packet_lasts_until_the_next_one_comes(frame: float, piece: fl
     assert {packets[0][1] for packets in arrived.values()} == sizes
 
 
+def test_a_step_that_compiles_says_nothing_of_the_pace() -> None:
+    device = Paced(0.01, 0.0)
+    device.free_at = 20.0  # busy until then
+    handles = [device.stage.submit(request(8, seed=seed)) for seed in range(2)]
+    device.stage.until_idle(seconds=0)
+    assert [sizes(handle)[0] for handle in handles] == [1, 1]
+
+
 def test_a_first_packet_does_not_wait_for_text_that_nobody_has_written() -> None:
     stage = Paced(0.2, 0.0).stage
     stage.submit(request(5))

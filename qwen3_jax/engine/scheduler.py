@@ -60,7 +60,10 @@ class Scheduler:
         self._flights: deque[Flight] = deque()
         self._news: list[Handle] = []
         self._ready_at = clock()
-        self._slowest = {False: 0.0, True: 0.0}  # seconds of a step, and of one with a piece read before it; they fall slowly
+        self._slowest = {
+            False: 0.0,
+            True: 0.0,
+        }  # seconds of a step, and of one with a piece read before it; they fall slowly
         self._postponed = 0
 
     def submit(self, handle: Handle) -> None:
@@ -292,7 +295,7 @@ class Scheduler:
         now = self.clock()
         each = (now - max(flight.at, self._ready_at)) / flight.limit
         self._ready_at = now
-        if flight.read is not None:
+        if flight.read is not None and each < FIRST_MOST * FRAME_SECONDS:  # else it was compiled, or is too slow for any first packet
             self._slowest[flight.read] = max(each, _FORGOTTEN * self._slowest[flight.read])
         self.counters.steps += 1
         self.counters.step_seconds += (each - self.counters.step_seconds) * (0.1 if self.counters.steps > 10 else 0.5)

@@ -38,7 +38,7 @@ def slots_for(model: Model, columns: int) -> int:
 
 
 def smooth(model: Model, slots: int, columns: int) -> int:
-    """The most of ``slots`` whose steps leave three tenths of the time. Each number that is tried is compiled (once: the cache keeps it)."""
+    """The most of ``slots`` whose steps leave three tenths of the time. A number that is tried is compiled, once (the cache keeps it)."""
     while slots > 1 and (taken := step_seconds(model, slots, columns)) > BUSY * FRAME_SECONDS:
         fewer = max(1, min(slots - 1, int(slots * BUSY * FRAME_SECONDS / taken)))
         log.info(
