@@ -319,7 +319,7 @@ def test_no_more_slots_than_a_cpu_speaks_smoothly(model: Callable[[str], Model],
 
     def paced(_: Model, slots: int, columns: int) -> float:
         tried.append((slots, columns))
-        return 0.01 + 0.0075 * slots  # a part of it whoever is there, so that what follows from ten is too few by none
+        return 0.01 + 0.0075 * slots
 
     monkeypatch.setattr(slots_of, "step_seconds", paced)
     assert slots_for(tiny, 320) == 6
