@@ -33,7 +33,7 @@ from qwen3_jax.shapes import NpF32, NpInt
 
 FIRST_MOST = 5  # frames that a first packet waits for, at most
 POSTPONED = 4  # turns in a row in which no prompt is read for the sake of those who listen
-_JITTER, _FORGOTTEN = 1.15, 0.97  # how much longer than the slowest step the next may take; what is left of that a step later
+_RECENT, _MOST, _JITTER = 24, 0.9, 1.15  # of the last steps so many took no longer, and the next may take so much longer than those
 
 
 class Flight(NamedTuple):
@@ -60,10 +60,8 @@ class Scheduler:
         self._flights: deque[Flight] = deque()
         self._news: list[Handle] = []
         self._ready_at = clock()
-        self._slowest = {
-            False: 0.0,
-            True: 0.0,
-        }  # seconds of a step, and of one with a piece read before it; they fall slowly
+        # seconds of the last steps, and of the last ones with a piece read before them
+        self._recent: dict[bool, deque[float]] = {False: deque(maxlen=_RECENT), True: deque(maxlen=_RECENT)}
         self._postponed = 0
 
     def submit(self, handle: Handle) -> None:
@@ -226,7 +224,7 @@ class Scheduler:
     def _budget(self, now: float) -> int:
         """Rows of prompt that a turn may read while somebody speaks: none if a listener would have heard all before it ends; but such
         turns are no more than `POSTPONED` in a row."""
-        turn = _JITTER * self._slowest[True]
+        turn = self._may_take(True)
         short = any(0 < self._in_hand(slot, now) < turn for slot in self.slots if slot.speaking and slot.released)
         self._postponed = self._postponed + 1 if short and self._postponed < POSTPONED else 0
         return 0 if self._postponed else self.device.piece
@@ -296,7 +294,7 @@ class Scheduler:
         each = (now - max(flight.at, self._ready_at)) / flight.limit
         self._ready_at = now
         if flight.read is not None and each < FIRST_MOST * FRAME_SECONDS:  # else it was compiled, or is too slow for any first packet
-            self._slowest[flight.read] = max(each, _FORGOTTEN * self._slowest[flight.read])
+            self._recent[flight.read].append(each)
         self.counters.steps += 1
         self.counters.step_seconds += (each - self.counters.step_seconds) * (0.1 if self.counters.steps > 10 else 0.5)
         for slot, serial, quota in zip(self.slots, flight.serials, flight.quotas, strict=True):
@@ -325,9 +323,14 @@ class Scheduler:
     def _first_packet(self) -> int:
         """Frames that last until the next packet comes, though every prompt that waits were read before it."""
         reading = sum(slot.reading for slot in self.slots)
-        turn = max(self._slowest.values()) if reading else self._slowest[False]
-        late = reading * max(0.0, turn - FRAME_SECONDS)
-        return min(FIRST_MOST, max(1, math.ceil((_JITTER * turn + late) / FRAME_SECONDS)))
+        turn = max(self._may_take(False), self._may_take(True)) if reading else self._may_take(False)
+        late = reading * max(0.0, turn / _JITTER - FRAME_SECONDS)
+        return min(FIRST_MOST, max(1, math.ceil((turn + late) / FRAME_SECONDS)))
+
+    def _may_take(self, read: bool) -> float:
+        """Seconds of the next step, judged by the last ones like it; 0 before the first. One that was late alone does not count."""
+        known = sorted(self._recent[read])
+        return _JITTER * known[int(_MOST * (len(known) - 1))] if known else 0.0
 
     def _put(self, slot: Slot, frames: list[tuple[NpInt["K"], NpF32["F"]]], now: float) -> None:
         assert slot.handle is not None
