@@ -4,14 +4,18 @@ The utterances of a voice are put one after another, each padded with silence to
 crop; teachers begin and end in silence.
 """
 
+import multiprocessing
 import os
 import tempfile
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
+from rich.console import Console
+from rich.progress import track
 
 from qwen3_jax.shapes import NpF32, NpInt
 from qwen3_jax.train import locking, plan
@@ -90,25 +94,60 @@ def load_streams(corpus: Path, run: Path, hours: float, latents: Latents, speech
         latents: the run's.
         speech: hours of each voice whose waves and levels are loaded too, at least; those of the rest are left out.
     """
-    streams = []
+    jobs: dict[str, list[tuple[Path, list[Line], bool]]] = {}
     for voice, lines in chosen_lines(corpus, hours).items():
         shards: dict[str, list[Line]] = {}
         for line in lines:
             shards.setdefault(line.shard, []).append(line)
-        pieces, seconds = [], 0.0
+        seconds = 0.0
         for shard, some in shards.items():
             kept = run / "read" / f"{voice}-{Path(shard).stem}-{len(some)}"
-            pieces.append(_read_shard(corpus, kept, some, latents, seconds < speech * 3600))
+            jobs.setdefault(voice, []).append((kept, some, seconds < speech * 3600))
             seconds += sum(line.samples for line in some) / SAMPLE_RATE
+    missing = [job for found in jobs.values() for job in found if not _is_read(job[0], job[2])]
+    if len(missing) > 1:
+        _read_together(corpus, missing, latents)
+    streams = []
+    for voice, found in jobs.items():
+        pieces = [_read_shard(corpus, *job, latents) for job in found]
         joined = {name: [piece[name] for piece in pieces if name in piece] for name in (*_HEARD, *_READ)}
-        streams.append(Stream(voice, **{name: np.concatenate(found) for name, found in joined.items()}))
+        streams.append(Stream(voice, **{name: np.concatenate(arrays) for name, arrays in joined.items()}))
     return streams
 
 
-def _read_shard(corpus: Path, kept: Path, lines: list[Line], latents: Latents, speech: bool) -> dict[str, np.ndarray]:
+def _read_together(corpus: Path, jobs: list[tuple[Path, list[Line], bool]], latents: Latents) -> None:
+    """Write the files of `_read_shard`, on all cores, one process each."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(os.cpu_count(), context, _start, (corpus, latents)) as pool:
+        for _ in track(pool.map(_work, jobs), "reading the corpus", len(jobs), console=Console(stderr=True)):
+            pass
+
+
+_READER: list[tuple[Path, Latents]] = []  # of a worker process
+
+
+def _start(corpus: Path, latents: Latents) -> None:
+    _READER[:] = [(corpus, latents)]
+
+
+def _work(job: tuple[Path, list[Line], bool]) -> None:
+    corpus, latents = _READER[0]
+    _read_shard(corpus, *job, latents)
+
+
+def _files(kept: Path) -> tuple[Path, Path]:
+    return kept.with_suffix(".read.npz"), kept.with_suffix(".heard.npz")
+
+
+def _is_read(kept: Path, speech: bool) -> bool:
+    read, heard = _files(kept)
+    return read.is_file() and (heard.is_file() or not speech)
+
+
+def _read_shard(corpus: Path, kept: Path, lines: list[Line], speech: bool, latents: Latents) -> dict[str, np.ndarray]:
     """Arrays of a Stream, from the files at ``kept``, which are written if they are not there: codes and latents, and waves."""
-    read, heard = kept.with_suffix(".read.npz"), kept.with_suffix(".heard.npz")
-    if not read.is_file() or (speech and not heard.is_file()):
+    read, heard = _files(kept)
+    if not _is_read(kept, speech):
         found: dict[str, list[np.ndarray]] = {name: [] for name in (*_HEARD, *_READ)}
         for line in lines:
             own = padded(corpus, line)
