@@ -1,9 +1,9 @@
 """Many streams at once through the engine: first audio, gaps, underruns, throughput. One run; prints a table and a plot.
 
-usage: python -m benchmarks.engine --model CHECKPOINT [--streams 1,10] [--seconds 8] [--slots N] [--dtype float32|bfloat16]
+usage: python -m benchmarks.engine [--model CHECKPOINT] [--streams 1,10] [--seconds 8] [--slots N] [--dtype float32|bfloat16]
                                    [--columns 512] [--frames N] [--json OUT]
 
-CHECKPOINT: any Base checkpoint that loads; no tokenizer is needed, since the engine takes ids. The text is random ids, and an utterance
+CHECKPOINT: any Base checkpoint that loads (default: the one that ships); no tokenizer is needed, since the engine takes ids. The text is random ids, and an utterance
 lasts ``--seconds`` (runaway speech is not watched, and end of speech ends it sooner, as it does for a trained model). One engine serves
 all numbers of streams, as a server's does: it has as many slots as the most of them (or ``--slots``). All requests of a number come at
 the same moment, and each is listened to as a player does:
@@ -38,6 +38,7 @@ from qwen3_jax import compilation
 from qwen3_jax.allocation import TUNABLES, restart_with_large_pages
 from qwen3_jax.engine import Engine, Handle, JaxDevice, Options, Request, Segment
 from qwen3_jax.engine.slots import NEVER, Opening, Text
+from qwen3_jax.hub import EMBEDDED_FOLDER
 from qwen3_jax.model import Model, load
 from qwen3_jax.prompt import build
 from qwen3_jax.sampling import Sampling
@@ -190,7 +191,7 @@ def plot(console: Console, listeners: list[Listener], streams: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--model", type=Path, default=EMBEDDED_FOLDER)
     parser.add_argument("--streams", default="1,10", type=lambda text: [int(part) for part in text.split(",")])
     parser.add_argument("--seconds", type=float, default=8.0, help="of speech a request")
     parser.add_argument("--slots", type=int, help="default: as many as the most streams")

@@ -1,4 +1,4 @@
-"""Many clients of one server: ``python -m benchmarks.server --streams 10 --model checkpoint [--minutes 10] [--json OUT]``.
+"""Many clients of one server: ``python -m benchmarks.server --streams 10 [--model checkpoint] [--minutes 10] [--json OUT]``.
 
 Each client speaks sentence after sentence over a WebSocket and listens as a player does; every fourth utterance is cancelled in its middle.
 The server is a process of its own, on this machine. ``--fake`` puts the tests' engine behind it: what is measured then is the server alone.
@@ -142,22 +142,26 @@ def percentile(values: list[float], which: float) -> float:
 
 def start(arguments: argparse.Namespace, port: int, folder: Path) -> "subprocess.Popen[bytes]":
     """The server, ready."""
-    voices = arguments.voices or folder
+    voices = arguments.voices
     command = [sys.executable, "-m", "server"]
     if arguments.fake:
         from tests.serving import make_voices
 
         voices = make_voices(folder / "voices")
         command = [sys.executable, "-m", "tests.serve_fake", str(port), str(voices), "0", "40"]
-    options = {"TTS_PORT": str(port), "TTS_VOICES_DIR": str(voices), "TTS_LIMIT_UTTERANCES": "100000", "TTS_LIMIT_CHARACTERS": "100000000"}
+    options = {"TTS_PORT": str(port), "TTS_LIMIT_UTTERANCES": "100000", "TTS_LIMIT_CHARACTERS": "100000000"}
     options |= {"TTS_LIMIT_SESSIONS": "1000", "TTS_MAX_SESSIONS": "1000", "TTS_LIMIT_CONNECTS": "100000"}
+    if voices is not None:
+        options["TTS_VOICES_DIR"] = str(voices)
     if arguments.model:
         options["TTS_MODEL_ID"] = arguments.model
-    process = subprocess.Popen(command, env={**os.environ, **options}, stderr=subprocess.DEVNULL)
+    said = folder / "stderr"
+    with said.open("wb") as file:
+        process = subprocess.Popen(command, env={**os.environ, **options}, stderr=file)
     deadline = time.monotonic() + READY_SECONDS
     while time.monotonic() < deadline:
         if process.poll() is not None:
-            raise RuntimeError(f"the server ended with {process.returncode}")
+            raise RuntimeError(f"the server ended with {process.returncode}: {said.read_text().strip().rpartition(chr(10))[2]}")
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=5):
                 return process
@@ -172,7 +176,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--streams", default="10", help="numbers of clients, separated by commas")
     parser.add_argument("--model", help="a checkpoint (default: the server's own)")
-    parser.add_argument("--voices", type=Path, help="a folder of voices")
+    parser.add_argument("--voices", type=Path, help="a folder of voices (default: the server's own)")
     parser.add_argument("--fake", action="store_true", help="the tests' engine: the server alone")
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--json", type=Path, help="where the figures go")
