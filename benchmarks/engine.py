@@ -3,10 +3,10 @@
 usage: python -m benchmarks.engine [--model CHECKPOINT] [--streams 1,10] [--seconds 8] [--slots N] [--dtype float32|bfloat16]
                                    [--columns 512] [--frames N] [--json OUT]
 
-CHECKPOINT: any Base checkpoint that loads (default: the one that ships); no tokenizer is needed, since the engine takes ids. The text is random ids, and an utterance
-lasts ``--seconds`` (runaway speech is not watched, and end of speech ends it sooner, as it does for a trained model). One engine serves
-all numbers of streams, as a server's does: it has as many slots as the most of them (or ``--slots``). All requests of a number come at
-the same moment, and each is listened to as a player does:
+CHECKPOINT: any Base checkpoint that loads (default: the one that ships); no tokenizer is needed, since the engine takes ids. The text is
+random ids, and an utterance lasts ``--seconds`` (runaway speech is not watched, and end of speech ends it sooner, as it does for a trained
+model). One engine serves all numbers of streams, as a server's does: it has as many slots as the most of them (or ``--slots``). All
+requests of a number come at the same moment, and each is listened to as a player does:
 
     ttfa        from submission to the first packet in the consumer's hands, ms
     gap         between two packets, less the audio that the earlier one brought: what a player without a buffer waits, ms; never below 0
