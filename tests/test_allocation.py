@@ -19,9 +19,28 @@ print("went on", os.getpid(), os.environ["GLIBC_TUNABLES"], os.environ.get("OPEN
 """
 
 
-def run(tmp_path: Path, **env: str) -> list[str]:
+HOLDING = """
+import resource
+import numpy as np
+from qwen3_jax.allocation import keep_in_hand
+
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * resource.getpagesize()
+
+before = resident()
+keep_in_hand(64 << 20)
+held = resident()
+for size in (14 << 20, 20 << 20):
+    blocks = [np.ones(size, np.uint8) for _ in range(3)]
+    print(held - before, resident() - held)
+    del blocks
+"""
+
+
+def run(tmp_path: Path, script_text: str = SCRIPT, **env: str) -> list[str]:
     script = tmp_path / "program.py"
-    script.write_text(SCRIPT)
+    script.write_text(script_text)
     given = (
         {name: value for name, value in os.environ.items() if name not in ("GLIBC_TUNABLES", "OPENBLAS_NUM_THREADS")}
         | {"PYTHONPATH": os.getcwd()}
@@ -52,3 +71,11 @@ def test_nothing_happens_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "execv", lambda *_: pytest.fail("restarted"))
     allocation.restart_with_large_pages()
     assert "GLIBC_TUNABLES" not in os.environ
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's setting")
+def test_memory_in_hand_is_there_and_is_used(tmp_path: Path) -> None:
+    for line in run(tmp_path, HOLDING, GLIBC_TUNABLES=allocation.TUNABLES):
+        kept, grown = map(int, line.split())
+        assert 60 << 20 < kept < 70 << 20
+        assert grown < 2 << 20  # three blocks of 20 MB lie in 64 MB
