@@ -60,8 +60,7 @@ class Scheduler:
         self._flights: deque[Flight] = deque()
         self._news: list[Handle] = []
         self._ready_at = clock()
-        # seconds of the last steps, and of the last ones with a piece read before them
-        self._recent: dict[bool, deque[float]] = {False: deque(maxlen=_RECENT), True: deque(maxlen=_RECENT)}
+        self._recent = {read: deque[float](maxlen=_RECENT) for read in (False, True)}  # seconds of the last steps: plain, after a piece
         self._postponed = 0
 
     def submit(self, handle: Handle) -> None:
@@ -178,16 +177,8 @@ class Scheduler:
         assert found is not None
         segment, ids = found
         text = self._text(request.watch, segment, ids)
-        opening = Opening(
-            segment.prompt,
-            text,
-            request.sampling,
-            request.seed,
-            index,
-            request.watch,
-            request.codec_state if index == 0 else None,
-            index > 0,
-        )
+        state = request.codec_state if index == 0 else None
+        opening = Opening(segment.prompt, text, request.sampling, request.seed, index, request.watch, state, index > 0)
         pieces = self.device.open(slot.index, opening)
         slot.begin(index, len(segment.prompt.text), pieces, len(ids), segment.open)
 
