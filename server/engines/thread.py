@@ -15,7 +15,6 @@ from concurrent.futures import ThreadPoolExecutor
 from time import monotonic
 from typing import Any, Protocol
 
-from qwen3_jax.allocation import keep_in_hand
 from qwen3_jax.shapes import NpF32
 from server.engines import prompts
 from server.engines.base import OutOfMemory, SpeechRequest, State
@@ -237,4 +236,3 @@ class ThreadEngine:
         request = SpeechRequest(text="Ready.", voice=voice, language="Auto")
         prompt = self._prompt(voice) if isinstance(voice, StoredVoice) else voice
         model.warm_up(request, prompt)
-        keep_in_hand()
