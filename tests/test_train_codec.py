@@ -1,5 +1,6 @@
 """The codec's training: losses against NumPy, latents that come back, steps that learn, runs that go on bit for bit, exports that load."""
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from qwen3_jax.train.discriminators import PERIODS, Discriminators
 from qwen3_jax.train.latents import FRAME
 
 CROP, ROWS, ENTRIES = 2, 2, 48
-LATENT = 8 + 28  # main components, and what tells pitches apart
+LATENT = 16 + 28  # main components, and what tells pitches apart
 
 
 def tiny() -> dict[str, Any]:
@@ -28,7 +29,7 @@ def tiny() -> dict[str, Any]:
     config["encoder_config"] |= {
         "codebook_size": ENTRIES,
         "num_quantizers": 16,
-        "hidden_size": 40,
+        "hidden_size": 48,
         "codebook_dim": LATENT,
         "vector_quantization_hidden_dimension": LATENT,
     }
@@ -70,7 +71,7 @@ def stream_of(fitted: latents.Latents, wave: np.ndarray) -> Stream:
 
 @pytest.fixture(scope="module")
 def fitted() -> latents.Latents:
-    return fit(sounds(160), 8)
+    return fit(sounds(160), 16)
 
 
 @pytest.fixture(scope="module")
@@ -140,12 +141,33 @@ def test_books_explain_more_and_more(stream: Stream, fitted: latents.Latents, tm
         left.append(np.square(rest).sum())
     assert left[1] == pytest.approx(left[0]), "book 1 takes the pitch away, whole"
     assert left[3] < 0.5 * left[0] and left[15] < left[3]
+    places = [set(np.flatnonzero(book.any(axis=0))) for book in fitted.acoustic]
+    assert sum(map(len, places)) == len(set.union(*places)) == fitted.latent_size, "each number is one book's alone"
     fitted.save(tmp_path / "l.safetensors")
     again = latents.Latents.load(tmp_path / "l.safetensors")
     said = told(len(main))
     read = again.read(stream.wave.astype(np.float32) / 32768, said)
     assert np.array_equal(read.codes, stream.codes)
     assert np.array_equal(again.codes(again.latent(main, read.codes[:, 1]), said), read.codes)
+
+
+def test_components_are_shared_out_so_that_least_is_lost() -> None:
+    """Against all ways to cut seven components in three; a level that drowns a component keeps it out."""
+    variance, bits = np.array([9.0, 4.0, 2.0, 1.0, 0.5, 0.25, 0.01]), 2.0
+
+    def lost(some: np.ndarray) -> float:
+        low, high = 0.0, float(some.max())
+        for _ in range(100):
+            level = (low + high) / 2
+            spent = 0.5 * np.log2(np.maximum(some / level, 1)).sum()
+            low, high = (level, high) if spent > bits else (low, level)
+        return float(np.minimum(some, level).sum())
+
+    ways = [(0, a, b, 7) for a in range(1, 6) for b in range(a + 1, 7)]
+    best = min(ways, key=lambda way: sum(lost(variance[i:j]) for i, j in itertools.pairwise(way)))
+    assert latents.shared_out(variance, 3, bits) == list(best)
+    with pytest.raises(ValueError, match="8 books for 7 components"):
+        latents.shared_out(variance, 8, bits)
 
 
 def test_a_plan_says_what_comes_next() -> None:
@@ -370,7 +392,7 @@ def test_a_right_embedding_has_the_latents_codes(stream: Stream, fitted: latents
     graph, shapes = listener.encoder_definition(CFG.encoder_config, 16)
     encoder = nnx.merge(graph, unflatten({**state["trained"], **state["frozen"]}, shapes))
     wanted = listener.target(fitted, fitted.latent(stream.main, stream.codes[:, 1]), stream.codes[:, 0])
-    codes = np.asarray(encoder.quantizer(jnp.pad(wanted, ((0, 0), (0, 40 - wanted.shape[1])))[None])[0])
+    codes = np.asarray(encoder.quantizer(jnp.pad(wanted, ((0, 0), (0, 48 - wanted.shape[1])))[None])[0])
     own = fitted.codes(fitted.latent(stream.main, stream.codes[:, 1]), told(len(stream.main)))
     assert (codes == own).mean() > 0.99  # ties of float32 apart
     assert np.array_equal(codes[:, 1], stream.codes[:, 1])
@@ -394,7 +416,7 @@ def test_the_encoder_learns_and_nothing_of_it_is_frozen(stream: Stream, fitted: 
     made = listener.finished(state, fitted.components)
     wider = np.asarray(made[path] / jnp.where(state["frozen"][path] == 0, 1, state["frozen"][path])).sum(axis=(1, 2))
     power = np.asarray(state["power"])
-    assert np.allclose(wider[:8], np.clip(np.sqrt(power[1] / power[0]), 1, listener.WIDEST)[:8], rtol=1e-5) and np.all(wider[8:] == 1)
+    assert np.allclose(wider[:16], np.clip(np.sqrt(power[1] / power[0]), 1, listener.WIDEST)[:16], rtol=1e-5) and np.all(wider[16:] == 1)
     again = listener.finished(listener.begin_at(encoder_state(fitted), made, 20), fitted.components)
     assert again.keys() == made.keys() and all(np.allclose(again[name], made[name], rtol=1e-5) for name in made)
 

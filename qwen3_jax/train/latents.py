@@ -1,11 +1,14 @@
 """Speech [F] -> what a codec frame says: a latent [N H] and 16 codes [N K], without a network.
 
 A frame is eight moments of 28 levels (levels.py): 224 numbers. Their main components are the first part of the latent, what a
-`locking.PitchBook` says of the frame's pitch is the second. Book 1 is that pitch book, books 2 to 15 are residual k-means of the
-components. Book 0 says which phonemes come next (plan.py), and nothing of how they sound. How much is lost: `Report`, printed when the
-books are fitted.
+`locking.PitchBook` says of the frame's pitch is the second. Book 1 is that pitch book, books 2 to 15 are k-means, each of some
+components only (`shared_out`): a product quantiser (Jegou et al., TPAMI 2011), whose books say each their own. What a residual quantiser's
+late books say depends on every entry before, and the predictor did not learn it (docs/embedded.md). Entries are zero elsewhere, so that the
+published sum of books puts them side by side, and the published search, nearest to what is left, finds each book's own. Book 0 says which
+phonemes come next (plan.py), and nothing of how they sound. How much is lost: `Report`, printed when the books are fitted.
 """
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,7 @@ import msgspec
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from qwen3_jax.shapes import NpF32, NpInt
+from qwen3_jax.shapes import NpF32, NpFloat, NpInt
 from qwen3_jax.train import locking, plan
 from qwen3_jax.train.levels import LEVELS, MOMENTS, levels
 
@@ -211,14 +214,44 @@ def fit_acoustics(
     share = PITCH_SHARE * np.square(x).sum(axis=1).mean() / np.square(said[entry] - said[entry].mean(axis=0)).sum(axis=1).mean()
     said = _shipped(said * np.float32(np.sqrt(share)))
     acoustic, unexplained, rest = [np.pad(said, ((0, 0), (size, 0)))], [], x.copy()
-    for _ in range(books - 1):
-        acoustic.append(np.pad(_shipped(k_means(rest, len(said), steps, noise)), ((0, 0), (0, said.shape[1]))))
-        rest -= acoustic[-1][nearest(rest, acoustic[-1][:, :size]), :size]
+    for first, after in itertools.pairwise(shared_out(x.var(axis=0), books - 1, np.log2(len(said)))):
+        book = _shipped(k_means(x[:, first:after], len(said), steps, noise))
+        acoustic.append(np.pad(book, ((0, 0), (first, len(basis) - after + said.shape[1]))))
+        rest[:, first:after] -= book[nearest(x[:, first:after], book)]
         unexplained.append(float(np.square(rest).sum(axis=1).mean() / np.square(x).sum(axis=1).mean()))
     spread = np.concatenate([x.std(axis=0), np.maximum(said[entry].std(axis=0), _RARE)]).astype(np.float32)
     regain = (x.std(axis=0) / (x - rest).std(axis=0)).astype(np.float32)
     found = {"mean": mean, "basis": basis, "spread": spread, "regain": regain, "acoustic": np.stack(acoustic)}
     return found, Report(kept, unexplained, 0.0)
+
+
+def shared_out(variance: NpFloat["C"], books: int, bits: float) -> list[int]:
+    """Which components each book takes, one after the other: bounds, from 0 to C. What normal components of such ``variance`` lose to
+    books of ``bits`` in all is least (reverse water-filling: Cover and Thomas, Elements of Information Theory, 10.3.3).
+
+    Raises:
+        ValueError: more books than components.
+    """
+    size = len(variance)
+    if books > size:
+        raise ValueError(f"{books} books for {size} components: at least one for each, so take a larger latent or fewer books")
+    lost = {(i, j): _lost(variance[i:j], bits) for i in range(size) for j in range(i + 1, size + 1)}
+    best: list[dict[int, tuple[float, list[int]]]] = [{0: (0.0, [0])}]  # after so many books: by their end, what is lost, and the bounds
+    for _ in range(books):
+        best.append({
+            j: min((loss + lost[i, j], [*bounds, j]) for i, (loss, bounds) in best[-1].items() if i < j)
+            for j in range(1, size + 1) if any(i < j for i in best[-1])
+        })  # fmt: skip
+    return best[-1][size][1]
+
+
+def _lost(variance: NpFloat["D"], bits: float) -> float:
+    falling = np.sort(variance)[::-1]
+    for kept in range(len(falling), 0, -1):
+        level = float(np.exp(np.log(falling[:kept]).mean()) * 2.0 ** (-2 * bits / kept))
+        if level <= falling[kept - 1]:
+            break
+    return kept * level + float(falling[kept:].sum())
 
 
 def _components(x: NpF32["N D"], size: int) -> tuple[NpF32["size D"], float]:
