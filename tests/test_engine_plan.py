@@ -8,7 +8,6 @@ import pytest
 
 from qwen3_jax.engine import programs
 from qwen3_jax.engine.plan import plan, require
-from qwen3_jax.mapping import flatten
 from qwen3_jax.model import Model
 
 
@@ -21,10 +20,7 @@ def test_the_plan_is_what_is_allocated(model: Callable[[str], Model]) -> None:
     keys = 4 * 8
     assert planned.cache + planned.codec + planned.other == sum(leaf.nbytes for leaf in numbers) + keys
     assert planned.cache == 2 * 3 * 4 * 2 * 128 * 16 * 4, "2 x layers x slots x heads x positions x size x 4 bytes"
-    linear = {path: leaf for path, leaf in flatten(params["talker"]).items() if leaf.ndim == 2 and "embedding" not in path}
-    copied = [leaf for leaf in linear.values() if leaf.shape[0] % 32 == 0]
-    assert len(copied) > 20
-    assert planned.weights == {"float32": sum(leaf.nbytes for leaf in [*jax.tree.leaves(params), *copied])}
+    assert planned.weights == {"float32": sum(leaf.nbytes for leaf in jax.tree.leaves(params))}
     twice = plan(base, 8, 128)
     assert twice.cache == 2 * planned.cache and twice.codec == 2 * planned.codec and twice.work == 2 * planned.work
     assert "4 slots x 128 positions, float32" in str(planned)

@@ -6,10 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 
 from qwen3_jax.cache import LayerCache, SlotCache, write, write_slot
-from qwen3_jax.layers import Linear, blocked, matmul, take
+from qwen3_jax.layers import matmul, take
 from qwen3_jax.model import Model, abstract
 
 
@@ -66,19 +65,6 @@ def test_only_matrices_are_kept_narrow(model: Callable[[str], Model]) -> None:
         assert leaf.dtype == (jnp.bfloat16 if leaf.ndim > 1 else jnp.float32)
     for part in ("codec", "speaker_encoder"):
         assert {leaf.dtype for leaf in jax.tree.leaves(tree[part])} == {jnp.dtype(jnp.float32)}
-
-
-@pytest.mark.parametrize(("outputs", "shape"), [(192, (3, 48, 64)), (96, (3, 48, 32)), (50, (50, 48))])
-def test_blocks_of_a_weight_give_the_same_product(outputs: int, shape: tuple[int, ...]) -> None:
-    noise = np.random.default_rng(0)
-    made = Linear(48, outputs, bias=True)
-    made.weight = nnx.Param(jnp.asarray(noise.standard_normal((outputs, 48)), jnp.float32))
-    made.bias = nnx.Param(jnp.asarray(noise.standard_normal(outputs), jnp.float32))
-    x = jnp.asarray(noise.standard_normal((2, 5, 48)), jnp.float32)
-    graph, state = nnx.split(made)
-    params = blocked(graph, nnx.to_pure_dict(state))
-    assert params["weight"].shape == shape
-    np.testing.assert_allclose(nnx.merge(graph, params)(x), made(x), atol=1e-5)
 
 
 def test_a_row_is_written_where_it_lies() -> None:

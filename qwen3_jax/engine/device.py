@@ -49,7 +49,7 @@ class JaxDevice:
         self.slots, self.columns, self.frames = slots, columns, frames
         self.model = model
         self._graphs = model.graphs
-        self._talker = programs.for_rows(model.graphs.talker, model.params["talker"], slots)
+        self._talker = programs.for_rows(model.params["talker"], slots)
         self._decoder = model.params["codec"]["decoder"]
         self._pad = np.int32(model.config.tts_pad_token_id)
         self._width = model.config.talker_config.hidden_size

@@ -13,7 +13,6 @@ import numpy as np
 from flax import nnx
 
 from qwen3_jax.engine import programs
-from qwen3_jax.layers import blocked
 from qwen3_jax.model import Model
 
 SHARE = 0.9  # of the memory may be planned; the rest is for programs and the allocator's gaps
@@ -66,10 +65,8 @@ def plan(model: Model, slots: int, columns: int, *, available: int | None = None
         weights[leaf.dtype.name] = weights.get(leaf.dtype.name, 0) + leaf.nbytes
     talker = model.params["talker"]
     if programs.copies(talker, slots):
-        copy = jax.eval_shape(lambda params: blocked(model.graphs.talker, params), talker)
-        for own, read in zip(jax.tree.leaves(talker), jax.tree.leaves(copy), strict=True):
-            if own.dtype != jnp.float32 or own.shape != read.shape:  # else it is shared
-                weights["float32"] = weights.get("float32", 0) + 4 * own.size
+        narrow = (leaf for leaf in jax.tree.leaves(talker) if leaf.dtype != jnp.float32)  # the others are shared
+        weights["float32"] = weights.get("float32", 0) + sum(4 * leaf.size for leaf in narrow)
     graphs, params = model.graphs, model.params
 
     def shapes() -> programs.State:

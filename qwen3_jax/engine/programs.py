@@ -26,7 +26,6 @@ from qwen3_jax.cache import KVCache, LayerCache, SlotCache, empty
 from qwen3_jax.codec.decoder import DecoderState
 from qwen3_jax.engine.slots import RUNAWAY
 from qwen3_jax.generate import RUNNING, PromptRows, advance, embed
-from qwen3_jax.layers import blocked
 from qwen3_jax.sampling import Draws, Rules
 from qwen3_jax.shapes import F32, Bool, Float, Int, Key
 from qwen3_jax.talker import Talker
@@ -86,14 +85,15 @@ class Made(NamedTuple):
 
 
 def copies(talker: Any, slots: int) -> bool:
-    """Whether the steps read a copy of the talker: of more than one row on a CPU, in float32 and in blocks (layers.blocked). Matrices
-    that are narrower than the arithmetic pay only for a single row (layers.matmul)."""
-    return slots > 1 and all(device.platform == "cpu" for device in jax.tree.leaves(talker)[0].devices())
+    """Whether the steps read a copy of the talker, in float32: of more than one row on a CPU, where narrower matrices pay for a single row
+    only (layers.matmul)."""
+    leaves = jax.tree.leaves(talker)
+    return slots > 1 and any(leaf.dtype != jnp.float32 for leaf in leaves) and all(it.platform == "cpu" for it in leaves[0].devices())
 
 
-def for_rows(graph: Any, talker: Any, slots: int) -> Any:
+def for_rows(talker: Any, slots: int) -> Any:
     """The talker's parameters as the steps read them."""
-    return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), blocked(graph, talker)) if copies(talker, slots) else talker
+    return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), talker) if copies(talker, slots) else talker
 
 
 def initial(talker: Talker, decoder: Any, slots: int, columns: int) -> State:
