@@ -18,6 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from qwen3_jax import compilation
 from qwen3_jax.engine import Engine, Handle, JaxDevice, Options, Request, Segment, Watch
 from qwen3_jax.engine.device import COLUMNS, FRAMES
 from qwen3_jax.engine.requests import Notify, Priority
@@ -32,6 +33,15 @@ from qwen3_jax.voice import Voice
 SLOTS, TIMEOUT = 10, 60.0  # a wait for the next piece of audio, in seconds
 WATCH = Watch()
 log = logging.getLogger(__name__)
+
+
+def _warm(device: JaxDevice) -> None:
+    """Compile, and on a CPU take all programs from the cache then: a step of ten slots takes 40 to 46 ms as compiled, 35 to 38 as read."""
+    before = compilation.compiled()
+    device.warm_up()
+    if device.on_cpu and compilation.compiled() > before:
+        jax.clear_caches()
+        device.warm_up()
 
 
 class Utterance(Iterator[NpF32["F"]]):
@@ -170,7 +180,7 @@ class SpeechService:
             device = JaxDevice(model, slots=slots, columns=columns, frames=frames)
             log.info("memory: %s", device.plan)
             if warm:
-                device.warm_up()
+                _warm(device)
             return device
 
         self.engine = Engine(build, slots=slots, options=options)

@@ -144,7 +144,7 @@ class Paced(FakeDevice):
         return super().collect(launched)
 
 
-@pytest.mark.parametrize(("frame", "piece", "sizes"), [(0.06, 0.0, {1}), (0.075, 0.0, {2}), (0.06, 0.04, {1, 2, 3})])
+@pytest.mark.parametrize(("frame", "piece", "sizes"), [(0.045, 0.0, {1}), (0.06, 0.0, {2}), (0.06, 0.04, {2, 3})])
 def test_the_first_packet_lasts_until_the_next_one_comes(frame: float, piece: float, sizes: set[int]) -> None:
     """Six begin at once, and six more while they speak, on a device whose pace is known."""
     stage = Paced(frame, piece, slots=12).stage
@@ -165,6 +165,30 @@ def test_the_first_packet_lasts_until_the_next_one_comes(frame: float, piece: fl
             assert now <= heard_until + 1e-9, "silence"
             heard_until += 0.08 * frames
     assert {packets[0][1] for packets in arrived.values()} == sizes
+
+
+def test_a_step_that_takes_twice_as_long_is_not_heard() -> None:
+    """Every thirteenth: of all that begin, one after the other, somebody meets it right after his first packet."""
+
+    class Hiccups(Paced):
+        launches = 0
+
+        def launch(self, quotas: list[int], limit: int) -> Any:
+            self.launches += 1
+            self.work(0.05 if self.launches % 13 == 0 else 0.0)
+            return super().launch(quotas, limit)
+
+    stage = Hiccups(0.05, 0.0, slots=1).stage
+    for number in range(40):
+        handle = stage.submit(request(6, seed=number))
+        arrived: list[tuple[float, int]] = []
+        while not stage.scheduler.idle:
+            stage.turns(1, seconds=0)
+            arrived += [(stage.now, len(found.codes)) for found in iter(handle.take, None)]
+        heard_until = arrived[0][0]
+        for now, frames in arrived:
+            assert number < 2 or now <= heard_until + 1e-9, f"silence in utterance {number}"
+            heard_until += 0.08 * frames
 
 
 def test_a_step_that_compiles_says_nothing_of_the_pace() -> None:

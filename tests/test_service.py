@@ -4,13 +4,16 @@ import asyncio
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
-from qwen3_jax import Qwen3TTS, Voice
+from qwen3_jax import Qwen3TTS, Voice, compilation
 from qwen3_jax.engine import Closed, Options
 from qwen3_jax.engine.loop import LoopConsumer
-from qwen3_jax.service import SpeechService
+from qwen3_jax.service import SpeechService, _warm
 from qwen3_jax.split import split
 from tests.test_tts import FRAMES, WAVE, assert_same_sound
 
@@ -145,3 +148,47 @@ def test_a_closed_service_says_so(tts: Qwen3TTS, voice: Voice) -> None:
     service.close()
     with pytest.raises(Closed, match="the engine is closed"):
         service.speak("Hello.", voice=voice)
+
+
+class Warming:
+    """A device with one program."""
+
+    on_cpu = True
+
+    def __init__(self) -> None:
+        self.program = jax.jit(lambda x: jnp.sin(x) @ jnp.cos(x.T) + 0.123)
+        self.misses: list[int] = []
+
+    def warm_up(self) -> None:
+        before = compilation.compiled()
+        self.program(jnp.ones((3, 5))).block_until_ready()
+        self.misses.append(compilation.compiled() - before)
+
+
+def test_what_was_compiled_is_taken_from_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clear_caches, cleared = jax.clear_caches, 0
+
+    def clear() -> None:
+        nonlocal cleared
+        cleared += 1
+        clear_caches()
+
+    monkeypatch.setattr(jax, "clear_caches", clear)
+    monkeypatch.delenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", raising=False)
+    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    kept = {name: getattr(jax.config, name) for name in names}
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path))
+    reset_cache()
+    try:
+        compilation.use_persistent_cache()
+        first, second = Warming(), Warming()
+        clear_caches()
+        _warm(first)
+        assert (first.misses[0] > 0, first.misses[1:], cleared) == (True, [0], 1)
+        clear_caches()
+        _warm(second)
+        assert (second.misses, cleared) == ([0], 1)
+    finally:
+        for name, value in kept.items():
+            jax.config.update(name, value)
+        reset_cache()

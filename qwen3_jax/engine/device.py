@@ -118,6 +118,11 @@ class JaxDevice:
     def collect(self, launched: programs.Made) -> Outcome:
         return Outcome(*(np.asarray(array) for array in launched))
 
+    @property
+    def on_cpu(self) -> bool:
+        """Whether it is this machine's CPU."""
+        return all(device.platform == "cpu" for device in self._place.device_set)
+
     def wait(self) -> None:
         """Until all that was asked of it is done."""
         jax.block_until_ready(self._state)

@@ -17,7 +17,7 @@ import msgspec
 import numpy as np
 
 from qwen3_jax import Qwen3TTS, Sampling, Voice
-from qwen3_jax.allocation import keep_in_hand
+from qwen3_jax.allocation import settle
 from qwen3_jax.engine import Closed, Options
 from qwen3_jax.engine import OutOfMemory as DeviceFull
 from qwen3_jax.engine.loop import LoopConsumer
@@ -323,6 +323,7 @@ class Qwen3Engine:
             pass
         gc.collect()
         gc.freeze()  # what is there now stays: to look through it all stops every voice for 0.2 s
+        settle()
 
     def _speak(self, request: SpeechRequest, voice: Voice | str | None) -> Utterance:
         service = self._running
@@ -382,6 +383,4 @@ def load(settings: Settings) -> SpeechService:
         max_waiting=settings.max_queue + settings.max_sessions,  # the server counts first; sessions may each try once more
         stall_seconds=max(settings.text_timeout, settings.send_timeout) + LONGER,
     )
-    service = SpeechService(tts, slots=slots, columns=settings.columns, options=options, warm=settings.warmup == "all")
-    keep_in_hand()
-    return service
+    return SpeechService(tts, slots=slots, columns=settings.columns, options=options, warm=settings.warmup == "all")
