@@ -187,31 +187,6 @@ def test_the_guided_heads_are_shown_the_rows_of_the_text(base: Model, streaming_
     assert np.array_equal(taught.rows.text[:rows], prompt.text) and np.array_equal(taught.rows.codes[:rows], prompt.codes)
 
 
-def test_words_of_a_dictionary_are_spelt_without_speech(base: Model) -> None:
-    reader = Tokenizer(byte_tokenizer(), base.config)
-    lists = utterances.word_lists(base.config, reader, {"cat": "kˈæt", "dog": "dˈɔɡ"}, rows=128, seed=1)
-    words = lists(3)
-    assert words.rows.text.shape == (2, 64) and all(jax.tree.leaves(jax.tree.map(np.array_equal, words, lists(3))))
-    assert not np.array_equal(words.sounds, lists(4).sounds)
-    named = [[1 + plan.PHONES.index(phone) for phone in word] for word in ("kæt", "dɔɡ")]
-    found = words.sounds[words.sounds[:, :, 0] >= 0]
-    assert len(found) > 16 and all(row[:4].tolist() in [[*name, 0] for name in named] for row in found)
-
-    batch = utterances.batches(base.config, some_speech(), rows=256, picks=16, seed=4, in_context=0.0)(1)
-    graphs, _ = narrator.define(base.config)
-    params = {name: base.params[name] for name in ("talker", "speaker_encoder")}
-    _, _, early, _ = narrator.talker_states(nnx.merge(graphs.talker, params["talker"]), words.rows, np.zeros((2, 64, 2), np.int32))
-    also = narrator.early_states(nnx.merge(graphs.talker, params["talker"]), words.rows)
-    np.testing.assert_allclose(early, also, atol=1e-5)
-    state = narrator.begin({**params, "spelling": hints.begin_map(base.config.talker_config.hidden_size, hints.SPELLING)})
-    seen = []
-    for _ in range(25):
-        given = batch._replace(words=words)
-        state, figures = narrator.train_step(state, given, 1e-2, graphs=graphs, eos=2150, weights=Weights(spelling=1.0))
-        seen.append(float(figures["words"]))
-    assert seen[0] == pytest.approx(np.log(hints.SYMBOLS), rel=1e-5) and seen[-1] < 0.5 * seen[0]
-
-
 def test_the_quarters_of_frames_have_the_teachers_phonemes(base: Model) -> None:
     """A frame is 3.2 units, so the middles of its quarters are at .4, 1.2, 2 and 2.8."""
     timing = plan.quarters("_hi._", [1, 2, 3, 1, 3], 4)

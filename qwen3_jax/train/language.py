@@ -38,7 +38,6 @@ from qwen3_jax.train.latents import FRAME, Latents
 from qwen3_jax.train.missteps import Missteps
 from qwen3_jax.train.narrator import Batch, Weights
 from qwen3_jax.train.sentences import training
-from qwen3_jax.train.teachers import dictionary
 
 SAMPLES = 8  # sentences of each teacher that are spoken at an evaluation
 TOKENIZER, PLACE = "tokenizer.json", "language"
@@ -110,15 +109,16 @@ def train(
     hours: Annotated[float, Option(help="Of each voice, at most.")] = 100.0,
     pause_file: Annotated[Path | None, Option(help="Compute nothing while this file exists.")] = None,
     steps: Annotated[int, Option(help="In all.")] = 1_000_000, minutes: Annotated[float, Option(help="This time.")] = float("inf"),
-    rows: Annotated[int, Option(help="Positions of a batch.")] = 1536,
-    picks: Annotated[int, Option(help="Frames the predictor sees.")] = 160,
-    glances: Annotated[int, Option(help="Frames of which it sees book 0.")] = 768,
-    rate: Annotated[float, Option(help="Highest learning rate.")] = 1.5e-3,
+    rows: Annotated[int, Option(help="Positions of a batch.")] = 1280,
+    picks: Annotated[int, Option(help="Frames the predictor sees.")] = 512,
+    glances: Annotated[int, Option(help="Frames of which it sees book 0.")] = 512,
+    rate: Annotated[float, Option(help="Highest learning rate.")] = 2.5e-3,
+    cool: Annotated[int, Option(help="Over so many of the last steps (see --steps) the rate falls to nothing.")] = 0,
+    predictor: Annotated[float, Option(help="Weight of books 1 to 15; book 0 has 1.")] = 3.0,
     guidance: Annotated[float, Option(help="Weight of the guided heads.")] = 0.3,
     hint: Annotated[float, Option(help="Weight of the latent's error.")] = 1.0,
     spelling: Annotated[float, Option(help="Weight of the words' phonemes.")] = 0.5,
-    timing: Annotated[float, Option(help="Weight of the quarters' phonemes.")] = 0.5,
-    word_rows: Annotated[int, Option(help="Positions of words from the teachers' dictionary; 0: none.")] = 768, seed: int = 0,
+    timing: Annotated[float, Option(help="Weight of the quarters' phonemes.")] = 0.5, seed: int = 0,
 ) -> None:  # fmt: skip
     """Train, for as long as there is time."""
     if not (run / TOKENIZER).is_file():
@@ -128,15 +128,12 @@ def train(
     eos = config.talker_config.codec_eos_token_id
     speech, missteps = utterances.load(corpus, run, hours, fitted, reader), Missteps(fitted)
     batch = utterances.batches(config, speech, rows=rows, picks=picks, glances=glances, seed=seed, missteps=missteps)
-    words = utterances.word_lists(config, reader, dictionary(), rows=word_rows, seed=seed) if word_rows else None
     judged = held_out_batches(corpus, config, fitted, reader, rows)
-    weights = Weights(guidance=guidance, hint=hint, spelling=spelling, timing=timing)
+    weights = Weights(predictor, guidance=guidance, hint=hint, spelling=spelling, timing=timing)
 
     def step(state: loop.State, number: int) -> tuple[loop.State, loop.Figures]:
-        drawn = batch(number)
-        if words is not None:
-            drawn = drawn._replace(words=words(number))
-        return narrator.train_step(state, drawn, rate, graphs=graphs, eos=eos, weights=weights)
+        now = rate * min(1.0, (steps - number) / max(cool, 1))
+        return narrator.train_step(state, batch(number), now, graphs=graphs, eos=eos, weights=weights)
 
     def evaluate(state: loop.State, folder: Path) -> loop.Figures:
         ended = {}

@@ -25,7 +25,7 @@ class Missteps:
 
     def __init__(self, latents: Latents) -> None:
         size = latents.components
-        self._books = latents.acoustic[_FIRST - 1 :, :, :size]
+        self._books = [_own_columns(book) for book in latents.acoustic[_FIRST - 1 :, :, :size]]
         self._spread = latents.spread[:size]
         self._plan = latents.plan
         start, growth, most = _UNSURE
@@ -35,9 +35,9 @@ class Missteps:
         """The same frames with other books of the components; ``latent``: the true components, whitened."""
         found = codes.copy()
         rest = self._near(latent, noise)
-        for number, book in enumerate(self._books, _FIRST):
-            found[:, number] = nearest(rest, book)
-            rest -= book[found[:, number]]
+        for number, (own, book) in enumerate(self._books, _FIRST):
+            found[:, number] = nearest(rest[:, own], book)
+            rest[:, own] -= book[found[:, number]]
         return found
 
     def books(self, codes: NpInt["N K"], latent: NpF32["N C"], noise: np.random.Generator) -> tuple[NpInt["N K"], NpInt["N K"]]:
@@ -51,11 +51,11 @@ class Missteps:
         turn = np.where(noise.random(count) < 0.5, _FIRST, noise.integers(_FIRST + 1, length, count))  # the first right book
         told, labels = codes.copy(), codes.copy()
         rest = latent * self._spread
-        for number, book in enumerate(self._books, _FIRST):
+        for number, (own, book) in enumerate(self._books, _FIRST):
             off = number < turn
-            told[:, number] = np.where(off, wrong[:, number], nearest(rest, book))
+            told[:, number] = np.where(off, wrong[:, number], nearest(rest[:, own], book))
             labels[:, number] = np.where(off, -1, told[:, number])
-            rest -= book[told[:, number]]
+            rest[:, own] -= book[told[:, number]]
         return told, labels
 
     def heard(self, said: NpInt["N 4"], codes: NpInt["N"], noise: np.random.Generator) -> NpInt["N"]:
@@ -67,3 +67,9 @@ class Missteps:
         far = noise.random((len(latent), 1), np.float32)
         error = noise.standard_normal(latent.shape, np.float32) * self._unsure
         return (1 - _DULL * far) * latent * self._spread + far * error
+
+
+def _own_columns(book: NpF32["V C"]) -> tuple[NpInt["D"], NpF32["V D"]]:
+    """Components that the book says something of, and what: a product book is silent of most."""
+    own = np.flatnonzero(book.any(axis=0))
+    return own, np.ascontiguousarray(book[:, own])

@@ -28,7 +28,7 @@ import numpy as np
 import optax
 from flax import nnx
 
-from qwen3_jax.cache import KVCache, causal_mask, empty
+from qwen3_jax.cache import causal_mask, empty
 from qwen3_jax.config import ModelConfig
 from qwen3_jax.generate import PromptRows, embed
 from qwen3_jax.layers import DecoderLayer, rope_angles, rotate
@@ -52,13 +52,6 @@ class Definitions(NamedTuple):
     speaker: Any
 
 
-class Words(NamedTuple):
-    """Words without speech, whose spelling is to be learnt."""
-
-    rows: PromptRows  # [B T]
-    sounds: Int["B T S"]  # as of a Batch
-
-
 class Batch(NamedTuple):
     """Utterances side by side; N frames of them are for the predictor."""
 
@@ -73,7 +66,6 @@ class Batch(NamedTuple):
     picks: Int["N"]  # places of `labels`, counted through rows, that hold a whole frame; one without a frame is padding
     told: Int["N K"] | None = None  # codes that the predictor is told of the picks, where they are not the labels
     rest: Int["N K"] | None = None  # and what it is to answer; -1: nothing
-    words: Words | None = None
     glances: Int["F"] | None = None  # F more such places, at which the predictor reads book 0 and no further; None: `picks`
 
 
@@ -240,7 +232,12 @@ def talker_states(
 ) -> tuple[Float["B T H"], F32["B T"], Float["B T H"], Float["B T H"]]:
     """Normed hidden states of all rows, how well the guided heads look, what the first of them looks at, and what the last one's layer
     hands on. What is right of a row is not seen, so padding is free."""
-    x, rope, start, mask, caches = _begun(talker, rows)
+    x = embed(talker, rows)
+    layers, kv_heads, head_dim = talker.kv_shape
+    batch, length = rows.text.shape
+    start = jnp.zeros(batch, jnp.int32)
+    rope = rope_angles(jnp.broadcast_to(jnp.arange(length), (batch, length)), head_dim, talker.model.theta, x.dtype)
+    mask, caches = causal_mask(start, length, length), empty(layers, batch, kv_heads, length, head_dim, x.dtype)
     looks, early, late = [], x, x
     for number, (layer, cache) in enumerate(zip(talker.model.layers, caches, strict=True)):
         if number in guided(len(caches)):
@@ -249,25 +246,6 @@ def talker_states(
         x, _ = layer(x, rope, cache, start, mask)
         late = x if number in guided(len(caches)) else late
     return talker.model.norm(x), sum(looks[1:], looks[0]) / len(looks), _evened(early), _evened(late)
-
-
-def early_states(talker: Talker, rows: PromptRows) -> Float["B T H"]:
-    """What the first guided layer is given, as `talker_states` has it, without what comes after."""
-    x, rope, start, mask, caches = _begun(talker, rows)
-    first = guided(len(caches))[0]
-    for layer, cache in zip(list(talker.model.layers)[:first], caches[:first], strict=True):
-        x, _ = layer(x, rope, cache, start, mask)
-    return _evened(x)
-
-
-def _begun(talker: Talker, rows: PromptRows) -> tuple[Float["B T H"], Rope, Int["B"], Bool["B T T"], KVCache]:
-    """What the first layer is given: embedded rows, angles, positions, mask, and empty caches."""
-    x = embed(talker, rows)
-    layers, kv_heads, head_dim = talker.kv_shape
-    batch, length = rows.text.shape
-    start = jnp.zeros(batch, jnp.int32)
-    rope = rope_angles(jnp.broadcast_to(jnp.arange(length), (batch, length)), head_dim, talker.model.theta, x.dtype)
-    return x, rope, start, causal_mask(start, length, length), empty(layers, batch, kv_heads, length, head_dim, x.dtype)
 
 
 def _evened(x: Float["B T H"]) -> Float["B T H"]:
@@ -319,10 +297,6 @@ def losses(graphs: Definitions, params: Params, batch: Batch, eos: int, weights:
     if weights.spelling:
         figures["spelling"] = told_apart(made.early, params["spelling"], batch.sounds)
         total += weights.spelling * figures["spelling"]
-    if weights.spelling and batch.words is not None:
-        early = early_states(nnx.merge(graphs.talker, params["talker"]), batch.words.rows)
-        figures["words"] = told_apart(early, params["spelling"], batch.words.sounds)
-        total += weights.spelling * figures["words"]
     if weights.timing:
         figures["timing"] = told_apart(made.late, params["timing"], batch.timing)
         total += weights.timing * figures["timing"]

