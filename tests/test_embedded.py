@@ -7,9 +7,11 @@ import pytest
 
 from convert.__main__ import convert
 from qwen3_jax import Qwen3TTS, voice_folder
+from qwen3_jax.evaluate import judges
 from qwen3_jax.hub import EMBEDDED, local_folder
 from qwen3_jax.model import read_configs
 
+WORD_ERRORS = 0.15  # the floor that the held-out sentences have yet to reach
 TEXT = "Let me recommend Bath to you."
 
 
@@ -46,3 +48,32 @@ def test_streamed_is_whole_in_any_chunking(tts: Qwen3TTS, text: str) -> None:
         pieces = list(stream)
     assert len(pieces) > 2
     np.testing.assert_allclose(np.concatenate(pieces), whole.pcm, atol=1e-4)
+
+
+EVERYDAY = [
+    "It is a beautiful day.",
+    "Where are you going?",
+    "I am very happy to see you.",
+    "We will have dinner at home tonight.",
+    "She opened the window and looked at the garden.",
+    "Please tell me what you would like to do.",
+    "The children were playing in the street.",
+    "He put his hand on the table.",
+    "I do not know what to say.",
+    "They came back to the house in the evening.",
+    "You can leave your coat on the chair.",
+    "My brother wrote me a long letter.",
+    "There was nobody in the room.",
+    "Thank you for everything.",
+]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*invalid escape sequence")  # whisper_normalizer's
+@pytest.mark.parametrize("name", ["makima", "heart"])
+def test_a_judge_hears_what_it_was_given(tts: Qwen3TTS, name: str) -> None:
+    """Everyday sentences; for what becomes of rarer words see docs/embedded.md."""
+    voice = voice_folder.find(voice_folder.default_folder())[name].create(tts.create_voice)
+    waves = [tts.generate(text, voice=voice, language="English", seed=number).pcm for number, text in enumerate(EVERYDAY)]
+    figure, hearings = judges.word_errors(waves, EVERYDAY)
+    assert figure.value <= WORD_ERRORS, [hearing.heard for hearing in hearings]

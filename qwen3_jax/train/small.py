@@ -2,13 +2,13 @@
 
 Codec: 4.1 M parameters of decoder and 1.6 M of encoder, and the books of both halves, 1.7 M and 0.9 M, of different vectors (the
 decoder's say more of the phase).
-Language model, with 512 entries a book and 1500 pieces of text: 8.8 M parameters, namely
+Language model, with 512 entries a book and 1500 pieces of text: 10.3 M parameters, namely
 
-    talker      3.25 M in its layers, 0.79 M in codec table and head, 0.37 M of text (table and projection)
-    predictor   0.89 M in its layers, 0.05 M between the widths, 1.97 M in tables, 1.47 M in heads
+    talker      4.42 M in its layers, 0.79 M in codec table and head, 0.37 M of text (table and projection)
+    predictor   1.22 M in its layers, 0.05 M between the widths, 1.97 M in tables, 1.47 M in heads
 
-A frame costs 7.3 M operations of the talker and 32.9 M of the predictor (16 positions), so a second of speech 0.50 G; reading a prompt
-costs 6.5 M a row. The speaker encoder has 0.24 M parameters.
+A frame costs 9.7 M operations of the talker and 43.5 M of the predictor (16 positions), so a second of speech 0.67 G; reading a prompt
+costs 8.8 M a row. The speaker encoder has 0.24 M parameters.
 """
 
 import re
@@ -75,7 +75,7 @@ def language_config(entries: int, text_vocabulary: int, token_ids: Mapping[str, 
             "enc_se_channels": 32, "enc_res2net_scale": 8,
         },
         "talker_config": {
-            "hidden_size": 256, "intermediate_size": 448, "num_hidden_layers": 6, "num_attention_heads": 4, "num_key_value_heads": 2,
+            "hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 6, "num_attention_heads": 4, "num_key_value_heads": 2,
             "head_dim": 64, "rope_theta": 1000000, "rope_scaling": rotary, "max_position_embeddings": 32768,
             "vocab_size": entries + CONTROL, "text_vocab_size": text_vocabulary, "text_hidden_size": 192, "num_code_groups": 16,
             "rms_norm_eps": 1e-6, "hidden_act": "silu", "position_id_per_seconds": 13,
@@ -84,7 +84,7 @@ def language_config(entries: int, text_vocabulary: int, token_ids: Mapping[str, 
             "codec_think_eos_id": entries + 109, "codec_language_id": {name: entries + number for name, number in LANGUAGES.items()},
             "spk_id": {}, "spk_is_dialect": {},
             "code_predictor_config": {
-                "hidden_size": 192, "intermediate_size": 320, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2,
+                "hidden_size": 192, "intermediate_size": 512, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2,
                 "head_dim": 48, "rope_theta": 1000000, "rope_scaling": None, "max_position_embeddings": 65536, "vocab_size": entries,
                 "num_code_groups": 16, "rms_norm_eps": 1e-6,
             },
