@@ -11,7 +11,7 @@ from qwen3_jax.evaluate import judges
 from qwen3_jax.hub import EMBEDDED, local_folder
 from qwen3_jax.model import read_configs
 
-WORD_ERRORS = 0.15  # the floor that the held-out sentences have yet to reach
+WORD_ERRORS = 0.1  # measured: 0 to .06
 TEXT = "Let me recommend Bath to you."
 
 
