@@ -6,12 +6,16 @@ import multiprocessing
 import os
 import signal
 import struct
+import subprocess
+import sys
+import time
 import zlib
 from concurrent.futures import Future
 from pathlib import Path
 
 import msgspec
 import numpy as np
+import psutil
 import pytest
 
 from qwen3_jax.config import ModelConfig, parse
@@ -301,3 +305,25 @@ def test_too_little_for_a_tokenizer() -> None:
         tokenizer.train(["only this"], pieces=1500)
     with pytest.raises(ValueError, match="ask for more"):
         tokenizer.train(["only this"], pieces=100)
+
+
+ORPHANS = """
+import multiprocessing, os, time
+from concurrent.futures import ProcessPoolExecutor
+from qwen3_jax.train.corpus import end_with_parent
+
+pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), end_with_parent)
+print(pool.submit(os.getpid).result(), flush=True)
+time.sleep(600)
+"""
+
+
+def test_workers_are_gone_when_their_parent_is_killed() -> None:
+    with subprocess.Popen([sys.executable, "-c", ORPHANS], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        worker = int(parent.stdout.readline())
+        parent.kill()
+    ends = time.monotonic() + 30
+    while psutil.pid_exists(worker) and psutil.Process(worker).status() != psutil.STATUS_ZOMBIE:  # nobody may be there to reap it
+        assert time.monotonic() < ends, "the worker lives on"
+        time.sleep(0.05)

@@ -11,6 +11,7 @@ voice, the texts and the packages only. ``OUT/manifest.jsonl`` is all lines of a
 import multiprocessing
 import os
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -144,7 +145,20 @@ def wave(folder: Path, line: Line) -> np.ndarray:
 _TEACHER: list[Speaks] = []  # of a worker process
 
 
+def end_with_parent() -> None:
+    """In a worker process: be gone as soon as the process that started it is, however that ended. (A pool's workers wait for ever.)"""
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "only in a worker"
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, name="watches-parent", daemon=True).start()
+
+
 def _start(voices: Path | None) -> None:
+    end_with_parent()
     _TEACHER[:] = [Teacher(voices)]
 
 

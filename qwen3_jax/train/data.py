@@ -19,7 +19,7 @@ from rich.progress import track
 
 from qwen3_jax.shapes import NpF32, NpInt
 from qwen3_jax.train import locking, plan
-from qwen3_jax.train.corpus import Line, read_corpus, wave
+from qwen3_jax.train.corpus import Line, end_with_parent, read_corpus, wave
 from qwen3_jax.train.latents import FRAME, Latents, Part, fit_pitch
 from qwen3_jax.train.levels import levels
 
@@ -127,6 +127,7 @@ _READER: list[tuple[Path, Latents]] = []  # of a worker process
 
 
 def _start(corpus: Path, latents: Latents) -> None:
+    end_with_parent()
     _READER[:] = [(corpus, latents)]
 
 
