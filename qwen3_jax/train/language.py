@@ -129,7 +129,7 @@ def train(
     speech, missteps = utterances.load(corpus, run, hours, fitted, reader), Missteps(fitted)
     batch = utterances.batches(config, speech, rows=rows, picks=picks, glances=glances, seed=seed, missteps=missteps)
     judged = held_out_batches(corpus, config, fitted, reader, rows)
-    weights = Weights(predictor, guidance=guidance, hint=hint, spelling=spelling, timing=timing)
+    weights = Weights(predictor=predictor, guidance=guidance, hint=hint, spelling=spelling, timing=timing)
 
     def step(state: loop.State, number: int) -> tuple[loop.State, loop.Figures]:
         now = rate * min(1.0, (steps - number) / max(cool, 1))
