@@ -91,36 +91,41 @@ def _noise(wave: NpF32["F"], entry: NpInt["N"]) -> NpF32["T 10"]:
 @functools.cache
 def filters() -> NpFloat["10 3 7"]:
     """Of each band the taps of its three convolutions (`DILATIONS`), symmetric, which together let pass what lies between its neighbours'
-    centres. They are fitted in turn, by least squares, from a few random beginnings; all add up to about 1, and none hears 0 Hz."""
+    centres. All add up to about 1, and none hears 0 Hz."""
     hertz = np.linspace(0, SAMPLE_RATE / 2, 961)
-    angle = 2 * np.pi * hertz / SAMPLE_RATE
-    waves = [np.stack([np.ones_like(angle), *(2 * np.cos(k * dilation * angle) for k in (1, 2, 3))], axis=1) for dilation in DILATIONS]
     edges = np.array([0.0, *CENTRES, SAMPLE_RATE - CENTRES[-1]])
+    audible = np.where(hertz > 0, 1.0, 30.0)
     found = []
     for low, centre, high in zip(edges[:-2], edges[1:-1], edges[2:], strict=True):
         wanted = np.interp(hertz, [low, centre, high], [0, 1, 0])
         wanted = 0.5 - 0.5 * np.cos(np.pi * wanted)
         if centre == CENTRES[-1]:
             wanted[hertz > centre] = 1.0
-        found.append(_fitted(waves, wanted))
+        found.append(cascade(DILATIONS, wanted, audible))
     return np.array(found)
 
 
-def _fitted(waves: list[NpFloat["961 4"]], wanted: NpFloat["961"]) -> NpFloat["3 7"]:
-    noise, best, least = np.random.default_rng(0), np.zeros((3, 4)), np.inf
-    for _ in range(12):
-        parts = 0.3 * noise.standard_normal((3, 4)) + [1, 0, 0, 0]
-        answers = [wave @ part for wave, part in zip(waves, parts, strict=True)]
-        for number in 60 * (0, 1, 2):
-            others = answers[number - 1] * answers[number - 2]
-            matrix = waves[number] * others[:, None]
-            silent = np.concatenate([matrix, 30 * matrix[:1]])  # of 0 Hz
-            parts[number] = np.linalg.lstsq(silent, np.append(wanted, 0.0), rcond=1e-6)[0]
+def cascade(
+    dilations: tuple[int, ...], wanted: NpFloat["961"], weight: NpFloat["961"], beginnings: int = 12, rounds: int = 60
+) -> NpFloat["D 7"]:
+    """Symmetric taps of convolutions that together have the response ``wanted``, from 0 to 12 kHz, where an error counts ``weight`` times:
+    fitted in turn, by least squares, from a few random beginnings."""
+    angle = np.pi * np.linspace(0, 1, len(wanted))
+    waves = [np.stack([np.ones_like(angle), *(2 * np.cos(k * dilation * angle) for k in (1, 2, 3))], axis=1) for dilation in dilations]
+    count = len(dilations)
+    noise, best, least = np.random.default_rng(0), np.zeros((count, 4)), np.inf
+    for _ in range(beginnings):
+        parts = 0.3 * noise.standard_normal((count, 4)) + [1, 0, 0, 0]
+        answers = np.stack([wave @ part for wave, part in zip(waves, parts, strict=True)])
+        for number in rounds * tuple(range(count)):
+            others = weight * np.delete(answers, number, axis=0).prod(axis=0)
+            parts[number] = np.linalg.lstsq(waves[number] * others[:, None], weight * wanted, rcond=1e-9)[0]
             answers[number] = waves[number] @ parts[number]
-        off = np.square(np.prod(answers, axis=0) - wanted).sum()
+        off = np.square(weight * (answers.prod(axis=0) - wanted)).sum()
         if off < least:
             best, least = parts.copy(), off
-    best *= np.cbrt(np.prod(np.abs(best).max(axis=1))) / np.abs(best).max(axis=1, keepdims=True)  # alike, for float16
+    height = np.abs(best).max(axis=1, keepdims=True)
+    best *= np.exp(np.log(height).mean()) / height  # alike, for float16
     return np.concatenate([best[:, :0:-1], best], axis=1)
 
 

@@ -24,12 +24,14 @@ The vocoder so begun is a relative of hibari's and of DDSP (arXiv 2001.04643). I
 reads its codes, up to 50 Hz (`held`).
 """
 
+import functools
+
 import numpy as np
 
 from qwen3_jax.shapes import NpF32, NpFloat
 from qwen3_jax.train.latents import Latents
-from qwen3_jax.train.levels import GROUPS, HOP, LEVELS, LOUD, MOMENTS, MOST, TURN, UNIT, WEIGHT, filters, whole
-from qwen3_jax.train.locking import RAMPS
+from qwen3_jax.train.levels import DILATIONS, GROUPS, HOP, LEVELS, LOUD, MOMENTS, MOST, TURN, UNIT, WEIGHT, cascade, filters, whole
+from qwen3_jax.train.locking import RAMPS, SAMPLE_RATE
 from qwen3_jax.train.vocoder import Flat, Held, Ranges
 
 STEADY = 3000.0  # a constant channel that keeps the RMS norm at the transformer's end the same, to 1e-5: phases pass through it
@@ -45,6 +47,7 @@ _BAND = 2  # at 24 kHz: the sum, noise, its bands
 _HARMONIC = 1 / TURN
 _NOISE = 0.353  # of the noise, root mean square
 _PART, _FINE = 0.5, 1 / 16  # of noise and of its level, in a product; exact in float16, or the level itself remains
+_PASSED, _STOPPED = 3900.0, 4700.0  # Hz
 _EARLY = 3 / 60  # the last convolution is three samples late
 # Of the noise. A steeper scatter is whiter, but rounding shows: at 2000, chunks of 1 and of 40 frames were 4e-4 apart; so, 5e-5.
 _CURVE, _BEND, _SCATTERS = np.log(0.25), -np.log(10.0), np.log([300.0, 250.0, 205.0])
@@ -268,7 +271,7 @@ def _bands(made: Flat) -> None:
     made[f"{block}.0.beta"][: _LEVEL + LEVELS] = SILENT
     stretch = made[f"{block}.1.conv.weight"]
     stretch[:, :used] = 0.0
-    stretch[_SUM, 0, 0] = 1.0  # every third sample; the last convolution fills in
+    stretch[_SUM, 0, 0] = 1.0  # every third sample; the convolutions fill in
     for step, place in enumerate((_PHASE, _LEVEL, _LEVEL + 1)):
         stretch[place, 1, step] = 1.0
     stretch[_LEVEL + TONES + band, _BAND + band, :3] = 1.0
@@ -283,18 +286,35 @@ def _bands(made: Flat) -> None:
             made[f"{block}.{unit}.act2.beta"][: BANDS + 1] = 0.0
             second[_BAND + band, band, 0] = -1 / _FINE
             second[_BAND + band, BANDS, 0] = 1 / _FINE
+            free = BANDS + 1
         else:
             first[band, _BAND + band] = filters()[:, unit - 2]
             first[band, _BAND + band, -1] -= 1.0
             second[_BAND + band, band, 0] = 1.0
+            free = BANDS
+        first[free, 0] = low_pass()[unit - 2]
+        first[free, 0, -1] -= 1.0
+        made[f"{block}.{unit}.act2.beta"][free] = SILENT
+        second[0, free, 0] = 1.0
     made["decoder.5.beta"][:used] = SILENT
     last = made["decoder.6.conv.weight"][0]
     last *= 0.1
-    tap = np.arange(7) - 3
     last[:used] = 0.0
-    last[0] = np.sinc(tap / 3) * (0.5 + 0.5 * np.cos(np.pi * tap / 4))
+    last[0] = 3 * low_pass()[3]
     size = np.sqrt([np.square(whole(taps)).sum() for taps in filters()])
     last[_BAND : _BAND + BANDS] = filters()[:, 0] / (UNIT * 2 * _PART * _NOISE * size[:, None])
+
+
+@functools.cache
+def low_pass() -> NpFloat["4 7"]:
+    """Taps that make the harmonics' sum, at every third sample, whole: of the three units' convolutions and of the last one.
+
+    What they let pass of 8 kHz +- f is a copy of the voice at f; its first harmonics are 60 dB louder than what belongs there.
+    """
+    hertz = np.linspace(0, SAMPLE_RATE / 2, 961)
+    copies = 1 + 100 / (1 + np.square((hertz - 8000) / 400))
+    weight = np.select([hertz <= _PASSED, hertz < _STOPPED], [1.0, 0.02], copies)
+    return cascade((*DILATIONS, 1), (hertz <= _PASSED).astype(float), weight, 40, 100)
 
 
 def held(decoder: Flat, latents: Latents) -> Held:
