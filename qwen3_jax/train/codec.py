@@ -53,7 +53,7 @@ Pause = Annotated[Path | None, Option(help="Compute nothing while this file exis
 
 @app.command()
 def fit(
-    corpus: Corpus, run: Run, hours: Hours = 2.0, size: Annotated[int, Option(help="Numbers of a latent.")] = 80,
+    corpus: Corpus, run: Run, hours: Hours = 2.0, size: Annotated[int, Option(help="Main components.")] = 88,
     content: Annotated[int, Option(help="Numbers of a content vector.")] = 24, entries: Annotated[int, Option(help="Of a book.")] = 512,
     most: Annotated[int, Option(help="Frames in the k-means.")] = 60000,
 ) -> None:  # fmt: skip

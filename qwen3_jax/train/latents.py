@@ -165,7 +165,7 @@ def fit(
     parts: list[Part],
     pitch: locking.PitchBook,
     *,
-    latent: int = 80,
+    latent: int = 88,
     content: int = 24,
     books: int = 15,
     seed: int = 0,

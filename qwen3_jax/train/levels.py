@@ -10,6 +10,8 @@ A level is compressed like the square root, c = sqrt(P) arcsin sqrt(l / P), beca
 import functools
 
 import numpy as np
+import scipy.fft
+import scipy.ndimage
 
 from qwen3_jax.shapes import NpF32, NpFloat, NpInt
 from qwen3_jax.train.locking import FRAME, POINTS, SAMPLE_RATE, PitchBook, hann, spline
@@ -21,23 +23,40 @@ HOP = FRAME // MOMENTS  # a moment is in the middle of its 240 samples
 LOUD, TURN = 0.375, 64  # a harmonic's highest amplitude, at a quarter of a cycle; there its level is TURN / 4
 MOST = 20.0  # P
 UNIT = np.sqrt(2) / LOUD * TURN / (2 * np.pi)  # level of a root mean square of 1, of noise and, if soft, of harmonics
-# What an error counts for in the books, against words that are lost: high harmonics and high noise are soft, but tell sounds apart.
-WEIGHT = np.tile(np.concatenate([np.linspace(0.85, 1.5, len(GROUPS)), np.linspace(1.0, 1.3, len(CENTRES))]), MOMENTS).astype(np.float32)
+# What an error counts for in the books, against words that are lost: high harmonics and high noise are soft, but tell sounds apart; what
+# changes within 20 ms is heard less than what stays, so the cosine terms of a frame's moments count less and less.
+WEIGHT = np.concatenate([np.linspace(0.85, 1.5, len(GROUPS)), np.linspace(1.0, 1.3, len(CENTRES))]).astype(np.float32)
+_TERMS = (1.0, 1.0, 1.0, 1.0, 0.8, 0.6, 0.5, 0.4)
+_COSINES = scipy.fft.dct(np.eye(MOMENTS), axis=0, norm="ortho")  # [term, moment]
+SLOWNESS = (_COSINES.T * _TERMS @ _COSINES).astype(np.float32)  # [moment, moment]
 DILATIONS = (1, 3, 9)  # of the convolutions that filter noise, 7 taps each
 _TOP = 3900.0  # Hz
 _CYCLES = 2.2  # that a harmonic is averaged over
 _WINDOW = 480
+_LOUDER = 20.0  # than what keeps its phase, at most
+_SHARES = 30
 _SPEECH_NOISE = 4400  # a band around less has noise only where there is no voice
 
 
 def levels(wave: NpF32["N*1920"], entry: NpInt["N"], book: PitchBook) -> NpF32["N 224"]:
     """Compressed and weighted levels of locked speech, moment after moment.
 
-    A harmonic counts as far as it keeps its phase for 70 ms: DistillMOS 2.6 and 2.9 (heart, makima) of what the vocoder makes of the
-    levels before they are coded; with the plain magnitude 2.2 and 2.5.
+    A harmonic moves as far as it keeps its phase for 70 ms: DistillMOS 2.6 and 2.9 (heart, makima) of what the vocoder makes of the
+    levels before they are coded; with the plain magnitude 2.2 and 2.5. But in the mean of 90 ms it is as loud as all that is there, since
+    between harmonics there is nothing else: what a breathy voice has at 3 kHz was 3 dB too soft.
     """
     found = np.concatenate([_tones(wave, entry, book), UNIT * _noise(wave, entry)], axis=1)
-    return compressed(found).reshape(len(entry), -1) * WEIGHT
+    return weighted(compressed(found).reshape(len(entry), MOMENTS, LEVELS))
+
+
+def weighted(level: NpF32["N 8 28"]) -> NpF32["N 224"]:
+    """Compressed levels, as errors count."""
+    return np.einsum("st,ntl->nsl", SLOWNESS, level * WEIGHT, dtype=np.float32).reshape(len(level), -1)
+
+
+def unweighted(told: NpFloat["N 224"]) -> NpFloat["N 8 28"]:
+    """The inverse."""
+    return np.einsum("st,ntl->nsl", np.linalg.inv(SLOWNESS), told.reshape(-1, MOMENTS, LEVELS)) / WEIGHT
 
 
 def compressed(level: NpFloat["..."]) -> NpF32["..."]:
@@ -46,10 +65,10 @@ def compressed(level: NpFloat["..."]) -> NpF32["..."]:
 
 
 def _tones(wave: NpF32["F"], entry: NpInt["N"], book: PitchBook) -> NpF32["T 18"]:
-    """Levels of the groups of harmonics."""
+    """Levels of the groups of harmonics: how they move is what keeps its phase, how loud they are is all that is there."""
     there = np.repeat(entry > 0, MOMENTS)
     count = max(map(max, GROUPS))
-    amplitude = np.zeros((len(there), count))
+    steady, plain = np.zeros((2, len(there), count))
     if there.any():
         knots = book.cycles[entry][:, None] * (np.arange(POINTS + 1) / POINTS)
         knots[:, 1:-1] += book.bends[entry]
@@ -66,13 +85,25 @@ def _tones(wave: NpF32["F"], entry: NpInt["N"], book: PitchBook) -> NpF32["T 18"
             own[there] = 2 * power.sum(axis=1)
             slow = np.convolve(own, hann(7), "same")
             kept = (own * slow.conj()).real / np.maximum(np.abs(slow), 1e-9)
-            amplitude[:, harmonic - 1] = np.maximum(kept, 0.0) * (hertz * harmonic < _TOP)
-    grouped = np.stack([amplitude[:, np.array(group) - 1].mean(axis=1) for group in GROUPS], axis=1)
+            sounds = hertz * harmonic < _TOP
+            steady[:, harmonic - 1] = np.maximum(kept, 0.0) * sounds
+            plain[:, harmonic - 1] = np.abs(own) * sounds
+    power = np.square(steady) * np.minimum((_around(np.square(plain)) + 1e-12) / (_around(np.square(steady)) + 1e-12), _LOUDER**2)
+    grouped = np.sqrt(np.stack([power[:, np.array(group) - 1].mean(axis=1) for group in GROUPS], axis=1))
     return (np.arcsin(np.clip(grouped / LOUD, 0.0, 1.0)) * (TURN / (2 * np.pi))).astype(np.float32)
 
 
+def _around(power: NpFloat["T C"]) -> NpFloat["T C"]:
+    """Means over 90 ms and three neighbouring harmonics."""
+    slow = scipy.ndimage.convolve1d(power, hann(9), axis=0, mode="constant")
+    return scipy.ndimage.convolve1d(slow, hann(3), axis=1, mode="nearest")
+
+
 def _noise(wave: NpF32["F"], entry: NpInt["N"]) -> NpF32["T 10"]:
-    """Root mean square of the bands' outputs."""
+    """Root mean square of each band's output, such that all together are as loud as the speech, in each band's part of the spectrum.
+
+    Bands overlap, so what one has counts for its neighbours too: Richardson's and Lucy's steps (JOSA 62, 1972) share it out.
+    """
     window = np.hanning(_WINDOW + 2)[1:-1]
     window /= np.sqrt(np.square(window).sum())
     places = np.lib.stride_tricks.sliding_window_view(np.pad(wave, (_WINDOW // 2, _WINDOW)), _WINDOW)
@@ -83,9 +114,15 @@ def _noise(wave: NpF32["F"], entry: NpInt["N"]) -> NpF32["T 10"]:
     free = np.square(1 - np.convolve(there, np.full(5, 0.2), "valid"))[:, None]
     hertz = np.arange(_WINDOW + 1) * (SAMPLE_RATE / (2 * _WINDOW))
     power *= free + (1 - free) * (hertz > _TOP)
+    centres = np.array(CENTRES, float)
+    edges = np.array([centres[0] / 2, *(centres[1:] + centres[:-1]) / 2, SAMPLE_RATE / 2])
+    parts = ((hertz >= edges[:-1, None]) & (hertz < edges[1:, None])).astype(float)
     response = np.square(np.abs(np.fft.rfft([whole(taps) for taps in filters()], 2 * _WINDOW)))
-    mean = power @ response.T / (2 * _WINDOW) * np.where(np.array(CENTRES) < _SPEECH_NOISE, free, 1.0)
-    return np.sqrt(mean).astype(np.float32)
+    mixed = parts @ response.T / response.sum(axis=1)  # [part, band]
+    measured, found = power @ parts.T / (2 * _WINDOW), power @ response.T / (2 * _WINDOW)
+    for _ in range(_SHARES):
+        found *= ((measured + 1e-9) / (found @ mixed.T + 1e-9)) @ (mixed / mixed.sum(axis=0))
+    return np.sqrt(found * np.where(centres < _SPEECH_NOISE, free, 1.0)).astype(np.float32)
 
 
 @functools.cache

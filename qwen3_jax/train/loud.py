@@ -17,7 +17,7 @@ from qwen3_jax.codec.decoder import Decoder
 from qwen3_jax.config import CodecDecoderConfig
 from qwen3_jax.mapping import unflatten
 from qwen3_jax.shapes import F32, Int, NpF32
-from qwen3_jax.train.levels import LEVELS, WEIGHT
+from qwen3_jax.train.levels import LEVELS, WEIGHT, unweighted
 from qwen3_jax.train.prior import STEPS, TONES, sharpened
 from qwen3_jax.train.vocoder import Flat, Held, decoder_definition, finish, heard, rate_at, to_columns, update
 
@@ -26,9 +26,9 @@ COUNT = 2 * LEVELS  # of a column: two moments
 
 def wanted(levels: NpF32["B N 224"]) -> NpF32["56 B N*4"]:
     """What the columns are to be for frames of these (compressed, weighted) levels."""
-    played = np.moveaxis((levels / WEIGHT).reshape(*levels.shape[:2], STEPS, 2, LEVELS), -1, 0)
-    played[:TONES] = sharpened(played[:TONES])
     rows, frames = levels.shape[:2]
+    played = np.moveaxis(unweighted(levels.reshape(rows * frames, -1)).reshape(rows, frames, STEPS, 2, LEVELS), -1, 0)
+    played[:TONES] = sharpened(played[:TONES])
     return np.moveaxis(played, -1, 0).reshape(COUNT, rows, frames * STEPS).astype(np.float32)
 
 
@@ -44,7 +44,7 @@ def step(
 ) -> tuple[dict[str, Any], dict[str, jax.Array]]:
     """One step towards ``target``, of `wanted`; errors are weighted as in the books."""
     graph, shapes = decoder_definition(cfg)
-    weight = jnp.tile(WEIGHT[:LEVELS], 2)[:, None, None]
+    weight = jnp.tile(WEIGHT, 2)[:, None, None]
 
     def loss(trained: Flat) -> jax.Array:
         decoder = nnx.merge(graph, unflatten({**trained, **state["frozen"]}, shapes))

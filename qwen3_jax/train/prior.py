@@ -30,7 +30,7 @@ import numpy as np
 
 from qwen3_jax.shapes import NpF32, NpFloat
 from qwen3_jax.train.latents import Latents
-from qwen3_jax.train.levels import DILATIONS, GROUPS, HOP, LEVELS, LOUD, MOMENTS, MOST, TURN, UNIT, WEIGHT, cascade, filters, whole
+from qwen3_jax.train.levels import DILATIONS, GROUPS, HOP, LEVELS, LOUD, MOST, TURN, UNIT, cascade, filters, unweighted, whole
 from qwen3_jax.train.locking import RAMPS, SAMPLE_RATE
 from qwen3_jax.train.vocoder import Flat, Held, Ranges
 
@@ -48,7 +48,8 @@ _HARMONIC = 1 / TURN
 _NOISE = 0.353  # of the noise, root mean square
 _PART, _FINE = 0.5, 1 / 16  # of noise and of its level, in a product; exact in float16, or the level itself remains
 _PASSED, _STOPPED = 3900.0, 4700.0  # Hz
-_EARLY = 3 / 60  # the last convolution is three samples late
+LATE = 39  # samples by which noise is late, and with it the harmonics
+_EARLY = 3 / 60  # of a step: harmonics pass one convolution more
 # Of the noise. A steeper scatter is whiter, but rounding shows: at 2000, chunks of 1 and of 40 frames were 4e-4 apart; so, 5e-5.
 _CURVE, _BEND, _SCATTERS = np.log(0.25), -np.log(10.0), np.log([300.0, 250.0, 205.0])
 
@@ -140,10 +141,9 @@ def columns(latents: Latents) -> tuple[NpF32["4 C 56"], NpF32["56"]]:
     """For each step at 50 Hz, whitened components [C] -> compressed levels of its two moments, and what is added to them."""
     sharp = np.eye(LEVELS)
     sharp[:TONES, :TONES] = sharpened(np.eye(TONES))
-    unweighted = (sharp / WEIGHT[:LEVELS]).T  # of a moment: weighted -> as it is played
     back = (latents.spread[: latents.components] * latents.regain)[:, None] * latents.basis
-    played = back.reshape(-1, MOMENTS, LEVELS) @ unweighted
-    mean = latents.mean.reshape(MOMENTS, LEVELS)[0] @ unweighted
+    played = unweighted(back) @ sharp.T
+    mean = unweighted(latents.mean[None])[0, 0] @ sharp.T
     return np.moveaxis(played.reshape(-1, STEPS, 2 * LEVELS), 1, 0).astype(np.float32), np.tile(mean, 2).astype(np.float32)
 
 

@@ -40,7 +40,7 @@ class Speaker(msgspec.Struct, frozen=True):
         return (
             "hibari-tts, voice heart"
             if not self.mix
-            else "Kokoro-82M int8, " + " + ".join(f"{weight:g} {name}" for name, weight in self.mix)
+            else "Kokoro-82M int8, " + " + ".join(f"{weight:g} {name}" for name, weight in self.mix).replace("+ -", "- ")
         )
 
 
@@ -59,7 +59,8 @@ SPEAKERS = {
     speaker.name: speaker
     for speaker in (
         Speaker("heart", "female, US English, warm and clear"),
-        Speaker("makima", "Japanese female speaker, speaking English, calm", (("jf_alpha", 0.5), ("af_bella", 0.5))),
+        # Less of af_heart, so that she is told from heart: Resemblyzer's cosine .67, of jf_alpha with as much af_bella .74.
+        Speaker("makima", "Japanese female speaker, speaking English, calm", (("jf_alpha", 0.85), ("af_nicole", 0.35), ("af_heart", -0.2))),
         Speaker("makima-gongitsune", "Japanese female speaker, speaking English", (("jf_gongitsune", 0.6), ("af_heart", 0.4))),
         Speaker("george", "male, British English", (("bm_george", 1.0),), british=True),
         Speaker("michael", "male, US English", (("am_michael", 1.0),)),
