@@ -178,7 +178,7 @@ def fit(
         parts: each voice's speech. Voices count alike as far as they can: the smallest first take their share of ``most`` frames,
             but at most twice what they have.
         pitch: what ``parts`` were locked with; all books have as many entries as it.
-        latent: size of a latent; content: of the vectors that stand for book 0; books: acoustic ones.
+        latent: main components; content: of the vectors that stand for book 0; books: acoustic ones.
         steps: of k-means.
 
     Raises:

@@ -6,7 +6,7 @@ All of it lies inside the published architecture; it is where the weights begin.
     50 Hz     two moments of 28 compressed levels, and the rest
     400 Hz    phase, its slope, seed, a one; 28 levels, compressed, then as they are
     8 kHz     phase and 18 levels -> 22 harmonics, added up; seed -> noise, three samples of it
-    24 kHz    noise times ten levels, each through three convolutions of its own; the harmonics' sum, low-passed
+    24 kHz    noise times ten levels, each through three convolutions of its own; the harmonics' sum, through four (`low_pass`)
 
 The latent of a frame is linear in its levels, and the first two stretchings make four steps of a frame, so matrices turn the one into the
 other; on the way, what the books have narrowed is widened again, and the differences between neighbouring harmonics grow by a quarter, for
@@ -47,7 +47,7 @@ _BAND = 2  # at 24 kHz: the sum, noise, its bands
 _HARMONIC = 1 / TURN
 _NOISE = 0.353  # of the noise, root mean square
 _PART, _FINE = 0.5, 1 / 16  # of noise and of its level, in a product; exact in float16, or the level itself remains
-_PASSED, _STOPPED = 3900.0, 4700.0  # Hz
+_PASSED, _STOPPED = 3900.0, 4700.0  # Hz: harmonics end at the first
 LATE = 39  # samples by which noise is late, and with it the harmonics
 _EARLY = 3 / 60  # of a step: harmonics pass one convolution more
 # Of the noise. A steeper scatter is whiter, but rounding shows: at 2000, chunks of 1 and of 40 frames were 4e-4 apart; so, 5e-5.
@@ -266,7 +266,7 @@ def _hiss(made: Flat) -> None:
 
 
 def _bands(made: Flat) -> None:
-    """At 24 kHz: the first unit multiplies noise by levels, the others and the last convolution filter it."""
+    """At 24 kHz: the first unit multiplies noise by levels, the others and the last convolution filter it; all four fill harmonics in."""
     block, used, band = "decoder.4.block", _BAND + BANDS, np.arange(BANDS)
     made[f"{block}.0.beta"][: _LEVEL + LEVELS] = SILENT
     stretch = made[f"{block}.1.conv.weight"]
