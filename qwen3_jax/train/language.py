@@ -119,12 +119,13 @@ def train(
     hint: Annotated[float, Option(help="Weight of the latent's error.")] = 1.0,
     spelling: Annotated[float, Option(help="Weight of the words' phonemes.")] = 0.5,
     timing: Annotated[float, Option(help="Weight of the quarters' phonemes.")] = 0.5, seed: int = 0,
+    mixed: Annotated[bool, Option(help="Products of bfloat16, added up in float32.")] = True,
 ) -> None:  # fmt: skip
     """Train, for as long as there is time."""
     if not (run / TOKENIZER).is_file():
         tokenizer.train((sentence.text for sentence in training(corpus / "text")), tokenizer.PIECES).save(str(run / TOKENIZER))
     _, config, fitted, reader = configured(run)
-    graphs, _ = narrator.define(config)
+    graphs, _ = narrator.define(config, mixed=mixed)
     eos = config.talker_config.codec_eos_token_id
     speech, missteps = utterances.load(corpus, run, hours, fitted, reader), Missteps(fitted)
     batch = utterances.batches(config, speech, rows=rows, picks=picks, glances=glances, seed=seed, missteps=missteps)

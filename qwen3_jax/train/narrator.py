@@ -39,6 +39,7 @@ from qwen3_jax.speaker import SpeakerEncoder
 from qwen3_jax.talker import Talker
 from qwen3_jax.train.hints import AHEAD, PHONEMES, Params, cross_entropy, missed, told_apart
 from qwen3_jax.train.missteps import Missteps
+from qwen3_jax.train.mixed import mix
 from qwen3_jax.train.plan import QUARTERS
 from qwen3_jax.train.vocoder import rate_at, running_average
 
@@ -106,9 +107,12 @@ class Weights(NamedTuple):
     smoothing: float = 0.0
 
 
-def define(config: ModelConfig) -> tuple[Definitions, Params]:
-    """Definitions, and the tree of shapes."""
-    talker, talker_state = nnx.split(nnx.eval_shape(lambda: Talker(config.talker_config)))
+def define(config: ModelConfig, *, mixed: bool = False) -> tuple[Definitions, Params]:
+    """Definitions, and the tree of shapes; ``mixed``: the talker's and the predictor's products are those of `mixed`."""
+    abstract = nnx.eval_shape(lambda: Talker(config.talker_config))
+    if mixed:
+        mix(abstract)
+    talker, talker_state = nnx.split(abstract)
     speaker, speaker_state = nnx.split(nnx.eval_shape(lambda: SpeakerEncoder(config.speaker_encoder_config)))
     shapes = {"talker": nnx.to_pure_dict(talker_state), "speaker_encoder": nnx.to_pure_dict(speaker_state)}
     return Definitions(talker, speaker), shapes

@@ -27,21 +27,21 @@ _LONGEST = 508  # phonemes Kokoro takes at once
 
 
 class Speaker(msgspec.Struct, frozen=True):
-    """A teacher's voice. ``mix`` is (style vector, weight) of Kokoro, empty for hibari; ``british`` chooses the dictionary."""
+    """A teacher's voice. ``mix`` is (style vector, weight) of Kokoro, empty for hibari; ``british`` chooses the dictionary; ``speed``
+    divides the teacher's durations."""
 
     name: str
     description: str
     mix: tuple[tuple[str, float], ...] = ()
     british: bool = False
+    speed: float = 1.0
 
     @property
     def made_by(self) -> str:
         """How, in words."""
-        return (
-            "hibari-tts, voice heart"
-            if not self.mix
-            else "Kokoro-82M int8, " + " + ".join(f"{weight:g} {name}" for name, weight in self.mix).replace("+ -", "- ")
-        )
+        parts = " + ".join(f"{weight:g} {name}" for name, weight in self.mix).replace("+ -", "- ")
+        pace = "" if self.speed == 1 else f", speed {self.speed:g}"
+        return (f"Kokoro-82M int8, {parts}" if self.mix else "hibari-tts, voice heart") + pace
 
 
 class Utterance(msgspec.Struct, frozen=True):
@@ -58,9 +58,15 @@ class Utterance(msgspec.Struct, frozen=True):
 SPEAKERS = {
     speaker.name: speaker
     for speaker in (
-        Speaker("heart", "female, US English, warm and clear"),
+        # Both at about 130 words a minute: frames of 80 ms say fast speech less clearly (docs/embedded.md).
+        Speaker("heart", "female, US English, warm and clear", speed=0.82),
         # Less of af_heart, so that she is told from heart: Resemblyzer's cosine .67, of jf_alpha with as much af_bella .74.
-        Speaker("makima", "Japanese female speaker, speaking English, calm", (("jf_alpha", 0.85), ("af_nicole", 0.35), ("af_heart", -0.2))),
+        Speaker(
+            "makima",
+            "Japanese female speaker, speaking English, calm",
+            (("jf_alpha", 0.85), ("af_nicole", 0.35), ("af_heart", -0.2)),
+            speed=0.9,
+        ),
         Speaker("makima-gongitsune", "Japanese female speaker, speaking English", (("jf_gongitsune", 0.6), ("af_heart", 0.4))),
         Speaker("george", "male, British English", (("bm_george", 1.0),), british=True),
         Speaker("michael", "male, US English", (("am_michael", 1.0),)),
@@ -118,7 +124,7 @@ class Teacher:
         Raises:
             ValueError: the packages of the extra are missing, or the style vectors are; or nothing can be said.
         """
-        parts = [part for part in (self._kokoro(who, text) if who.mix else self._hibari(text, seed)) if len(part.wave)]
+        parts = [part for part in (self._kokoro(who, text) if who.mix else self._hibari(who, text, seed)) if len(part.wave)]
         if not parts:
             raise ValueError(f"{who.name} can say nothing of {text!r}")
         durations = [unit for part in parts for unit in part.durations]
@@ -128,13 +134,13 @@ class Teacher:
             raise ValueError(f"{who.name}, {text!r}: {units}; install the version of the package that the extra names")
         return made
 
-    def _hibari(self, text: str, seed: int) -> Iterator[Utterance]:
+    def _hibari(self, who: Speaker, text: str, seed: int) -> Iterator[Utterance]:
         """One part for each sentence."""
         voice, session, dsp = _hibari()
         draw = np.random.default_rng(seed)
         for phonemes in voice.phonemize(text):
             ids = voice.ids(phonemes)
-            *spectra, durations = session.run(None, {"ids": np.array([ids]), "speed": np.ones(1, np.float32)})
+            *spectra, durations = session.run(None, {"ids": np.array([ids]), "speed": np.array([who.speed], np.float32)})
             wave = dsp.synth(*(spectrum[0] for spectrum in spectra), draw)
             yield _utterance(wave, [symbol for symbol in phonemes if symbol in voice.vocab], durations)
 
@@ -143,7 +149,8 @@ class Teacher:
         symbols = [symbol for symbol in _g2p(who.british)(text) if symbol in vocabulary][:_LONGEST]
         ids = [vocabulary[symbol] for symbol in symbols]
         style = self._style(who)[max(len(ids), 1) - 1][None]
-        wave, durations = session.run(None, {"tokens": np.array([[0, *ids, 0]]), "style": style, "speed": np.ones(1, np.float32)})
+        pace = np.array([who.speed], np.float32)
+        wave, durations = session.run(None, {"tokens": np.array([[0, *ids, 0]]), "style": style, "speed": pace})
         yield _utterance(wave.ravel(), symbols, durations)
 
     def _style(self, who: Speaker) -> NpF32["L 256"]:
