@@ -11,7 +11,7 @@ from qwen3_jax.evaluate import judges
 from qwen3_jax.hub import EMBEDDED, local_folder
 from qwen3_jax.model import read_configs
 
-WORD_ERRORS = 0.1  # measured: 0 to .06
+WORD_ERRORS = 0.08  # of three readings together; measured: .02 (heart) and .03 (makima) of four, single ones 0 to .10
 TEXT = "Let me recommend Bath to you."
 
 
@@ -74,6 +74,7 @@ EVERYDAY = [
 def test_a_judge_hears_what_it_was_given(tts: Qwen3TTS, name: str) -> None:
     """Everyday sentences; for what becomes of rarer words see docs/embedded.md."""
     voice = voice_folder.find(voice_folder.default_folder())[name].create(tts.create_voice)
-    waves = [tts.generate(text, voice=voice, language="English", seed=number).pcm for number, text in enumerate(EVERYDAY)]
-    figure, hearings = judges.word_errors(waves, EVERYDAY)
+    texts = EVERYDAY * 3
+    waves = [tts.generate(text, voice=voice, language="English", seed=number).pcm for number, text in enumerate(texts)]
+    figure, hearings = judges.word_errors(waves, texts)
     assert figure.value <= WORD_ERRORS, [hearing.heard for hearing in hearings]

@@ -2,9 +2,9 @@
 
     python -m qwen3_jax.train FOLDER --minutes 150
 
-FOLDER/corpus is made where it is missing (extra `train`), FOLDER/run begins from the checkpoint in the repository's ``training/``: the next
-that will ship, still worse at makima than the one that does (docs/embedded.md). Decoder, encoder and language model get their shares of
-the time in turns, and FOLDER/out is the new checkpoint. Given again, it goes on.
+FOLDER/corpus is made where it is missing (extra `train`), FOLDER/run begins from the checkpoint that ships and from what the repository's
+``training/`` keeps of it. Encoder and language model get their shares of the time in turns, and FOLDER/out is the new checkpoint. Given
+again, it goes on.
 """
 
 import shutil
@@ -16,7 +16,8 @@ from typing import Annotated
 
 import typer
 
-TRAINING = Path(__file__).parents[2] / "training"  # in the repository: latents, discriminators and a checkpoint, which no product needs
+TRAINING = Path(__file__).parents[2] / "training"  # in the repository: latents and discriminators, which no product needs
+EMBEDDED = Path(__file__).parents[1] / "embedded"
 VOICES = {"heart": 1.0, "makima": 0.05, "george": 0.01, "emma": 0.01, "michael": 0.01}  # of the hours; Kokoro is slow
 SHARES = (("language", "train", 0.8), ("codec", "encoder", 0.2))  # the decoder is right as it begins
 app = typer.Typer(add_completion=False)
@@ -40,8 +41,8 @@ def main(
         run("corpus", corpus, "--voices", voice, "--hours", hours * share, "--download")
     run("corpus", corpus, "--voices", "heart,makima", "--held-out")
     if not state.is_dir():
-        run("codec", "begin", TRAINING / "checkpoint", state, "--beside", TRAINING)
-        run("language", "begin", TRAINING / "checkpoint", state)
+        run("codec", "begin", EMBEDDED, state, "--beside", TRAINING)
+        run("language", "begin", EMBEDDED, state)
     began = time.monotonic()
     for _ in range(turns):
         for module, command, share in SHARES:

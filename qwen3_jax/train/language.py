@@ -155,8 +155,8 @@ def train(
 def export_command(
     run: Run, codec: Annotated[Path, Argument(help="Of `train.codec export`.")],
     out: Annotated[Path, Argument(help="A folder to be made.")],
-    temperature: Annotated[float, Option(help="Default of book 0.")] = 0.4,
-    subtalker_temperature: Annotated[float, Option(help="Default of books 1..15.")] = 0.1,
+    temperature: Annotated[float, Option(help="Default of book 0.")] = 0.3,
+    subtalker_temperature: Annotated[float, Option(help="Default of books 1..15.")] = 0.05,
     x_vector: Annotated[bool, Option("--x-vector/--in-context", help="How voices are cloned by default.")] = True,
 ) -> None:  # fmt: skip
     """Write a checkpoint in the published layout, float16, with the running averages of the weights."""
