@@ -39,6 +39,7 @@ LAYERS = [
         "qwen3_jax.train.loop",
         "qwen3_jax.train.clips",
         "qwen3_jax.train.lora",
+        "qwen3_jax.train.mixed",
     },
     {"qwen3_jax.evaluate.report", "qwen3_jax.evaluate.speak", "qwen3_jax.train.sentences", "qwen3_jax.train.locking"},
     {"qwen3_jax.train.levels", "qwen3_jax.train.plan"},

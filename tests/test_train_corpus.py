@@ -194,7 +194,7 @@ def test_a_shard(tmp_path: Path) -> None:
         heard = corpus.wave(tmp_path, line)
         assert heard.dtype == np.int16 and len(heard) == line.samples == sum(line.durations) * UNIT
         assert set(heard.tolist()) == {round((line.seed % 1000) / 2000 * 32767)}
-        assert line.licence and line.text_licence and line.teacher == "hibari-tts, voice heart"
+        assert line.licence and line.text_licence and line.teacher == "hibari-tts, voice heart, speed 0.82"
 
 
 def test_loud_speech_is_turned_down() -> None:
