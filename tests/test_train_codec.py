@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import msgspec
 import numpy as np
 import pytest
 from flax import nnx
@@ -15,10 +16,28 @@ from qwen3_jax.codec import init_state
 from qwen3_jax.config import CodecConfig, parse
 from qwen3_jax.mapping import flatten, unflatten
 from qwen3_jax.testing import tiny_codec_config
-from qwen3_jax.train import export, latents, levels, listener, locking, loop, losses, loud, plan, prior, small, vocoder
-from qwen3_jax.train.data import Stream, crops
+from qwen3_jax.train import (
+    codec,
+    corpus,
+    export,
+    latents,
+    levels,
+    listener,
+    locking,
+    loop,
+    losses,
+    loud,
+    plan,
+    prior,
+    small,
+    teachers,
+    vocoder,
+)
+from qwen3_jax.train.data import Stream, crops, load_streams
 from qwen3_jax.train.discriminators import PERIODS, Discriminators
 from qwen3_jax.train.latents import FRAME
+from qwen3_jax.train.sentences import Sentence
+from qwen3_jax.train.teachers import UNIT, Speaker, Utterance
 
 CROP, ROWS, ENTRIES = 2, 2, 48
 LATENT = 16 + 28  # main components, and what tells pitches apart
@@ -393,6 +412,25 @@ def test_a_pause_file_holds_the_run_until_it_goes(tmp_path: Path) -> None:
     assert loop.wait_while(tmp_path / "pause", lambda: True) < 0.5  # a run that is told to stop does not wait
 
 
+class Hum:
+    """A teacher of one sound, so and so fast."""
+
+    def speak(self, who: Speaker, text: str, seed: int) -> Utterance:
+        wave = sounds(round(15 / who.speed)).astype(np.float32) / 32768
+        return Utterance(wave, "_m_", [1, len(wave) // UNIT - 2, 1])
+
+
+def test_what_was_read_of_a_corpus_is_kept_and_not_taken_for_anothers(fitted: latents.Latents, tmp_path: Path) -> None:
+    batch = [Sentence("A sound.", "text"), Sentence("And a sound.", "text")]
+    for name, speed in (("slow", 1.0), ("fast", 1.5)):
+        corpus.make_shard(tmp_path / name / "heart", 0, msgspec.structs.replace(teachers.SPEAKERS["heart"], speed=speed), batch, Hum())
+    loaded = [load_streams(tmp_path / name, tmp_path / "run", 1.0, fitted) for name in ("slow", "fast", "slow")]
+    slow, fast, again = (streams[0] for streams in loaded)
+    assert len(slow.codes) == 2 * 15 and len(fast.codes) == 2 * 10
+    assert slow.codes.tolist() == again.codes.tolist() and np.array_equal(slow.wave, again.wave)
+    assert len(list((tmp_path / "run" / "read").glob("*.read.npz"))) == 2
+
+
 # the encoder in training, and the export
 
 
@@ -433,6 +471,36 @@ def test_the_encoder_learns_and_nothing_of_it_is_frozen(stream: Stream, fitted: 
     assert np.allclose(wider[:16], np.clip(np.sqrt(power[1] / power[0]), 1, listener.WIDEST)[:16], rtol=1e-5) and np.all(wider[16:] == 1)
     again = listener.finished(listener.begin_at(encoder_state(fitted), made, 20), fitted.components)
     assert again.keys() == made.keys() and all(np.allclose(again[name], made[name], rtol=1e-5) for name in made)
+
+
+def test_the_encoders_upper_part_learns_alone_from_what_the_lower_one_hears(stream: Stream, fitted: latents.Latents) -> None:
+    cfg = CFG.encoder_config
+    state = encoder_state(fitted)
+    state["average"] = {path: value + 0.01 for path, value in state["average"].items()}
+    state = listener.settled(state, cfg)
+    before = jax.tree.map(np.asarray, state["trained"])
+    wave = stream.wave[: 16 * FRAME].reshape(2, -1).astype(np.float32) / 32768
+    heard = listener.hear(state, wave, cfg=cfg, books=16)
+    graph, shapes = listener.encoder_definition(cfg, 16)
+    encoder = nnx.merge(graph, unflatten({**state["trained"], **state["frozen"]}, shapes))
+    whole = listener.embed(encoder, wave, jnp.full(2, wave.shape[1], jnp.int32))
+    np.testing.assert_allclose(listener.upper(encoder, heard.astype(jnp.float32)), whole, atol=2e-3 * float(jnp.abs(whole).max()))
+    # in pieces, as a corpus is listened to
+    pieces = codec.listened(state, stream.wave[: 16 * FRAME], CFG)
+    assert pieces.shape[0] == 16
+    steps = heard.shape[1] // 8
+    np.testing.assert_allclose(pieces[1:8].reshape(-1, heard.shape[2]), heard[0, steps:], atol=1e-3)  # before the first there is silence
+
+    wanted = listener.target(
+        fitted, fitted.latent(stream.main[:16], stream.codes[:16, 1]).reshape(2, 8, -1), stream.codes[:16, 0].reshape(2, 8)
+    )
+    seen = []
+    for _ in range(20):
+        state, figures = listener.regression_step(state, heard, wanted, fitted.spread, 2e-2, cfg=cfg, books=16)
+        seen.append(float(figures["latent"]))
+    assert seen[-1] < 0.9 * seen[0]
+    kept = {path for path, value in before.items() if np.array_equal(value, state["trained"][path])}
+    assert kept == {path for path in before if listener.stays(path, cfg)} and 0 < len(kept) < len(before)
 
 
 def test_an_export_is_the_trained_decoder(stream: Stream, fitted: latents.Latents, tmp_path: Path) -> None:

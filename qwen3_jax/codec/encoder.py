@@ -72,11 +72,19 @@ class ConvEncoder(nnx.Module):
         self.layers = nnx.Dict(layers)
 
     def __call__(self, wave: F32["1 B F"], valid: Int["B"]) -> tuple[F32["H B T"], Int["B"]]:
-        x = wave
-        for index in sorted(self.layers, key=int):
-            layer = self.layers[index]
+        return self.through(self.order, wave, valid)
+
+    @property
+    def order(self) -> list[str]:
+        """Names of the layers, first to last."""
+        return sorted(self.layers, key=int)
+
+    def through(self, names: list[str], x: F32["I B T"], valid: Int["B"]) -> tuple[F32["O B T'"], Int["B"]]:
+        """Through some layers that follow each other."""
+        for name in names:
+            layer = self.layers[name]
             # an ELU stands before every plain convolution but the first; a residual block brings its own
-            if index != "0" and isinstance(layer, PaddedConv):
+            if name != "0" and isinstance(layer, PaddedConv):
                 x = jax.nn.elu(x)
             x, valid = layer(x, valid)
         return x, valid

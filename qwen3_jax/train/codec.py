@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 import typer
 from flax import nnx
+from rich.progress import track
 from safetensors.numpy import load_file, save_file
 
 from qwen3_jax.allocation import KEEPING, restart_with_large_pages
@@ -42,6 +43,7 @@ CRITIC = "critic.safetensors"
 CODEC = "speech_tokenizer"
 STEPS = "steps.json"
 _PIECE = 16  # frames decoded at a time
+_LISTENED, _HEARD_BEFORE = 375 * FRAME, 4  # samples that are listened to at a time, and frames before them
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 Option = typer.Option
 Argument = typer.Argument
@@ -144,30 +146,50 @@ def decoder(
 def encoder(
     corpus: Corpus, run: Run, hours: Hours = 2.0, pause_file: Pause = None,
     steps: Annotated[int, Option(help="In all.")] = 1_000_000, minutes: Annotated[float, Option(help="This time.")] = float("inf"),
-    rows: Annotated[int, Option(help="Crops of a step.")] = 12, crop: Annotated[int, Option(help="Frames of a crop.")] = 32,
-    rate: Annotated[float, Option(help="Highest learning rate.")] = 1e-3, seed: int = 0,
+    rows: Annotated[int, Option(help="Crops of a step.")] = 16, crop: Annotated[int, Option(help="Frames of a crop.")] = 48,
+    rate: Annotated[float, Option(help="Highest learning rate.")] = 1e-3,
+    cool: Annotated[int, Option(help="Over so many of the last steps (see --steps) the rate falls to nothing.")] = 0,
+    whole: Annotated[bool, Option("--whole", help="Train the first convolutions, too: 12 times the work.")] = False, seed: int = 0,
 ) -> None:  # fmt: skip
     """Train the encoder onto the latents."""
     fitted = Latents.load(run / LATENTS)
     cfg = configured(fitted)
     streams = data.load_streams(corpus, run, hours, fitted)
+    state = listener.settled(loop.resume(run / "encoder", encoder_start(fitted, seed)), cfg.encoder_config)
+    heard = (
+        {} if whole else {stream.voice: listened(state, stream.wave, cfg) for stream in track(streams, "listening", console=loop.console)}
+    )
 
     def step(state: loop.State, number: int) -> tuple[loop.State, loop.Figures]:
         found = data.places(streams, rows, crop, seed, number)
-        wave = np.stack([stream.wave[at * FRAME : (at + crop) * FRAME] for stream, at in found]).astype(np.float32) / 32768
+        if whole:
+            given = np.stack([stream.wave[at * FRAME : (at + crop) * FRAME] for stream, at in found]).astype(np.float32) / 32768
+        else:
+            given = np.stack([heard[stream.voice][at : at + crop].reshape(-1, heard[stream.voice].shape[-1]) for stream, at in found])
         main = np.stack([stream.main[at : at + crop] for stream, at in found])
         codes = np.stack([stream.codes[at : at + crop] for stream, at in found])
         wanted = listener.target(fitted, fitted.latent(main, codes[..., 1]), codes[..., 0])
+        now = rate * min(1.0, (steps - number) / max(cool, 1))
         return listener.regression_step(
-            state, wave, wanted, fitted.spread, rate, cfg=cfg.encoder_config, books=cfg.encoder_valid_num_quantizers
+            state, given, wanted, fitted.spread, now, cfg=cfg.encoder_config, books=cfg.encoder_valid_num_quantizers
         )
 
     def evaluate(state: loop.State, folder: Path) -> loop.Figures:
         return agreement(corpus, fitted, cfg, listener.finished(state, fitted.components))
 
-    state = loop.resume(run / "encoder", encoder_start(fitted, seed))
     plan = loop.Plan(steps=steps, minutes=minutes, pause=pause_file, evaluate_every=1000)
     loop.train(run / "encoder", state, step, plan, evaluate)
+
+
+def listened(state: loop.State, wave: NpInt["F"], cfg: CodecConfig) -> Any:
+    """`listener.hear` of a voice's whole speech, frame by frame: float16 [N T C]."""
+    pieces, clear = [], _HEARD_BEFORE * FRAME
+    padded = np.pad(wave, (clear, -len(wave) % _LISTENED))
+    for start in range(0, len(padded) - clear, _LISTENED):
+        piece = padded[None, start : start + clear + _LISTENED].astype(np.float32) / 32768
+        found = listener.hear(state, piece, cfg=cfg.encoder_config, books=cfg.encoder_valid_num_quantizers)[0]
+        pieces.append(np.asarray(found).reshape(_HEARD_BEFORE + _LISTENED // FRAME, -1, found.shape[-1])[_HEARD_BEFORE:])
+    return np.concatenate(pieces)[: len(wave) // FRAME]
 
 
 def held_out(corpus: Path, each: int) -> list[tuple[str, NpF32, NpInt]]:

@@ -4,6 +4,7 @@ The utterances of a voice are put one after another, each padded with silence to
 crop; teachers begin and end in silence.
 """
 
+import hashlib
 import multiprocessing
 import os
 import tempfile
@@ -85,7 +86,7 @@ def parts_to_fit(corpus: Path, hours: float, entries: int) -> tuple[list[Part], 
 def load_streams(corpus: Path, run: Path, hours: float, latents: Latents, speech: float = float("inf")) -> list[Stream]:
     """The corpus in memory, as the latents read it: about 350 MB an hour, of which 15 without the speech.
 
-    Each shard is read once, and what was found is kept in ``run``/read.
+    Each shard is read once, and what was found is kept in ``run``/read, under a name that tells it from a shard of another corpus.
 
     Args:
         corpus: of qwen3_jax.train.corpus.
@@ -101,7 +102,7 @@ def load_streams(corpus: Path, run: Path, hours: float, latents: Latents, speech
             shards.setdefault(line.shard, []).append(line)
         seconds = 0.0
         for shard, some in shards.items():
-            kept = run / "read" / f"{voice}-{Path(shard).stem}-{len(some)}"
+            kept = run / "read" / f"{voice}-{Path(shard).stem}-{_fingerprint(some)}"
             jobs.setdefault(voice, []).append((kept, some, seconds < speech * 3600))
             seconds += sum(line.samples for line in some) / SAMPLE_RATE
     missing = [job for found in jobs.values() for job in found if not _is_read(job[0], job[2])]
@@ -134,6 +135,11 @@ def _start(corpus: Path, latents: Latents) -> None:
 def _work(job: tuple[Path, list[Line], bool]) -> None:
     corpus, latents = _READER[0]
     _read_shard(corpus, *job, latents)
+
+
+def _fingerprint(lines: list[Line]) -> str:
+    """Of what is said, by whom (and how fast), with which packages."""
+    return hashlib.blake2b(msgspec.json.encode(lines), digest_size=6).hexdigest()
 
 
 def _files(kept: Path) -> tuple[Path, Path]:
