@@ -36,7 +36,7 @@ def codec_config(latent: int, entries: int) -> dict[str, Any]:
         "encoder_config": {
             "audio_channels": 1, "num_filters": 16, "kernel_size": 7, "residual_kernel_size": 3, "last_kernel_size": 3,
             "num_residual_layers": 1, "compress": 2, "dilation_growth_rate": 2, "upsampling_ratios": [8, 6, 5, 4], "hidden_size": 160,
-            "num_hidden_layers": 3, "num_attention_heads": 5, "num_key_value_heads": 5, "head_dim": 32, "intermediate_size": 320,
+            "num_hidden_layers": 5, "num_attention_heads": 5, "num_key_value_heads": 5, "head_dim": 32, "intermediate_size": 512,
             "hidden_act": "gelu", "norm_eps": 1e-5, "layer_scale_initial_scale": 0.1, "rope_theta": 10000.0,
             "max_position_embeddings": 8000, "sliding_window": 250, "num_quantizers": 16, "num_semantic_quantizers": 1,
             "codebook_size": entries, "codebook_dim": latent, "vector_quantization_hidden_dimension": latent, "pad_mode": "constant",
@@ -45,8 +45,8 @@ def codec_config(latent: int, entries: int) -> dict[str, Any]:
         },
         "decoder_config": {
             "latent_dim": 256, "codebook_dim": 2 * (latent + 3 * RAMPS), "codebook_size": entries, "decoder_dim": 256, "hidden_size": 256,
-            "intermediate_size": 384, "layer_scale_initial_scale": 0.1, "head_dim": 32, "num_attention_heads": 8, "num_hidden_layers": 1,
-            "num_key_value_heads": 8, "num_quantizers": 16, "num_semantic_quantizers": 1, "rms_norm_eps": 1e-5, "rope_theta": 10000,
+            "intermediate_size": 96, "layer_scale_initial_scale": 0.1, "head_dim": 32, "num_attention_heads": 2, "num_hidden_layers": 1,
+            "num_key_value_heads": 2, "num_quantizers": 16, "num_semantic_quantizers": 1, "rms_norm_eps": 1e-5, "rope_theta": 10000,
             "semantic_codebook_size": entries, "sliding_window": 32, "upsample_rates": [8, 5, 4, 3], "upsampling_ratios": [2, 2],
             "max_position_embeddings": 8000,
         },
