@@ -160,12 +160,17 @@ def encoder(
         {} if whole else {stream.voice: listened(state, stream.wave, cfg) for stream in track(streams, "listening", console=loop.console)}
     )
 
+    spread = np.concatenate([each[:1000] for each in heard.values()]).astype(np.float32).std(axis=(0, 1)) if heard else 0.0
+
     def step(state: loop.State, number: int) -> tuple[loop.State, loop.Figures]:
         found = data.places(streams, rows, crop, seed, number)
         if whole:
             given = np.stack([stream.wave[at * FRAME : (at + crop) * FRAME] for stream, at in found]).astype(np.float32) / 32768
         else:
-            given = np.stack([heard[stream.voice][at : at + crop].reshape(-1, heard[stream.voice].shape[-1]) for stream, at in found])
+            given = np.stack([heard[stream.voice][at : at + crop] for stream, at in found]).astype(np.float32)
+            noise = np.random.default_rng([seed, number, 2])
+            given += listener.BLURRED * spread * noise.standard_normal(given.shape, np.float32)
+            given = given.reshape(rows, -1, given.shape[-1])
         main = np.stack([stream.main[at : at + crop] for stream, at in found])
         codes = np.stack([stream.codes[at : at + crop] for stream, at in found])
         wanted = listener.target(fitted, fitted.latent(main, codes[..., 1]), codes[..., 0])

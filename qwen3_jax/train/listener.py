@@ -28,6 +28,7 @@ from qwen3_jax.train.vocoder import Flat, optimiser, rate_at, running_average
 
 WIDEST = 5.0  # by which a number is widened, at most
 UPPER = 3  # layers of the convolutions that `upper` has: a residual block, the last strided convolution, the last one
+BLURRED = 0.2  # of its spread, noise on what `lower` made: without it, three hours were learnt by heart
 SKIPPED = 4  # frames at a crop's begin, whose past the encoder does not hear
 _ACOUSTIC = "quantizer.acoustic_residual_vector_quantizer"
 
