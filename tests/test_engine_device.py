@@ -156,7 +156,8 @@ def test_no_request_notices_another(base: Model, device: JaxDevice, alone: dict[
             assert handle.cancelled or count == len(codes)
             if packets:
                 np.testing.assert_array_equal(np.concatenate([packet.codes for packet in packets]), codes[:count])
-                np.testing.assert_allclose(np.concatenate([packet.pcm for packet in packets]), pcm[: 1920 * count], atol=1e-5)
+                made = np.concatenate([packet.pcm for packet in packets])
+                np.testing.assert_allclose(made, pcm[: 1920 * count], atol=3e-5)  # on a Xeon of 2.5 GHz batch shapes round 1.03e-5 apart
 
     holds()
 
