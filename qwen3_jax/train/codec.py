@@ -149,18 +149,18 @@ def encoder(
     rows: Annotated[int, Option(help="Crops of a step.")] = 16, crop: Annotated[int, Option(help="Frames of a crop.")] = 48,
     rate: Annotated[float, Option(help="Highest learning rate.")] = 1e-3,
     cool: Annotated[int, Option(help="Over so many of the last steps (see --steps) the rate falls to nothing.")] = 0,
-    whole: Annotated[bool, Option("--whole", help="Train the first convolutions, too: 12 times the work.")] = False, seed: int = 0,
+    whole: Annotated[bool, Option("--whole", help="Train the first convolutions, too: several times the work.")] = False, seed: int = 0,
 ) -> None:  # fmt: skip
     """Train the encoder onto the latents."""
     fitted = Latents.load(run / LATENTS)
     cfg = configured(fitted)
     streams = data.load_streams(corpus, run, hours, fitted)
-    state = listener.settled(loop.resume(run / "encoder", encoder_start(fitted, seed)), cfg.encoder_config)
-    heard = (
-        {} if whole else {stream.voice: listened(state, stream.wave, cfg) for stream in track(streams, "listening", console=loop.console)}
-    )
-
-    spread = np.concatenate([each[:1000] for each in heard.values()]).astype(np.float32).std(axis=(0, 1)) if heard else 0.0
+    state = loop.resume(run / "encoder", encoder_start(fitted, seed))
+    heard, spread = {}, 0.0
+    if not whole:
+        state = listener.settled(state, cfg.encoder_config)
+        heard = {stream.voice: listened(state, stream.wave, cfg) for stream in track(streams, "listening", console=loop.console)}
+        spread = np.concatenate([each[:1000] for each in heard.values()]).astype(np.float32).std(axis=(0, 1))
 
     def step(state: loop.State, number: int) -> tuple[loop.State, loop.Figures]:
         found = data.places(streams, rows, crop, seed, number)

@@ -7,7 +7,8 @@ as nearly nothing, and dull speech would come of that: the projection widens eac
 right than elsewhere, and only in-context cloning reads it.
 
 Its first convolutions, from 24 kHz to 200 Hz, are most of the work. They are kept as they are once they hear well enough (`lower`), and
-what they make of the corpus is computed once; what follows them (`upper`) then learns from twelve times as much speech in the same time.
+what they make of the corpus is computed once; what follows them (`upper`) then learns from several times as much speech in the same time
+(docs/embedded.md).
 """
 
 import functools
@@ -126,7 +127,7 @@ def finished(state: dict[str, Any], components: int) -> Flat:
 
 def stays(path: str, cfg: CodecEncoderConfig) -> bool:
     """Whether a parameter is of what `lower` computes."""
-    upper_from = 3 * len(cfg.upsampling_ratios) - 2
+    upper_from = 3 * len(cfg.upsampling_ratios) - 2  # the published number of the first of the `UPPER`
     return path.startswith("encoder.layers.") and int(path.split(".")[2]) < upper_from
 
 
