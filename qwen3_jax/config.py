@@ -272,7 +272,10 @@ class GenerationConfig(_Frozen):
     subtalker_top_p: float = 1.0
     subtalker_top_k: int = 50
     max_new_tokens: int = 2048
-    x_vector_only_mode: bool = False  # ours, named after the package's argument: how a voice is cloned unless the caller says
+    # Ours, named after the package's arguments: how a voice is cloned, and whether the whole text is read before the first frame, unless
+    # the caller says. None: as the package does for the kind of checkpoint.
+    x_vector_only_mode: bool = False
+    non_streaming_mode: bool | None = None
 
 
 T = TypeVar("T", bound=_Frozen)

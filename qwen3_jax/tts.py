@@ -174,7 +174,8 @@ class Qwen3TTS:
             voice: a Voice (Base checkpoints) or a preset speaker's name (custom_voice).
             language: one of ``languages``, or auto.
             instruct: how to speak, in words (voice_design, and custom_voice but for 0.6B).
-            streaming_text: feed one text token a frame. Default, as in the published package: Base yes, others no.
+            streaming_text: feed one text token a frame. Default, as in the published package: Base yes, others no; unless the
+                checkpoint's ``generation_config.json`` says ``non_streaming_mode``.
             seed: 0 to 2^32-1. The same request and seed give the same audio, alone or in a batch. None: a fresh one.
             sampling: default: the checkpoint's.
             max_frames: 80 ms each. Default: 125 + 25 per text token, at most the checkpoint's max_new_tokens.
@@ -273,7 +274,7 @@ class Qwen3TTS:
             else self._reader(cloned.transcript, "transcript").reference(cloned.transcript),
             reference_codes=None if cloned is None else cloned.codes,
             instruct_ids=None if instruct is None else self._reader(instruct, "instruct").instruction(instruct),
-            streaming_text=self.model_type == "base" if streaming_text is None else streaming_text,
+            streaming_text=self._streams_text() if streaming_text is None else streaming_text,
         )
         most = self.model.generation.max_new_tokens - 1  # the published loop's last token never becomes a frame
         if max_frames is None:
@@ -285,6 +286,11 @@ class Qwen3TTS:
             raise ValueError(f"seed = {seed}: must be from 0 to {2**32 - 1}")
         state = None if cloned is None else self._codec_state(cloned)
         return Request(prompt, sampling or Sampling.defaults(self.model.generation), seed, max_frames, state, len(ids) - ROLE - CLOSING)
+
+    def _streams_text(self) -> bool:
+        """Unless the caller says."""
+        whole = self.model.generation.non_streaming_mode
+        return self.model_type == "base" if whole is None else not whole
 
     def _voice(self, voice: Voice | str | None) -> tuple[Voice | None, str | None]:
         """(cloned voice, preset speaker) as this checkpoint takes them."""

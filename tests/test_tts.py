@@ -225,6 +225,17 @@ def test_how_a_voice_is_cloned_is_the_callers_choice_or_the_checkpoints(tts: Qwe
     assert tts.create_voice(*said, x_vector_only_mode=False).mode == "icl"
 
 
+def test_how_a_text_is_read_is_the_callers_choice_or_the_checkpoints(tts: Qwen3TTS, voice: Voice, monkeypatch: pytest.MonkeyPatch) -> None:
+    def rows(**more: object) -> int:
+        return len(tts._request(TEXT, **({"voice": voice, "language": "auto", "instruct": None, "streaming_text": None, "seed": 1,
+                                          "sampling": None, "max_frames": 4} | more)).prompt.text)  # fmt: skip
+
+    streamed, whole = rows(streaming_text=True), rows(streaming_text=False)
+    assert whole > streamed and rows() == streamed
+    monkeypatch.setattr(tts, "model", tts.model._replace(generation=msgspec.structs.replace(tts.model.generation, non_streaming_mode=True)))
+    assert rows() == whole and rows(streaming_text=True) == streamed
+
+
 def test_a_reference_transcript_must_say_something(tts: Qwen3TTS) -> None:
     with pytest.raises(ValueError, match="is empty"):
         tts.create_voice((WAVE, 24000), "  ")

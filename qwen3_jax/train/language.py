@@ -158,13 +158,18 @@ def export_command(
     temperature: Annotated[float, Option(help="Default of book 0.")] = 0.3,
     subtalker_temperature: Annotated[float, Option(help="Default of books 1..15.")] = 0.05,
     x_vector: Annotated[bool, Option("--x-vector/--in-context", help="How voices are cloned by default.")] = True,
+    whole: Annotated[bool, Option("--whole-text/--streaming-text", help="How a text is read by default.")] = True,
 ) -> None:  # fmt: skip
     """Write a checkpoint in the published layout, float16, with the running averages of the weights."""
     config, parsed, fitted, _ = configured(run)
     state = loop.resume(run / PLACE, start(parsed, fitted.components, 0))
     # no penalty of repetition: 512 entries must come again and again
     defaults = GenerationConfig(
-        temperature=temperature, subtalker_temperature=subtalker_temperature, repetition_penalty=1.0, x_vector_only_mode=x_vector
+        temperature=temperature,
+        subtalker_temperature=subtalker_temperature,
+        repetition_penalty=1.0,
+        x_vector_only_mode=x_vector,
+        non_streaming_mode=whole,
     )
     with new_folder(out) as temporary:
         save_file(export.published_tensors(flatten(speaking(state["average"])), np.float16), temporary / export.FILE, {"format": "pt"})

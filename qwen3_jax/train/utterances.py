@@ -191,7 +191,7 @@ def size_of(utterance: Utterance, *, streaming_text: bool) -> int:
 
 def batches(
     config: ModelConfig, speech: Speech, *, rows: int, picks: int, seed: int, missteps: Missteps | None = None, glances: int = 0,
-    streaming: float = 0.5, in_context: float = 0.15, hidden: float = 0.2, evenness: float = 0.25,
+    streaming: float = 0.3, in_context: float = 0.15, hidden: float = 0.2, evenness: float = 0.25,
     brief: float = 4.0,
 ) -> Callable[[int], Batch]:  # fmt: skip
     """A step's batch. Too long utterances are left out.
