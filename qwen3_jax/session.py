@@ -156,7 +156,7 @@ def warm_up(model: Model, sizes: Sequence[int], prompt_rows: Sequence[int], colu
         prompt = Prompt(pad, np.full((rows, books), -1, np.int32), np.zeros(rows, bool), None, pad[:0])
         return Request(prompt, Sampling(), seed=0, max_frames=sum(sizes) * len(columns))
 
-    for rows in prompt_rows:
+    for rows in sorted(prompt_rows, reverse=True):  # the shortest last: it leaves room in the smallest cache
         session = Session(model, [silence(rows)])
     if model.config.tts_model_type == "base":
         prime(model, np.zeros((_PRIME + 1, books), np.int32))

@@ -21,6 +21,7 @@ from qwen3_jax import audio, compilation, hub
 from qwen3_jax.checkpoint import identity
 from qwen3_jax.codec import DecoderState
 from qwen3_jax.encode import encode_codes, encode_x_vector
+from qwen3_jax.generate import PROMPT_BUCKETS
 from qwen3_jax.model import Model, load
 from qwen3_jax.prompt import AUTO, CLOSING, ROLE, build, language_id, speaker_name
 from qwen3_jax.sampling import Sampling
@@ -30,7 +31,7 @@ from qwen3_jax.text import Tokenizer
 from qwen3_jax.voice import Voice
 
 FIRST_CHUNK, CHUNK, OFFLINE_CHUNK = 1, 4, 8  # frames per compiled call: first sound soon, then fewer calls
-WARM_PROMPTS, WARM_COLUMNS = (32, 64, 96, 128, 192), (128, 256, 512)  # what `warmup` compiles
+WARM_PROMPTS, WARM_COLUMNS = tuple(rows for rows in PROMPT_BUCKETS if rows <= 192), (128, 256, 512)  # what `warmup` compiles
 PREPARED_VOICES = 16  # kept ready for in-context cloning, 5 MB each
 FRAMES_PER_TOKEN, SPARE_FRAMES = 25, 125  # default cap on an utterance: 2 s a text token and 10 s on top
 
