@@ -18,7 +18,7 @@ import typer
 
 TRAINING = Path(__file__).parents[2] / "training"  # in the repository: latents and discriminators, which no product needs
 EMBEDDED = Path(__file__).parents[1] / "embedded"
-VOICES = {"heart": 1.0, "makima": 0.05, "george": 0.01, "emma": 0.01, "michael": 0.01}  # of the hours; Kokoro is slow
+VOICES = {"heart": 1.0, "makima": 0.1, "george": 0.01, "emma": 0.01, "michael": 0.01}  # of the hours; Kokoro is slow
 SHARES = (("language", "train", 0.8), ("codec", "encoder", 0.2))  # the decoder is right as it begins
 app = typer.Typer(add_completion=False)
 
