@@ -239,9 +239,16 @@ def test_how_a_text_is_read_is_the_callers_choice_or_the_checkpoints(tts: Qwen3T
 def test_after_the_warmup_a_text_of_any_usual_length_compiles_nothing(tts: Qwen3TTS, voice: Voice) -> None:
     compiled: list[str] = []
     tts.warmup()
-    jax.monitoring.register_event_duration_secs_listener(lambda event, _, **__: compiled.append(event))
-    for words in (1, 6, 12, 18, 24, 30, 36):
-        next(tts.stream(" ".join(["word"] * words), voice=voice, streaming_text=False, seed=1, max_frames=4))
+
+    def count(event: str, _: float, **__: object) -> None:
+        compiled.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(count)
+    try:
+        for words in (1, 6, 12, 18, 24, 30, 36):
+            next(tts.stream(" ".join(["word"] * words), voice=voice, streaming_text=False, seed=1, max_frames=4))
+    finally:
+        jax.monitoring.unregister_event_duration_listener(count)
     assert not [event for event in compiled if event.endswith("backend_compile_duration")]
 
 
