@@ -33,7 +33,7 @@ from qwen3_jax.train import (
     teachers,
     vocoder,
 )
-from qwen3_jax.train.data import Stream, crops, load_streams
+from qwen3_jax.train.data import Stream, begun_later, chosen_lines, crops, load_streams
 from qwen3_jax.train.discriminators import PERIODS, Discriminators
 from qwen3_jax.train.latents import FRAME
 from qwen3_jax.train.sentences import Sentence
@@ -417,7 +417,7 @@ class Hum:
 
     def speak(self, who: Speaker, text: str, seed: int) -> Utterance:
         wave = sounds(round(15 / who.speed)).astype(np.float32) / 32768
-        return Utterance(wave, "_m_", [1, len(wave) // UNIT - 2, 1])
+        return Utterance(wave, "_m_", [2, len(wave) // UNIT - 3, 1])
 
 
 def test_what_was_read_of_a_corpus_is_kept_and_not_taken_for_anothers(fitted: latents.Latents, tmp_path: Path) -> None:
@@ -429,6 +429,20 @@ def test_what_was_read_of_a_corpus_is_kept_and_not_taken_for_anothers(fitted: la
     assert len(slow.codes) == 2 * 15 and len(fast.codes) == 2 * 10
     assert slow.codes.tolist() == again.codes.tolist() and np.array_equal(slow.wave, again.wave)
     assert len(list((tmp_path / "run" / "read").glob("*.read.npz"))) == 2
+
+
+def test_a_voice_of_few_hours_is_read_again_with_other_borders_of_frames(fitted: latents.Latents, tmp_path: Path) -> None:
+    who = msgspec.structs.replace(teachers.SPEAKERS["heart"], speed=1.0)
+    corpus.make_shard(tmp_path / "heart", 0, who, [Sentence("A sound.", "text")], Hum())
+    seconds = 15 * FRAME / 24000
+    (first,) = load_streams(tmp_path, tmp_path / "run", 2.1 * seconds / 3600, fitted)
+    (later,) = load_streams(tmp_path, tmp_path / "run", 2.1 * seconds / 3600, fitted, again=1)
+    assert np.array_equal(later.wave[: 14 * FRAME], first.wave[UNIT:][: 14 * FRAME])  # a unit of the pause is cut
+    assert (later.codes[:14, 2:] != first.codes[:14, 2:]).mean() > 0.2
+    (line,) = chosen_lines(tmp_path, 1.0, 1)["heart"]
+    assert line.durations == [1, 15 * FRAME // UNIT - 3, 1] and line.samples == 15 * FRAME - UNIT
+    assert begun_later(line, 1) == line  # no pause is left to cut from
+    assert not chosen_lines(tmp_path, 1.9 * seconds / 3600, 1)  # it does not fit in twice
 
 
 # the encoder in training, and the export

@@ -23,6 +23,7 @@ from qwen3_jax.train import locking, plan
 from qwen3_jax.train.corpus import Line, end_with_parent, read_corpus, wave
 from qwen3_jax.train.latents import FRAME, Latents, Part, fit_pitch
 from qwen3_jax.train.levels import levels
+from qwen3_jax.train.teachers import UNIT
 
 SAMPLE_RATE = 24000
 _HEARD, _READ = ("wave", "locked", "levels"), ("codes", "main")  # of a Stream: kept apart
@@ -41,8 +42,14 @@ class Stream(msgspec.Struct):
     main: np.ndarray
 
 
-def chosen_lines(corpus: Path, hours: float) -> dict[str, list[Line]]:
+def chosen_lines(corpus: Path, hours: float, again: int = 0) -> dict[str, list[Line]]:
     """The first ``hours`` of each voice, in the corpus's order.
+
+    Args:
+        corpus: of qwen3_jax.train.corpus.
+        hours: of each voice, at most.
+        again: the same a second time (1) or third (2), begun so many units later (`begun_later`), so that its frames have other borders;
+            only voices of so few hours that they fit into ``hours`` as often.
 
     Raises:
         FileNotFoundError: there is no corpus.
@@ -51,9 +58,19 @@ def chosen_lines(corpus: Path, hours: float) -> dict[str, list[Line]]:
     seconds: dict[str, float] = {}
     for line in read_corpus(corpus):
         if seconds.get(line.voice, 0.0) < hours * 3600:
-            found.setdefault(line.voice, []).append(line)
+            found.setdefault(line.voice, []).append(begun_later(line, again))
             seconds[line.voice] = seconds.get(line.voice, 0.0) + line.samples / SAMPLE_RATE
-    return found
+    return {voice: lines for voice, lines in found.items() if not again or seconds[voice] * (again + 1) <= hours * 3600}
+
+
+def begun_later(line: Line, units: int) -> Line:
+    """Without the first units (of 600 samples) of the pause before the speech; as it is where that is shorter. A frame is 3.2 units, so
+    one and two of them less put the borders of frames elsewhere."""
+    if line.phonemes[:1] not in ("_", " ") or line.durations[0] <= units:
+        return line
+    cut = units * UNIT
+    durations = [line.durations[0] - units, *line.durations[1:]]
+    return msgspec.structs.replace(line, start=line.start + cut, samples=line.samples - cut, durations=durations)
 
 
 def padded(corpus: Path, line: Line) -> NpF32:
@@ -83,7 +100,7 @@ def parts_to_fit(corpus: Path, hours: float, entries: int) -> tuple[list[Part], 
     return parts, pitch
 
 
-def load_streams(corpus: Path, run: Path, hours: float, latents: Latents, speech: float = float("inf")) -> list[Stream]:
+def load_streams(corpus: Path, run: Path, hours: float, latents: Latents, speech: float = float("inf"), again: int = 0) -> list[Stream]:
     """The corpus in memory, as the latents read it: about 350 MB an hour, of which 15 without the speech.
 
     Each shard is read once, and what was found is kept in ``run``/read, under a name that tells it from a shard of another corpus.
@@ -94,9 +111,10 @@ def load_streams(corpus: Path, run: Path, hours: float, latents: Latents, speech
         hours: of each voice, at most.
         latents: the run's.
         speech: hours of each voice whose waves and levels are loaded too, at least; those of the rest are left out.
+        again: as for `chosen_lines`.
     """
     jobs: dict[str, list[tuple[Path, list[Line], bool]]] = {}
-    for voice, lines in chosen_lines(corpus, hours).items():
+    for voice, lines in chosen_lines(corpus, hours, again).items():
         shards: dict[str, list[Line]] = {}
         for line in lines:
             shards.setdefault(line.shard, []).append(line)

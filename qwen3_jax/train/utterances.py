@@ -5,7 +5,7 @@ language named or left open; with others of the same voice before it, as in-cont
 made from a window of the same voice's speech, anywhere in it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from qwen3_jax.shapes import NpF32, NpInt
 from qwen3_jax.text import Tokenizer
 from qwen3_jax.train import plan
 from qwen3_jax.train.corpus import Line
-from qwen3_jax.train.data import SAMPLE_RATE, chosen_lines, load_streams
+from qwen3_jax.train.data import SAMPLE_RATE, Stream, chosen_lines, load_streams
 from qwen3_jax.train.latents import FRAME, Latents
 from qwen3_jax.train.missteps import Missteps
 from qwen3_jax.train.narrator import Batch, Taught, assemble, teach
@@ -34,6 +34,7 @@ _CONTROL = 11  # rows of a prompt that are neither text nor reference, at most
 _SHORTEST = SAMPLE_RATE  # of a reference, where the voice has as much
 _HOP = 256  # samples between frames of the speaker encoder's mel
 _WHOLE = 9600  # samples to which `data.padded` pads
+_READINGS = 3  # of a voice of few hours, at most
 _BRIEF = 20  # frames of a short phrase, at most
 _GONE_WRONG = 0.4  # share of utterances whose earlier frames the talker is told a little wrong
 
@@ -72,25 +73,34 @@ class Form(msgspec.Struct, frozen=True):
 def load(corpus: Path, run: Path, hours: float, latents: Latents, tokenizer: Tokenizer) -> Speech:
     """The first ``hours`` of each voice, in memory; references come from their first half hour.
 
+    A voice of so few hours that they fit into ``hours`` twice or three times is read as often, each time with its frames' borders
+    elsewhere: the same speech in other codes.
+
     Raises:
         FileNotFoundError: there is no corpus.
     """
-    lines = chosen_lines(corpus, hours)
-    utterances, waves = [], []
+    utterances: list[Utterance] = []
+    waves: dict[str, np.ndarray] = {}
+    for again in range(_READINGS):
+        lines = chosen_lines(corpus, hours, again)
+        for stream in load_streams(corpus, run, hours, latents, speech=0.5, again=again):
+            waves.setdefault(stream.voice, stream.wave)
+            utterances += _of_stream(list(waves).index(stream.voice), stream, lines[stream.voice], latents, tokenizer)
+    return Speech(utterances, list(waves.values()))
+
+
+def _of_stream(voice: int, stream: Stream, lines: list[Line], latents: Latents, tokenizer: Tokenizer) -> Iterator[Utterance]:
     spread = latents.spread[: latents.components].astype(np.float16)
-    for voice, stream in enumerate(load_streams(corpus, run, hours, latents, speech=0.5)):
-        start = 0
-        for line in lines[stream.voice]:
-            frames = -(-line.samples // FRAME)
-            ids = tokenizer.assistant(line.text)
-            pieces = tokenizer.pieces(ids[ROLE:-CLOSING])
-            said, words = said_when(line, pieces, frames), spelt(line.text, line.phonemes, pieces)
-            whole = slice(start, start + frames)
-            codes, latent = stream.codes[whole].astype(np.int32), stream.main[whole] / spread
-            utterances.append(Utterance(voice, ids, codes, said, latent, words, plan.quarters(line.phonemes, line.durations, frames)))
-            start += -(-line.samples // _WHOLE) * _WHOLE // FRAME
-        waves.append(stream.wave)
-    return Speech(utterances, waves)
+    start = 0
+    for line in lines:
+        frames = -(-line.samples // FRAME)
+        ids = tokenizer.assistant(line.text)
+        pieces = tokenizer.pieces(ids[ROLE:-CLOSING])
+        said, words = said_when(line, pieces, frames), spelt(line.text, line.phonemes, pieces)
+        whole = slice(start, start + frames)
+        codes, latent = stream.codes[whole].astype(np.int32), stream.main[whole] / spread
+        yield Utterance(voice, ids, codes, said, latent, words, plan.quarters(line.phonemes, line.durations, frames))
+        start += -(-line.samples // _WHOLE) * _WHOLE // FRAME
 
 
 def said_when(line: Line, pieces: list[str], frames: int) -> NpInt["N+1 2"] | None:
