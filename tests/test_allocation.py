@@ -42,6 +42,8 @@ for size in (14 << 20, 20 << 20):
     blocks = [np.ones(size, np.uint8) for _ in range(3)]
     print(held - before, resident() - held)
     del blocks
+with open("/proc/self/status") as file:
+    print([line.split()[1] for line in file if line.startswith("THP_enabled")])
 """
 
 
@@ -82,7 +84,8 @@ def test_nothing_happens_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's setting")
 def test_memory_in_hand_is_there_and_is_used(tmp_path: Path) -> None:
-    given_back, *lines = run(tmp_path, HOLDING, GLIBC_TUNABLES=allocation.TUNABLES)
+    given_back, *lines, may_grow_large = run(tmp_path, HOLDING, GLIBC_TUNABLES=allocation.TUNABLES)
+    assert may_grow_large in ("['0']", "[]")  # a kernel before 5.0 does not say
     assert int(given_back) > 150 << 20
     for line in lines:
         kept, grown = map(int, line.split())

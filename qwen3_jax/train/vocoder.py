@@ -104,9 +104,11 @@ def rate_at(step: jax.Array, peak: float, warm: int = 100, flat: int = 1500) -> 
     return peak * jnp.minimum(1.0, (step + 1) / warm) * jax.lax.rsqrt(jnp.maximum(1.0, step / flat))
 
 
-def optimiser(second: float = 0.99) -> optax.GradientTransformation:
+def optimiser(second: float = 0.99, decay: float = 1e-3) -> optax.GradientTransformation:
     """AdamW without its learning rate, which the step passes. Gradients are clipped to length 1."""
-    return optax.chain(optax.clip_by_global_norm(1.0), optax.scale_by_adam(0.8, second), optax.add_decayed_weights(1e-3), optax.scale(-1.0))
+    return optax.chain(
+        optax.clip_by_global_norm(1.0), optax.scale_by_adam(0.8, second), optax.add_decayed_weights(decay), optax.scale(-1.0)
+    )
 
 
 def _without(held: Held, changes: Flat) -> Flat:
