@@ -209,6 +209,28 @@ def test_the_quarters_of_frames_have_the_teachers_phonemes(base: Model) -> None:
     assert seen[0] == pytest.approx(np.log(hints.SYMBOLS)) and seen[-1] < 0.7 * seen[0]
 
 
+def test_speech_begins_at_once_where_all_of_the_text_is_there(base: Model) -> None:
+    timing = plan.quarters("_hi._", [12, 2, 3, 1, 3], 7)  # 3 frames of pause, and three quarters of the fourth
+    said = np.stack([np.arange(8), np.arange(8) + 1], axis=1)
+    late = utterances.Utterance(0, turn(4, 1), np.arange(7 * 16, dtype=np.int32).reshape(7, 16), said, np.ones((7, 4)), timing=timing)
+    early = utterances.at_once(late)
+    assert early.codes.tolist() == late.codes[2:].tolist() and early.said.tolist() == said[2:].tolist()
+    assert early.timing.tolist() == timing[2:].tolist() and early.latent.shape == (5, 4)
+    assert utterances.at_once(early).codes.tolist() == early.codes.tolist()
+    silent = msgspec.structs.replace(late, timing=np.zeros_like(timing))
+    assert utterances.at_once(silent) is silent  # nobody knows when it is said
+    assert utterances.at_once(msgspec.structs.replace(late, timing=None)).timing is None
+
+    speech = utterances.Speech([late], [np.zeros(24000, np.int16)])
+    draw = utterances.batches(base.config, speech, rows=80, picks=4, seed=0, in_context=0.0, hidden=0.0)
+    lengths: dict[bool, set[int]] = {True: set(), False: set()}
+    for step in range(12):
+        batch = draw(step)
+        streams = np.random.default_rng([0, step]).random() < 0.3
+        lengths[bool(streams)] |= set((np.asarray(batch.labels)[..., 0] >= 0).sum(axis=1).tolist())
+    assert lengths == {True: {8}, False: {6}}  # frames and the end of speech
+
+
 def test_after_a_misstep_the_labels_lead_back(base: Model) -> None:
     """The sum of all books told comes nearer to the true vector than where they went wrong, and true frames keep their labels."""
     from qwen3_jax.train.latents import Latents, nearest

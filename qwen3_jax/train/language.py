@@ -90,11 +90,12 @@ def held_out_batches(corpus: Path, config: ModelConfig, fitted: Latents, reader:
         for number, text in enumerate(texts):
             wave = load_audio(folder / f"{number:04}.wav")
             whole = np.pad(wave, (0, -len(wave) % FRAME))
-            codes = fitted.read(whole, said_in(folder / f"{number:04}.wav", len(whole) // FRAME)).codes
-            utterance = utterances.Utterance(0, reader.assistant(text), codes, None)
+            said = said_in(folder / f"{number:04}.wav", len(whole) // FRAME)
+            utterance = utterances.Utterance(0, reader.assistant(text), fitted.read(whole, said).codes, None, timing=said)
             if utterances.size_of(utterance, streaming_text=False) > utterances.SHORT:
                 continue
-            taught.append(utterances.rows_of(config, utterance, utterances.Form(len(taught) % 2 == 0, AUTO)))
+            form = utterances.Form(len(taught) % 2 == 0, AUTO)
+            taught.append(utterances.rows_of(config, utterance if form.streaming_text else utterances.at_once(utterance), form))
             mels.append(utterances.reference_mel(np.rint(wave * 32767).astype(np.int16), np.random.default_rng(number)))
             if len(taught) == rows // utterances.SHORT:
                 break

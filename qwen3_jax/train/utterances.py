@@ -146,6 +146,16 @@ def spelt(text: str, said: str, pieces: list[str]) -> dict[int, list[int]]:
     return dict(zip(ends, known, strict=False))
 
 
+def at_once(utterance: Utterance) -> Utterance:
+    """Without the silent frames before the speech, but for the last of them, which plans what the next one says. Teachers pause for a
+    third of a second there, and a listener waits for it."""
+    if utterance.timing is None or not utterance.timing.any():
+        return utterance
+    skip = max(0, int(utterance.timing.any(axis=1).argmax()) - 1)
+    cut = {name: None if (told := getattr(utterance, name)) is None else told[skip:] for name in ("codes", "said", "latent", "timing")}
+    return msgspec.structs.replace(utterance, **cut)
+
+
 def joined(first: Utterance, second: Utterance) -> Utterance:
     """Two of a voice, one after the other."""
     body = len(first.ids) - CLOSING
@@ -204,7 +214,7 @@ def batches(
     streaming: float = 0.3, in_context: float = 0.15, hidden: float = 0.2, evenness: float = 0.25,
     brief: float = 4.0,
 ) -> Callable[[int], Batch]:  # fmt: skip
-    """A step's batch. Too long utterances are left out.
+    """A step's batch. Too long utterances are left out. Where all of the text is there, speech begins `at_once`.
 
     Args:
         config: the checkpoint's.
@@ -248,6 +258,8 @@ def batches(
         if form.in_context:
             group, length = short, CONTEXT
         chosen = [speech.utterances[number] for number in noise.choice(group, rows // length, p=weight[group] / weight[group].sum())]
+        if not form.streaming_text:  # else the pause is the time in which the text comes
+            chosen = [at_once(utterance) for utterance in chosen]
         taught = []
         for utterance in chosen:
             reference = before(utterance, noise) if form.in_context else None
