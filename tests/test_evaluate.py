@@ -165,6 +165,10 @@ def test_speaking_takes_times() -> None:
     figures = {figure.name: figure for figure in speak.timing(cut, SAMPLE_RATE)}
     assert figures["no proper end"].value == 1 and figures["RTF"].value == pytest.approx(0.5)
     assert figures["TTFA, median"].value == pytest.approx(0.1)
+    late = np.concatenate([0.005 * wave(0.2), wave()])  # a murmur of -46 dB first
+    figures = {figure.name: figure for figure in speak.timing([speak.Spoken(late, "eos", 0.1, 0.2)], SAMPLE_RATE)}
+    assert figures["silence before speech, median"].value == pytest.approx(0.2)
+    assert speak.silence(np.zeros(500, np.float32)) == 500 and speak.silence(np.zeros(0, np.float32)) == 0
 
 
 def test_lengths_against_the_teacher() -> None:

@@ -18,6 +18,8 @@ from qwen3_jax.voice import Voice
 
 CHUNK = 16  # frames decoded at a time in `reconstruct`: one trace for every length
 TOO_LONG = 1.5  # times the teacher's length
+PIECE, QUIET = 240, 30.0  # samples, and dB below the loudest piece
+_QUIET_SAID = f"up to the first 10 ms at most {QUIET:.0f} dB below the loudest"
 
 
 class Spoken(msgspec.Struct, frozen=True):
@@ -55,12 +57,28 @@ def timing(spoken: Sequence[Spoken], sample_rate: int) -> list[Figure]:
     firsts = [one.first for one in spoken]
     rtf = sum(one.took for one in spoken) / max(seconds, 1e-9)
     unended = [float(one.finish_reason != "eos") for one in spoken]
+    silences = [silence(one.wave) / sample_rate for one in spoken]
     return [
         Figure("no proper end", sum(unended), "finish_reason is not eos", f"of {len(spoken)} sentences", unended),
         Figure("RTF", rtf, "this machine, one stream, warm", "seconds of work for a second of speech"),
         Figure("TTFA, median", float(np.median(firsts)), "this machine, one stream, warm", "seconds to the first samples", firsts),
         Figure("TTFA, 95th percentile", float(np.percentile(firsts, 95)), "this machine, one stream, warm", "seconds"),
+        Figure(
+            "silence before speech, median",
+            float(np.median(silences)),
+            _QUIET_SAID,
+            "seconds, of the audio; heard after the TTFA",
+            silences,
+        ),
     ]
+
+
+def silence(wave: NpF32["F"]) -> int:
+    """Samples before the first piece of 10 ms that is at most `QUIET` dB below the loudest; all of a silent wave."""
+    pieces = wave[: len(wave) // PIECE * PIECE].reshape(-1, PIECE)
+    power = np.square(pieces.astype(np.float64)).mean(axis=1)
+    loud = np.flatnonzero((power > 0) & (power >= power.max(initial=0.0) * 10 ** (-QUIET / 10)))
+    return int(loud[0]) * PIECE if len(loud) else len(wave)
 
 
 def lengths(waves: Sequence[NpF32["F"]], teacher: Sequence[NpF32["F"]]) -> list[Figure]:
