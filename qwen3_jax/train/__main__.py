@@ -18,8 +18,11 @@ import typer
 
 TRAINING = Path(__file__).parents[2] / "training"  # in the repository: latents and discriminators, which no product needs
 EMBEDDED = Path(__file__).parents[1] / "embedded"
-VOICES = {"heart": 1.0, "makima": 0.1, "george": 0.01, "emma": 0.01, "michael": 0.01}  # of the hours; Kokoro is slow
-SHARES = (("language", "train", 0.8), ("codec", "encoder", 0.2))  # the decoder is right as it begins
+VOICES = {"heart": 1.0, "makima": 0.15, "george": 0.01, "emma": 0.01, "michael": 0.01}  # of the hours; Kokoro is slow
+SHARES = (
+    ("language", "train", 0.8, 1.0),
+    ("codec", "encoder", 0.2, 0.2),
+)  # of time, of hours; the decoder is right as it begins
 app = typer.Typer(add_completion=False)
 
 
@@ -45,8 +48,8 @@ def main(
         run("language", "begin", EMBEDDED, state)
     began = time.monotonic()
     for _ in range(turns):
-        for module, command, share in SHARES:
-            run(module, command, corpus, state, "--minutes", minutes * share / turns)
+        for module, command, share, part in SHARES:
+            run(module, command, corpus, state, "--minutes", minutes * share / turns, "--hours", hours * part)
     print(f"trained {(time.monotonic() - began) / 60:.0f} minutes")
     for place in (folder / "codec", out):
         shutil.rmtree(place, ignore_errors=True)  # of an earlier call
