@@ -17,6 +17,7 @@ _ONE_ARENA = "glibc.malloc.hugetlb=1:glibc.malloc.arena_max=1"
 TUNABLES = f"{_ONE_ARENA}:glibc.malloc.mmap_threshold={32 << 20}:glibc.malloc.trim_threshold={256 << 20}"
 # All of it stays: for training, whose steps ask for the same sizes again and again.
 KEEPING = f"{_ONE_ARENA}:glibc.malloc.mmap_threshold={4 << 30}:glibc.malloc.trim_threshold={16 << 30}"
+_PR_SET_THP_DISABLE = 41  # linux/prctl.h
 
 
 def restart_with_large_pages(tunables: str = TUNABLES) -> None:
@@ -59,6 +60,3 @@ def _large_pages(libc: ctypes.CDLL, wanted: bool) -> None:
     refused = libc.prctl(_PR_SET_THP_DISABLE, *map(ctypes.c_ulong, (not wanted, 0, 0, 0)))
     if refused and (error := ctypes.get_errno()) not in (errno.EPERM, errno.EINVAL):
         raise OSError(error, os.strerror(error))
-
-
-_PR_SET_THP_DISABLE = 41  # linux/prctl.h

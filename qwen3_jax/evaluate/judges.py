@@ -75,7 +75,7 @@ def needed(module: str) -> Any:
 def word_errors(waves: Waves, texts: Sequence[str]) -> tuple[Figure, list[Hearing]]:
     """Word error rate over all sentences, and what was heard of each.
 
-    A pack in which the recogniser falls into repeating itself, by Whisper's own sign of it (text that is compressed by more than 2.4:
+    A pack in which the recogniser falls into repeating itself, by Whisper's own sign of it (text that is compressed by more than `LOOPING`:
     Radford et al., arXiv 2212.04356, 4.5), is heard again sentence by sentence, and that is what counts, whatever it is then.
 
     Raises:

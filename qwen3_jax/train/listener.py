@@ -30,7 +30,7 @@ from qwen3_jax.train.vocoder import Flat, optimiser, rate_at, running_average
 WIDEST = 5.0  # by which a number is widened, at most
 UPPER = 3  # layers of the convolutions that `upper` has: a residual block, the last strided convolution, the last one
 BLURRED = 0.2  # of its spread, noise on what `lower` made: without it, three hours were learnt by heart
-DECAY = 0.1  # of weights
+DECAY = 0.1  # of weights, where only `upper` trains
 SKIPPED = 4  # frames at a crop's begin, whose past the encoder does not hear
 _ACOUSTIC = "quantizer.acoustic_residual_vector_quantizer"
 
@@ -170,7 +170,8 @@ def regression_step(
         return by_distance + content + 0.2 * evenly, ({"latent": by_distance, "content": content, "evenly": evenly}, power)
 
     (_, (terms, now_power)), gradients = jax.value_and_grad(loss, has_aux=True)(state["trained"])
-    steps, moments = optimiser(decay=DECAY).update(gradients, state["moments"], state["trained"])
+    adam = optimiser() if wave else optimiser(decay=DECAY)
+    steps, moments = adam.update(gradients, state["moments"], state["trained"])
     now = rate_at(state["step"], rate)
     trained = {path: value if not wave and stays(path, cfg) else value + now * steps[path] for path, value in state["trained"].items()}
     average, power = running_average((state["average"], state["power"]), (trained, now_power), state["step"])
