@@ -245,6 +245,17 @@ def test_wavs_and_their_words(tmp_path: Path) -> None:
         texts.wavs_and_sentences(tmp_path)
 
 
+def test_voices_are_compared_equally_loud(monkeypatch: pytest.MonkeyPatch) -> None:
+    def embed(sound: np.ndarray) -> np.ndarray:
+        return np.array([np.sqrt(np.mean(np.square(sound))), len(sound)])
+
+    monkeypatch.setattr(
+        judges, "_resemblyzer", lambda: (SimpleNamespace(preprocess_wav=lambda sound: sound), SimpleNamespace(embed_utterance=embed))
+    )
+    loud, soft, silent = judges.embeddings([wave(1.0, 200), 0.1 * wave(1.0, 200), np.zeros(SAMPLE_RATE, np.float32)])
+    assert np.allclose(loud, soft) and loud[0] == pytest.approx(10 ** (-30 / 20), rel=1e-3) and silent[0] == 0
+
+
 Run = Callable[..., tuple[int, str]]
 
 

@@ -323,14 +323,42 @@ def test_levels_are_learnt_and_what_is_held_stays(begun: Any) -> None:
         state, figures = loud.step(state, codes, some, 1e-3, cfg=cfg.decoder_config, crop=4, held=held)
         seen.append(float(figures["levels"]))
     assert seen[-1] < 0.6 * seen[0]
+    found, wanted = np.asarray(state["power"])
+    assert np.allclose(wanted, some.reshape(2, 28, -1).var(axis=2).mean(axis=0), rtol=1e-3, atol=1e-6) and (found > 0).all()
     state, _ = vocoder.spectral_step(
         state, codes, read.wave[None, past * FRAME : (past + 4) * FRAME], 1e-3, cfg=cfg.decoder_config, crop=4, held=held
     )
     changed = {path for path, value in state["trained"].items() if not np.array_equal(value, start[path])}
     assert "upsample.1.0.conv.weight" in changed and not [path for path in changed if path.startswith("decoder.")]
+    books = "quantizer.rvq_rest.vq.embedding_sum"
+    same = np.all(np.asarray(state["trained"][books]) == start[books], axis=(0, 1))
+    assert not same[: fitted.components].any() and same[fitted.latent_size :].all(), "what entries say of the phase and of noise stays"
     for path, ranges in held:
         index = tuple(slice(*some) for some in ranges)
         assert np.array_equal(np.asarray(state["trained"][path])[index], np.asarray(start[path], np.float32)[index]), path
+
+
+def test_levels_are_taken_up_wider_about_their_mean_and_a_run_goes_on_as_wide(begun: Any) -> None:
+    fitted, _, start = begun
+    wider = np.linspace(1.0, 1.4, levels.LEVELS).astype(np.float32)
+    made = prior.play(start, fitted, wider)
+    assert {path for path in made if not np.array_equal(made[path], start[path])} == {"decoder.0.conv.weight", "decoder.0.conv.bias"}
+    assert np.allclose(prior.widening(made, fitted), wider, atol=1e-5) and np.allclose(prior.widening(start, fitted), 1.0, atol=1e-5)
+    _, mean = prior.columns(fitted)
+    taken = [
+        (one["decoder.0.conv.weight"][:, : loud.COUNT, -1] @ columns + one["decoder.0.conv.bias"])[: 24 + loud.COUNT]  # others are free
+        for one, columns in ((start, mean), (made, mean), (start, mean + 0.1 * np.tile(wider, 2)), (made, mean + 0.1))
+    ]
+    np.testing.assert_allclose(taken[1], taken[0], atol=1e-5)  # the mean stays
+    np.testing.assert_allclose(taken[3], taken[2], atol=1e-5)
+    power = np.stack([wider**-2, np.ones_like(wider)])
+    assert np.allclose(loud.wider(power), wider) and loud.wider(power[::-1]).max() == 1.0, "nothing is narrowed"
+
+
+def test_a_few_codes_slip_and_never_the_pitch() -> None:
+    codes = np.zeros((8, 400, 16), np.int32)
+    slips = loud.slipped(codes, codes + 1, np.random.default_rng(0))
+    assert slips.mean() == pytest.approx(loud.SLIPS, rel=0.2) and not slips[..., 1].any()
 
 
 def test_a_crop_is_what_the_decoder_streams(stream: Stream, fitted: latents.Latents) -> None:
@@ -515,6 +543,17 @@ def test_the_encoders_upper_part_learns_alone_from_what_the_lower_one_hears(stre
     assert seen[-1] < 0.9 * seen[0]
     kept = {path for path, value in before.items() if np.array_equal(value, state["trained"][path])}
     assert kept == {path for path in before if listener.stays(path, cfg)} and 0 < len(kept) < len(before)
+
+
+def test_a_voice_is_encoded_in_pieces_as_in_one(stream: Stream, fitted: latents.Latents, monkeypatch: pytest.MonkeyPatch) -> None:
+    state = encoder_state(fitted)
+    params = {path: np.asarray(value) for path, value in {**state["trained"], **state["frozen"]}.items()}
+    whole = codec.heard_codes(CFG, params, stream.wave[: 20 * FRAME])
+    monkeypatch.setattr(codec, "_ENCODED", 8 * FRAME)
+    pieces = codec.heard_codes(CFG, params, stream.wave[: 20 * FRAME])
+    assert (
+        whole.shape == (20, 16) and (pieces[:8] == whole[:8]).all() and (pieces == whole).mean() > 0.9
+    )  # further on the past ends elsewhere
 
 
 def test_an_export_is_the_trained_decoder(stream: Stream, fitted: latents.Latents, tmp_path: Path) -> None:

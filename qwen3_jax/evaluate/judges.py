@@ -30,12 +30,13 @@ Waves = Sequence[NpF32["F"]]
 PACK, GAP = 7, 0.5  # sentences heard at once, seconds of silence between them: three times cheaper than one by one
 LOOPING = 2.4  # compression of what was heard, from which on it repeats itself
 HEARING_RATE = 16000  # all judges but STOI hear 16 kHz
+LOUDNESS = -30.0  # dBFS at which voices are compared
 SHORTEST = 0.4  # seconds: a shorter wave is padded with silence, since no judge takes it as it is
 WITHOUT_DEPENDENCIES = ("Resemblyzer", "distillmos", "xls-r-sqa")
 
 WER_JUDGE = "Whisper tiny.en (faster-whisper int8, beam 5, packed by 7)"
 MOS_JUDGE = "DistillMOS v7"
-LIKENESS_JUDGE = "Resemblyzer, cosine from clip to clip"
+LIKENESS_JUDGE = "Resemblyzer at -30 dBFS, cosine from clip to clip"
 LIKENESS_SCALE = "-1 to 1; the same voice has about .85, another .53; above .764 it is taken for the same"
 
 
@@ -152,7 +153,8 @@ def naturalness(waves: Waves) -> Figure:
 
 
 def embeddings(waves: Waves) -> NpF32["B 256"]:
-    """Resemblyzer's embedding of each wave, of length 1.
+    """Resemblyzer's embedding of each wave, of length 1. All are heard equally loud, at its own -30 dBFS: by itself it raises what is softer
+    but leaves what is louder, and the same recording, half as loud, is then like itself by .93 only (docs/embedded.md).
 
     Raises:
         ValueError: packages are missing, or there is no wave.
@@ -161,8 +163,9 @@ def embeddings(waves: Waves) -> NpF32["B 256"]:
     resemblyzer, encoder = _resemblyzer()
     found = []
     for wave in waves:
-        sound = resemblyzer.preprocess_wav(hear(wave))
-        found.append(encoder.embed_utterance(sound if len(sound) > SHORTEST * HEARING_RATE else hear(wave)))
+        heard = as_loud(hear(wave), LOUDNESS)
+        sound = resemblyzer.preprocess_wav(heard)
+        found.append(encoder.embed_utterance(sound if len(sound) > SHORTEST * HEARING_RATE else heard))
     return np.stack(found).astype(np.float32)
 
 
@@ -225,6 +228,12 @@ def hear(wave: NpF32["F"]) -> NpF32["F"]:
     """24 kHz -> 16 kHz, at least `SHORTEST` long."""
     sound = soxr.resample(np.asarray(wave, np.float32), SAMPLE_RATE, HEARING_RATE) if len(wave) else np.zeros(0, np.float32)
     return np.pad(sound, (0, max(0, int(SHORTEST * HEARING_RATE) - len(sound))))
+
+
+def as_loud(wave: NpF32["F"], decibels: float) -> NpF32["F"]:
+    """The wave with a root mean square of so many dB below full scale; silence stays."""
+    size = float(np.sqrt(np.mean(np.square(wave, dtype=np.float64))))
+    return wave if size == 0 else (wave * (10 ** (decibels / 20) / size)).astype(np.float32)
 
 
 @functools.cache

@@ -3,8 +3,8 @@
     python -m qwen3_jax.train FOLDER --minutes 150
 
 FOLDER/corpus is made where it is missing (extra `train`), FOLDER/run begins from the checkpoint that ships and from what the repository's
-``training/`` keeps of it. Encoder and language model get their shares of the time in turns, and FOLDER/out is the new checkpoint. Given
-again, it goes on.
+``training/`` keeps of it. Language model, encoder and decoder get their shares of the time in turns, and FOLDER/out is the new checkpoint.
+Given again, it goes on.
 """
 
 import shutil
@@ -20,9 +20,10 @@ TRAINING = Path(__file__).parents[2] / "training"  # in the repository: latents 
 EMBEDDED = Path(__file__).parents[1] / "embedded"
 VOICES = {"heart": 1.0, "makima": 0.15, "george": 0.01, "emma": 0.01, "michael": 0.01}  # of the hours; Kokoro is slow
 SHARES = (
-    ("language", "train", 0.8, 1.0),
-    ("codec", "encoder", 0.2, 0.2),
-)  # of time, of hours; the decoder is right as it begins
+    ("language", "train", 0.75, 1.0),
+    ("codec", "encoder", 0.15, 0.2),
+    ("codec", "decoder", 0.1, 0.1),  # after the encoder, whose codes it learns from
+)  # of time, of hours
 app = typer.Typer(add_completion=False)
 
 

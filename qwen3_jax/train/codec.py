@@ -44,6 +44,7 @@ CODEC = "speech_tokenizer"
 STEPS = "steps.json"
 _PIECE = 16  # frames decoded at a time
 _LISTENED, _HEARD_BEFORE = 375 * FRAME, 4  # samples that are listened to at a time, and frames before them
+_ENCODED, _ENCODED_BEFORE = 360 * FRAME, 24  # that are encoded at a time; they may hear further back
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 Option = typer.Option
 Argument = typer.Argument
@@ -108,12 +109,22 @@ def decoder(
     streams = data.load_streams(corpus, run, hours, fitted)
     context = cfg.sliding_window - crop // 2
     judged = crop // 2 * FRAME
+    state = loop.resume(place, decoder_start(fitted, seed))
+    by_ear = {stream.voice: stream.codes for stream in streams}
+    if int(state["step"]) < levels_until and loop.saved(run / "encoder"):
+        halves, _ = averaged(run, fitted)
+        ear = {path.removeprefix("encoder."): value for path, value in halves.items() if path.startswith("encoder.")}
+        hear = functools.partial(heard_codes, configured(fitted), ear)
+        by_ear = {stream.voice: hear(stream.wave) for stream in track(streams, "hearing", console=loop.console)}
 
     def step(state: loop.State, number: int) -> tuple[loop.State, loop.Figures]:
         before = max(context, vocoder.heard(cfg)[0])
         if number < levels_until:
-            found = data.places(streams, 4 * rows, before + crop, seed, number)
-            codes = np.stack([stream.codes[at : at + before + crop] for stream, at in found]).astype(np.int32)
+            noise = np.random.default_rng([seed, number, 3])
+            found, size = data.places(streams, 4 * rows, before + crop, seed, number), before + crop
+            by = [by_ear[stream.voice] if noise.random() < loud.HEARD else stream.codes for stream, _ in found]
+            codes = np.stack([some[at : at + size] for some, (_, at) in zip(by, found, strict=True)]).astype(np.int32)
+            codes = loud.slipped(codes, np.stack([some[noise.integers(len(some), size=size)] for some in by]), noise)
             told = np.stack([stream.levels[at + before : at + before + crop] for stream, at in found]).astype(np.float32)
             return loud.step(state, codes, loud.wanted(told), rate, cfg=cfg, crop=crop, held=held)
         batch = data.crops(streams, rows, before, crop, seed, number)
@@ -136,9 +147,8 @@ def decoder(
 
     def evaluate(state: loop.State, folder: Path) -> loop.Figures:
         params = {**state["average"], **state["frozen"]}
-        return listen(corpus, fitted, cfg, params, folder)
+        return listen(corpus, fitted, cfg, prior.play(params, fitted, loud.wider(state["power"])), folder)
 
-    state = loop.resume(place, decoder_start(fitted, seed))
     loop.train(place, state, step, loop.Plan(steps=steps, minutes=minutes, pause=pause_file), evaluate)
 
 
@@ -194,6 +204,16 @@ def listened(state: loop.State, wave: NpInt["F"], cfg: CodecConfig) -> Any:
         piece = padded[None, start : start + clear + _LISTENED].astype(np.float32) / 32768
         found = listener.hear(state, piece, cfg=cfg.encoder_config, books=cfg.encoder_valid_num_quantizers)[0]
         pieces.append(np.asarray(found).reshape(_HEARD_BEFORE + _LISTENED // FRAME, -1, found.shape[-1])[_HEARD_BEFORE:])
+    return np.concatenate(pieces)[: len(wave) // FRAME]
+
+
+def heard_codes(cfg: CodecConfig, params: dict[str, Any], wave: NpInt["F"]) -> NpInt["N K"]:
+    """A voice's whole speech by the encoder, piece by piece."""
+    pieces, clear = [], _ENCODED_BEFORE * FRAME
+    padded = np.pad(wave, (clear, -len(wave) % _ENCODED))
+    for start in range(0, len(padded) - clear, _ENCODED):
+        piece = padded[start : start + clear + _ENCODED].astype(np.float32) / 32768
+        pieces.append(encode_all(cfg, params, piece)[_ENCODED_BEFORE:].astype(np.int16))
     return np.concatenate(pieces)[: len(wave) // FRAME]
 
 
@@ -257,8 +277,9 @@ def agreement(corpus: Path, fitted: Latents, cfg: CodecConfig, params: dict[str,
 def averaged(run: Path, fitted: Latents) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """The codec's parameters, by dotted path, from the last checkpoints; and the discriminators'. An untrained half is as it starts."""
     ends = {name: loop.resume(run / name, start(fitted, 0)) for name, start in (("decoder", decoder_start), ("encoder", encoder_start))}
+    trained = {**ends["decoder"]["average"], **ends["decoder"]["frozen"]}
     halves = {
-        "decoder": {**ends["decoder"]["average"], **ends["decoder"]["frozen"]},
+        "decoder": prior.play(trained, fitted, loud.wider(ends["decoder"]["power"])),
         "encoder": listener.finished(ends["encoder"], fitted.components),
     }
     params = {f"{name}.{path}": np.asarray(value) for name, half in halves.items() for path, value in half.items()}
@@ -303,7 +324,9 @@ def begin_command(
         else:
             kinds = {kind: {path: jnp.copy(mine[path]) for path in start[kind]} for kind in ("trained", "average")}
             judges = {path: jnp.asarray(critic[path]) for path in start["critic"]}
-            state = {**start, **kinds, "critic": judges, "step": jnp.asarray(steps[name], jnp.int32)}
+            wider = jnp.asarray(prior.widening(mine, fitted))
+            power = jnp.stack([wider**-2, jnp.ones_like(wider)])
+            state = {**start, **kinds, "critic": judges, "power": power, "step": jnp.asarray(steps[name], jnp.int32)}
         if steps[name]:
             loop.save(run / name, state)
 

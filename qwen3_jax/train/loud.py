@@ -1,7 +1,9 @@
 """The first stage of a decoder's training: codes -> the levels that the vocoder it begins as (prior.py) needs, at 50 Hz.
 
-It begins with what the books say; a frame's neighbours and its content tell a little more. Only the slowest part of the decoder runs, and
-the error is that of 56 numbers, so a step is cheap.
+It begins with what the books say; a frame's neighbours and its content tell more. It learns from two kinds of codes, those of the latents
+and those that the encoder hears, whose errors it so learns to see through. Only the slowest part of the decoder runs, and the error is that
+of 56 numbers, so a step is cheap. What it is unsure of comes out nearly as the mean; so levels are then widened until they vary as they
+should (`wider`).
 """
 
 import functools
@@ -16,20 +18,41 @@ from flax import nnx
 from qwen3_jax.codec.decoder import Decoder
 from qwen3_jax.config import CodecDecoderConfig
 from qwen3_jax.mapping import unflatten
-from qwen3_jax.shapes import F32, Int, NpF32
-from qwen3_jax.train.levels import LEVELS, WEIGHT, unweighted
-from qwen3_jax.train.prior import STEPS, TONES, sharpened
-from qwen3_jax.train.vocoder import Flat, Held, decoder_definition, finish, heard, rate_at, to_columns, update
+from qwen3_jax.shapes import F32, Int, NpF32, NpInt
+from qwen3_jax.train.levels import LEVELS, MOMENTS, SLOWNESS, WEIGHT, unweighted
+from qwen3_jax.train.prior import STEPS
+from qwen3_jax.train.vocoder import Flat, Held, decoder_definition, finish, heard, rate_at, running_average, to_columns, update
 
 COUNT = 2 * LEVELS  # of a column: two moments
+HEARD = 0.6  # of the rows have the encoder's codes
+SLIPS = 0.01  # of the codes are another frame's, so that no book is believed blindly
+WIDEST = 1.5  # by which levels are widened, at most
 
 
 def wanted(levels: NpF32["B N 224"]) -> NpF32["56 B N*4"]:
     """What the columns are to be for frames of these (compressed, weighted) levels."""
     rows, frames = levels.shape[:2]
-    played = np.moveaxis(unweighted(levels.reshape(rows * frames, -1)).reshape(rows, frames, STEPS, 2, LEVELS), -1, 0)
-    played[:TONES] = sharpened(played[:TONES])
-    return np.moveaxis(played, -1, 0).reshape(COUNT, rows, frames * STEPS).astype(np.float32)
+    told = unweighted(levels.reshape(rows * frames, -1)).reshape(rows, frames, STEPS, COUNT)
+    return np.moveaxis(told, -1, 0).reshape(COUNT, rows, frames * STEPS).astype(np.float32)
+
+
+def weighted(columns: F32["56 B N*4"]) -> F32["28 B N 8"]:
+    """Levels as their errors count in the books (`levels.weighted`)."""
+    rows = columns.shape[1]
+    moments = jnp.moveaxis(columns.reshape(2, LEVELS, rows, -1, STEPS), 0, -1).reshape(LEVELS, rows, -1, MOMENTS)
+    return jnp.einsum("st,lbnt->lbns", SLOWNESS, moments * WEIGHT[:, None, None, None])
+
+
+def slipped(codes: NpInt["B M K"], others: NpInt["B M K"], noise: np.random.Generator) -> NpInt["B M K"]:
+    """``codes``, a few of them from ``others``; the pitch stays, since it is what phases come of."""
+    free = np.arange(codes.shape[-1]) != 1
+    return np.where((noise.random(codes.shape) < SLIPS) & free, others, codes)
+
+
+def wider(power: F32["2 28"]) -> NpF32["28"]:
+    """What levels are to be widened by, for what a decoder's columns and the wanted ones vary."""
+    found, wanted = np.asarray(power)
+    return np.clip(np.sqrt(wanted / np.maximum(found, 1e-12)), 1.0, WIDEST).astype(np.float32)
 
 
 def columns_of(decoder: Decoder, codes: Int["B M K"], crop: int, past: tuple[int, ...]) -> F32["56 B crop*4"]:
@@ -42,14 +65,18 @@ def columns_of(decoder: Decoder, codes: Int["B M K"], crop: int, past: tuple[int
 def step(
     state: dict[str, Any], codes: Int["B M K"], target: F32["56 B crop*4"], rate: float, *, cfg: CodecDecoderConfig, crop: int, held: Held
 ) -> tuple[dict[str, Any], dict[str, jax.Array]]:
-    """One step towards ``target``, of `wanted`; errors are weighted as in the books."""
+    """One step towards ``target``, of `wanted`; squared errors, weighted as in the books. ``state["power"]`` [2 28] is how much the columns
+    and the wanted ones vary, by level."""
     graph, shapes = decoder_definition(cfg)
-    weight = jnp.tile(WEIGHT, 2)[:, None, None]
+    aim = weighted(target)
 
-    def loss(trained: Flat) -> jax.Array:
+    def loss(trained: Flat) -> tuple[jax.Array, jax.Array]:
         decoder = nnx.merge(graph, unflatten({**trained, **state["frozen"]}, shapes))
-        return jnp.mean(weight * jnp.abs(columns_of(decoder, codes, crop, heard(cfg)) - target))
+        columns = columns_of(decoder, codes, crop, heard(cfg))
+        return jnp.mean(jnp.square(weighted(columns) - aim)), columns
 
-    off, gradients = jax.value_and_grad(loss)(state["trained"])
+    (off, columns), gradients = jax.value_and_grad(loss, has_aux=True)(state["trained"])
     trained, moments = update(gradients, state["moments"], state["trained"], rate_at(state["step"], rate), held)
-    return finish(state, trained=trained, moments=moments), {"levels": off, "gradient": optax.tree.norm(gradients)}
+    now = jnp.stack([jnp.var(each.reshape(2, LEVELS, -1), axis=2).mean(axis=0) for each in (columns, target)])
+    power = running_average(state["power"], now, state["step"])
+    return finish(state, trained=trained, moments=moments, power=power), {"levels": off, "gradient": optax.tree.norm(gradients)}

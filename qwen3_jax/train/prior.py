@@ -9,8 +9,8 @@ All of it lies inside the published architecture; it is where the weights begin.
     24 kHz    noise times ten levels, each through three convolutions of its own; the harmonics' sum, through four (`low_pass`)
 
 The latent of a frame is linear in its levels, and the first two stretchings make four steps of a frame, so matrices turn the one into the
-other; on the way, what the books have narrowed is widened again, and the differences between neighbouring harmonics grow by a quarter, for
-what is averaged is dull (both together add .3 of DistillMOS).
+other; on the way, what the books have narrowed is widened again. Where the first wide convolution takes levels up, differences between
+neighbouring harmonics grow a little, and so does what training (loud.py) has narrowed (`play`), for what is averaged is dull.
 A frame of locked speech has a known phase at every sample (locking.py): book 1 gives it for 32 steps, with its slope, and a stretching by
 r adds j/r of the slope to the j-th step it makes. SnakeBeta, x + sin(a x)^2 / b, does the rest:
 
@@ -20,8 +20,8 @@ r adds j/r of the slope to the j-th step it makes. SnakeBeta, x + sin(a x)^2 / b
     products    sin^2(u + v) - sin^2 v, about 2 u v: level u, noise v, which many levels share
     noise       sin^2 of a large multiple of a curve in z, the time since the step began plus the step's seed, which the last books name
 
-The vocoder so begun is a relative of hibari's and of DDSP (arXiv 2001.04643). It needs no training at all; what is trained is how it
-reads its codes, up to 50 Hz (`held`).
+The vocoder so begun is a relative of hibari's and of DDSP (arXiv 2001.04643). It speaks without training; what is trained is how it
+reads its codes, up to 50 Hz (`held`), and the entries they name.
 """
 
 import functools
@@ -41,6 +41,7 @@ STEPS = 4  # of a frame, at 50 Hz
 SLOW = 4  # channels at 400 Hz and 2 kHz that only pass: phase, slope, seed, one
 SHARPER = 1.05  # peaks of the spectrum than they were coded; more sounds better and less like the voice (docs/embedded.md)
 ALL = (0, None)
+_TAKEN = "decoder.0.conv"  # what takes the columns up
 _PHASE, _SLOPE, _SEED, _ONE = range(4)
 _SUM, _LEVEL = 3, 4  # at 8 kHz: phase, seed, one, the sum, levels
 _BAND = 2  # at 24 kHz: the sum, noise, its bands
@@ -88,6 +89,7 @@ def show(decoder: Flat, latents: Latents) -> Flat:
     _begin(made, at, width)
     _columns(made, at, latents)
     _slow(made, at)
+    made = play(made, latents, np.ones(LEVELS, np.float32))
     _expand(made)
     _harmonics(made)
     _hiss(made)
@@ -96,23 +98,24 @@ def show(decoder: Flat, latents: Latents) -> Flat:
 
 
 def _begin(made: Flat, at: _Layout, width: int) -> None:
-    """Through the transformer, unchanged."""
+    """Through the transformer, unchanged: all but the one channel that keeps the norm, where nothing comes in or goes out."""
+    free = np.delete(np.arange(width), at.top)
+    made["pre_conv.conv.weight"][: at.top + 1] = 0.0
     carry = np.arange(at.top)
-    made["pre_conv.conv.weight"][: at.top] = 0.0
     made["pre_conv.conv.weight"][carry, carry, -1] = 1.0
     inward = made["pre_transformer.input_proj.weight"]
-    inward[: at.top + 1] = 0.0
-    inward[carry, carry] = 1.0
+    inward[:] = 0.0
+    inward[free, free] = 1.0
     made["pre_transformer.input_proj.bias"][at.top] = STEADY
     usual = np.float32(np.sqrt((at.top + STEADY**2) / width))  # what the norms divide by
     for path in [path for path in made if path.startswith("pre_transformer.") and "norm.weight" in path]:
         made[path][:] = usual
         made[path][at.top] = usual / STEADY
     for path in [path for path in made if path.endswith("layer_scale.scale")]:
-        made[path][: at.top + 1] = 0.0
+        made[path][:] = 0.0
     outward = made["pre_transformer.output_proj.weight"]
-    outward[: at.top] = 0.0
-    outward[carry, carry] = 1.0
+    outward[:] = 0.0
+    outward[free, free] = 1.0
 
 
 def _columns(made: Flat, at: _Layout, latents: Latents) -> None:
@@ -139,19 +142,33 @@ def _columns(made: Flat, at: _Layout, latents: Latents) -> None:
 
 def columns(latents: Latents) -> tuple[NpF32["4 C 56"], NpF32["56"]]:
     """For each step at 50 Hz, whitened components [C] -> compressed levels of its two moments, and what is added to them."""
-    sharp = np.eye(LEVELS)
-    sharp[:TONES, :TONES] = sharpened(np.eye(TONES))
     back = (latents.spread[: latents.components] * latents.regain)[:, None] * latents.basis
-    played = unweighted(back) @ sharp.T
-    mean = unweighted(latents.mean[None])[0, 0] @ sharp.T
-    return np.moveaxis(played.reshape(-1, STEPS, 2 * LEVELS), 1, 0).astype(np.float32), np.tile(mean, 2).astype(np.float32)
+    matrices = np.moveaxis(unweighted(back).reshape(-1, STEPS, 2 * LEVELS), 1, 0)
+    return matrices.astype(np.float32), np.tile(unweighted(latents.mean[None])[0, 0], 2).astype(np.float32)
 
 
-def sharpened(tones: NpFloat["18 ..."]) -> NpFloat["18 ..."]:
-    """Levels of harmonics, further from the mean of five neighbours than they were."""
-    around = np.pad(tones, ((2, 2), *((0, 0),) * (tones.ndim - 1)), mode="edge")
-    mean = sum(around[shift : shift + len(tones)] for shift in range(5)) / 5
-    return mean + SHARPER * (tones - mean)
+def play(decoder: Flat, latents: Latents, wider: NpF32["28"]) -> Flat:
+    """A decoder that takes the levels up so much wider, about their mean, and sharper: each harmonic further from the mean of five
+    neighbours."""
+    around = np.pad(np.eye(TONES), ((2, 2), (0, 0)), mode="edge")
+    mean = sum(around[shift : shift + TONES] for shift in range(5)) / 5
+    matrix, middle = np.eye(LEVELS), columns(latents)[1][:LEVELS]
+    matrix[:TONES, :TONES] = mean + SHARPER * (np.eye(TONES) - mean)
+    weight, bias = (np.array(decoder[f"{_TAKEN}.{name}"]) for name in ("weight", "bias"))
+    count = _Layout(latents).carried // 4
+    for moment in range(2):
+        own, level = slice(count + moment * LEVELS, count + (moment + 1) * LEVELS), slice(moment * LEVELS, (moment + 1) * LEVELS)
+        weight[own] = 0.0
+        weight[own, level, -1] = matrix * wider
+        bias[own] = matrix @ (middle * (1 - wider))
+    return {**decoder, f"{_TAKEN}.weight": weight, f"{_TAKEN}.bias": bias}
+
+
+def widening(decoder: Flat, latents: Latents) -> NpF32["28"]:
+    """What ``wider`` was when `play` made this decoder."""
+    count, sharp = _Layout(latents).carried // 4, play(decoder, latents, np.ones(LEVELS, np.float32))
+    plain, own = (np.asarray(one[f"{_TAKEN}.weight"])[count : count + LEVELS, :LEVELS, -1] for one in (sharp, decoder))
+    return np.diag(np.linalg.solve(plain.astype(np.float64), own.astype(np.float64))).astype(np.float32)
 
 
 def _deal(stretch: NpF32["I O k"], source: int, target: int, count: int, rate: int) -> None:
@@ -164,13 +181,12 @@ def _deal(stretch: NpF32["I O k"], source: int, target: int, count: int, rate: i
 
 
 def _slow(made: Flat, at: _Layout) -> None:
-    """50 Hz -> 400 Hz -> 2 kHz -> 8 kHz."""
+    """50 Hz -> 400 Hz -> 2 kHz -> 8 kHz; levels are taken up as `play` says."""
     count = at.carried // 4
-    first = made["decoder.0.conv.weight"]
+    first = made[f"{_TAKEN}.weight"]
     used = count + 2 * LEVELS
-    first[:used] = 0.0
+    first[:count] = 0.0
     first[np.arange(count), at.quarter + np.arange(count), -1] = 1.0
-    first[count + np.arange(2 * LEVELS), np.arange(2 * LEVELS), -1] = 1.0
     made["decoder.1.block.0.beta"][:used] = SILENT
     stretch = made["decoder.1.block.1.conv.weight"]
     rate = stretch.shape[2] // 2
@@ -321,7 +337,8 @@ def held(decoder: Flat, latents: Latents) -> Held:
     """What training leaves as `show` has put it: all that carries phases and seeds, and all from the first wide convolution on."""
     at = _Layout(latents)
     carried, ends = (at.size, at.top), (at.size, at.top + 1)
-    found: list[tuple[str, Ranges]] = [(f"quantizer.{name}.output_proj.weight", (carried,)) for name in ("rvq_first", "rvq_rest")]
+    found: list[tuple[str, Ranges]] = [("quantizer.rvq_rest.vq.embedding_sum", (ALL, ALL, carried))]
+    found += [(f"quantizer.{name}.output_proj.weight", (carried,)) for name in ("rvq_first", "rvq_rest")]
     found += [(f"pre_conv.conv.{name}", (carried,)) for name in ("weight", "bias")]
     found += [(f"pre_transformer.input_proj.{name}", (ends,)) for name in ("weight", "bias")]
     found += [(path, (ends,)) for path in decoder if path.endswith("layer_scale.scale")]

@@ -1,7 +1,7 @@
 """The decoder as it is trained: codes [B M K] -> the last ``crop`` frames of wave [B crop*1920], and the step that improves it.
 
 What is computed is the decoder's own forward, from the start of a stream, but each part only over as much of the past as the rest can
-still hear: frames before that cost nothing. The codebooks stay as they were fitted; all other parameters train.
+still hear: frames before that cost nothing. All parameters train, the decoder's own copy of the books' entries among them.
 """
 
 import functools
@@ -21,9 +21,9 @@ from qwen3_jax.shapes import F32, Int
 from qwen3_jax.train import losses
 from qwen3_jax.train.discriminators import Discriminators
 from qwen3_jax.train.latents import FRAME, Latents
+from qwen3_jax.train.levels import LEVELS
 
 _CONV, _UNITS = 6, 6 * (1 + 3 + 9)  # past inputs that a convolution of 7, and a block's three dilated ones, hear
-FROZEN = ("quantizer.rvq_first.vq.", "quantizer.rvq_rest.vq.")
 Flat = dict[str, Any]
 Ranges = tuple[tuple[int, int | None], ...]  # of the first axes, from where to where
 Held = tuple[tuple[str, Ranges], ...]  # parts of parameters that stay as they are
@@ -44,8 +44,8 @@ def critic_definition() -> tuple[Any, Flat]:
 
 
 def trains(path: str) -> bool:
-    """Whether a decoder parameter is trained."""
-    return not path.startswith(FROZEN)
+    """Whether a decoder parameter is trained: all but the entries' counts."""
+    return not path.endswith("cluster_usage")
 
 
 @functools.cache
@@ -140,6 +140,7 @@ def begin(generator: Flat, critic: Flat) -> dict[str, Any]:
         "critic": critic,
         "moments": optimiser().init(trained),
         "critic_moments": optimiser().init(critic),
+        "power": jnp.ones((2, LEVELS)),  # see loud.py
     }
 
 
