@@ -45,6 +45,7 @@ STEPS = "steps.json"
 _PIECE = 16  # frames decoded at a time
 _LISTENED, _HEARD_BEFORE = 375 * FRAME, 4  # samples that are listened to at a time, and frames before them
 _ENCODED, _ENCODED_BEFORE = 360 * FRAME, 24  # that are encoded at a time; they may hear further back
+_KINDS = ("trained", "average")  # of a decoder's parameters in its state
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 Option = typer.Option
 Argument = typer.Argument
@@ -112,21 +113,24 @@ def decoder(
     state = loop.resume(place, decoder_start(fitted, seed))
     by_ear = {stream.voice: stream.codes for stream in streams}
     if int(state["step"]) < levels_until and loop.saved(run / "encoder"):
-        halves, _ = averaged(run, fitted)
-        ear = {path.removeprefix("encoder."): value for path, value in halves.items() if path.startswith("encoder.")}
-        hear = functools.partial(heard_codes, configured(fitted), ear)
-        by_ear = {stream.voice: hear(stream.wave) for stream in track(streams, "hearing", console=loop.console)}
+        ear = listener.finished(loop.resume(run / "encoder", encoder_start(fitted, 0)), fitted.components)
+        for stream in track(streams, "hearing", console=loop.console):
+            by_ear[stream.voice] = heard_codes(configured(fitted), ear, stream.wave)
 
     def step(state: loop.State, number: int) -> tuple[loop.State, loop.Figures]:
         before = max(context, vocoder.heard(cfg)[0])
         if number < levels_until:
             noise = np.random.default_rng([seed, number, 3])
-            found, size = data.places(streams, 4 * rows, before + crop, seed, number), before + crop
+            size = before + crop
+            found = data.places(streams, 4 * rows, size, seed, number)
             by = [by_ear[stream.voice] if noise.random() < loud.HEARD else stream.codes for stream, _ in found]
             codes = np.stack([some[at : at + size] for some, (_, at) in zip(by, found, strict=True)]).astype(np.int32)
             codes = loud.slipped(codes, np.stack([some[noise.integers(len(some), size=size)] for some in by]), noise)
             told = np.stack([stream.levels[at + before : at + before + crop] for stream, at in found]).astype(np.float32)
             return loud.step(state, codes, loud.wanted(told), rate, cfg=cfg, crop=crop, held=held)
+        if number == levels_until:  # what is heard from now on is as wide as what will be exported
+            wide = {kind: jax.tree.map(jnp.asarray, prior.play(state[kind], fitted, loud.wider(state["power"]))) for kind in _KINDS}
+            state = {**state, **wide}
         batch = data.crops(streams, rows, before, crop, seed, number)
         if number < adversarial_from:
             return vocoder.spectral_step(state, batch.codes, batch.wave, rate, cfg=cfg, crop=crop, held=held)
@@ -322,7 +326,7 @@ def begin_command(
         if name == "encoder":
             state = listener.begin_at(start, mine, steps[name])
         else:
-            kinds = {kind: {path: jnp.copy(mine[path]) for path in start[kind]} for kind in ("trained", "average")}
+            kinds = {kind: {path: jnp.copy(mine[path]) for path in start[kind]} for kind in _KINDS}
             judges = {path: jnp.asarray(critic[path]) for path in start["critic"]}
             wider = jnp.asarray(prior.widening(mine, fitted))
             power = jnp.stack([wider**-2, jnp.ones_like(wider)])
