@@ -17,8 +17,8 @@ from qwen3_jax.config import CodecConfig, parse
 from qwen3_jax.mapping import flatten, unflatten
 from qwen3_jax.testing import tiny_codec_config
 from qwen3_jax.train import (
-    codec,
     corpus,
+    ear,
     export,
     latents,
     levels,
@@ -27,10 +27,12 @@ from qwen3_jax.train import (
     loop,
     losses,
     loud,
+    pieces,
     plan,
     prior,
     small,
     teachers,
+    through,
     vocoder,
 )
 from qwen3_jax.train.data import Stream, begun_later, chosen_lines, crops, load_streams
@@ -320,7 +322,7 @@ def test_levels_are_learnt_and_what_is_held_stays(begun: Any) -> None:
     codes, some = read.codes[None, : past + 4], loud.wanted(read.levels[None, past : past + 4])
     seen = []
     for _ in range(25):
-        state, figures = loud.step(state, codes, some, 1e-3, cfg=cfg.decoder_config, crop=4, held=held)
+        state, figures = loud.step(state, codes, some, None, 1e-3, cfg=cfg.decoder_config, crop=4, held=held)
         seen.append(float(figures["levels"]))
     assert seen[-1] < 0.6 * seen[0]
     found, wanted = np.asarray(state["power"])
@@ -528,10 +530,10 @@ def test_the_encoders_upper_part_learns_alone_from_what_the_lower_one_hears(stre
     whole = listener.embed(encoder, wave, jnp.full(2, wave.shape[1], jnp.int32))
     np.testing.assert_allclose(listener.upper(encoder, heard.astype(jnp.float32)), whole, atol=2e-3 * float(jnp.abs(whole).max()))
     # in pieces, as a corpus is listened to
-    pieces = codec.listened(state, stream.wave[: 16 * FRAME], CFG)
-    assert pieces.shape[0] == 16
+    joined = pieces.listened(state, stream.wave[: 16 * FRAME], CFG)
+    assert joined.shape[0] == 16
     steps = heard.shape[1] // 8
-    np.testing.assert_allclose(pieces[1:8].reshape(-1, heard.shape[2]), heard[0, steps:], atol=1e-3)  # before the first there is silence
+    np.testing.assert_allclose(joined[1:8].reshape(-1, heard.shape[2]), heard[0, steps:], atol=1e-3)  # before the first there is silence
 
     wanted = listener.target(
         fitted, fitted.latent(stream.main[:16], stream.codes[:16, 1]).reshape(2, 8, -1), stream.codes[:16, 0].reshape(2, 8)
@@ -548,11 +550,11 @@ def test_the_encoders_upper_part_learns_alone_from_what_the_lower_one_hears(stre
 def test_a_voice_is_encoded_in_pieces_as_in_one(stream: Stream, fitted: latents.Latents, monkeypatch: pytest.MonkeyPatch) -> None:
     state = encoder_state(fitted)
     params = {path: np.asarray(value) for path, value in {**state["trained"], **state["frozen"]}.items()}
-    whole = codec.heard_codes(CFG, params, stream.wave[: 20 * FRAME])
-    monkeypatch.setattr(codec, "_ENCODED", 8 * FRAME)
-    pieces = codec.heard_codes(CFG, params, stream.wave[: 20 * FRAME])
+    whole = pieces.heard_codes(CFG, params, stream.wave[: 20 * FRAME])
+    monkeypatch.setattr(pieces, "_ENCODED", 8 * FRAME)
+    joined = pieces.heard_codes(CFG, params, stream.wave[: 20 * FRAME])
     assert (
-        whole.shape == (20, 16) and (pieces[:8] == whole[:8]).all() and (pieces == whole).mean() > 0.9
+        whole.shape == (20, 16) and (joined[:8] == whole[:8]).all() and (joined == whole).mean() > 0.9
     )  # further on the past ends elsewhere
 
 
@@ -575,3 +577,126 @@ def test_an_export_is_the_trained_decoder(stream: Stream, fitted: latents.Latent
     first = next(iter(params))
     with pytest.raises(ValueError, match="cannot hold"):
         export.write_codec(tmp_path / "other", tiny(), params | {first: jnp.full_like(params[first], 1e6)})
+
+
+# a recogniser, and what learns by it
+
+
+@pytest.fixture(scope="module")
+def hearing() -> dict[str, Any]:
+    """A recogniser of columns whose first number says what is said, and whose tenth is as large and says nothing; and some of them."""
+    noise = np.random.default_rng(0)
+    said = np.repeat(noise.integers(0, 3, (8, 10)), 4, axis=1).astype(np.int32)
+    columns = noise.standard_normal((ear.COUNT, *said.shape)).astype(np.float32)
+    columns[0], columns[9] = said, np.repeat(noise.integers(0, 3, (8, 10)), 4, axis=1)
+    state, lost = ear.begin(columns, 0), []
+    for number in range(60):
+        state, figures = ear.step(state, columns, said, number, 3e-3)
+        lost.append(float(figures["symbols"]))
+    return {"lost": lost, "params": {**state["trained"], **state["frozen"]}, "columns": columns, "said": said}
+
+
+def test_an_ear_learns_what_is_said(hearing: dict[str, Any]) -> None:
+    assert hearing["lost"][0] > 2 and hearing["lost"][-1] < 0.5
+    nats, right = ear.agreement(hearing["params"], hearing["columns"], hearing["said"])
+    assert float(right) > 0.95 and float(nats) < 0.3
+
+
+def test_what_tells_sounds_apart_counts_more_than_what_does_not(hearing: dict[str, Any]) -> None:
+    params, columns = hearing["params"], hearing["columns"]
+    same = ear.difference(params, columns, columns)
+    assert float(same.symbols) == pytest.approx(0, abs=1e-6) and float(same.features) == pytest.approx(0, abs=1e-6)
+    off = {}
+    for channel in (0, 9):
+        other = columns.copy()
+        other[channel] = np.roll(columns[channel], 4, axis=1)
+        off[channel] = ear.difference(params, other, columns)
+    assert float(off[0].symbols) > 10 * float(off[9].symbols) and float(off[0].features) > float(off[9].features)
+    found, true = (np.asarray(nnx.merge(ear.definition()[0], unflatten(params, ear.definition()[1]))(np.moveaxis(x, 0, -1))[0], np.float64)
+                   for x in (other, columns))  # fmt: skip
+    assert float(off[9].symbols) == pytest.approx(np.sum(np.exp(true) * (true - found), axis=-1).mean(), rel=1e-3)
+
+
+@pytest.mark.slow
+def test_a_decoder_learns_what_is_heard(begun: Any, hearing: dict[str, Any]) -> None:
+    fitted, cfg, start = begun
+    read = fitted.read(sounds(60).astype(np.float32) / 32768, told(60))
+    past = vocoder.heard(cfg.decoder_config)[0]
+    codes, some = read.codes[None, : past + 4], loud.wanted(read.levels[None, past : past + 4])
+    state = vocoder.begin(start, small.random_start(flatten(vocoder.critic_definition()[1]), 0))
+    seen = []
+    for _ in range(25):
+        state, figures = loud.step(
+            state, codes, some, hearing["params"], 1e-3, cfg=cfg.decoder_config, crop=4, held=prior.held(start, fitted)
+        )
+        seen.append([float(figures[name]) for name in ("levels", "symbols", "features")])
+    assert np.all(np.array(seen[-1]) < 0.8 * np.array(seen[0]))
+
+
+@pytest.fixture(scope="module")
+def both(begun: Any) -> dict[str, Any]:
+    """A small codec before its first step, whose encoder is to hear what its decoder says."""
+    fitted, _, start = begun
+    cfg = small.parsed(fitted.latent_size, len(fitted.content))
+    config = small.codec_config(fitted.latent_size, len(fitted.content))
+    for half in ("encoder_config", "decoder_config"):
+        config[half]["codebook_size"] = ENTRIES
+    cfg = parse(CodecConfig, config)
+    shapes = flatten(listener.encoder_definition(cfg.encoder_config, 16)[1])
+    state = listener.begin(listener.fill_books(small.random_start(shapes, 0), fitted))
+    state["power"] = state["power"].at[0].set(0.5)  # so a little is widened
+    return {"cfg": cfg, "state": state, "decoder": {path: jnp.asarray(value, jnp.float32) for path, value in start.items()}}
+
+
+def test_through_the_decoder_come_the_codes_and_gradients_reach_what_was_found(begun: Any, both: dict[str, Any]) -> None:
+    fitted, cfg = begun[0], both["cfg"]
+    encoder = listener.finished(both["state"], fitted.components)
+    noise = np.random.default_rng(3)
+    found = jnp.asarray(noise.standard_normal((2, 12, cfg.encoder_config.hidden_size)), jnp.float32)
+    graph, shapes = listener.encoder_definition(cfg.encoder_config, 16)
+    codes = nnx.merge(graph, unflatten(encoder, shapes)).quantizer(found)
+    graph, shapes = vocoder.decoder_definition(cfg.decoder_config)
+    decoder = nnx.merge(graph, unflatten(both["decoder"], shapes))
+    alone = loud.columns_of(decoder, codes, 12, tuple(0 for _ in vocoder.heard(cfg.decoder_config)))
+    made, back = jax.vjp(
+        lambda found: through.columns(encoder, both["decoder"], found, cfg=cfg.encoder_config, reads=cfg.decoder_config), found
+    )
+    np.testing.assert_allclose(made, alone, atol=1e-4)
+    (gradient,) = back(jnp.asarray(noise.standard_normal(made.shape), jnp.float32))
+    reached = np.abs(gradient).max(axis=(0, 1)) > 0
+    assert reached[: fitted.components].all() and not reached[fitted.components :].any()
+
+
+def test_what_gradients_see_is_a_books_mean_by_nearness() -> None:
+    noise = np.random.default_rng(0)
+    entries, named = np.zeros((2, 5, 3), np.float32), noise.standard_normal((2, 5, 4)).astype(np.float32)
+    entries[0, :, :2], entries[1, :, 2:] = noise.standard_normal((5, 2)), noise.standard_normal((5, 1))
+    x = noise.standard_normal((1, 7, 3)).astype(np.float32)
+    wanted = np.zeros((7, 4))
+    for book, own in enumerate(([0, 1], [2])):
+        distance = np.square(x[0][:, None, own] - entries[book][None, :, own]).sum(axis=2)
+        weight = np.exp(-(distance - distance.min(axis=1, keepdims=True)) / distance.min(axis=1).mean())
+        wanted += weight / weight.sum(axis=1, keepdims=True) @ named[book]
+    np.testing.assert_allclose(through.nearly(x, entries, named)[0], wanted, atol=0.02)  # products of bfloat16
+
+
+@pytest.mark.slow
+def test_an_encoder_learns_through_the_decoder(begun: Any, both: dict[str, Any], hearing: dict[str, Any]) -> None:
+    fitted, cfg = begun[0], both["cfg"]
+    read = fitted.read(sounds(16).astype(np.float32) / 32768, told(16))
+    state = listener.settled(jax.tree.map(jnp.copy, both["state"]), cfg.encoder_config)
+    before = jax.tree.map(np.asarray, state["trained"])
+    given = listener.hear(state, sounds(16)[None].astype(np.float32) / 32768, cfg=cfg.encoder_config, books=16)
+    wanted = listener.target(fitted, fitted.latent(read.main, read.codes[:, 1])[None], read.codes[None, :, 0])
+    told_ = loud.wanted(read.levels[None])
+    seen = []
+    for _ in range(15):
+        state, figures = through.step(
+            state, given, wanted, told_, both["decoder"], hearing["params"], fitted.spread, fitted.components, 3e-3,
+            cfg=cfg.encoder_config, reads=cfg.decoder_config,
+        )  # fmt: skip
+        seen.append([float(figures[name]) for name in ("latent", "levels", "symbols")])
+    assert np.all(np.mean(seen[-3:], axis=0) < 0.95 * np.array(seen[0]))
+    kept = {path for path, value in before.items() if np.array_equal(value, state["trained"][path])}
+    assert kept == {path for path in before if listener.stays(path, cfg.encoder_config)}
+    assert np.array_equal(state["power"], both["state"]["power"]) and int(state["step"]) == 15

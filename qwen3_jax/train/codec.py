@@ -1,8 +1,9 @@
-"""Train the small codec, by stages: a corpus -> latents and books -> a decoder -> an encoder -> ``speech_tokenizer/``.
+"""Train the small codec, by stages: a corpus -> latents and books -> its two halves -> ``speech_tokenizer/``.
 
     python -m qwen3_jax.train.codec fit CORPUS RUN         locked speech, levels, k-means: RUN/latents.safetensors
-    python -m qwen3_jax.train.codec decoder CORPUS RUN     codes -> speech: its levels, then spectral losses, then adversarial ones
     python -m qwen3_jax.train.codec encoder CORPUS RUN     speech -> the latents of its codes
+    python -m qwen3_jax.train.codec ear CORPUS RUN         levels -> phonemes: a recogniser, by which both halves learn from then on
+    python -m qwen3_jax.train.codec decoder CORPUS RUN     codes -> speech: its levels, then spectral losses, then adversarial ones
     python -m qwen3_jax.train.codec export RUN OUT         the averaged weights in the published layout, and what a run goes on from
     python -m qwen3_jax.train.codec begin FROM RUN         a run that goes on from such an export (moments start anew)
     python -m qwen3_jax.train.codec reconstruct OUT WAVS TO  speech through an export's codec and back
@@ -10,7 +11,6 @@
 The same command again goes on from the last checkpoint.
 """
 
-import functools
 import json
 import shutil
 from pathlib import Path
@@ -20,31 +20,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import typer
-from flax import nnx
 from rich.progress import track
 from safetensors.numpy import load_file, save_file
 
 from qwen3_jax.allocation import KEEPING, restart_with_large_pages
 from qwen3_jax.atomic import new_folder
 from qwen3_jax.audio import load_audio, write_wav
-from qwen3_jax.codec import init_state
 from qwen3_jax.compilation import use_persistent_cache
 from qwen3_jax.config import CodecConfig
-from qwen3_jax.mapping import flatten, unflatten
-from qwen3_jax.session import decode
-from qwen3_jax.shapes import NpF32, NpInt
-from qwen3_jax.train import data, export, latents, listener, loop, losses, loud, prior, small, vocoder
+from qwen3_jax.mapping import flatten
+from qwen3_jax.train import data, export, latents, listener, loop, losses, loud, prior, small, through, vocoder
+from qwen3_jax.train import ear as ears
 from qwen3_jax.train.corpus import said_in
 from qwen3_jax.train.discriminators import PERIODS
 from qwen3_jax.train.latents import FRAME, Latents
+from qwen3_jax.train.pieces import decode_all, encode_all, heard_codes, held_out, listened
 
 LATENTS = "latents.safetensors"
 CRITIC = "critic.safetensors"
 CODEC = "speech_tokenizer"
 STEPS = "steps.json"
-_PIECE = 16  # frames decoded at a time
-_LISTENED, _HEARD_BEFORE = 375 * FRAME, 4  # samples that are listened to at a time, and frames before them
-_ENCODED, _ENCODED_BEFORE = 360 * FRAME, 24  # that are encoded at a time; they may hear further back
 _KINDS = ("trained", "average")  # of a decoder's parameters in its state
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 Option = typer.Option
@@ -92,6 +87,42 @@ def encoder_start(fitted: Latents, seed: int) -> dict[str, Any]:
 
 
 @app.command()
+def ear(
+    corpus: Corpus, run: Run, hours: Hours = 4.0, pause_file: Pause = None,
+    steps: Annotated[int, Option(help="In all.")] = 5000, minutes: Annotated[float, Option(help="This time.")] = float("inf"),
+    rows: Annotated[int, Option(help="Crops of a step.")] = 24, crop: Annotated[int, Option(help="Frames of a crop.")] = 50,
+    rate: Annotated[float, Option(help="Highest learning rate; it falls to nothing over the last half.")] = 2e-3, seed: int = 0,
+) -> None:  # fmt: skip
+    """Train the recogniser that says which errors of levels are heard."""
+    fitted = Latents.load(run / LATENTS)
+    streams, said = data.load_streams(corpus, run, hours, fitted), data.sayings(corpus, hours)
+    clips = [(loud.wanted(fitted.read(wave, names).levels[None]), names.reshape(1, -1)) for _, wave, names in held_out(corpus, 10)]
+    some = loud.wanted(np.concatenate([stream.levels[:2000] for stream in streams]).astype(np.float32)[None])
+    state = loop.resume(run / "ear", ears.begin(some, seed))
+
+    def step(state: loop.State, number: int) -> tuple[loop.State, loop.Figures]:
+        found = data.places(streams, rows, crop, seed, number)
+        told = np.stack([stream.levels[at : at + crop] for stream, at in found]).astype(np.float32)
+        names = np.stack([said[stream.voice][at : at + crop] for stream, at in found]).reshape(rows, -1)
+        return ears.step(state, loud.wanted(told), names.astype(np.int32), number, rate * min(1.0, 2 * (steps - number) / steps))
+
+    def evaluate(state: loop.State, folder: Path) -> loop.Figures:
+        params = {**state["average"], **state["frozen"]}
+        heard = np.array([ears.agreement(params, *clip) for clip in clips])
+        return dict(zip(("held_symbols", "held_right"), heard.mean(axis=0), strict=True)) if clips else {}
+
+    loop.train(run / "ear", state, step, loop.Plan(steps=steps, minutes=minutes, pause=pause_file, evaluate_every=1000), evaluate)
+
+
+def heard_by(run: Path) -> dict[str, Any] | None:
+    """The recogniser of a run, if it has one."""
+    if not loop.saved(run / "ear"):
+        return None
+    state = loop.resume(run / "ear", ears.begin(np.zeros((ears.COUNT, 1, 1), np.float32), 0))
+    return {**state["average"], **state["frozen"]}
+
+
+@app.command()
 def decoder(
     corpus: Corpus, run: Run, hours: Hours = 2.0, pause_file: Pause = None,
     steps: Annotated[int, Option(help="In all.")] = 1_000_000, minutes: Annotated[float, Option(help="This time.")] = float("inf"),
@@ -111,11 +142,12 @@ def decoder(
     context = cfg.sliding_window - crop // 2
     judged = crop // 2 * FRAME
     state = loop.resume(place, decoder_start(fitted, seed))
-    by_ear = {stream.voice: stream.codes for stream in streams}
+    recogniser = heard_by(run)
+    by_encoder = {stream.voice: stream.codes for stream in streams}
     if int(state["step"]) < levels_until and loop.saved(run / "encoder"):
-        ear = listener.finished(loop.resume(run / "encoder", encoder_start(fitted, 0)), fitted.components)
+        params = listener.finished(loop.resume(run / "encoder", encoder_start(fitted, 0)), fitted.components)
         for stream in track(streams, "hearing", console=loop.console):
-            by_ear[stream.voice] = heard_codes(configured(fitted), ear, stream.wave)
+            by_encoder[stream.voice] = heard_codes(configured(fitted), params, stream.wave)
 
     def step(state: loop.State, number: int) -> tuple[loop.State, loop.Figures]:
         before = max(context, vocoder.heard(cfg)[0])
@@ -123,11 +155,11 @@ def decoder(
             noise = np.random.default_rng([seed, number, 3])
             size = before + crop
             found = data.places(streams, 4 * rows, size, seed, number)
-            by = [by_ear[stream.voice] if noise.random() < loud.HEARD else stream.codes for stream, _ in found]
+            by = [by_encoder[stream.voice] if noise.random() < loud.HEARD else stream.codes for stream, _ in found]
             codes = np.stack([some[at : at + size] for some, (_, at) in zip(by, found, strict=True)]).astype(np.int32)
             codes = loud.slipped(codes, np.stack([some[noise.integers(len(some), size=size)] for some in by]), noise)
             told = np.stack([stream.levels[at + before : at + before + crop] for stream, at in found]).astype(np.float32)
-            return loud.step(state, codes, loud.wanted(told), rate, cfg=cfg, crop=crop, held=held)
+            return loud.step(state, codes, loud.wanted(told), recogniser, rate, cfg=cfg, crop=crop, held=held)
         if number == levels_until:  # what is heard from now on is as wide as what will be exported
             wide = {kind: jax.tree.map(jnp.asarray, prior.play(state[kind], fitted, loud.wider(state["power"]))) for kind in _KINDS}
             state = {**state, **wide}
@@ -163,11 +195,19 @@ def encoder(
     rows: Annotated[int, Option(help="Crops of a step.")] = 16, crop: Annotated[int, Option(help="Frames of a crop.")] = 48,
     rate: Annotated[float, Option(help="Highest learning rate.")] = 1e-3,
     cool: Annotated[int, Option(help="Over so many of the last steps (see --steps) the rate falls to nothing.")] = 0,
-    whole: Annotated[bool, Option("--whole", help="Train the first convolutions, too: several times the work.")] = False, seed: int = 0,
+    whole: Annotated[bool, Option("--whole", help="Train the first convolutions, too: several times the work.")] = False,
+    by_decoder: Annotated[bool, Option("--through", help="Learn what the run's decoder makes of it, and its ear hears.")] = False,
+    seed: int = 0,
 ) -> None:  # fmt: skip
     """Train the encoder onto the latents."""
     fitted = Latents.load(run / LATENTS)
     cfg = configured(fitted)
+    recogniser, reader = heard_by(run), {}
+    if by_decoder:
+        if whole or recogniser is None or not loop.saved(run / "decoder"):
+            raise ValueError(f"--through takes the decoder and the ear that {run} has (train them first), and goes without --whole")
+        reader = loop.resume(run / "decoder", decoder_start(fitted, 0))
+        reader = {**reader["average"], **reader["frozen"]}
     streams = data.load_streams(corpus, run, hours, fitted)
     state = loop.resume(run / "encoder", encoder_start(fitted, seed))
     heard, spread = {}, 0.0
@@ -189,6 +229,12 @@ def encoder(
         codes = np.stack([stream.codes[at : at + crop] for stream, at in found])
         wanted = listener.target(fitted, fitted.latent(main, codes[..., 1]), codes[..., 0])
         now = rate * min(1.0, (steps - number) / max(cool, 1))
+        if by_decoder:
+            told = loud.wanted(np.stack([stream.levels[at : at + crop] for stream, at in found]).astype(np.float32))
+            return through.step(
+                state, given, wanted, told, reader, recogniser, fitted.spread, fitted.components, now,
+                cfg=cfg.encoder_config, reads=cfg.decoder_config,
+            )  # fmt: skip
         return listener.regression_step(
             state, given, wanted, fitted.spread, now, cfg=cfg.encoder_config, books=cfg.encoder_valid_num_quantizers
         )
@@ -198,50 +244,6 @@ def encoder(
 
     plan = loop.Plan(steps=steps, minutes=minutes, pause=pause_file, evaluate_every=1000)
     loop.train(run / "encoder", state, step, plan, evaluate)
-
-
-def listened(state: loop.State, wave: NpInt["F"], cfg: CodecConfig) -> Any:
-    """`listener.hear` of a voice's whole speech, frame by frame: float16 [N T C]."""
-    pieces, clear = [], _HEARD_BEFORE * FRAME
-    padded = np.pad(wave, (clear, -len(wave) % _LISTENED))
-    for start in range(0, len(padded) - clear, _LISTENED):
-        piece = padded[None, start : start + clear + _LISTENED].astype(np.float32) / 32768
-        found = listener.hear(state, piece, cfg=cfg.encoder_config, books=cfg.encoder_valid_num_quantizers)[0]
-        pieces.append(np.asarray(found).reshape(_HEARD_BEFORE + _LISTENED // FRAME, -1, found.shape[-1])[_HEARD_BEFORE:])
-    return np.concatenate(pieces)[: len(wave) // FRAME]
-
-
-def heard_codes(cfg: CodecConfig, params: dict[str, Any], wave: NpInt["F"]) -> NpInt["N K"]:
-    """A voice's whole speech by the encoder, piece by piece."""
-    pieces, clear = [], _ENCODED_BEFORE * FRAME
-    padded = np.pad(wave, (clear, -len(wave) % _ENCODED))
-    for start in range(0, len(padded) - clear, _ENCODED):
-        piece = padded[start : start + clear + _ENCODED].astype(np.float32) / 32768
-        pieces.append(encode_all(cfg, params, piece)[_ENCODED_BEFORE:].astype(np.int16))
-    return np.concatenate(pieces)[: len(wave) // FRAME]
-
-
-def held_out(corpus: Path, each: int) -> list[tuple[str, NpF32, NpInt]]:
-    """The first clips of every voice that has read the held-out sentences: voice-number, wave of whole frames, what it says."""
-    found = []
-    for folder in sorted(path for path in (corpus / "held_out").glob("*") if path.is_dir()):
-        for path in sorted(folder.glob("*.wav"))[:each]:
-            wave = load_audio(path)
-            whole = np.pad(wave, (0, -len(wave) % FRAME))
-            found.append((f"{folder.name}-{path.stem}", whole, said_in(path, len(whole) // FRAME)))
-    return found
-
-
-def decode_all(cfg: Any, params: dict[str, Any], codes: NpInt) -> NpF32:
-    """Codes [N K] -> wave [N*1920], by the decoder that streams."""
-    graph, shapes = vocoder.decoder_definition(cfg)
-    tree = jax.tree.map(jnp.asarray, unflatten(params, shapes))
-    state, pieces = init_state(cfg, 1), []
-    padded = np.pad(codes, ((0, -len(codes) % _PIECE), (0, 0)))  # the decoder is causal: padding comes after all that is kept
-    for start in range(0, len(padded), _PIECE):
-        pcm, state = decode(graph, tree, jnp.asarray(padded[start : start + _PIECE, None]), state)
-        pieces.append(np.asarray(pcm[0]))
-    return np.concatenate(pieces)[: len(codes) * FRAME]
 
 
 def listen(corpus: Path, fitted: Latents, cfg: Any, params: dict[str, Any], folder: Path) -> loop.Figures:
@@ -254,19 +256,6 @@ def listen(corpus: Path, fitted: Latents, cfg: Any, params: dict[str, Any], fold
         write_wav(folder / f"{name}.wav", made)
         found.append(float(losses.spectral(jnp.asarray(made[None]), jnp.asarray(wave[None]))[0]))
     return {"held_out": float(np.mean(found))} if found else {}
-
-
-def encode_all(cfg: CodecConfig, params: dict[str, Any], wave: NpF32) -> NpInt:
-    """A clip's codes [N K], by the encoder; padded so that few lengths are compiled."""
-    graph, shapes = listener.encoder_definition(cfg.encoder_config, cfg.encoder_valid_num_quantizers)
-    padded = np.pad(wave, (0, -len(wave) % (64 * FRAME)))
-    codes = _encode(graph, jax.tree.map(jnp.asarray, unflatten(params, shapes)), padded[None], np.array([len(wave)], np.int32))
-    return np.asarray(codes[0])[: -(-len(wave) // FRAME)]
-
-
-@functools.partial(jax.jit, static_argnames=("graph",))
-def _encode(graph: Any, params: Any, wave: jax.Array, valid: jax.Array) -> jax.Array:
-    return nnx.merge(graph, params)(wave, valid)
 
 
 def agreement(corpus: Path, fitted: Latents, cfg: CodecConfig, params: dict[str, Any]) -> loop.Figures:

@@ -84,6 +84,11 @@ def said(line: Line) -> NpInt["N 4"]:
     return plan.quarters(line.phonemes, line.durations, (line.samples + -line.samples % _WHOLE) // FRAME)
 
 
+def sayings(corpus: Path, hours: float) -> dict[str, NpInt]:
+    """Of each voice the phonemes of the quarters of its frames [N 4], in the order of `load_streams`."""
+    return {voice: np.concatenate([said(line) for line in lines]) for voice, lines in chosen_lines(corpus, hours).items()}
+
+
 def parts_to_fit(corpus: Path, hours: float, entries: int) -> tuple[list[Part], locking.PitchBook]:
     """What `latents.fit` takes."""
     found = chosen_lines(corpus, hours)

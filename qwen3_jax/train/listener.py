@@ -118,12 +118,12 @@ def begin_at(state: dict[str, Any], exported: Flat, step: int) -> dict[str, Any]
     return {**state, **kinds, "power": jnp.stack([wider**-2, jnp.ones_like(wider)]), "step": jnp.asarray(step, jnp.int32)}
 
 
-def finished(state: dict[str, Any], components: int) -> Flat:
-    """The averaged parameters, with the latent's main ``components`` widened."""
+def finished(state: dict[str, Any], components: int, kind: str = "average") -> Flat:
+    """The averaged parameters (or those ``trained`` now), with the latent's main ``components`` widened."""
     found, wanted = state["power"]
     wider = jnp.clip(jnp.sqrt(wanted / found), 1.0, WIDEST).at[components:].set(1.0)
     path = f"{_ACOUSTIC}.input_proj.weight"
-    return {**state["average"], **state["frozen"], path: state["frozen"][path] * wider[:, None, None]}
+    return {**state[kind], **state["frozen"], path: state["frozen"][path] * wider[:, None, None]}
 
 
 def stays(path: str, cfg: CodecEncoderConfig) -> bool:
@@ -145,13 +145,32 @@ def hear(state: dict[str, Any], wave: F32["B F"], *, cfg: CodecEncoderConfig, bo
     return lower(nnx.merge(graph, unflatten({**state["average"], **state["frozen"]}, shapes)), wave).astype(jnp.float16)
 
 
+def regression(found: F32["B N H"], wanted: F32["B N D+O"], spread: F32["D"]) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """The error, counted as the books' distances count it (so by spread), and a little of it evenly; and its terms."""
+    size = len(spread)
+    off = jnp.square(found[..., : wanted.shape[2]] - wanted)
+    weight = jnp.square(spread)
+    by_distance = jnp.mean(off[..., :size] @ (weight / weight.sum()))
+    content = jnp.mean(off[..., size:]) / jnp.mean(jnp.square(wanted[..., size:]))
+    evenly = jnp.mean(off[..., :size])
+    return by_distance + content + 0.2 * evenly, {"latent": by_distance, "content": content, "evenly": evenly}
+
+
+def moved(state: dict[str, Any], gradients: Flat, rate: float, cfg: CodecEncoderConfig, whole: bool) -> tuple[Flat, Any]:
+    """Parameters and moments after a step; but for ``whole``, what `lower` computes stays."""
+    adam = optimiser() if whole else optimiser(decay=DECAY)
+    steps, moments = adam.update(gradients, state["moments"], state["trained"])
+    now = rate_at(state["step"], rate)
+    held = {path for path in steps if not whole and stays(path, cfg)}
+    return {path: value if path in held else value + now * steps[path] for path, value in state["trained"].items()}, moments
+
+
 @functools.partial(jax.jit, static_argnames=("cfg", "books"), donate_argnames="state")
 def regression_step(
     state: dict[str, Any], heard: F32["B F"] | Float["B T C"], wanted: F32["B N D+O"], spread: F32["D"], rate: float,
     *, cfg: CodecEncoderConfig, books: int,
 ) -> tuple[dict[str, Any], dict[str, jax.Array]]:  # fmt: skip
-    """One step, on waves or on what `hear` made of them; then what made it stays as it is. The error is counted as the books' distances
-    count it (so by spread), and a little of it evenly."""
+    """One step, on waves or on what `hear` made of them; then what made it stays as it is."""
     graph, shapes = encoder_definition(cfg, books)
     size, wave = len(spread), heard.ndim == 2
 
@@ -161,19 +180,12 @@ def regression_step(
             found = embed(encoder, heard, jnp.full(len(heard), heard.shape[1], jnp.int32))
         else:
             found = upper(encoder, heard.astype(jnp.float32))
-        off = jnp.square(found[:, SKIPPED:, : wanted.shape[2]] - wanted[:, SKIPPED:])
-        weight = jnp.square(spread)
-        by_distance = jnp.mean(off[..., :size] @ (weight / weight.sum()))
-        content = jnp.mean(off[..., size:]) / jnp.mean(jnp.square(wanted[..., size:]))
-        evenly = jnp.mean(off[..., :size])
         power = jnp.stack([jnp.mean(jnp.square(each[:, SKIPPED:, :size]), axis=(0, 1)) for each in (found, wanted)])
-        return by_distance + content + 0.2 * evenly, ({"latent": by_distance, "content": content, "evenly": evenly}, power)
+        off, terms = regression(found[:, SKIPPED:], wanted[:, SKIPPED:], spread)
+        return off, (terms, power)
 
     (_, (terms, now_power)), gradients = jax.value_and_grad(loss, has_aux=True)(state["trained"])
-    adam = optimiser() if wave else optimiser(decay=DECAY)
-    steps, moments = adam.update(gradients, state["moments"], state["trained"])
-    now = rate_at(state["step"], rate)
-    trained = {path: value if not wave and stays(path, cfg) else value + now * steps[path] for path, value in state["trained"].items()}
+    trained, moments = moved(state, gradients, rate, cfg, wave)
     average, power = running_average((state["average"], state["power"]), (trained, now_power), state["step"])
     state = {**state, "trained": trained, "average": average, "moments": moments, "power": power, "step": state["step"] + 1}
     return state, {**terms, "gradient": optax.tree.norm(gradients)}

@@ -19,14 +19,15 @@ from qwen3_jax.codec.decoder import Decoder
 from qwen3_jax.config import CodecDecoderConfig
 from qwen3_jax.mapping import unflatten
 from qwen3_jax.shapes import F32, Int, NpF32, NpInt
+from qwen3_jax.train.ear import COUNT, Difference, difference
 from qwen3_jax.train.levels import LEVELS, MOMENTS, SLOWNESS, WEIGHT, unweighted
 from qwen3_jax.train.prior import STEPS
 from qwen3_jax.train.vocoder import Flat, Held, decoder_definition, finish, heard, rate_at, running_average, to_columns, update
 
-COUNT = 2 * LEVELS  # of a column: two moments
 HEARD = 0.6  # of the rows have the encoder's codes
 SLIPS = 0.01  # of the codes are another frame's, so that no book is believed blindly
 WIDEST = 1.5  # by which levels are widened, at most
+SYMBOLS, FEATURES = 0.02, 0.02  # what the ear hears counts for, beside the error of levels
 
 
 def wanted(levels: NpF32["B N 224"]) -> NpF32["56 B N*4"]:
@@ -63,20 +64,25 @@ def columns_of(decoder: Decoder, codes: Int["B M K"], crop: int, past: tuple[int
 
 @functools.partial(jax.jit, static_argnames=("cfg", "crop", "held"), donate_argnames="state")
 def step(
-    state: dict[str, Any], codes: Int["B M K"], target: F32["56 B crop*4"], rate: float, *, cfg: CodecDecoderConfig, crop: int, held: Held
-) -> tuple[dict[str, Any], dict[str, jax.Array]]:
-    """One step towards ``target``, of `wanted`; squared errors, weighted as in the books. ``state["power"]`` [2 28] is how much the columns
-    and the wanted ones vary, by level."""
+    state: dict[str, Any], codes: Int["B M K"], target: F32["56 B crop*4"], ear: Flat | None, rate: float,
+    *, cfg: CodecDecoderConfig, crop: int, held: Held,
+) -> tuple[dict[str, Any], dict[str, jax.Array]]:  # fmt: skip
+    """One step towards ``target``, of `wanted`: squared errors, weighted as in the books, and what an ``ear`` (ear.py) hears of them, if
+    there is one. ``state["power"]`` [2 28] is how much the columns and the wanted ones vary, by level."""
     graph, shapes = decoder_definition(cfg)
     aim = weighted(target)
 
-    def loss(trained: Flat) -> tuple[jax.Array, jax.Array]:
+    def loss(trained: Flat) -> tuple[jax.Array, tuple[dict[str, jax.Array], jax.Array]]:
         decoder = nnx.merge(graph, unflatten({**trained, **state["frozen"]}, shapes))
         columns = columns_of(decoder, codes, crop, heard(cfg))
-        return jnp.mean(jnp.square(weighted(columns) - aim)), columns
+        off = jnp.mean(jnp.square(weighted(columns) - aim))
+        if ear is None:
+            return off, ({"levels": off}, columns)
+        found: Difference = difference(ear, columns, target)
+        return off + SYMBOLS * found.symbols + FEATURES * found.features, ({"levels": off, **found._asdict()}, columns)
 
-    (off, columns), gradients = jax.value_and_grad(loss, has_aux=True)(state["trained"])
+    (_, (terms, columns)), gradients = jax.value_and_grad(loss, has_aux=True)(state["trained"])
     trained, moments = update(gradients, state["moments"], state["trained"], rate_at(state["step"], rate), held)
     now = jnp.stack([jnp.var(each.reshape(2, LEVELS, -1), axis=2).mean(axis=0) for each in (columns, target)])
     power = running_average(state["power"], now, state["step"])
-    return finish(state, trained=trained, moments=moments, power=power), {"levels": off, "gradient": optax.tree.norm(gradients)}
+    return finish(state, trained=trained, moments=moments, power=power), {**terms, "gradient": optax.tree.norm(gradients)}

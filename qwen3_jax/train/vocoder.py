@@ -81,8 +81,15 @@ def to_columns(
 ) -> tuple[F32["C B T"], DecoderState, int, Iterator[int]]:
     """What the first wide convolution is given, at 50 Hz; the state that the decoder begins with, the steps of ``crop`` frames, and the
     pasts that the rest needs."""
-    start = decoder.initial(len(codes))
-    x, _ = decoder.pre_conv(jnp.moveaxis(decoder.quantizer(codes), -1, 0), start.pre_conv)
+    return from_entries(decoder, decoder.quantizer(codes), crop, past)
+
+
+def from_entries(
+    decoder: Decoder, named: F32["B M H"], crop: int, past: tuple[int, ...]
+) -> tuple[F32["C B T"], DecoderState, int, Iterator[int]]:
+    """`to_columns` of what the codes name."""
+    start = decoder.initial(len(named))
+    x, _ = decoder.pre_conv(jnp.moveaxis(named, -1, 0), start.pre_conv)
     x, _ = decoder.pre_transformer(x, start.window, start.position, None)
     steps = crop  # of the current rate, to which the past is added
     needed = iter(past)
