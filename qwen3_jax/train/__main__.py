@@ -20,9 +20,10 @@ TRAINING = Path(__file__).parents[2] / "training"  # in the repository: latents 
 EMBEDDED = Path(__file__).parents[1] / "embedded"
 VOICES = {"heart": 1.0, "makima": 0.15, "george": 0.01, "emma": 0.01, "michael": 0.01}  # of the hours; Kokoro is slow
 SHARES = (
-    ("language", "train", 0.75, 1.0),
-    ("codec", "encoder", 0.15, 0.2),
-    ("codec", "decoder", 0.1, 0.1),  # after the encoder, whose codes it learns from
+    ("language", "train", 0.7, 1.0),
+    ("codec", "ear", 0.05, 0.1),
+    ("codec", "decoder", 0.1, 0.1),
+    ("codec", "encoder --through", 0.15, 0.2),  # each half of the codec learns from what the other became
 )  # of time, of hours
 app = typer.Typer(add_completion=False)
 
@@ -50,7 +51,7 @@ def main(
     began = time.monotonic()
     for _ in range(turns):
         for module, command, share, part in SHARES:
-            run(module, command, corpus, state, "--minutes", minutes * share / turns, "--hours", hours * part)
+            run(module, *command.split(), corpus, state, "--minutes", minutes * share / turns, "--hours", hours * part)
     print(f"trained {(time.monotonic() - began) / 60:.0f} minutes")
     for place in (folder / "codec", out):
         shutil.rmtree(place, ignore_errors=True)  # of an earlier call

@@ -27,7 +27,7 @@ from qwen3_jax.train.vocoder import Flat, Held, decoder_definition, finish, hear
 HEARD = 0.6  # of the rows have the encoder's codes
 SLIPS = 0.01  # of the codes are another frame's, so that no book is believed blindly
 WIDEST = 1.5  # by which levels are widened, at most
-SYMBOLS, FEATURES = 0.02, 0.02  # what the ear hears counts for, beside the error of levels
+SYMBOLS, FEATURES = 0.1, 0.1  # what the ear hears counts for, beside the error of levels
 
 
 def wanted(levels: NpF32["B N 224"]) -> NpF32["56 B N*4"]:
