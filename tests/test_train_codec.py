@@ -17,6 +17,7 @@ from qwen3_jax.config import CodecConfig, parse
 from qwen3_jax.mapping import flatten, unflatten
 from qwen3_jax.testing import tiny_codec_config
 from qwen3_jax.train import (
+    codec,
     corpus,
     ear,
     export,
@@ -700,3 +701,15 @@ def test_an_encoder_learns_through_the_decoder(begun: Any, both: dict[str, Any],
     kept = {path for path, value in before.items() if np.array_equal(value, state["trained"][path])}
     assert kept == {path for path in before if listener.stays(path, cfg.encoder_config)}
     assert np.array_equal(state["power"], both["state"]["power"]) and int(state["step"]) == 15
+
+
+def test_an_encoder_learns_through_no_decoder_that_is_not_there(fitted: latents.Latents, tmp_path: Path) -> None:
+    fitted.save(tmp_path / codec.LATENTS)
+    with pytest.raises(ValueError, match="the decoder and the ear that .* has"):
+        codec.encoder(tmp_path / "corpus", tmp_path, by_decoder=True)
+    assert codec.heard_by(tmp_path) is None
+    state = ear.begin(np.ones((ear.COUNT, 2, 8), np.float32), 3)
+    loop.save(tmp_path / "ear", state)
+    found = codec.heard_by(tmp_path)
+    assert found is not None and found.keys() == {**state["trained"], **state["frozen"]}.keys()
+    assert all(np.array_equal(found[path], value) for path, value in state["trained"].items())

@@ -32,7 +32,7 @@ DECAY = 0.05
 _GIVEN = ("mean", "spread")  # of columns; measured, not trained
 
 
-class Spread(nnx.Module):
+class Around(nnx.Module):
     """``taps`` columns, ``dilation`` apart, around each -> one of ``outputs`` numbers: a convolution as one product."""
 
     def __init__(self, inputs: int, outputs: int, taps: int, dilation: int = 1) -> None:
@@ -51,7 +51,7 @@ class Block(nnx.Module):
 
     def __init__(self, dilation: int) -> None:
         self.norm = LayerNorm(WIDTH, 1e-5)
-        self.around = Spread(WIDTH, WIDTH, TAPS, dilation)
+        self.around = Around(WIDTH, WIDTH, TAPS, dilation)
         self.out = MixedLinear(WIDTH, WIDTH, bias=True)
 
     def __call__(self, x: F32["B T C"]) -> F32["B T C"]:
@@ -63,7 +63,7 @@ class Ear(nnx.Module):
 
     def __init__(self) -> None:
         self.mean, self.spread = nnx.Param(jnp.zeros((COUNT,))), nnx.Param(jnp.ones((COUNT,)))
-        self.begin = Spread(COUNT, WIDTH, 3)
+        self.begin = Around(COUNT, WIDTH, 3)
         self.blocks = nnx.List([Block(dilation) for dilation in DILATIONS])
         self.norm = LayerNorm(WIDTH, 1e-5)
         self.name = MixedLinear(WIDTH, HEARS, bias=True)
