@@ -2,8 +2,8 @@
 
 It begins with what the books say; a frame's neighbours and its content tell more. It learns from two kinds of codes, those of the latents
 and those that the encoder hears, whose errors it so learns to see through. Only the slowest part of the decoder runs, and the error is that
-of 56 numbers, and what a recogniser (ear.py) hears in them, so a step is cheap. What it is unsure of comes out nearly as the mean; so levels are then widened until they vary as they
-should (`wider`).
+of 56 numbers and of what a recogniser (ear.py) hears in them, so a step is cheap. What it is unsure of comes out nearly as the mean; so
+levels are then widened until they vary as they should (`wider`).
 """
 
 import functools
