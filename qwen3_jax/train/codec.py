@@ -197,7 +197,7 @@ def encoder(
     cool: Annotated[int, Option(help="Over so many of the last steps (see --steps) the rate falls to nothing.")] = 0,
     whole: Annotated[bool, Option("--whole", help="Train the first convolutions, too: several times the work.")] = False,
     by_decoder: Annotated[bool, Option("--through", help="Learn what the run's decoder makes of it, and its ear hears.")] = False,
-    seed: int = 0,
+    readings: Annotated[int, Option(help="Of voices of few hours: 2, 3 have the borders of frames elsewhere.")] = 2, seed: int = 0,
 ) -> None:  # fmt: skip
     """Train the encoder onto the latents."""
     fitted = Latents.load(run / LATENTS)
@@ -208,12 +208,12 @@ def encoder(
             raise ValueError(f"--through takes the decoder and the ear that {run} has (train them first), and goes without --whole")
         reader = loop.resume(run / "decoder", decoder_start(fitted, 0))
         reader = {**reader["average"], **reader["frozen"]}
-    streams = data.load_streams(corpus, run, hours, fitted)
+    streams = [stream for again in range(readings) for stream in data.load_streams(corpus, run, hours, fitted, again=again)]
     state = loop.resume(run / "encoder", encoder_start(fitted, seed))
     heard, spread = {}, 0.0
     if not whole:
         state = listener.settled(state, cfg.encoder_config)
-        heard = {stream.voice: listened(state, stream.wave, cfg) for stream in track(streams, "listening", console=loop.console)}
+        heard = {id(stream): listened(state, stream.wave, cfg) for stream in track(streams, "listening", console=loop.console)}
         spread = np.concatenate([each[:1000] for each in heard.values()]).astype(np.float32).std(axis=(0, 1))
 
     def step(state: loop.State, number: int) -> tuple[loop.State, loop.Figures]:
@@ -221,7 +221,7 @@ def encoder(
         if whole:
             given = np.stack([stream.wave[at * FRAME : (at + crop) * FRAME] for stream, at in found]).astype(np.float32) / 32768
         else:
-            given = np.stack([heard[stream.voice][at : at + crop] for stream, at in found]).astype(np.float32)
+            given = np.stack([heard[id(stream)][at : at + crop] for stream, at in found]).astype(np.float32)
             noise = np.random.default_rng([seed, number, 2])
             given += listener.BLURRED * spread * noise.standard_normal(given.shape, np.float32)
             given = given.reshape(rows, -1, given.shape[-1])
