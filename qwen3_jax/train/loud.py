@@ -19,7 +19,7 @@ from qwen3_jax.codec.decoder import Decoder
 from qwen3_jax.config import CodecDecoderConfig
 from qwen3_jax.mapping import unflatten
 from qwen3_jax.shapes import F32, Int, NpF32, NpInt
-from qwen3_jax.train.ear import COUNT, Difference, difference
+from qwen3_jax.train.ear import COUNT, difference
 from qwen3_jax.train.levels import LEVELS, MOMENTS, SLOWNESS, WEIGHT, unweighted
 from qwen3_jax.train.prior import STEPS
 from qwen3_jax.train.vocoder import Flat, Held, decoder_definition, finish, heard, rate_at, running_average, to_columns, update
@@ -78,7 +78,7 @@ def step(
         off = jnp.mean(jnp.square(weighted(columns) - aim))
         if ear is None:
             return off, ({"levels": off}, columns)
-        found: Difference = difference(ear, columns, target)
+        found = difference(ear, columns, target)
         return off + SYMBOLS * found.symbols + FEATURES * found.features, ({"levels": off, **found._asdict()}, columns)
 
     (_, (terms, columns)), gradients = jax.value_and_grad(loss, has_aux=True)(state["trained"])
