@@ -476,6 +476,29 @@ def test_a_voice_of_few_hours_is_read_again_with_other_borders_of_frames(fitted:
     assert not chosen_lines(tmp_path, 1.9 * seconds / 3600, 1)  # it does not fit in twice
 
 
+def test_the_mean_of_exports_is_of_one_runs(fitted: latents.Latents, stream: Stream, tmp_path: Path) -> None:
+    fitted_config = small.codec_config(fitted.latent_size, len(fitted.content))
+    for half in ("encoder_config", "decoder_config"):
+        fitted_config[half]["codebook_size"] = ENTRIES
+    shapes = export.codec_shapes(parse(CodecConfig, fitted_config))
+    for number, name in enumerate(("a", "b", "other")):
+        export.write_codec(tmp_path / name / codec.CODEC, fitted_config, small.random_start(shapes, number))
+        fitted.save(tmp_path / name / codec.LATENTS)
+        (tmp_path / name / codec.STEPS).write_text(json.dumps({"encoder": number}))
+    codec.mean(tmp_path / "out", [tmp_path / "a", tmp_path / "b"])
+    one, other, found = (export.read_codec(tmp_path / name / codec.CODEC)[1] for name in ("a", "b", "out"))
+    assert found.keys() == one.keys() and any(np.abs(one[path] - other[path]).max() > 0.1 for path in one)
+    for path, value in found.items():
+        np.testing.assert_allclose(value, (one[path] + other[path]) / 2, rtol=1e-3, atol=1e-6)
+    assert json.loads((tmp_path / "out" / codec.STEPS).read_text()) == {"encoder": 1} and (tmp_path / "out" / codec.LATENTS).is_file()
+    (tmp_path / "other" / codec.LATENTS).write_bytes(b"other books")
+    with pytest.raises(ValueError, match="other has other parameters or books than .*a: a mean is of exports"):
+        codec.mean(tmp_path / "not", [tmp_path / "a", tmp_path / "other"])
+    with pytest.raises(ValueError, match="two exports or more"):
+        codec.mean(tmp_path / "not", [tmp_path / "a"])
+    assert not (tmp_path / "not").exists()
+
+
 # the encoder in training, and the export
 
 

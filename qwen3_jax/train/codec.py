@@ -5,6 +5,7 @@
     python -m qwen3_jax.train.codec ear CORPUS RUN         levels -> phonemes: a recogniser, by which both halves learn from then on
     python -m qwen3_jax.train.codec decoder CORPUS RUN     codes -> speech: its levels, then spectral losses, then adversarial ones
     python -m qwen3_jax.train.codec export RUN OUT         the averaged weights in the published layout, and what a run goes on from
+    python -m qwen3_jax.train.codec mean OUT A B ...       the mean of such exports' weights
     python -m qwen3_jax.train.codec begin FROM RUN         a run that goes on from such an export (moments start anew)
     python -m qwen3_jax.train.codec reconstruct OUT WAVS TO  speech through an export's codec and back
 
@@ -293,6 +294,27 @@ def export_command(run: Run, out: Annotated[Path, Argument(help="A folder to be 
     total = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     codec = (out / CODEC / export.FILE).stat().st_size
     loop.console.print(f"{out}: {total / 1e6:.1f} MB, the codec {codec / 1e6:.1f} MB; steps {steps}")
+
+
+@app.command()
+def mean(
+    out: Annotated[Path, Argument(help="A folder to be made.")],
+    exports: Annotated[list[Path], Argument(help="Of `export`: a run's at different steps, or of runs that went on from one.")],
+) -> None:
+    """Write the mean of exports' weights, which errs less than each of them (arXiv 2203.05482); all else is the last one's."""
+    if len(exports) < 2:
+        raise ValueError(f"a mean takes two exports or more, got {', '.join(map(str, exports))}")
+    found = [export.read_codec(folder / CODEC)[1] for folder in exports]
+    shapes = [{path: value.shape for path, value in params.items()} for params in found]
+    books = [(folder / LATENTS).read_bytes() for folder in exports]
+    for folder, shape, book in zip(exports, shapes, books, strict=True):
+        if shape != shapes[0] or book != books[0]:
+            raise ValueError(f"{folder} has other parameters or books than {exports[0]}: a mean is of exports that went on from one run")
+    with new_folder(out) as temporary:
+        shutil.copytree(exports[-1], temporary, dirs_exist_ok=True)
+        shutil.rmtree(temporary / CODEC)
+        config = json.loads((exports[-1] / CODEC / export.CONFIG).read_text("utf-8"))
+        export.write_codec(temporary / CODEC, config, {path: np.mean([params[path] for params in found], axis=0) for path in found[0]})
 
 
 @app.command("begin")
