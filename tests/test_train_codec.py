@@ -476,7 +476,7 @@ def test_a_voice_of_few_hours_is_read_again_with_other_borders_of_frames(fitted:
     assert not chosen_lines(tmp_path, 1.9 * seconds / 3600, 1)  # it does not fit in twice
 
 
-def test_the_mean_of_exports_is_of_one_runs(fitted: latents.Latents, stream: Stream, tmp_path: Path) -> None:
+def test_the_mean_of_exports_is_of_one_runs(fitted: latents.Latents, tmp_path: Path) -> None:
     fitted_config = small.codec_config(fitted.latent_size, len(fitted.content))
     for half in ("encoder_config", "decoder_config"):
         fitted_config[half]["codebook_size"] = ENTRIES

@@ -301,7 +301,12 @@ def mean(
     out: Annotated[Path, Argument(help="A folder to be made.")],
     exports: Annotated[list[Path], Argument(help="Of `export`: a run's at different steps, or of runs that went on from one.")],
 ) -> None:
-    """Write the mean of exports' weights, which errs less than each of them (arXiv 2203.05482); all else is the last one's."""
+    """Write the mean of exports' weights, which may err less than each of them (arXiv 2203.05482; docs/embedded.md); all else is the
+    last one's.
+
+    Raises:
+        ValueError: of a single one, or of runs that did not begin with the same books and sizes.
+    """
     if len(exports) < 2:
         raise ValueError(f"a mean takes two exports or more, got {', '.join(map(str, exports))}")
     found = [export.read_codec(folder / CODEC)[1] for folder in exports]
