@@ -6,18 +6,15 @@ The end-of-speech row of the head is zero, so that an utterance lasts as long as
 """
 
 import argparse
-import json
 import shutil
 from pathlib import Path
 
-import ml_dtypes
 import numpy as np
 from rich.progress import track
 from safetensors.numpy import save_file
 
-from qwen3_jax.config import CodecConfig, ModelConfig, parse
-from qwen3_jax.mapping import flatten, source_of, targets
-from qwen3_jax.model import abstract
+from qwen3_jax.published import DTYPES
+from qwen3_jax.testing import read_tensor_list
 
 REFERENCE = Path(__file__).parents[1] / "tests" / "reference"
 
@@ -26,6 +23,8 @@ def tensor(name: str, shape: tuple[int, ...], noise: np.random.Generator) -> np.
     """float32 values that keep activations near 1 through 28 layers."""
     if name.endswith("cluster_usage"):
         return noise.uniform(0.5, 3.5, shape).astype(np.float32)
+    if name.endswith("initialized"):
+        return np.ones(shape, np.float32)
     values = noise.standard_normal(shape, np.float32)
     if len(shape) == 1:
         return 1 + 0.1 * values if "norm" in name and name.endswith("weight") else 0.05 * values
@@ -37,24 +36,14 @@ def tensor(name: str, shape: tuple[int, ...], noise: np.random.Generator) -> np.
 
 
 def write(folder: Path, size: str, seed: int) -> None:
-    """Make ``folder`` in the published layout, without a tokenizer."""
-    config = json.loads((REFERENCE / f"{size}.config.json").read_text("utf-8"))
-    codec = json.loads((REFERENCE / "Tokenizer-12Hz.config.json").read_text("utf-8"))
-    _, tree = abstract(parse(ModelConfig, config), parse(CodecConfig, codec))
+    """Make ``folder`` in the published layout, every tensor of the published lists included, without a tokenizer."""
     noise = np.random.default_rng(seed)
-    files: dict[str, dict[str, np.ndarray]] = {"model.safetensors": {}, "speech_tokenizer/model.safetensors": {}}
-    for path, leaf in track(flatten(tree).items(), "random weights"):
-        in_codec = path.startswith("codec.")
-        for target in targets(path, tuple(leaf.shape)):
-            name = source_of(target)
-            values = tensor(name, tuple(leaf.shape if target.slot is None else leaf.shape[1:]), noise)
-            file = "speech_tokenizer/model.safetensors" if in_codec else "model.safetensors"
-            files[file][name] = values if in_codec else values.astype(ml_dtypes.bfloat16)
     (folder / "speech_tokenizer").mkdir(parents=True)
-    for file, tensors in files.items():
-        save_file(tensors, folder / file, {"format": "pt"})
-    shutil.copy(REFERENCE / f"{size}.config.json", folder / "config.json")
-    shutil.copy(REFERENCE / "Tokenizer-12Hz.config.json", folder / "speech_tokenizer" / "config.json")
+    for part, name in (("", size), ("speech_tokenizer", "Tokenizer-12Hz")):
+        listed = read_tensor_list(REFERENCE / f"{name}.tensors.tsv")
+        values = {name: tensor(name, it.shape, noise).astype(DTYPES[it.dtype]) for name, it in track(listed.items(), f"random {name}")}
+        save_file(values, folder / part / "model.safetensors", {"format": "pt"})
+        shutil.copy(REFERENCE / f"{name}.config.json", folder / part / "config.json")
 
 
 def main() -> None:

@@ -18,6 +18,7 @@ from convert.verify import Result, verify
 from qwen3_jax import checkpoint, compilation, hub, model, published
 from qwen3_jax.atomic import check_free
 from qwen3_jax.mapping import PARTS, flatten, make_plan
+from qwen3_jax.tokenizer_files import TOKENIZER_FILES
 
 console, errors = Console(), Console(stderr=True)
 
@@ -88,7 +89,7 @@ def convert(source: str, destination: Path, dtype: str | None = None, revision: 
     with console.status("writing"):
         fingerprint = checkpoint.save(destination, params, folder)
     console.print(_parts(params, plan.sources, plan.ignored))
-    if not any((folder / name).is_file() for name in checkpoint.TOKENIZER_FILES):
+    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
         console.print(f"note: {folder} has no tokenizer files, so the checkpoint cannot read text until they are copied in", soft_wrap=True)
     console.print(f"{destination}: {config.tts_model_type}, sha256 {fingerprint}", highlight=False, soft_wrap=True)
     return fingerprint

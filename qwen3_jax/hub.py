@@ -6,10 +6,12 @@ from pathlib import Path
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
+from qwen3_jax.tokenizer_files import TOKENIZER_FILES
+
 # Every file that is read, and nothing else of a repository.
 FILES = (
     "config.json", "generation_config.json", "model.safetensors", "model.safetensors.index.json", "model-*.safetensors",
-    "vocab.json", "merges.txt", "tokenizer_config.json", "tokenizer.json",
+    *TOKENIZER_FILES,
     "speech_tokenizer/config.json", "speech_tokenizer/model.safetensors",
     "speech_tokenizer/model.safetensors.index.json", "speech_tokenizer/model-*.safetensors",
 )  # fmt: skip

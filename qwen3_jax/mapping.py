@@ -13,11 +13,12 @@ from typing import Any, NamedTuple
 PARTS = {
     # source prefix -> place in the tree; the first two are in model.safetensors, the others in speech_tokenizer/
     "talker.": "talker.",
-    "speaker_encoder.": "speaker_encoder.",  # Base checkpoints only
+    "speaker_encoder.": "speaker_encoder.",  # read for Base checkpoints only; fine-tuned ones may still have it
     "decoder.": "codec.decoder.",
     "encoder.": "codec.encoder.",
 }
 
+_SPEAKER_ENCODER = PARTS["speaker_encoder."]
 _ENCODER_RVQ = "encoder.quantizer.{part}_residual_vector_quantizer"
 _SURPLUS_BOOKS = "the file has 31 acoustic codebooks, encoding uses the first encoder_valid_num_quantizers - 1 = 15"
 
@@ -47,14 +48,22 @@ STACKED = (
     ),
 )
 
+RENAMED = (
+    # transformers 5 moved Mimi's parts below its encoder: pattern -> the published name
+    (r"encoder\.encoder\.encoder_seanet\.(.+)", r"encoder.encoder.\1"),
+    (r"encoder\.encoder\.((?:encoder_transformer|downsample|quantizer)\..+)", r"encoder.\1"),
+)
+
 IGNORED = (
     # pattern, reason
+    (r".+\.rotary_emb\.inv_freq", "computed from rope_theta; older versions of transformers saved it"),
     (r"encoder\.quantizer\.\w+\.layers\.\d+\.codebook\.initialized", "a flag of the codebooks' training"),
     (r"decoder\.quantizer\.rvq_(first|rest)\.input_proj\.weight", "of the encoding direction, which the decoder does not go"),
     (r"encoder\.quantizer\.\w+\.output_proj\.weight", "of the decoding direction, which the encoder does not go"),
 )
 
 _STACKED = tuple((re.compile(re.escape(row.source).replace(r"\{i\}", r"(0|[1-9]\d*)")), row) for row in STACKED)
+_RENAMED = tuple((re.compile(pattern), name) for pattern, name in RENAMED)
 _IGNORED = tuple((re.compile(pattern), reason) for pattern, reason in IGNORED)
 _STACK_OF = {row.target: row for row in STACKED}
 
@@ -109,6 +118,9 @@ def target_of(name: str) -> Target | Ignored:
     Raises:
         UnmatchedTensor: no row knows the name.
     """
+    for pattern, published in _RENAMED:
+        if pattern.fullmatch(name):
+            name = pattern.sub(published, name)
     for pattern, reason in _IGNORED:
         if pattern.fullmatch(name):
             return Ignored(reason)
@@ -143,6 +155,7 @@ def make_plan(shapes: Mapping[str, Shape], abstract: Mapping[str, Any]) -> Plan:
         UnmatchedTensor, DuplicateTensor, UnfilledTensor, MisshapedTensor: name the tensor, what was expected and found.
     """
     wanted = {path: tuple(leaf.shape) for path, leaf in flatten(abstract).items()}
+    has_speaker_encoder = any(path.startswith(_SPEAKER_ENCODER) for path in wanted)
     filled: dict[Target, str] = {}
     ignored: dict[str, str] = {}
     for name, shape in shapes.items():
@@ -151,6 +164,9 @@ def make_plan(shapes: Mapping[str, Shape], abstract: Mapping[str, Any]) -> Plan:
             ignored[name] = target.reason
             continue
         path, slot = target
+        if path.startswith(_SPEAKER_ENCODER) and not has_speaker_encoder:
+            ignored[name] = "only a Base checkpoint clones voices"
+            continue
         if path not in wanted or (slot is None and path in _STACK_OF):  # the latter: a stacked table's own name, whole
             raise UnmatchedTensor(
                 f"unmatched tensor {name!r} {list(shape)}: the model that config.json describes has no parameter {path!r}; "

@@ -1,23 +1,19 @@
-"""Text -> token ids of a whole chat turn, by the checkpoint's own byte-level BPE (Qwen2's).
+"""Text -> token ids of a whole chat turn, by the checkpoint's own byte-level BPE (Qwen2's; tokenizer_files.py reads it).
 
-Files read, in this order: ``tokenizer.json``, or ``vocab.json`` + ``merges.txt`` with the special tokens of
-``tokenizer_config.json``. Pre-tokenisation and normalisation are those of transformers' Qwen2Tokenizer
-(models/qwen2/tokenization_qwen2.py); the turns are those of `qwen-tts` 0.1.1, inference/qwen3_tts_model.py.
+The turns are those of `qwen-tts` 0.1.1, inference/qwen3_tts_model.py.
 """
 
-import json
 import unicodedata
 from pathlib import Path
 
 import numpy as np
 import tokenizers
-from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
 
 from qwen3_jax.config import ModelConfig
 from qwen3_jax.shapes import NpInt
+from qwen3_jax.tokenizer_files import TOKENIZER_FILES, read_tokenizer
 
-PATTERN = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json")
+_CONTROL = {"im_start_token_id": "<|im_start|>", "im_end_token_id": "<|im_end|>"}  # written in turns
 
 
 class Tokenizer:
@@ -25,7 +21,27 @@ class Tokenizer:
 
     def __init__(self, inner: tokenizers.Tokenizer, config: ModelConfig) -> None:
         self._inner = inner
-        self._special = sorted(token.content for token in inner.get_added_tokens_decoder().values() if token.special)
+        for field, token in _CONTROL.items():
+            made, stated = inner.token_to_id(token), getattr(config, field)
+            if made is None:
+                raise ValueError(
+                    f"the tokenizer has no token {token!r} (config.json: {field} = {stated}), in none of {', '.join(TOKENIZER_FILES)}; "
+                    "copy all of these that the published checkpoint has"
+                )
+            if made != stated:
+                raise ValueError(
+                    f"the tokenizer does not fit config.json: {token!r} has the id {made}, and {field} is {stated}; "
+                    "take both from one checkpoint"
+                )
+        size = inner.get_vocab_size()
+        if size > config.talker_config.text_vocab_size:
+            raise ValueError(
+                f"the tokenizer does not fit config.json: it has {size} tokens, and text_vocab_size is "
+                f"{config.talker_config.text_vocab_size}; take both from one checkpoint"
+            )
+        control = {getattr(config, name) for name in (*_CONTROL, "tts_pad_token_id", "tts_bos_token_id", "tts_eos_token_id")}
+        added = inner.get_added_tokens_decoder().items()
+        self._special = sorted(token.content for number, token in added if token.special or number in control)
         for turn, first in (("user", None), ("assistant", config.assistant_token_id)):
             ids = self._turn(turn, "a")
             if ids[0] != config.im_start_token_id or ids[-2] != config.im_end_token_id or first not in (None, ids[1]) or len(ids) < 6:
@@ -36,34 +52,13 @@ class Tokenizer:
 
     @classmethod
     def from_folder(cls, folder: Path, config: ModelConfig) -> "Tokenizer":
-        """Read a checkpoint's tokenizer.
+        """Read a checkpoint's tokenizer, in any form that `tokenizer_files` knows.
 
         Raises:
             FileNotFoundError: the folder has none; names the files that are wanted.
-            ValueError: it does not produce the ids that ``config`` states.
+            ValueError: a file that cannot be read, or ids that are not those that ``config`` states.
         """
-        if (folder / "tokenizer.json").is_file():
-            return cls(tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json")), config)
-        if not ((folder / "vocab.json").is_file() and (folder / "merges.txt").is_file()):
-            raise FileNotFoundError(
-                f"{folder} has no tokenizer, so it cannot read text: copy vocab.json, merges.txt and tokenizer_config.json "
-                "(or tokenizer.json) of the published checkpoint into it"
-            )
-        inner = tokenizers.Tokenizer(models.BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt")))
-        inner.normalizer = normalizers.NFC()
-        inner.pre_tokenizer = pre_tokenizers.Sequence(
-            [pre_tokenizers.Split(Regex(PATTERN), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
-        )
-        inner.decoder = decoders.ByteLevel()
-        added = folder / "tokenizer_config.json"
-        if added.is_file():
-            table = json.loads(added.read_text("utf-8")).get("added_tokens_decoder", {})
-            for _, token in sorted(table.items(), key=lambda item: int(item[0])):
-                kind = {name: token[name] for name in ("single_word", "lstrip", "rstrip", "normalized", "special") if name in token}
-                inner.add_special_tokens([AddedToken(token["content"], **kind)]) if token.get("special") else inner.add_tokens(
-                    [AddedToken(token["content"], **kind)]
-                )
-        return cls(inner, config)
+        return cls(read_tokenizer(folder), config)
 
     def assistant(self, text: str) -> NpInt["T"]:
         """The text to be spoken, followed by the opening of the turn that speaks it."""

@@ -19,6 +19,7 @@ from convert.verify import verify
 from qwen3_jax import checkpoint, generate, hub
 from qwen3_jax.model import Model, load
 from qwen3_jax.testing import write_checkpoint
+from qwen3_jax.tokenizer_files import TOKENIZER_FILES
 from tests.test_published import same
 
 F32 = jnp.dtype(jnp.float32)
@@ -119,7 +120,7 @@ def test_the_hub_downloads_what_is_read_and_no_more(monkeypatch: pytest.MonkeyPa
     assert hub.local_folder("Qwen/x", "v1") == published
     assert (asked["name"], asked["revision"]) == ("Qwen/x", "v1")
     assert {"config.json", "model.safetensors", "speech_tokenizer/model.safetensors", "merges.txt"} <= set(asked["allow_patterns"])
-    assert set(checkpoint.CONFIG_FILES + checkpoint.TOKENIZER_FILES) <= set(asked["allow_patterns"])
+    assert set(checkpoint.CONFIG_FILES + TOKENIZER_FILES) <= set(asked["allow_patterns"])
 
 
 def golden_of(folder: Path, file: Path) -> dict[str, np.ndarray]:

@@ -1,7 +1,5 @@
 """The table against the published tensor lists, its inverse, and each way in which a checkpoint can fail to fit."""
 
-import itertools
-import re
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +21,7 @@ from qwen3_jax.mapping import (
     target_of,
 )
 from qwen3_jax.model import abstract
+from qwen3_jax.testing import read_tensor_list
 
 REFERENCE = Path(__file__).parent / "reference"
 CHECKPOINTS = ("0.6B-Base", "0.6B-CustomVoice", "1.7B-Base", "1.7B-CustomVoice", "1.7B-VoiceDesign")
@@ -32,16 +31,8 @@ Shapes = dict[str, tuple[int, ...]]
 
 
 def tensors(name: str) -> Shapes:
-    """A published tensor list: name -> shape. {a..b} in a name stands for each number from a to b."""
-    found: Shapes = {}
-    for line in (REFERENCE / f"{name}.tensors.tsv").read_text().splitlines():
-        pattern, shape, _ = line.split("\t")
-        pieces = re.split(r"\{(\d+)\.\.(\d+)\}", pattern)
-        numbers = [[str(n) for n in range(int(a), int(b) + 1)] for a, b in zip(pieces[1::3], pieces[2::3], strict=True)]
-        for chosen in itertools.product(*numbers):
-            full = "".join(itertools.chain.from_iterable(itertools.zip_longest(pieces[0::3], chosen, fillvalue="")))
-            found[full] = tuple(int(size) for size in shape.split("x"))
-    return found
+    """A published tensor list: name -> shape."""
+    return {full: listed.shape for full, listed in read_tensor_list(REFERENCE / f"{name}.tensors.tsv").items()}
 
 
 def real_tree(name: str) -> dict[str, Any]:
@@ -95,8 +86,30 @@ def test_every_row_of_the_table_is_used() -> None:
     names = set().union(*(tensors(name) for name in (*CHECKPOINTS, TOKENIZER)))
     targets = [target_of(name) for name in names]
     assert {row.target for row in mapping.STACKED} == {t.path for t in targets if isinstance(t, Target) and t.slot is not None}
-    assert {reason for _, reason in mapping.IGNORED} == {t.reason for t in targets if isinstance(t, Ignored)}
     assert all(any(name.startswith(prefix) for name in names) for prefix in mapping.PARTS)
+    published = {t.reason for t in targets if isinstance(t, Ignored)}
+    assert {reason for _, reason in mapping.IGNORED} == published | {target_of("talker.model.rotary_emb.inv_freq").reason}
+
+
+def test_names_of_transformers_5() -> None:
+    """MimiModel of transformers 5.24.0 keeps its parts below ``encoder``; the tensors are the same."""
+    for published in tensors(TOKENIZER):
+        part, _, rest = published.partition(".")
+        if part == "encoder":
+            name = (
+                f"encoder.encoder.encoder_seanet.{rest.removeprefix('encoder.')}"
+                if rest.startswith("encoder.")
+                else f"encoder.encoder.{rest}"
+            )
+            assert target_of(name) == target_of(published)
+
+
+def test_a_speaker_encoder_that_nothing_reads() -> None:
+    """Fine-tuned custom_voice checkpoints may still have the Base checkpoint's."""
+    plan = make_plan(SMALL | {"speaker_encoder.fc.weight": (4, 4, 1)}, SMALL_TREE)
+    assert plan.ignored["speaker_encoder.fc.weight"] == "only a Base checkpoint clones voices"
+    with pytest.raises(UnmatchedTensor):
+        make_plan(SMALL | {"speaker_encoder.other": (1,)}, SMALL_TREE | {"speaker_encoder": {"fc": leaf(4, 4, 1)}})
 
 
 def test_stacking_keeps_the_order_of_the_slots() -> None:

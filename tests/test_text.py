@@ -15,7 +15,8 @@ GOLDEN = json.loads((Path(__file__).parent / "golden" / "tokens.json").read_text
 
 def published_ids(**changes: int) -> ModelConfig:
     ids = {"im_start_token_id": 151644, "im_end_token_id": 151645, "assistant_token_id": 77091}
-    return parse(ModelConfig, tiny_config() | ids | changes)
+    config = tiny_config() | ids | changes
+    return parse(ModelConfig, config | {"talker_config": config["talker_config"] | {"text_vocab_size": 151936}})
 
 
 @pytest.fixture(scope="module")
