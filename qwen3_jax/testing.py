@@ -127,8 +127,10 @@ def written(config: dict[str, Any], transformers: Transformers = "4.57") -> dict
     predictor |= {"layer_types": ["full_attention"] * predictor["num_hidden_layers"], "max_window_layers": 28}
     talker = (_ALWAYS if transformers == "5" else {}) | _DECODING | talker | {"model_type": "qwen3_tts_talker"}
     talker = _roped(talker | {"code_predictor_config": _roped(predictor, transformers)}, transformers)
-    encoder = {"model_type": "", "mel_dim": 128, "enc_kernel_sizes": [5, 3, 3, 3, 1], "enc_dilations": [1, 2, 3, 4, 1]}
-    whole = config | version | {"talker_config": talker, "speaker_encoder_config": encoder | config["speaker_encoder_config"]}
+    encoder = dict(config["speaker_encoder_config"])
+    if transformers == "5":  # which the official package cannot read again: its class takes no model_type
+        encoder |= {"model_type": "", "mel_dim": 128, "enc_kernel_sizes": [5, 3, 3, 3, 1], "enc_dilations": [1, 2, 3, 4, 1]}
+    whole = config | version | {"talker_config": talker, "speaker_encoder_config": encoder}
     if config["tts_model_type"] != "base":
         del whole["speaker_encoder_config"]  # as published
     return whole
