@@ -340,7 +340,7 @@ def export_command(
     talker = speaking(state["trained"], params["talker"] if settings.lora else None)
     table = talker["model"]["codec_embedding"]
     table["weight"] = jnp.asarray(table["weight"]).at[row].set(clips.load(run / SPEECH).x_vector)
-    written = custom_voice(json.loads((folder / "config.json").read_text("utf-8")), name, row)
+    written = custom_voice(json.loads((folder / "config.json").read_text("utf-8-sig")), name, row)
     parse(ModelConfig, written)
     tree = {"talker": talker, "codec": params["codec"]}
     published.write_published(out, tree, folder, config=written, dtype=published.talker_dtype(folder))
