@@ -6,7 +6,6 @@ Files read, in this order: ``tokenizer.json``, or ``vocab.json`` + ``merges.txt`
 """
 
 import json
-import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,7 @@ import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
 
 from qwen3_jax.config import ModelConfig
+from qwen3_jax.nfc import normalise
 from qwen3_jax.shapes import NpInt
 
 PATTERN = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -93,15 +93,3 @@ class Tokenizer:
             if token in text:
                 raise ValueError(f"the text contains {token!r}, which is reserved for the model's own use: remove it")
         return text
-
-
-def normalise(text: str) -> str:
-    """NFC, trimmed.
-
-    Raises:
-        ValueError: nothing is left.
-    """
-    clean = unicodedata.normalize("NFC", text).strip()
-    if not clean:
-        raise ValueError(f"the text {text!r} is empty: give at least one character that is spoken")
-    return clean
