@@ -210,8 +210,8 @@ class SpeechService:
             ValueError: as ``Qwen3TTS.generate``, or a part that does not fit into a slot.
             EngineError: too many wait, or the engine is closed.
         """
-        how = {"voice": voice, "language": language, "instruct": instruct, "streaming_text": streaming_text, "sampling": sampling}
-        rows = list(self.rows(text, seed=seed, max_frames=max_frames, **how))
+        how = {"voice": voice, "instruct": instruct, "streaming_text": streaming_text, "sampling": sampling, "max_frames": max_frames}
+        rows = list(self.rows(text, language=language, seed=seed, **how))
         return self.submit(rows, priority=priority, deadline=deadline, notify=notify)
 
     def rows(self, text: str, *, language: str, seed: int | None = None, **how: Any) -> Iterator[Row]:
