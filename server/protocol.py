@@ -243,4 +243,5 @@ def error(
 
 def language(name: str) -> str | None:
     """The name as ``capabilities`` spells it, whatever its case; ``Auto`` too. None if there is no such language."""
-    return next((known for known in (*LANGUAGES, "Auto") if known.casefold() == name.casefold()), None)
+    wanted = name.casefold()
+    return next((known for known in (*LANGUAGES, "Auto") if known.casefold() == wanted), None)
