@@ -39,7 +39,7 @@ def create_app(settings: Settings | None = None, make_engine: MakeEngine = facto
     context = Context(chosen, engine, store, Authenticator(chosen), Limits(chosen), Metrics())
     app = Quart("server")
     app.asgi_websocket_class = bounded(chosen.max_inbound)
-    app.request_class = bodies.bounded(chosen)
+    bodies.install(app, chosen)
     app.config |= {"RESPONSE_TIMEOUT": None, "BODY_TIMEOUT": 60}
     app.extensions["context"] = context
     web.install(app, context)

@@ -1,9 +1,11 @@
 """What is kept of a request's body, by route, and how a form is taken apart: bounded, and with the event loop going round in between."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from typing import Any
 
+from quart import Quart, Response, request
 from quart.formparser import FormDataParser, MultiPartParser
 from quart.wrappers.request import Body, Request
 from werkzeug.datastructures import MultiDict
@@ -15,6 +17,7 @@ from server.web import HttpError
 
 UPLOAD = ("POST", "/api/v1/voices")
 PIECE, MAX_BOUNDARY = 4096, 70  # bytes of a form that are looked at together; of its boundary, as RFC 2046 has it
+REST_SECONDS = 2.0  # for what a client still sends when its request has been refused
 MAX_PARTS, MAX_PART_HEAD, MAX_FIELD = 32, 8192, 16_384  # of a form; bytes
 
 
@@ -28,6 +31,7 @@ class BoundedBody(Body):
     def __init__(self, expected: int | None, most: int, read: int) -> None:
         super().__init__(None, None)
         self._most, self._read, self._seen = most, max(most, read), 0
+        self._too_big = f"a body of more than {most} bytes: this route takes no more; send less"
         if expected is not None and expected > self._read:
             self._refuse()
 
@@ -46,6 +50,13 @@ class BoundedBody(Body):
             self._refuse()
         super().set_complete()
 
+    async def discard(self, limit: float) -> None:
+        """Wait for what has not come yet, ``limit`` seconds at most, and keep none of it."""
+        self._most = -1
+        self._data.clear()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._complete.wait(), limit)
+
     async def __anext__(self) -> bytes:
         try:
             return await super().__anext__()
@@ -55,7 +66,7 @@ class BoundedBody(Body):
             raise
 
     def _refuse(self) -> None:
-        self._must_raise = HttpError(413, "BODY_TOO_BIG", f"a body of more than {self._most} bytes: this route takes no more; send less")
+        self._must_raise = HttpError(413, "BODY_TOO_BIG", self._too_big)
 
 
 class Forms(FormDataParser):
@@ -95,8 +106,8 @@ async def _in_pieces(body: Body) -> AsyncIterator[bytes]:
             await asyncio.sleep(0)
 
 
-def bounded(settings: Settings) -> type[Request]:
-    """Quart's request with a body that is bounded by what its route takes."""
+def install(app: Quart, settings: Settings) -> None:
+    """Requests whose bodies are bounded by what their routes take, and answers that are read."""
 
     class Bounded(Request):
         form_data_parser_class = Forms
@@ -106,4 +117,10 @@ def bounded(settings: Settings) -> type[Request]:
             whole = 2 * settings.max_upload_bytes
             self.body = BoundedBody(self.content_length, whole if (method, path) == UPLOAD else settings.max_json_bytes, whole)
 
-    return Bounded
+    app.request_class = Bounded
+
+    @app.after_request
+    async def hear_out(response: Response) -> Response:
+        if response.status_code >= 400 and isinstance(request.body, BoundedBody):
+            await request.body.discard(REST_SECONDS)
+        return response
