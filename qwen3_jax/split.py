@@ -10,6 +10,7 @@ import unicodedata
 import sentencex
 
 LEAST, MOST = 80, 240  # characters; at 240 about 16 s of English
+FED = 1024  # characters that a Splitter looks at together: for each part, what is left of them is copied
 _ENDS, _CLOSERS, _CLAUSES = ".!?…。！？", "\"'”’»)]）」』】", ",;:、，；："
 _UNSPACED = "。！？、，；："  # no space follows these
 _CODES = {
@@ -32,11 +33,12 @@ class Splitter:
 
     def feed(self, text: str) -> list[str]:
         """More text. Returns the parts that are complete now, without spaces around them."""
-        self.rest = (self.rest + text).lstrip() if not self.rest else self.rest + text
         parts = []
-        while (end := self._end()) is not None:
-            parts.append(self.rest[:end].strip())
-            self.rest, self._looked = self.rest[end:].lstrip(), 0
+        for start in range(0, len(text), FED):
+            self.rest += text[start : start + FED] if self.rest else text[start : start + FED].lstrip()
+            while (end := self._end()) is not None:
+                parts.append(self.rest[:end].strip())
+                self.rest, self._looked = self.rest[end:].lstrip(), 0
         return parts
 
     def finish(self) -> list[str]:

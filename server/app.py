@@ -5,7 +5,7 @@ from collections.abc import Callable
 from quart import Quart, Response, ResponseReturnValue, websocket
 
 from qwen3_jax.voice_folder import shipped_folder
-from server import metrics, openai, schema, web
+from server import bodies, metrics, openai, schema, web
 from server.auth import Authenticator
 from server.context import Context
 from server.engines import factory
@@ -39,8 +39,8 @@ def create_app(settings: Settings | None = None, make_engine: MakeEngine = facto
     context = Context(chosen, engine, store, Authenticator(chosen), Limits(chosen), Metrics())
     app = Quart("server")
     app.asgi_websocket_class = bounded(chosen.max_inbound)
-    # Twice what is taken: a body that is cut off is a broken connection for its client, who never reads why.
-    app.config |= {"MAX_CONTENT_LENGTH": 2 * chosen.max_upload_bytes, "RESPONSE_TIMEOUT": None, "BODY_TIMEOUT": 60}
+    bodies.install(app, chosen)
+    app.config |= {"RESPONSE_TIMEOUT": None, "BODY_TIMEOUT": 60}
     app.extensions["context"] = context
     web.install(app, context)
     voices.install(app, context)

@@ -7,7 +7,6 @@ import asyncio
 import base64
 import contextlib
 import logging
-import unicodedata
 import uuid
 from collections.abc import AsyncGenerator
 from time import monotonic
@@ -17,8 +16,10 @@ import msgspec
 from msgspec import Meta
 from quart import Quart, Response, ResponseReturnValue, request
 
+from qwen3_jax.messages import shorten
 from qwen3_jax.shapes import NpF32
 from server import protocol
+from server.admission import normal_form, too_long
 from server.auth import Principal
 from server.context import Context
 from server.encode import CONTENT_TYPES, Encoder, Tempo, Unavailable, encoder
@@ -34,7 +35,7 @@ log = logging.getLogger(__name__)
 class VoiceId(msgspec.Struct):
     """``voice`` as an object."""
 
-    id: str
+    id: protocol.Name
 
 
 class Speech(msgspec.Struct, kw_only=True):
@@ -42,12 +43,12 @@ class Speech(msgspec.Struct, kw_only=True):
 
     input: str
     model: str = ""
-    voice: str | VoiceId = ""
+    voice: protocol.Name | VoiceId = ""
     instructions: str | None = None
     response_format: Literal["mp3", "opus", "aac", "flac", "wav", "pcm"] = "mp3"
     speed: Annotated[float, Meta(ge=0.25, le=4)] = 1.0
     stream_format: Literal["audio", "sse"] = "audio"
-    language: str | None = None  # ours
+    language: protocol.Name | None = None  # ours
     seed: Annotated[int, Meta(ge=0, lt=2**32)] | None = None  # ours
 
 
@@ -70,7 +71,7 @@ def install(app: Quart, context: Context) -> None:
     @authenticated(context)
     async def speech(principal: Principal) -> ResponseReturnValue:
         wanted = _parse(await request.get_data(as_text=False))
-        text = _text(context, wanted)
+        text = await _text(context, wanted)
         voice, language = await _voice(context, wanted, principal), _language(context, wanted)
         _check_engine(context)
         context.limits.count(principal, "characters", len(text))
@@ -175,13 +176,17 @@ def _parse(body: str | bytes) -> Speech:
     try:
         return msgspec.json.decode(body, type=Speech)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise HttpError(400, "INVALID_MESSAGE", str(error)) from error
+        raise HttpError(400, "INVALID_MESSAGE", shorten(str(error))) from error
 
 
-def _text(context: Context, wanted: Speech) -> str:
-    text, most = unicodedata.normalize("NFC", wanted.input).strip(), context.settings.max_text_chars
-    if not 1 <= len(text) <= most:
-        raise HttpError(400, "INVALID_TEXT", f"input of {len(text)} characters: must be 1 to {most} after trimming")
+async def _text(context: Context, wanted: Speech) -> str:
+    most = context.settings.max_text_chars
+    try:
+        text = (await normal_form(wanted.input, most)).strip()
+        if not 1 <= len(text) <= most:
+            raise too_long(len(text), most)
+    except ValueError as error:
+        raise HttpError(400, "INVALID_TEXT", str(error)) from error
     return text
 
 
@@ -195,7 +200,9 @@ async def _voice(context: Context, wanted: Speech, principal: Principal) -> Stor
         found = await context.find_voice(context.default_voice(principal.id), principal.id)
     if found is None:
         raise HttpError(
-            404, "VOICE_NOT_FOUND", f"voice {name!r} is not here: {', '.join(context.voices(principal.id)[:20]) or 'there is none'}"
+            404,
+            "VOICE_NOT_FOUND",
+            f"voice {shorten(name)!r} is not here: {', '.join(context.voices(principal.id)[:20]) or 'there is none'}",
         )
     return found
 
@@ -206,7 +213,7 @@ def _language(context: Context, wanted: Speech) -> str:
         return protocol.language(context.settings.default_language) or "Auto"
     found = protocol.language(wanted.language)
     if found is None or found not in (*known, "Auto"):
-        raise HttpError(400, "INVALID_TEXT", f"language {wanted.language!r} is not known: use one of {', '.join(known)}")
+        raise HttpError(400, "INVALID_TEXT", f"language {shorten(wanted.language)!r} is not known: use one of {', '.join(known)}")
     return found
 
 

@@ -112,6 +112,11 @@ class Settings(BaseSettings):
         keys = (self.api_keys, self.jwt_secret, self.jwt_public_key, self.jwt_rsa_public_key, self.jwks, self.supabase_url)
         return self.auth == "auto" and any(key is not None for key in keys)
 
+    @property
+    def max_json_bytes(self) -> int:
+        """Of a body of JSON: as much as a message, and room for the longest text with each character escaped (12 bytes)."""
+        return self.max_message_bytes + 12 * self.max_text_chars
+
     def table(self) -> str:
         """What is in force, a line each, with secrets masked."""
         shown = {name: getattr(self, name) for name in type(self).model_fields}

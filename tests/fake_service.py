@@ -55,12 +55,15 @@ class FakeService(SpeechService):
     def device(self) -> HeldDevice:
         return self.devices[-1]
 
-    def row(self, text: str, **how: Any) -> Row:
+    def ids(self, text: str) -> list[int]:
         if "refuse" in text:
             raise ValueError("text 'refuse': is refused; say something else")
+        return [*map(ord, text)]
+
+    def row(self, text: str, **how: Any) -> Row:
         if text != WARM_UP and not how.get("streaming_text"):
             self.said.append((text, how))
-        ids = np.array([*map(ord, text), 0])
+        ids = np.array([*self.ids(text), 0])
         frames = ENDLESS if how.get("streaming_text") else LONG if "long" in text else FRAMES
         prompt = Prompt(np.array([frames, int("loop" in text), 0]), np.zeros((3, 5)), np.zeros(3, bool), None, ids)
         seed = 7 if how.get("seed") is None else how["seed"]

@@ -7,7 +7,8 @@ ROOT = Path(__file__).parent.parent
 
 # Lowest first. Modules of one row do not import each other.
 LAYERS = [
-    {"qwen3_jax.allocation", "qwen3_jax.tokenizer_files"},
+    {"qwen3_jax.allocation", "qwen3_jax.messages", "qwen3_jax.tokenizer_files"},
+    {"qwen3_jax.nfc"},
     {"qwen3_jax.shapes", "qwen3_jax.config", "qwen3_jax.mapping", "qwen3_jax.atomic", "qwen3_jax.compilation", "qwen3_jax.hub"},
     {"qwen3_jax.audio", "qwen3_jax.text", "qwen3_jax.voice", "qwen3_jax.sampling", "qwen3_jax.published"},
     {"qwen3_jax.cache", "qwen3_jax.voice_folder", "qwen3_jax.checkpoint", "qwen3_jax.codec.snake"},
@@ -71,6 +72,7 @@ LAYERS = [
         "convert",
         "convert.golden",
         "server",
+        "server.admission",
         "server.settings",
         "server.protocol",
         "server.logs",
@@ -88,7 +90,7 @@ LAYERS = [
     {"server.engines.factory"},
     {"server.context"},
     {"server.speaker", "server.web"},
-    {"server.websocket", "server.voices.routes", "server.openai"},
+    {"server.websocket", "server.voices.routes", "server.openai", "server.bodies"},
     {"server.drain", "server.schema"},
     {"server.transport"},
     {"server.app"},

@@ -178,6 +178,20 @@ def test_long_texts_are_spoken_in_passes(folder: Path) -> None:
     assert all(len(one) <= chatterbox.MAX_CHARACTERS for one in passes)
 
 
+@pytest.mark.parametrize("text", ["\u201c" * 4000, "今。" * 2000, "word " * 800, "One. Two. " * 400, "x" * 4000, " " * 4000])
+def test_sentences_are_looked_for_in_short_windows(folder: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    looked, segment = [], chatterbox.sentencex.segment
+
+    def counted(language: str, text: str) -> Any:
+        looked.append(len(text))
+        return segment(language, text)
+
+    monkeypatch.setattr(chatterbox.sentencex, "segment", counted)
+    model = chatterbox.ChatterboxSynthesiser(folder, ["CPUExecutionProvider"])
+    assert "".join(model.split(text)) == text
+    assert max(looked) <= chatterbox.WINDOW and sum(looked) <= 2 * len(text) + chatterbox.WINDOW
+
+
 def test_a_missing_part_is_named(folder: Path) -> None:
     (folder / "onnx" / "language_model.onnx").unlink()
     with pytest.raises(FileNotFoundError, match="language_model"):

@@ -16,9 +16,10 @@ from qwen3_jax import Sampling
 from qwen3_jax.audio import to_pcm16, write_wav
 from qwen3_jax.engine import plan
 from qwen3_jax.model import Model
+from qwen3_jax.service import LiveUtterance
 from server.engines import slots as slots_of
 from server.engines.base import EngineClosed, OutOfMemory, Refused, SpeechRequest
-from server.engines.qwen3 import Qwen3Engine, load
+from server.engines.qwen3 import PIECE, Qwen3Engine, load
 from server.engines.slots import slots_for
 from server.settings import Settings
 from server.voices.store import VoiceStore
@@ -253,6 +254,41 @@ async def test_text_in_pieces_that_is_refused_ends_the_utterance(voices: Path) -
         handle.append("refuse ")
         await collect(handle)
         assert isinstance(handle.failure, Refused)
+
+
+async def test_a_long_text_makes_nobody_else_wait(voices: Path) -> None:
+    """Its parts are laid out one at a time, and whoever comes then has his turn in between."""
+    parts = 40
+    async with engine_of(voices) as engine:
+        heavy = [
+            request(engine, f"This sentence, which nobody ends, has number {number} and goes on and on, for long. " * parts)
+            for number in "ab"
+        ]
+        handles = [*map(engine.submit, heavy), engine.submit(request(engine, "Hello."))]
+        await asyncio.gather(*map(collect, handles))
+        said = [text for text, _ in service_of(engine).said]
+        assert len(said) > parts
+        assert said.index("Hello.") <= 4, "behind one or two parts of each of the others"
+
+
+async def test_many_small_pieces_are_taken_together(voices: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "A word and one more. " * 96
+    sizes: list[int] = []
+    write = LiveUtterance.write
+
+    def counted(live: LiveUtterance, piece: str) -> None:
+        sizes.append(len(piece))
+        write(live, piece)
+
+    monkeypatch.setattr(LiveUtterance, "write", counted)
+    async with engine_of(voices) as engine:
+        handle = engine.submit(request(engine, "", incremental=True))
+        for character in text:
+            handle.append(character)
+        handle.finish()
+        await collect(handle)
+        assert (handle.failure, sum(sizes)) == (None, len(text))
+        assert max(sizes) <= PIECE and len(sizes) <= len(text) / PIECE + 2
 
 
 async def test_closing_ends_what_runs_and_waits(voices: Path) -> None:

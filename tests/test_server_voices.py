@@ -163,6 +163,8 @@ def test_transcripts_must_fit() -> None:
         ("word " * 100, "TRANSCRIPT_MISFIT"),
         ("a", "TRANSCRIPT_MISFIT"),
         ("漢" * 60, "TRANSCRIPT_MISFIT"),
+        ("x" * 2001, "TRANSCRIPT_TOO_LONG"),
+        ("e" + "\u0301" * 31, "TRANSCRIPT_INVALID"),
     ):
         with pytest.raises(Refusal) as refused:
             check_transcript(text, 5.0)

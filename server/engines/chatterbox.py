@@ -31,6 +31,7 @@ MODEL_ID = "ResembleAI/chatterbox-turbo-ONNX"
 START, STOP, SILENCE, SILENCES = 6561, 6562, 4299, 3
 MAX_TOKENS, PENALTY = 1024, 1.2
 MAX_CHARACTERS = 300  # of one pass: about 20 s of speech, half of what MAX_TOKENS allow
+WINDOW = 1000  # characters in which sentences are looked for at a time: the work of sentencex grows with their square
 PARTS = ("speech_encoder", "embed_tokens", "language_model", "conditional_decoder")
 LANGUAGES = ("English",)
 
@@ -103,7 +104,13 @@ class ChatterboxSynthesiser:
         """onnxruntime gives no cache to clear."""
 
     def split(self, text: str) -> list[str]:
-        return list(sentencex.segment("en", text)) or [text]
+        """Sentences that make up the text; one without end is cut after WINDOW characters."""
+        found: list[str] = []
+        while len(text) > WINDOW:
+            *whole, begun = sentencex.segment("en", text[:WINDOW])
+            found += whole or [begun]
+            text = text[sum(map(len, whole or [begun])) :]
+        return [*found, *sentencex.segment("en", text)] or [text]
 
     def split_for_passes(self, text: str) -> list[str]:
         """Sentences, put together up to MAX_CHARACTERS."""
