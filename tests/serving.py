@@ -62,7 +62,7 @@ async def running(
     **chosen: Any,
 ) -> AsyncIterator[Server]:
     """A server; it is stopped at the end."""
-    settings = Settings(voices_dir=voices, **{"grace": 0.2, "model_id": "fake"} | chosen)
+    settings = Settings(voices_dir=voices, **{"grace": 0.2, "model_id": "fake", "shipped_voices": False} | chosen)
     app = create_app(settings, make_engine)
     if change is not None:
         change(app)
