@@ -32,6 +32,11 @@ def make_voices(folder: Path) -> Path:
     return folder
 
 
+def prompts_of(voices: Path) -> list[Path]:
+    """The kept prompts of a test that has the fixture ``voices``."""
+    return sorted((voices.parent / "cache" / "qwen3-jax" / "prompts").glob("*"))
+
+
 async def until(condition: Callable[[], bool]) -> None:
     """Return when it is true; a test's last resort where nothing tells."""
     async with asyncio.timeout(LIMIT):

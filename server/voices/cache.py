@@ -111,7 +111,8 @@ class PromptCache:
             return []
 
     def _remove(self, names: Iterable[str]) -> None:
-        assert self._folder is not None
+        if self._folder is None:
+            return
         for name in names:
             try:
                 _unlink(self._folder / name)
