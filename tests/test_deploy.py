@@ -110,7 +110,7 @@ def test_it_starts_speaks_and_takes_uploads(
     chosen["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if "site-packages" in path)
     chosen.setdefault("HOME", str(root / "nobody"))
     for name in set(WRITTEN) - {"HOME"}:
-        Path(chosen[name]).mkdir(parents=True)
+        Path(chosen[name]).mkdir(parents=True, exist_ok=True)
     chosen["JAX_COMPILATION_CACHE_DIR"] = os.environ["JAX_COMPILATION_CACHE_DIR"]  # the tests' own: compiling proves nothing here
     for folder, _, files in os.walk(tree):
         for path in (folder, *(os.path.join(folder, file) for file in files)):
