@@ -106,7 +106,7 @@ class Disk:
         return {name: self.look(name) for name in names}
 
     def look(self, name: str) -> Found:
-        stamps, newest = {}, 0.0
+        stamps, changed = {}, 0.0
         for file in FILES:
             try:
                 info = os.stat(self.root / name / file)
@@ -115,8 +115,8 @@ class Disk:
             except OSError as error:
                 return Found({}, settled=False, error=error)
             stamps[file] = Stamp(stat.S_ISREG(info.st_mode), info.st_size, (str(info.st_mtime_ns), str(info.st_ctime_ns)))
-            newest = max(newest, info.st_mtime, info.st_ctime)
-        return Found(stamps, settled=time.time() - newest > SETTLED_SECONDS)
+            changed = max(changed, info.st_ctime)  # nobody can set it
+        return Found(stamps, settled=time.time() - changed > SETTLED_SECONDS)
 
     def read(self, name: str, file: str) -> bytes:
         try:

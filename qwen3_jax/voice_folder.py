@@ -248,8 +248,9 @@ class VoiceFolder:
         try:
             with soundfile.SoundFile(io.BytesIO(recording)) as sound:
                 frames, seconds = sound.frames, sound.frames / sound.samplerate
-        except soundfile.LibsndfileError as error:
-            raise ValueError(f"{where} is not a readable sound ({error.error_string}): replace it, or remove the voice") from error
+        except soundfile.SoundFileError as error:
+            why = getattr(error, "error_string", error)  # the whole message names a buffer's address
+            raise ValueError(f"{where} is not a readable sound ({why}): replace it, or remove the voice") from error
         if frames >= _UNKNOWN_FRAMES:
             return 0.0
         if not MIN_SECONDS <= seconds <= MAX_SECONDS:

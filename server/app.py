@@ -1,6 +1,7 @@
 """Settings -> the Quart application: routes, and the engine's life."""
 
 import asyncio
+import logging
 from collections.abc import Callable
 
 from quart import Quart, Response, ResponseReturnValue, websocket
@@ -21,6 +22,7 @@ from server.voices.watch import watch
 from server.web import address_of, origin_allowed, token_of
 from server.websocket import handle
 
+log = logging.getLogger(__name__)
 MakeEngine = Callable[[Settings, VoiceStore], TtsEngine]
 
 
@@ -36,6 +38,7 @@ def create_app(settings: Settings | None = None, make_engine: MakeEngine = facto
     """
     chosen = settings or Settings()
     store = VoiceStore(VoiceLayers.of(chosen.voices_dir, shipped=chosen.shipped_voices))
+    log.info("voices: %s; new ones go to %s", store.layers, store.layers.destination or "no folder: set TTS_VOICES_DIR")
     engine = make_engine(chosen, store)
     context = Context(chosen, engine, store, Authenticator(chosen), Limits(chosen), Metrics())
     app = Quart("server")
@@ -55,6 +58,7 @@ def create_app(settings: Settings | None = None, make_engine: MakeEngine = facto
         if chosen.load == "start":
             context.load()
         watching.append(asyncio.create_task(watch(context)))
+        watching[-1].add_done_callback(_unwatched)
 
     @app.after_serving
     async def close() -> None:
@@ -89,6 +93,11 @@ def create_app(settings: Settings | None = None, make_engine: MakeEngine = facto
         return None
 
     return app
+
+
+def _unwatched(task: "asyncio.Task[None]") -> None:
+    if not task.cancelled():
+        log.critical("voices that others change are not noticed any more", exc_info=task.exception())
 
 
 def _watch(context: Context) -> None:

@@ -218,6 +218,25 @@ def test_a_voice_whose_metadata_is_broken_is_named_and_the_rest_speak(run: Run, 
     code, _, err = run("say", "Hi.", "--stream", "--model", "m", "--voices-dir", voices)
     assert code == 0
     assert "anna/metadata.json is not a voice's metadata" in err and "voice: boris" in err
+    code, _, err = run("voices", "remove", "anna", "--voices-dir", voices)
+    assert code == 2 and "'anna' is left out" in err and "anna/metadata.json" in err
+
+
+def test_a_tilde_is_the_home_in_the_models_and_the_voices_option(
+    run: Run, tts: FakeTTS, voices: Path, checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(checkpoint("base").parent))
+    assert run("info", "--model", f"~/{checkpoint('base').name}")[0] == 0
+    monkeypatch.setenv("TTS_MODEL_ID", f"~/{checkpoint('base').name}")
+    assert run("info")[0] == 0
+    monkeypatch.setenv("HOME", str(voices.parent))
+    assert run("say", "Hi.", "--stream", "--model", "m", "--voices-dir=~/voices", "--voice", "~/voices/boris")[0] == 0
+    monkeypatch.setenv("TTS_VOICES_DIR", "~/voices")
+    assert b"boris" in run("voices", "list")[1]
+    assert run("voices", "remove", "boris")[0] == 0
+    assert not (voices / "boris").exists()
+    code, _, err = run("info", "--model", "~nobody-of-that-name/x")
+    assert code == 2 and "~nobody-of-that-name/x is not a folder" in err
 
 
 def test_nothing_in_a_listing_is_markup(run: Run, voices: Path) -> None:

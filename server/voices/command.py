@@ -95,6 +95,8 @@ def remove(name: Annotated[str, typer.Argument(help="The voice's id.")], voices_
     """Delete a voice, whosever it is. One that ships and has the same id is there again."""
     store = _store(voices_dir)
     voice = store.find(name)
+    if voice is None and name in store.left_out:
+        raise ValueError(f"voice {name!r} is left out, and only its folder can be removed: {store.left_out[name]}")
     if voice is None:
         raise ValueError(f"voice {name!r} is not in {store.layers} (there is: {', '.join(store.voices) or 'nothing'})")
     store.remove(voice)

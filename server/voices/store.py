@@ -62,6 +62,11 @@ class VoiceStore:
         """By id, in alphabetical order, as of the last look."""
         return self._listing.voices
 
+    @property
+    def left_out(self) -> dict[str, str]:
+        """What looks like a voice and cannot be used, and why."""
+        return self._listing.left_out
+
     def find(self, name: str) -> StoredVoice | None:
         """The voice of that id as of the last look; see ``Listing.find``."""
         return self._listing.find(name)
@@ -185,6 +190,8 @@ class VoiceStore:
             there = {(voice.id, voice.revision) for voice in listing.voices.values() if voice.folder == address}
             before = self._kept.get(address)
             if there != before:
+                if gone := sorted({voice_id for voice_id, _ in before or ()} - {voice_id for voice_id, _ in there}):
+                    log.info("voices gone from %s: %s", address, ", ".join(gone[:20]))
                 known = {voice_id for voice_id, _ in there}
                 changed = set() if before is None else {voice_id for voice_id, _ in before - there}
                 self.prompts.keep_only(address, known - changed)
