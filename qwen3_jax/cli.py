@@ -19,8 +19,9 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 import qwen3_jax
-from qwen3_jax import Qwen3TTS, Sampling, SpeechStream, Voice, audio, hub, model, voice_folder
+from qwen3_jax import Qwen3TTS, Sampling, SpeechStream, Voice, audio, hub, model
 from qwen3_jax.mapping import PARTS, flatten
+from qwen3_jax.voice_layers import VoiceLayers, find_voice
 
 console, errors = Console(), Console(stderr=True)
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Qwen3-TTS in JAX: text to speech, streaming, cloning, serving.")
@@ -28,7 +29,14 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, help="Qwen3-TTS in
 ModelOption = Annotated[str, typer.Option("--model", envvar="TTS_MODEL_ID", help="A checkpoint's folder, a hub id, or embedded.")]
 DeviceOption = Annotated[str | None, typer.Option(envvar="TTS_DEVICE", help="cpu, gpu, tpu, or one of several: cuda:1.")]
 VoicesOption = Annotated[
-    Path, typer.Option(envvar="TTS_VOICES_DIR", default_factory=voice_folder.default_folder, help="The folder of voices.")
+    str | None,
+    typer.Option(
+        envvar="TTS_VOICES_DIR",
+        help="A folder of voices, or a bucket, above the user's and those that ship. Default: voices, if it exists.",
+    ),
+]
+ShippedOption = Annotated[
+    bool, typer.Option("--shipped-voices/--no-shipped-voices", envvar="TTS_SHIPPED_VOICES", help="Whether those that ship are there.")
 ]
 Option = typer.Option
 
@@ -55,8 +63,8 @@ def say(
     max_frames: Annotated[int | None, Option(help="Stop after so many frames of 80 ms.")] = None,
     device: DeviceOption = None,
     dtype: Annotated[str | None, Option(help="float32 or bfloat16.")] = None,
-    *,
-    voices_dir: VoicesOption,
+    voices_dir: VoicesOption = None,
+    shipped_voices: ShippedOption = True,
 ) -> None:
     """Speak a text into a WAV file, or to stdout as it is made."""
     if stream == (output is not None):
@@ -67,13 +75,14 @@ def say(
         raise ValueError("--transcript says what a --reference says: give that too")
     if voice is not None and reference is not None:
         raise ValueError("give either --voice or --reference")
+    layers = VoiceLayers.of(voices_dir, shipped=shipped_voices)
     words = sys.stdin.read() if text == "-" else text
     with errors.status("loading the model"):
         tts = Qwen3TTS.from_pretrained(model, device=device, dtype=dtype)
     if reference:
         speaker: Voice | str | None = tts.create_voice(reference, transcript, x_vector_only_mode=x_vector)
     else:
-        speaker = find_voice(tts, voice, voices_dir, x_vector)
+        speaker = find_voice(tts, voice, layers, x_vector, tell)
     errors.print(f"model: {hub.described(model)}", highlight=False, soft_wrap=True)
     given = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "repetition_penalty": repetition_penalty}
     draw = {name: value for name, value in given.items() if value is not None}
@@ -88,29 +97,9 @@ def say(
     errors.print(made if output is None else f"{output}: {made}", highlight=False, soft_wrap=True)
 
 
-def find_voice(tts: Qwen3TTS, name: str | None, folder: Path, x_vector_only_mode: bool | None = None) -> Voice | str | None:
-    """What ``--voice`` names, as the checkpoint takes it; a voice of the folder is cloned as ``Qwen3TTS.create_voice`` has it.
-
-    Raises:
-        FileNotFoundError: there is no such voice; says which there are.
-    """
-    if name is not None and name.endswith(".safetensors"):
-        return Voice.load(name)
-    if tts.model_type != "base":
-        return name
-    entries = voice_folder.find(folder)
-    if name is None:
-        default = voice_folder.DEFAULT_VOICE if voice_folder.DEFAULT_VOICE in entries else next(iter(entries), None)
-        name = os.environ.get("TTS_DEFAULT_VOICE") or default
-        if name is None:
-            raise FileNotFoundError(f"no voice: give --reference (and --transcript), or --voice; the folder {folder} holds none")
-        errors.print(f"voice: {name}", highlight=False)
-    if name in entries:
-        return entries[name].create(tts.create_voice, x_vector_only_mode)
-    if (Path(name) / voice_folder.REFERENCE).is_file():
-        return voice_folder.read(Path(name)).create(tts.create_voice, x_vector_only_mode)
-    there = ", ".join(entries) or "nothing"
-    raise FileNotFoundError(f"voice {name!r} is not in {folder} (there is: {there}), nor a .safetensors file, nor a voice's own folder")
+def tell(line: str) -> None:
+    """A line on stderr, as it is."""
+    errors.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def watched(pieces: SpeechStream) -> Iterator[np.ndarray]:
@@ -180,7 +169,7 @@ def evaluate(context: typer.Context) -> None:
     """Judge a checkpoint's speech, its codec, or a folder of wavs, by independent judges (extra `eval`)."""
     from qwen3_jax.evaluate.command import app as program
 
-    program(context.args, prog_name="python -m qwen3_jax evaluate", obj=find_voice)
+    program(context.args, prog_name="python -m qwen3_jax evaluate")
 
 
 @app.command(add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
@@ -198,7 +187,7 @@ def serve(
     host: Annotated[str | None, Option(help="Default: TTS_HOST, or 127.0.0.1.")] = None,
     port: Annotated[int | None, Option(help="Default: TTS_PORT, or 8000.")] = None,
     device: DeviceOption = None,
-    voices_dir: Annotated[Path | None, Option(help="Default: TTS_VOICES_DIR, else voices here, else those of the package.")] = None,
+    voices_dir: Annotated[str | None, Option(help="Default: TTS_VOICES_DIR, else voices, if it exists; new voices go there.")] = None,
 ) -> None:
     """Serve /api/v1/speak; all other settings are TTS_* variables."""
     from server.run import main as run

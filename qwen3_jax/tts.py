@@ -8,6 +8,7 @@ for pcm in tts.stream("Hello there.", voice=voice): ...
 
 import secrets
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
@@ -43,7 +44,8 @@ class Qwen3TTS:
         self.model = model
         self._tokenizer = tokenizer
         self._folder = folder
-        self._prepared: OrderedDict[Voice, DecoderState] = OrderedDict()  # by identity, least recently used first
+        # Least recently used first; a state goes with its voice, so that nothing stays of one that nobody holds any more.
+        self._prepared: OrderedDict[weakref.ref[Voice], DecoderState] = OrderedDict()
         self._lock = threading.Lock()
         self.prepared_voices = PREPARED_VOICES
 
@@ -148,13 +150,18 @@ class Qwen3TTS:
     def _codec_state(self, voice: Voice) -> DecoderState | None:
         if voice.codes is None:
             return None
+        key = weakref.ref(voice, self._leave)
         with self._lock:  # two utterances in a new voice decode its reference once
-            if voice not in self._prepared:
-                self._prepared[voice] = prime(self.model, voice.codes)
-            self._prepared.move_to_end(voice)
+            if key not in self._prepared:
+                self._prepared[key] = prime(self.model, voice.codes)
+            self._prepared.move_to_end(key)
             while len(self._prepared) > self.prepared_voices:
                 self._prepared.popitem(last=False)
-            return self._prepared[voice]
+            return self._prepared[key]
+
+    def _leave(self, voice: "weakref.ref[Voice]") -> None:
+        """Without the lock: it is called wherever the last one lets go of a voice."""
+        self._prepared.pop(voice, None)
 
     def generate(
         self,

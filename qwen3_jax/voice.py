@@ -1,11 +1,12 @@
 """A cloned voice: x-vector [H], and for in-context cloning the reference's codes [N 16] and transcript. Saved as safetensors."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
 
 from qwen3_jax.shapes import NpF32, NpInt
 
@@ -67,14 +68,25 @@ class Voice:
         """
         if not Path(path).is_file():
             raise FileNotFoundError(f"there is no voice file {path}")
+        return cls.from_bytes(Path(path).read_bytes(), str(path))
+
+    @classmethod
+    def from_bytes(cls, data: bytes, what: str = "the file") -> "Voice":
+        """Read what ``to_bytes`` made.
+
+        Args:
+            what: the data's name, for errors.
+
+        Raises:
+            ValueError: the data are not a voice.
+        """
         try:
-            with safe_open(str(path), "numpy") as file:
-                metadata = file.metadata() or {}
-                if metadata.get("format") != FORMAT:
-                    raise ValueError(
-                        f"{path} is not a voice file (format {metadata.get('format')!r}, expected {FORMAT!r}): save one with Voice.save"
-                    )
-                codes = file.get_tensor("codes") if "codes" in file.keys() else None  # noqa: SIM118 (not a dict)
-                return cls(file.get_tensor("x_vector"), codes, metadata.get("transcript"), metadata.get("name", "voice"))
+            arrays = load(data)  # checks the header
+            metadata = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__", {})
         except SafetensorError as error:
-            raise ValueError(f"{path} is not a voice file: {error}") from error
+            raise ValueError(f"{what} is not a voice file: {error}") from error
+        if metadata.get("format") != FORMAT or "x_vector" not in arrays:
+            raise ValueError(
+                f"{what} is not a voice file (format {metadata.get('format')!r}, expected {FORMAT!r}): save one with Voice.save"
+            )
+        return cls(arrays["x_vector"], arrays.get("codes"), metadata.get("transcript"), metadata.get("name", "voice"))

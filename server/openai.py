@@ -24,7 +24,7 @@ from server.auth import Principal
 from server.context import Context
 from server.encode import CONTENT_TYPES, Encoder, Tempo, Unavailable, encoder
 from server.engines.base import Handle, OutOfMemory, Refused, SpeechRequest
-from server.voices.store import StoredVoice
+from server.voices.store import StoredVoice, VoiceGone
 from server.web import HttpError, authenticated
 
 MODELS = ("tts-1", "tts-1-hd", "gpt-4o-mini-tts")  # what clients have in their menus; all are this server's one engine
@@ -119,6 +119,8 @@ class _Work:
                 return piece
             if isinstance(handle.failure, Refused):
                 raise HttpError(400, "INVALID_TEXT", str(handle.failure))
+            if isinstance(handle.failure, VoiceGone):
+                raise HttpError(404, "VOICE_NOT_FOUND", str(handle.failure))
             log.error("an utterance failed", exc_info=handle.failure)
         if isinstance(handle.failure, OutOfMemory):
             raise HttpError(503, "GPU_OUT_OF_MEMORY", "the device ran out of memory; try again", 2000)

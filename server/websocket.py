@@ -25,6 +25,7 @@ from server.logs import session_id
 from server.machine import Machine, Refusal, State, Utterance
 from server.protocol import Cancel, Close, Flush, Speak, Start
 from server.speaker import Configuration, Speaker, Turn
+from server.voices.store import StoredVoice
 
 log = logging.getLogger(__name__)
 
@@ -242,7 +243,8 @@ class Session:
         self.machine.start()
         self._begun = True
         self.contract_id = message.contract_id
-        voice = await self._known_voice(message.voice)
+        known = None if message.voice is None else await self._known_voice(message.voice)
+        voice = known.id if isinstance(known, StoredVoice) else known
         self._configuration = Configuration(
             sample_rate=message.sample_rate, encoding=message.encoding, transport=message.transport, language=language, voice=voice
         )
@@ -291,13 +293,12 @@ class Session:
         except Limited:
             self.machine.ended(utterance)
             raise
-        name = await self._known_voice(message.voice, request_id) or self._configuration.voice or self._default_voice
-        voice = await self._context.find_voice(name, principal.id)
+        voice = await self._voice(message.voice, request_id)
         if voice is None:
             self.machine.ended(utterance)
             raise Refusal("VOICE_NOT_FOUND", "there is no voice here: an operator has to install one", request_id)
         if utterance.live:
-            self._speaker.add(Turn(utterance, settled, voice, self._configuration))
+            self._speaker.add(Turn(utterance, settled, voice, self._configuration, principal.id))
 
     async def _normalised(self, message: Speak) -> Speak:
         """With a long text's normal form, so that the machine, which lets nobody in between, has next to nothing to do."""
@@ -344,13 +345,18 @@ class Session:
             raise Refusal("INVALID_TEXT", f"language {shorten(str(name))!r} is not known: use one of {', '.join(known)}")
         return found
 
-    async def _known_voice(self, name: str | None, request_id: str | None = None) -> str | None:
-        """The voice's id; None, for the default, if none is named or there is no such voice (then the client hears of it)."""
-        if name is None:
-            return None
+    async def _voice(self, name: str | None, request_id: str | None) -> StoredVoice | str | None:
+        """The voice of that name, else the session's, else the default one; the client hears of those that are not there."""
+        for wanted in (name, self._configuration.voice):
+            if wanted is not None and (found := await self._known_voice(wanted, request_id)) is not None:
+                return found
+        return await self._context.find_voice(self._default_voice, None if self._principal is None else self._principal.id)
+
+    async def _known_voice(self, name: str, request_id: str | None = None) -> StoredVoice | str | None:
+        """The voice of that name; None if there is none, and then the client hears of it."""
         principal_id = None if self._principal is None else self._principal.id
-        if await self._context.find_voice(name, principal_id) is not None:
-            return name
+        if (found := await self._context.find_voice(name, principal_id)) is not None:
+            return found
         there = ", ".join(self._context.voices(principal_id)[:20]) or "there is none"
         message = f"voice {shorten(name)!r} is not here: {there}; the default voice is used"
         await self._out.send(protocol.error("VOICE_NOT_FOUND", message, request_id))

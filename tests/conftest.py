@@ -1,8 +1,15 @@
 """Tiny random checkpoints, made once per run, the same as those behind tests/golden."""
 
+import atexit
 import os
+import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
+
+# Nothing of this machine's user: neither voices nor prompts. The tests' own processes have these folders too.
+os.environ["XDG_CACHE_HOME"] = os.environ["XDG_DATA_HOME"] = tempfile.mkdtemp(prefix="qwen3-jax-tests-")
+os.environ.setdefault("MPLCONFIGDIR", str(Path(__file__).parents[1] / ".pytest_cache" / "matplotlib"))  # its fonts are listed once
 
 # Before JAX reads it: the tests' own processes (CLI, notebook, README) and later runs share what is compiled.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "xla"))
@@ -13,6 +20,8 @@ import pytest
 
 from qwen3_jax.model import Model, load
 from qwen3_jax.testing import GOLDEN_SEEDS, write_checkpoint
+
+atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 
 
 @pytest.fixture(scope="session")
@@ -42,8 +51,10 @@ def model(checkpoint: Callable[[str], Path]) -> Callable[[str], Model]:
 
 
 @pytest.fixture
-def voices(tmp_path: Path) -> Path:
-    """A folder of two voices for a server, one with a transcript."""
+def voices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of two voices for a server, one with a transcript; the test has a cache and a data folder of its own."""
     from tests.serving import make_voices
 
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
     return make_voices(tmp_path / "voices")

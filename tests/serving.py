@@ -32,6 +32,11 @@ def make_voices(folder: Path) -> Path:
     return folder
 
 
+def prompts_of(voices: Path) -> list[Path]:
+    """The kept prompts of a test that has the fixture ``voices``."""
+    return sorted((voices.parent / "cache" / "qwen3-jax" / "prompts").glob("*"))
+
+
 async def until(condition: Callable[[], bool]) -> None:
     """Return when it is true; a test's last resort where nothing tells."""
     async with asyncio.timeout(LIMIT):
@@ -62,7 +67,7 @@ async def running(
     **chosen: Any,
 ) -> AsyncIterator[Server]:
     """A server; it is stopped at the end."""
-    settings = Settings(voices_dir=voices, **{"grace": 0.2, "model_id": "fake"} | chosen)
+    settings = Settings(voices_dir=voices, **{"grace": 0.2, "model_id": "fake", "shipped_voices": False} | chosen)
     app = create_app(settings, make_engine)
     if change is not None:
         change(app)

@@ -7,12 +7,12 @@ ROOT = Path(__file__).parent.parent
 
 # Lowest first. Modules of one row do not import each other.
 LAYERS = [
-    {"qwen3_jax.allocation", "qwen3_jax.messages", "qwen3_jax.tokenizer_files"},
+    {"qwen3_jax.allocation", "qwen3_jax.folders", "qwen3_jax.messages", "qwen3_jax.tokenizer_files"},
     {"qwen3_jax.nfc"},
     {"qwen3_jax.shapes", "qwen3_jax.config", "qwen3_jax.mapping", "qwen3_jax.atomic", "qwen3_jax.compilation", "qwen3_jax.hub"},
-    {"qwen3_jax.audio", "qwen3_jax.text", "qwen3_jax.voice", "qwen3_jax.sampling", "qwen3_jax.published"},
+    {"qwen3_jax.audio", "qwen3_jax.text", "qwen3_jax.voice", "qwen3_jax.voice_files", "qwen3_jax.sampling", "qwen3_jax.published"},
     {"qwen3_jax.cache", "qwen3_jax.voice_folder", "qwen3_jax.checkpoint", "qwen3_jax.codec.snake"},
-    {"qwen3_jax.layers"},
+    {"qwen3_jax.layers", "qwen3_jax.voice_layers"},
     {"qwen3_jax.codec.conv", "qwen3_jax.predictor"},
     {"qwen3_jax.codec.rvq", "qwen3_jax.codec.transformer", "qwen3_jax.speaker", "qwen3_jax.talker"},
     {"qwen3_jax.codec.decoder", "qwen3_jax.codec.encoder"},
@@ -81,7 +81,7 @@ LAYERS = [
         "server.encode",
     },
     {"convert.verify", "server.machine", "server.auth", "server.voices", "server.engines"},
-    {"convert.__main__", "server.limits", "server.voices.checks"},
+    {"convert.__main__", "server.limits", "server.voices.cache", "server.voices.checks"},
     {"server.voices.store"},
     {"server.engines.base", "server.voices.command"},
     {"server.engines.handle", "server.engines.prompts", "server.engines.qwen3_cloner", "server.engines.slots"},
@@ -89,7 +89,7 @@ LAYERS = [
     {"server.engines.chatterbox"},
     {"server.engines.factory"},
     {"server.context"},
-    {"server.speaker", "server.web"},
+    {"server.speaker", "server.voices.watch", "server.web"},
     {"server.websocket", "server.voices.routes", "server.openai", "server.bodies"},
     {"server.drain", "server.schema"},
     {"server.transport"},

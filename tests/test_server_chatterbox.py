@@ -18,7 +18,7 @@ from server.engines.factory import create
 from server.settings import Settings
 from server.voices.store import VoiceStore
 from tests.fake_engine import LIMIT
-from tests.serving import client, hear, running, say, utterance
+from tests.serving import client, hear, prompts_of, running, say, utterance
 
 onnx = pytest.importorskip("onnx", reason="makes the graphs")
 pytest.importorskip("onnxruntime", reason="the extra chatterbox")
@@ -157,7 +157,7 @@ async def test_a_text_becomes_one_piece(folder: Path, voices: Path) -> None:
         [piece] = [piece async for piece in handle]
         np.testing.assert_allclose(piece, expected(loudness), rtol=1e-6)
         assert handle.finish_reason == "eos"
-        assert len(list((voices / "anna").glob("prompt-*"))) == 1
+        assert len(prompts_of(voices)) == 2, "the warm voice's as well"
     engine.close()
 
 

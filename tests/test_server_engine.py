@@ -26,7 +26,7 @@ from server.voices.store import VoiceStore
 from tests.fake_engine import LIMIT
 from tests.fake_service import FRAMES, LONG, FakeService
 from tests.fake_tts import FakeTTS
-from tests.serving import audio, client, hear, running, say, until, utterance
+from tests.serving import audio, client, hear, prompts_of, running, say, until, utterance
 
 MINUTES = 240.0  # where a real model compiles
 SPOKEN = np.arange(FRAMES, dtype=np.float32).repeat(4)
@@ -85,12 +85,12 @@ async def test_a_request_reaches_the_model_and_its_pieces_come_back(voices: Path
     assert tts.prepared == ["makima", "anna"]
 
 
-async def test_prompts_are_kept_beside_the_voice_until_the_model_or_the_recording_changes(voices: Path) -> None:
+async def test_prompts_are_kept_in_the_cache_until_the_model_or_the_recording_changes(voices: Path) -> None:
     first = FakeTTS()
     async with engine_of(voices, first) as engine:
         await engine.prepare(engine._store.voices["makima"])
         assert len(first.cloned) == 1, "a voice is cloned once"
-    [kept] = (voices / "makima").glob("prompt-*")
+    [kept] = prompts_of(voices)
     second = FakeTTS()
     async with engine_of(voices, second) as engine:
         await collect(engine.submit(request(engine, "Hello.")))
@@ -99,8 +99,7 @@ async def test_prompts_are_kept_beside_the_voice_until_the_model_or_the_recordin
     other = FakeTTS(fingerprint="another model")
     async with engine_of(voices, other):
         assert len(other.cloned) == 1
-    [renewed] = (voices / "makima").glob("prompt-*")
-    assert renewed.name != kept.name
+    assert len(prompts_of(voices)) == 2 and kept in prompts_of(voices), "the first model's is of use to that"
 
 
 async def test_the_least_recently_used_voice_leaves_the_cache(voices: Path) -> None:
@@ -404,5 +403,5 @@ async def test_end_to_end_on_a_tiny_checkpoint(voices: Path, checkpoint: Callabl
         assert len(frames[0]) == 2 * 1920
         assert f'"finishReason":"{reason}"' in str(frames[-1])
     assert '"CANCELLED"' in str(heard[3][-1])
-    assert len(list((voices / "makima").glob("prompt-*"))) == 1
+    assert len(prompts_of(voices)) == 1
     assert "memory: " in caplog.text and "4 slots x 320 positions" in caplog.text

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import safetensors
 import safetensors.numpy
 import sentencex
 import soundfile
@@ -77,10 +78,12 @@ class ChatterboxSynthesiser:
 
     def clone(self, wav: bytes, transcript: str | None, name: str) -> Speaker:
         """The transcript is of no use to this model."""
-        samples, rate = soundfile.read(BytesIO(wav), dtype="float32")
         try:
+            samples, rate = soundfile.read(BytesIO(wav), dtype="float32")
             wave = audio.load_audio((samples, rate))
             audio.check_reference(wave)
+        except soundfile.LibsndfileError as error:
+            raise Refused(f"the recording of voice {name!r} is not a readable sound ({error.error_string})") from error
         except ValueError as error:
             raise Refused(str(error)) from error
         return Speaker(*self._run(self._encoder, {"audio_values": wave[None]}))
@@ -89,7 +92,10 @@ class ChatterboxSynthesiser:
         return safetensors.numpy.save({name: np.ascontiguousarray(value) for name, value in prompt._asdict().items()})
 
     def from_bytes(self, data: bytes) -> Speaker:
-        return Speaker(**safetensors.numpy.load(data))
+        try:
+            return Speaker(**safetensors.numpy.load(data))
+        except (safetensors.SafetensorError, TypeError) as error:
+            raise ValueError(f"not what Chatterbox-Turbo keeps of a voice: {error}") from error
 
     def speak(self, request: SpeechRequest, prompt: Speaker, text: str) -> Speech:
         if request.language not in (*LANGUAGES, "Auto"):

@@ -267,8 +267,13 @@ class Qwen3Engine:
 
     async def _load(self) -> None:
         await self._in(self._voices, self._build)
-        voice = prompts.first_voice(self._settings, self._store, self.presets)
-        prompt = await self._prompt(voice) if isinstance(voice, StoredVoice) else voice or None
+        candidates = prompts.first_voices(self._settings, self._store, self.presets)
+        for voice in candidates:
+            try:
+                prompt = await self._prompt(voice) if isinstance(voice, StoredVoice) else voice or None
+                break
+            except (Refused, OSError) as error:
+                await self._in(self._voices, prompts.pass_over, self._store, voice, error, voice is candidates[-1])
         await self._in(self._voices, self._say_first_words, prompt)
 
     async def _begin(self, handle: Qwen3Handle) -> None:
@@ -347,9 +352,7 @@ class Qwen3Engine:
         self._service = self._make(self._settings)
 
     def _clone(self, voice: StoredVoice) -> Voice:
-        tts = self._running.tts
-        prompt: Voice = prompts.prepared(self._store, voice, Cloner(tts))
-        tts.prepare(prompt)
+        prompt: Voice = prompts.prepared(self._store, voice, Cloner(self._running.tts))
         return prompt
 
     def _say_first_words(self, prompt: Voice | str | None) -> None:

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 from qwen3_jax.shapes import NpF32
 from server.engines import prompts
-from server.engines.base import OutOfMemory, SpeechRequest, State
+from server.engines.base import OutOfMemory, Refused, SpeechRequest, State
 from server.engines.handle import ThreadHandle
 from server.settings import Settings
 from server.voices.store import StoredVoice, VoiceStore
@@ -232,7 +232,11 @@ class ThreadEngine:
 
     def _prepare(self) -> None:
         self._model = model = self._make(None)
-        voice = prompts.first_voice(self._settings, self._store, model.presets)
-        request = SpeechRequest(text="Ready.", voice=voice, language="Auto")
-        prompt = self._prompt(voice) if isinstance(voice, StoredVoice) else voice
-        model.warm_up(request, prompt)
+        candidates = prompts.first_voices(self._settings, self._store, model.presets)
+        for voice in candidates:
+            try:
+                prompt = self._prompt(voice) if isinstance(voice, StoredVoice) else voice
+                break
+            except (Refused, OSError) as error:
+                prompts.pass_over(self._store, voice, error, voice is candidates[-1])
+        model.warm_up(SpeechRequest(text="Ready.", voice=voice, language="Auto"), prompt)
