@@ -74,7 +74,9 @@ class Listing(NamedTuple):
 
     def find(self, name: str) -> StoredVoice | None:
         """The voice of that id, in any Unicode form; else the only one whose id differs by case alone."""
-        wanted = unicodedata.normalize("NFC", name)
+        if len(name) > 4 * MAX_ID:  # no form of an id, and a client's: normalising it would take time
+            return None
+        wanted = _composed(name)
         if wanted in self.voices:
             return self.voices[wanted]
         alike = [voice for name, voice in self.voices.items() if name.casefold() == wanted.casefold()]
