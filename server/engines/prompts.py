@@ -10,7 +10,8 @@ log = logging.getLogger(__name__)
 
 
 class Cloner(Protocol):
-    """A model that clones voices. ``clone`` raises Refused; ``to_bytes`` and ``from_bytes`` keep what it returns on a disk."""
+    """A model that clones voices. ``clone`` raises Refused; ``to_bytes`` and ``from_bytes`` keep what it returns on a disk, and the latter
+    raises ValueError for what is damaged."""
 
     @property
     def fingerprint(self) -> str: ...

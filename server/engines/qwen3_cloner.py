@@ -7,6 +7,7 @@ from pathlib import Path
 import soundfile
 
 from qwen3_jax import Qwen3TTS, Voice
+from qwen3_jax.checks import check_voice
 from server.engines.base import Refused
 
 
@@ -33,4 +34,6 @@ class Cloner:
     def from_bytes(self, data: bytes) -> Voice:
         with tempfile.NamedTemporaryFile(suffix=".safetensors") as file:
             Path(file.name).write_bytes(data)
-            return Voice.load(file.name)
+            voice = Voice.load(file.name)
+        check_voice(self._tts.model.config, voice)
+        return voice
