@@ -199,6 +199,6 @@ def main() -> None:
     """Run the command line."""
     try:
         app(prog_name="python -m qwen3_jax")
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, FloatingPointError) as error:
         errors.print(f"error: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
         sys.exit(2)

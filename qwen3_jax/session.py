@@ -14,11 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from qwen3_jax import generate
-from qwen3_jax.codec.decoder import DecoderState, init_state
+from qwen3_jax import checks, generate
+from qwen3_jax.codec.decoder import DecoderState, check_state, init_state
 from qwen3_jax.generate import FINISH_REASONS, bucket
 from qwen3_jax.model import Model
-from qwen3_jax.prompt import Prompt
+from qwen3_jax.prompt import Prompt, check_prompt
 from qwen3_jax.sampling import Sampling, rules
 from qwen3_jax.shapes import F32, Int, NpF32, NpInt
 
@@ -56,10 +56,15 @@ def _remember(graph: Any, decoder: Any, codes: Int["B N K"], valid: Int["B"] | N
 
 
 def prime(model: Model, reference: NpInt["N K"]) -> DecoderState:
-    """The codec's state after a reference's frames, one row; their audio is not kept. It serves any number of requests."""
+    """The codec's state after a reference's frames, one row; their audio is not kept. It serves any number of requests.
+
+    Raises:
+        ValueError: codes that the checkpoint does not have.
+    """
+    reference = checks.reference(model.config, reference)
     state = init_state(model.codec_config.decoder_config, 1)
     for start in range(0, len(reference), _PRIME):
-        piece = np.asarray(reference[start : start + _PRIME], np.int32)
+        piece = reference[start : start + _PRIME]
         codes = np.pad(piece, ((0, _PRIME - len(piece)), (0, 0)))[None]
         valid = None if len(piece) == _PRIME else np.array([len(piece)], np.int32)  # whole pieces are cheaper to remember
         state = _remember(model.graphs.codec_decoder, model.params["codec"]["decoder"], codes, valid, state)
@@ -80,10 +85,14 @@ class Session:
         requests: at most ``BATCH_BUCKETS[-1]``.
 
     Raises:
-        ValueError: too many requests, or one that does not fit.
+        ValueError: too many requests, one that does not fit, or one that would make NaN (`check_prompt`, `check_state`).
     """
 
     def __init__(self, model: Model, requests: Sequence[Request]) -> None:
+        for request in requests:
+            check_prompt(model.config, request.prompt)
+            if request.codec_state is not None:
+                check_state(model.codec_config.decoder_config, request.codec_state)
         self._model = model
         self._count = len(requests)
         rows = bucket(self._count, BATCH_BUCKETS, "requests in one batch")
@@ -111,7 +120,7 @@ class Session:
 
     @property
     def finish_reasons(self) -> list[str | None]:
-        """Per request: ``eos``, ``length``, or None while it is running."""
+        """Per request: ``eos``, ``length``, ``error`` (then `step` has raised), or None while it is running."""
         return [FINISH_REASONS.get(int(reason)) for reason in np.asarray(self._state.reason)[: self._count]]
 
     @property
@@ -124,15 +133,20 @@ class Session:
 
         Raises:
             ValueError: the utterance has outgrown the largest cache.
+            FloatingPointError: what the model computed for a row is not finite; nothing of these frames is handed out.
         """
         self._grow(generate.columns_for(self._position + 1, size))
         graphs, params = self._model.graphs, self._model.params
         self._state, made = generate.generate_chunk(graphs.talker, params["talker"], self._state, np.int32(size), size=size)
         pcm, self._codec_state = decode(graphs.codec_decoder, params["codec"]["decoder"], made.codes, self._codec_state)
         self._position += size
-        host_codes, host_counts, host_pcm = jax.device_get((made.codes, made.counts, pcm))
+        codes, counts, wave, reasons = jax.device_get((made.codes, made.counts, pcm, self._state.reason))
         samples = self._model.codec_config.decode_upsample_rate
-        return [Piece(host_pcm[row, : samples * host_counts[row]], host_codes[: host_counts[row], row]) for row in range(self._count)]
+        pieces = [Piece(wave[row, : samples * counts[row]], codes[: counts[row], row]) for row in range(self._count)]
+        for row, piece in enumerate(pieces):
+            if reasons[row] == generate.NOT_FINITE or not np.isfinite(piece.pcm).all():
+                raise FloatingPointError(f"request {row}: what the model computed is NaN or infinite; {generate.DAMAGED}")
+        return pieces
 
     def _grow(self, columns: int) -> None:
         if columns > self._columns:

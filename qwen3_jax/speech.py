@@ -44,6 +44,9 @@ class SpeechStream(Iterator[NpF32["F"]]):
     """Pieces of pcm (float32, mono, 24 kHz) as they are made. Iterate in one thread; ``cancel`` from any.
 
     Use it as a context manager, or iterate to the end, or cancel: nothing runs between two calls of ``next``.
+
+    Raises (from ``next``):
+        FloatingPointError: what the model computed is NaN or infinite; ``finish_reason`` is ``error`` then.
     """
 
     def __init__(self, session: Session, seed: int, first_chunk: int, chunk: int, sample_rate: int) -> None:
@@ -60,7 +63,11 @@ class SpeechStream(Iterator[NpF32["F"]]):
             if self._cancelled.is_set():
                 self.finish_reason = "cancelled"
                 break
-            piece = self._session.step(self._next)[0]
+            try:
+                piece = self._session.step(self._next)[0]
+            except FloatingPointError:
+                self.finish_reason = "error"
+                raise
             self._next = self._chunk
             self.finish_reason = self._session.finish_reasons[0]
             if self._cancelled.is_set():

@@ -20,6 +20,7 @@ import numpy as np
 
 from qwen3_jax import audio, compilation, hub
 from qwen3_jax.checkpoint import identity
+from qwen3_jax.checks import check_voice
 from qwen3_jax.codec import DecoderState
 from qwen3_jax.encode import encode_codes, encode_x_vector
 from qwen3_jax.generate import PROMPT_BUCKETS
@@ -144,7 +145,12 @@ class Qwen3TTS:
         return Voice(x_vector, codes, transcript, name)
 
     def prepare(self, voice: Voice) -> None:
-        """Do ahead what the first utterance in a voice has to do: decode its reference, which in-context cloning continues."""
+        """Do ahead what the first utterance in a voice has to do: decode its reference, which in-context cloning continues.
+
+        Raises:
+            ValueError: a voice that this checkpoint cannot speak in.
+        """
+        check_voice(self.model.config, voice)
         self._codec_state(voice)
 
     def _codec_state(self, voice: Voice) -> DecoderState | None:
@@ -193,6 +199,7 @@ class Qwen3TTS:
 
         Raises:
             ValueError: bad input; the message names the value, what is allowed and the fix.
+            FloatingPointError: what the model computed is NaN or infinite, so that it would be noise: a damaged checkpoint, as a rule.
         """
         if isinstance(text, str):
             return self._speak([self._request(text, voice, language, instruct, streaming_text, seed, sampling, max_frames)])[0]
@@ -306,6 +313,7 @@ class Qwen3TTS:
         if isinstance(voice, Voice):
             if kind != "base":
                 raise ValueError(f"a {kind} checkpoint cannot speak in a cloned voice: load a Base checkpoint")
+            check_voice(self.model.config, voice)
             return voice, None
         if kind == "base":
             what = "no voice" if voice is None else f"voice {voice!r}"

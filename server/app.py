@@ -105,6 +105,7 @@ def _watch(context: Context) -> None:
     gauges.watch("tts_active_slots", "Utterances that are spoken", lambda: context.engine.active)
     gauges.watch("tts_queue_depth", "Utterances that wait for their turn", lambda: context.engine.queued)
     gauges.watch("tts_runaway_retries", "Times that speech without end was made again", lambda: context.engine.runaways)
+    gauges.watch("tts_not_finite", "Utterances that failed because the model computed NaN or infinity", lambda: context.engine.not_finite)
     gauges.watch("tts_engine_restarts", "Times that the engine died and was built again", lambda: context.engine.restarts)
     gauges.watch("tts_voice_failures", "Times that voices could not be listed, read or written", lambda: context.store.failures)
     gauges.watch("tts_sessions", "Open WebSocket sessions", lambda: len(context.sessions))

@@ -16,6 +16,7 @@ import msgspec
 from msgspec import Meta
 from quart import Quart, Response, ResponseReturnValue, request
 
+from qwen3_jax.audio import check_finite
 from qwen3_jax.messages import shorten
 from qwen3_jax.shapes import NpF32
 from server import protocol
@@ -104,6 +105,7 @@ class _Work:
         """The first piece, so that what goes wrong before any sound is an HTTP error; one failure is made good by another try."""
         for whole in (False, True):
             self._handle = handle = self._context.engine.submit(msgspec.structs.replace(self._wanted, whole=whole))
+            broken, piece = None, None
             try:
                 async with asyncio.timeout(self._context.settings.turn_timeout):
                     await handle.begin()
@@ -111,17 +113,20 @@ class _Work:
             except TimeoutError as error:
                 handle.cancel()
                 raise HttpError(503, "TIMEOUT", "the server is too busy; try again later", 2000) from error
+            except FloatingPointError as error:  # an engine that handed out what is no sound
+                handle.cancel()
+                broken = error
             except BaseException:
                 handle.cancel()
                 raise
-            if handle.failure is None:
+            if (failure := handle.failure or broken) is None:
                 self._context.metrics.ttfa.observe(monotonic() - self._begun)
                 return piece
-            if isinstance(handle.failure, Refused):
-                raise HttpError(400, "INVALID_TEXT", str(handle.failure))
-            if isinstance(handle.failure, VoiceGone):
-                raise HttpError(404, "VOICE_NOT_FOUND", str(handle.failure))
-            log.error("an utterance failed", exc_info=handle.failure)
+            if isinstance(failure, Refused):
+                raise HttpError(400, "INVALID_TEXT", str(failure))
+            if isinstance(failure, VoiceGone):
+                raise HttpError(404, "VOICE_NOT_FOUND", str(failure))
+            log.error("an utterance failed", exc_info=failure)
         if isinstance(handle.failure, OutOfMemory):
             raise HttpError(503, "GPU_OUT_OF_MEMORY", "the device ran out of memory; try again", 2000)
         raise HttpError(500, "SYNTHESIS_ERROR", "failed to generate audio; the server's log says more")
@@ -153,7 +158,7 @@ class _Work:
 
     async def _next(self, handle: Handle) -> NpF32["F"] | None:
         try:
-            return await asyncio.wait_for(anext(handle), self._context.settings.chunk_timeout)
+            return check_finite(await asyncio.wait_for(anext(handle), self._context.settings.chunk_timeout))
         except StopAsyncIteration:
             return None
 

@@ -10,6 +10,7 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from qwen3_jax.messages import shorten
+from qwen3_jax.sampling import LEAST_TOP_P, TEMPERATURES
 
 LANGUAGES = ("English", "Japanese", "Chinese", "Korean", "German", "French", "Russian", "Portuguese", "Spanish", "Italian")
 ENCODINGS, TRANSPORTS = ("pcm16", "pcm32f"), ("binary", "json")
@@ -80,9 +81,9 @@ class Speak(_Message, tag="speak", frozen=True, kw_only=True):
     request_id: Name | None = None
     continue_: bool = msgspec.field(default=False, name="continue")
     seed: Annotated[int, Meta(ge=0, lt=2**32)] | None = None
-    temperature: Annotated[float, Meta(gt=0, le=10)] | None = None
+    temperature: Annotated[float, Meta(ge=TEMPERATURES[0], le=10)] | None = None
     top_k: Annotated[int, Meta(ge=0, le=2048)] | None = None
-    top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
+    top_p: Annotated[float, Meta(ge=LEAST_TOP_P, le=1)] | None = None
 
 
 class Flush(_Message, tag="flush", frozen=True, kw_only=True):

@@ -162,6 +162,7 @@ class Speaker:
         handle = turn.handle = self._context.engine.submit(turn.request(whole=whole))
         request_id = turn.utterance.request_id
         converter = Converter(turn.configuration.sample_rate, turn.configuration.encoding)
+        broken: FloatingPointError | None = None
         try:
             async with asyncio.timeout(self._settings.turn_timeout):
                 await handle.begin()
@@ -175,9 +176,11 @@ class Speaker:
         except TimeoutError:  # not one of sending: that is a SlowClient
             why = "no more text came: flush it in time" if turn.utterance.text_open else "the server is too busy; try again later"
             return protocol.error("TIMEOUT", why, request_id, retry_after_ms=2000)
+        except FloatingPointError as error:  # an engine that handed out what is no sound
+            broken = error
         finally:
             handle.cancel()
-        failure = handle.failure
+        failure = handle.failure or broken
         if failure is None:
             self._metrics.rtf.observe((monotonic() - begun) / max(converter.seconds, 0.001))
             return self._complete(turn, converter, handle.finish_reason or "eos")

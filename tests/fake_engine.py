@@ -76,7 +76,7 @@ class FakeEngine:
     def active(self) -> int:
         return sum(not handle.over for handle in self.handles)
 
-    runaways, restarts = 2, 1
+    runaways, restarts, not_finite = 2, 1, 3
 
     def load(self) -> "asyncio.Future[None]":
         if self.loaded is None:

@@ -11,7 +11,7 @@ LAYERS = [
     {"qwen3_jax.nfc"},
     {"qwen3_jax.shapes", "qwen3_jax.config", "qwen3_jax.mapping", "qwen3_jax.atomic", "qwen3_jax.compilation", "qwen3_jax.hub"},
     {"qwen3_jax.audio", "qwen3_jax.text", "qwen3_jax.voice", "qwen3_jax.voice_files", "qwen3_jax.sampling", "qwen3_jax.published"},
-    {"qwen3_jax.cache", "qwen3_jax.voice_folder", "qwen3_jax.checkpoint", "qwen3_jax.codec.snake"},
+    {"qwen3_jax.cache", "qwen3_jax.voice_folder", "qwen3_jax.checkpoint", "qwen3_jax.checks", "qwen3_jax.codec.snake"},
     {"qwen3_jax.layers", "qwen3_jax.voice_layers"},
     {"qwen3_jax.codec.conv", "qwen3_jax.predictor"},
     {"qwen3_jax.codec.rvq", "qwen3_jax.codec.transformer", "qwen3_jax.speaker", "qwen3_jax.talker"},

@@ -222,6 +222,10 @@ class Qwen3Engine:
         return 0 if self._service is None else self._service.engine.stats().counters["runaways"]
 
     @property
+    def not_finite(self) -> int:
+        return 0 if self._service is None else self._service.engine.stats().counters["not_finite"]
+
+    @property
     def restarts(self) -> int:
         return 0 if self._service is None else self._service.engine.stats().restarts
 

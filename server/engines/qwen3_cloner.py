@@ -36,5 +36,5 @@ class Cloner:
 
     def from_bytes(self, data: bytes) -> Voice:
         voice = Voice.from_bytes(data)
-        self._tts.prepare(voice)
+        self._tts.prepare(voice)  # refuses codes that the checkpoint does not have
         return voice

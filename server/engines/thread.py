@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from time import monotonic
 from typing import Any, Protocol
 
+from qwen3_jax.audio import check_finite
 from qwen3_jax.shapes import NpF32
 from server.engines import prompts
 from server.engines.base import OutOfMemory, Refused, SpeechRequest, State
@@ -107,7 +108,7 @@ class ThreadEngine:
     def presets(self) -> tuple[str, ...] | None:
         return None if self._model is None else self._model.presets
 
-    runaways = restarts = 0
+    runaways = restarts = not_finite = 0
 
     @property
     def queued(self) -> int:
@@ -176,13 +177,20 @@ class ThreadEngine:
             if request.whole:
                 pieces = iter(list(pieces))
             for piece in pieces:
-                if not handle.put(piece):
+                if not handle.put(self._finite(piece)):
                     speech.cancel()
                     handle.finish_reason = "cancelled"
                     return
             handle.finish_reason = speech.finish_reason
         if handle.finish_reason is None:  # its text ended before it had any
             handle.finish_reason = "eos" if handle.wanted else "cancelled"
+
+    def _finite(self, piece: NpF32["F"]) -> NpF32["F"]:
+        try:
+            return check_finite(piece)
+        except FloatingPointError:
+            self.not_finite += 1
+            raise
 
     def _sentences(self, handle: ThreadHandle) -> Iterator[str]:
         """The text whole; one that is still being written by sentences, each as soon as the next has begun."""
