@@ -112,7 +112,7 @@ async def test_compression_is_not_negotiated_and_a_bomb_is_refused(voices: Path)
 @pytest.mark.parametrize("text", ["x" * 70_000, "今" * 21_900, "ä" * 33_000], ids=["ascii", "three bytes each", "two bytes each"])
 async def test_messages_of_too_many_bytes_close_with_1009(voices: Path, text: str) -> None:
     """65,536 bytes, whole or in fragments, and however few characters they make; up to there the session says what is wrong."""
-    whole = '{"type":"speak","text":"%s"}' % text
+    whole = f'{{"type":"speak","text":"{text}"}}'
     async with running(voices, FakeEngine()) as server:
         for message in (whole, [whole[:30_000], whole[30_000:]]):
             async with client(server.url) as connection:
