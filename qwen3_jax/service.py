@@ -210,15 +210,21 @@ class SpeechService:
             ValueError: as ``Qwen3TTS.generate``, or a part that does not fit into a slot.
             EngineError: too many wait, or the engine is closed.
         """
-        how = {"voice": voice, "instruct": instruct, "streaming_text": streaming_text, "sampling": sampling, "max_frames": max_frames}
-        rows = list(self.rows(text, language=language, seed=seed, **how))
-        return self.submit(rows, priority=priority, deadline=deadline, notify=notify)
+        rows = self.rows(
+            text, voice=voice, language=language, instruct=instruct, streaming_text=streaming_text, seed=seed, sampling=sampling,
+            max_frames=max_frames,
+        )  # fmt: skip
+        return self.submit(list(rows), priority=priority, deadline=deadline, notify=notify)
 
-    def rows(self, text: str, *, language: str, seed: int | None = None, **how: Any) -> Iterator[Row]:
+    def rows(
+        self, text: str, *, voice: Voice | str | None = None, language: str = AUTO, instruct: str | None = None,
+        streaming_text: bool | None = None, seed: int | None = None, sampling: Sampling | None = None, max_frames: int | None = None,
+    ) -> Iterator[Row]:  # fmt: skip
         """``speak`` in steps, for a caller that has others to serve as well: the parts of a text, for ``submit``, each a few ms of work.
 
         Arguments and errors as in ``speak``.
         """
+        how = {"voice": voice, "instruct": instruct, "streaming_text": streaming_text, "sampling": sampling, "max_frames": max_frames}
         clean, splitter = normalise(text), Splitter(language)
         for start in range(0, len(clean), FED):
             parts = splitter.feed(clean[start : start + FED])

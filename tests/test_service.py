@@ -67,6 +67,15 @@ def test_a_long_text_is_one_utterance(tts: Qwen3TTS, service: SpeechService, voi
     assert {segment for segment, _ in segments} == {0, 1}
 
 
+def test_a_text_in_steps_is_the_text_at_once(service: SpeechService, voice: Voice) -> None:
+    rows = list(service.rows(LONG, voice=voice, seed=3))
+    with service.speak(LONG, voice=voice, seed=3) as whole:
+        segments = whole.handle.request.segments
+        assert [row.prompt.text.tolist() for row in rows] == [segment.prompt.text.tolist() for segment in segments]
+        assert [row.prompt.trailing.tolist() for row in rows] == [segment.prompt.trailing.tolist() for segment in segments]
+        assert {row.seed for row in rows} == {3} and [row.max_frames for row in rows] == [segment.max_frames for segment in segments]
+
+
 @pytest.mark.parametrize("size", [1, 7, 1000])
 def test_text_in_pieces_is_the_text_at_once(service: SpeechService, voice: Voice, icl_voice: Voice, size: int) -> None:
     for one in (voice, icl_voice):
