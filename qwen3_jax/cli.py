@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import jax
-import msgspec
 import numpy as np
 import typer
 from rich.console import Console
@@ -19,9 +18,11 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 import qwen3_jax
-from qwen3_jax import Qwen3TTS, Sampling, SpeechStream, Voice, audio, hub, model
+from qwen3_jax import Qwen3TTS, SpeechStream, Voice, audio, hub, model
 from qwen3_jax.mapping import PARTS, flatten
-from qwen3_jax.voice_layers import VoiceLayers, find_voice
+from qwen3_jax.sound_files import check_name, write_sound
+from qwen3_jax.voice_choice import find_voice
+from qwen3_jax.voice_layers import VoiceLayers
 
 console, errors = Console(), Console(stderr=True)
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Qwen3-TTS in JAX: text to speech, streaming, cloning, serving.")
@@ -44,7 +45,7 @@ Option = typer.Option
 @app.command()
 def say(
     text: Annotated[str, typer.Argument(help="What to say; - reads it from stdin.")],
-    output: Annotated[Path | None, Option("-o", "--output", help="The WAV file to write.")] = None,
+    output: Annotated[Path | None, Option("-o", "--output", help="The file to write: .wav, .flac, .mp3, .ogg or .opus.")] = None,
     stream: Annotated[bool, Option("--stream", help="Write raw 16-bit little-endian mono PCM to stdout as it is made.")] = False,
     model: ModelOption = hub.EMBEDDED,
     voice: Annotated[str | None, Option(help="A voice of the folder, a .safetensors file, or a preset speaker.")] = None,
@@ -61,16 +62,17 @@ def say(
     top_p: Annotated[float | None, Option(help="1 = off.")] = None,
     repetition_penalty: Annotated[float | None, Option(help="1 = off.")] = None,
     max_frames: Annotated[int | None, Option(help="Stop after so many frames of 80 ms.")] = None,
+    split: Annotated[bool, Option("--split/--no-split", help="Speak a long text part by part, or as one prompt.")] = True,
     device: DeviceOption = None,
     dtype: Annotated[str | None, Option(help="float32 or bfloat16.")] = None,
     voices_dir: VoicesOption = None,
     shipped_voices: ShippedOption = True,
 ) -> None:
-    """Speak a text into a WAV file, or to stdout as it is made."""
+    """Speak a text of any length into a file, or to stdout as it is made."""
     if stream == (output is not None):
-        raise ValueError("where to? give either -o FILE.wav or --stream")
-    if output is not None and not output.parent.is_dir():
-        raise FileNotFoundError(f"-o {output}: there is no folder {output.parent}; make it first")
+        raise ValueError("where to? give either -o FILE or --stream")
+    if output is not None:
+        check_name(output)
     if transcript is not None and reference is None:
         raise ValueError("--transcript says what a --reference says: give that too")
     if voice is not None and reference is not None:
@@ -85,16 +87,19 @@ def say(
         speaker = find_voice(tts, voice, layers, x_vector, tell)
     errors.print(f"model: {hub.described(model)}", highlight=False, soft_wrap=True)
     given = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "repetition_penalty": repetition_penalty}
-    draw = {name: value for name, value in given.items() if value is not None}
-    sampling = msgspec.structs.replace(Sampling.defaults(tts.model.generation), **draw)
-    pieces = tts.stream(words, voice=speaker, language=language, instruct=instruct, seed=seed, sampling=sampling, max_frames=max_frames)
+    draw: Any = {name: value for name, value in given.items() if value is not None}
+    how: Any = {"language": language, "instruct": instruct, "seed": seed, "max_frames": max_frames, "split": split}
+    pieces = tts.stream(words, voice=speaker, **how, **draw)
     if output is None:
         play(pieces)
     else:
         pcm = np.concatenate([np.zeros(0, np.float32), *watched(pieces)])
-        audio.write_wav(output, pcm, pieces.sample_rate)
+        write_sound(output, pcm, pieces.sample_rate)
     made = f"{len(pieces.frames) * 0.08:.2f} s, ended by {pieces.finish_reason}, seed {pieces.seed}"
     errors.print(made if output is None else f"{output}: {made}", highlight=False, soft_wrap=True)
+    if pieces.finish_reason == "length" and max_frames is None:
+        errors.print("error: speech was cut: a sentence did not come to its end; try another --seed, or shorter sentences", soft_wrap=True)
+        raise typer.Exit(1)
 
 
 def tell(line: str) -> None:

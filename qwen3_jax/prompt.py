@@ -21,6 +21,7 @@ import numpy as np
 
 from qwen3_jax import checks
 from qwen3_jax.config import ModelConfig
+from qwen3_jax.languages import MULTILINGUAL, NAMES, language_name
 from qwen3_jax.shapes import NpF32, NpInt
 
 ROLE = 3  # <|im_start|> assistant \n
@@ -61,7 +62,7 @@ def language_id(config: ModelConfig, language: str, speaker: str | None) -> int 
         ValueError: a language or speaker that the checkpoint does not have.
     """
     talker = config.talker_config
-    name = language.lower()
+    name = language_name(language)
     if speaker is not None and name in ("chinese", AUTO):
         dialect = talker.spk_is_dialect[speaker_name(config, speaker)]
         if isinstance(dialect, str):
@@ -69,7 +70,8 @@ def language_id(config: ModelConfig, language: str, speaker: str | None) -> int 
     if name == AUTO:
         return None
     if name not in talker.codec_language_id:
-        raise ValueError(f"unknown language {language!r}: this checkpoint speaks {', '.join(talker.languages)}, or auto")
+        other = f"; {MULTILINGUAL} speaks {name.capitalize()}" if name in NAMES else ""
+        raise ValueError(f"language {language!r}: this checkpoint speaks {', '.join(talker.languages)}, or auto{other}")
     return talker.codec_language_id[name]
 
 

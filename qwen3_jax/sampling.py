@@ -5,7 +5,7 @@ length, then temperature, top-k, top-p. A row draws with its own key: its ids do
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,20 @@ MIN_FRAMES = 2  # min_new_tokens of the published package
 CONTROLS = 1024  # the last ids of book 0's vocabulary name no sound
 # What float32 can divide logits by: below, they overflow; smaller still, the divisor itself is 0.
 TEMPERATURES, PENALTIES, LEAST_TOP_P, MOST_TOP_K = (1e-20, 1e20), (1e-10, 1e10), 1e-20, 2**31 - 1
+
+
+class Draw(TypedDict, total=False):
+    """Fields of Sampling, as keywords."""
+
+    do_sample: bool
+    temperature: float
+    top_k: int
+    top_p: float
+    repetition_penalty: float
+    subtalker_dosample: bool
+    subtalker_temperature: float
+    subtalker_top_k: int
+    subtalker_top_p: float
 
 
 class Sampling(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -60,6 +74,14 @@ class Sampling(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     def defaults(cls, config: GenerationConfig) -> "Sampling":
         """The checkpoint's own defaults."""
         return cls(**{name: getattr(config, name) for name in cls.__struct_fields__})
+
+
+def segment_key(seed: Int[""], segment: Int[""], attempt: Int[""]) -> Key[""]:
+    """What a sentence is drawn with. The first sentence's first attempt has the seed's own key; every other one has a key of its own."""
+    plain = jax.random.key(seed)
+    other = jax.random.fold_in(jax.random.fold_in(plain, segment), attempt)
+    first = (segment == 0) & (attempt == 0)
+    return jax.random.wrap_key_data(jnp.where(first, jax.random.key_data(plain), jax.random.key_data(other)))
 
 
 class Draws(NamedTuple):

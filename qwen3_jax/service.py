@@ -1,6 +1,6 @@
 """Texts and voices in, many utterances at once out: the front of the engine that knows text. Everything here is on the host.
 
-    service = SpeechService(Qwen3TTS.from_pretrained("checkpoint"), slots=10)
+    service = SpeechService("checkpoint", slots=10)
     for pcm in service.speak("A text of any length.", voice=voice): ...
     live = service.open(voice=voice)
     live.write("Words as they "); live.write("come, "); live.finish()      # and meanwhile: for pcm in live: ...
@@ -13,6 +13,7 @@ seam. The same text gives the same audio whether it comes at once or in pieces.
 import logging
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -28,7 +29,7 @@ from qwen3_jax.sampling import Sampling
 from qwen3_jax.session import Request as Row
 from qwen3_jax.shapes import NpF32, NpInt
 from qwen3_jax.split import FED, Splitter, settled
-from qwen3_jax.tts import Qwen3TTS
+from qwen3_jax.tts import Qwen3TTS, load_for
 from qwen3_jax.voice import Voice
 
 SLOTS, TIMEOUT = 10, 60.0  # a wait for the next piece of audio, in seconds
@@ -162,7 +163,7 @@ class SpeechService:
     """A checkpoint that speaks for many at once.
 
     Args:
-        tts: the checkpoint.
+        tts: the checkpoint, or what ``Qwen3TTS.from_pretrained`` takes: then its weights are kept as so many slots read them.
         slots: utterances that are spoken at a time; more wait in line.
         columns: positions of a slot (prompt, and a frame each): the longest part of a text. A multiple of 64.
         frames: most frames of a step.
@@ -175,9 +176,11 @@ class SpeechService:
     """
 
     def __init__(
-        self, tts: Qwen3TTS, *, slots: int = SLOTS, columns: int = COLUMNS, frames: int = FRAMES, options: Options | None = None,
-        watch: Watch | None = WATCH, warm: bool = True,
+        self, tts: Qwen3TTS | str | Path, *, slots: int = SLOTS, columns: int = COLUMNS, frames: int = FRAMES,
+        options: Options | None = None, watch: Watch | None = WATCH, warm: bool = True,
     ) -> None:  # fmt: skip
+        if isinstance(tts, (str, Path)):
+            tts = load_for(tts, rows=slots)
         self.tts, self._watch = tts, watch
         self.books = tts.model.config.talker_config.num_code_groups
         self._lock = threading.Lock()
@@ -267,7 +270,8 @@ class SpeechService:
 
     def row(self, text: str, **how: Any) -> Row:
         """A part's prompt, as Qwen3TTS lays it out."""
-        return self.tts._request(text, **({"seed": None, "max_frames": None} | how))
+        how = {"seed": None, "max_frames": None} | how
+        return self.tts._request(text, **(how | {"voice": self.tts._chosen(how["voice"])}))
 
     def ids(self, text: str) -> list[int]:
         """A text's token ids, without those of the turn around it. Errors as in ``Qwen3TTS.generate``."""

@@ -9,14 +9,12 @@ import unicodedata
 
 import sentencex
 
+from qwen3_jax.languages import NAMES, language_name
+
 LEAST, MOST = 80, 240  # characters; at 240 about 16 s of English
 FED = 1024  # characters that a Splitter looks at together: for each part, what is left of them is copied
 _ENDS, _CLOSERS, _CLAUSES = ".!?…。！？", "\"'”’»)]）」』】", ",;:、，；："
 _UNSPACED = "。！？、，；："  # no space follows these
-_CODES = {
-    "chinese": "zh", "english": "en", "german": "de", "italian": "it", "portuguese": "pt",
-    "spanish": "es", "japanese": "ja", "korean": "ko", "french": "fr", "russian": "ru",
-}  # fmt: skip
 
 
 class Splitter:
@@ -27,7 +25,7 @@ class Splitter:
     """
 
     def __init__(self, language: str) -> None:
-        self._code = _CODES.get(language.lower(), "en")
+        self._code = NAMES.get(language_name(language), NAMES["english"])[0]
         self._looked = 0  # no part ends before this character of `rest`
         self.rest = ""  # of the text, the part that is not complete
 

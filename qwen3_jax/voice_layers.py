@@ -14,14 +14,14 @@ import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import soundfile
 
-from qwen3_jax.folders import data_folder, expand
+from qwen3_jax.folders import data_folder
 from qwen3_jax.voice import Voice
-from qwen3_jax.voice_files import REFERENCE, Disk
+from qwen3_jax.voice_files import Disk
 from qwen3_jax.voice_folder import Listing, StoredVoice, VoiceFolder, VoiceGone
 
 DEFAULT_VOICE = "makima"
@@ -138,46 +138,6 @@ class VoiceLayers:
 
     def __str__(self) -> str:
         return ", ".join(f"{layer.folder.address} ({layer.kind})" for layer in self.layers) or "no folder"
-
-
-def find_voice(
-    tts: Any, name: str | None, layers: VoiceLayers, x_vector_only_mode: bool | None = None, tell: Callable[[str], None] = print
-) -> Voice | str | None:
-    """What a name given to ``say`` stands for, as the checkpoint takes it: a stored voice is cloned, a preset's name stays.
-
-    Args:
-        tts: a Qwen3TTS.
-        name: an id, a voice's own folder, or a file that ``Voice.save`` made. Default: TTS_DEFAULT_VOICE, or makima, or the first voice.
-        tell: hears which voice is the default, and which ones are left out.
-
-    Raises:
-        FileNotFoundError: there is no such voice; says which there are.
-        ValueError: it cannot be cloned.
-    """
-    if name is not None and name.endswith(".safetensors"):
-        return Voice.load(expand(name))
-    if tts.model_type != "base":
-        return name
-    listing = layers.look()
-    for why in (*listing.left_out.values(), *listing.troubles):
-        tell(f"warning: a voice is left out: {why}")
-    if name is None:
-        wanted = os.environ.get("TTS_DEFAULT_VOICE") or DEFAULT_VOICE
-        voice = listing.default(wanted)
-        if voice is None:
-            raise FileNotFoundError(f"no voice: give --reference (and --transcript), or --voice; there is none in {layers}")
-        tell(f"voice: {voice.id}")
-        return layers.create(voice, tts.create_voice, x_vector_only_mode)
-    voice = listing.find(name)
-    if voice is not None:
-        return layers.create(voice, tts.create_voice, x_vector_only_mode)
-    own = Path(expand(name)).absolute()
-    if os.path.isfile(own / REFERENCE):
-        folder = VoiceFolder(own.parent)
-        voice = folder.voice(own.name)
-        return create(folder.reference(voice), voice, tts.create_voice, x_vector_only_mode)
-    there = ", ".join(listing.voices) or "nothing"
-    raise FileNotFoundError(f"voice {name!r} is not in {layers} (there is: {there}), nor a .safetensors file, nor a voice's own folder")
 
 
 def create(recording: bytes, voice: StoredVoice, create_voice: CreateVoice, x_vector_only_mode: bool | None = None) -> Voice:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from qwen3_jax import Sampling, Voice
@@ -63,7 +64,10 @@ class FakeTTS:
         seed: int | None = None,
         sampling: Sampling | None = None,
         max_frames: int | None = None,
+        split: bool = True,
+        **draw: Any,
     ) -> "FakeStream":
+        sampling = msgspec.structs.replace(sampling or Sampling.defaults(self.model.generation), **draw)
         if "memory" in text and not (self.frail and self.device == "cpu"):
             raise RuntimeError("RESOURCE_EXHAUSTED: out of memory")
         if "refuse" in text:

@@ -139,12 +139,12 @@ def test_without_a_model_the_embedded_voice_speaks(
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["say", "Hi.", "--model", "m"], "give either -o FILE.wav or --stream"),
-        (["say", "Hi.", "--model", "m", "-o", "a.wav", "--stream"], "give either -o FILE.wav or --stream"),
+        (["say", "Hi.", "--model", "m"], "give either -o FILE or --stream"),
+        (["say", "Hi.", "--model", "m", "-o", "a.wav", "--stream"], "give either -o FILE or --stream"),
         (["say", "Hi.", "--model", "m", "-o", "nowhere/a.wav"], "there is no folder nowhere"),
         (["say", "Hi.", "--model", "m", "--stream", "--transcript", "So."], "give that too"),
         (["say", "Hi.", "--model", "m", "--stream", "--voice", "a", "--reference", "b"], "either --voice or --reference"),
-        (["say", "Hi.", "--model", "m", "--stream"], "no voice: give --reference"),
+        (["say", "Hi.", "--model", "m", "--stream"], "no voice: there is none"),
         (["say", "Hi.", "--model", "m", "--stream", "--voice", "zoe"], "qwen3-jax/voices (user) (there is: nothing)"),
         (["say", "Hi.", "--model", "m", "--stream", "--voice", "zoe.safetensors"], "no voice file zoe.safetensors"),
         (["say", "Hi.", "--model", "m", "--stream", "--temperature", "0"], "no voice"),

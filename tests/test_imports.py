@@ -7,13 +7,13 @@ ROOT = Path(__file__).parent.parent
 
 # Lowest first. Modules of one row do not import each other.
 LAYERS = [
-    {"qwen3_jax.allocation", "qwen3_jax.folders", "qwen3_jax.messages", "qwen3_jax.tokenizer_files"},
+    {"qwen3_jax.allocation", "qwen3_jax.folders", "qwen3_jax.languages", "qwen3_jax.messages", "qwen3_jax.tokenizer_files"},
     {"qwen3_jax.nfc"},
     {"qwen3_jax.shapes", "qwen3_jax.config", "qwen3_jax.mapping", "qwen3_jax.atomic", "qwen3_jax.compilation", "qwen3_jax.hub"},
     {"qwen3_jax.audio", "qwen3_jax.text", "qwen3_jax.voice", "qwen3_jax.voice_files", "qwen3_jax.sampling", "qwen3_jax.published"},
     {"qwen3_jax.cache", "qwen3_jax.voice_folder", "qwen3_jax.checkpoint", "qwen3_jax.checks", "qwen3_jax.codec.snake"},
-    {"qwen3_jax.layers", "qwen3_jax.voice_layers"},
-    {"qwen3_jax.codec.conv", "qwen3_jax.predictor"},
+    {"qwen3_jax.layers", "qwen3_jax.sound_files", "qwen3_jax.voice_layers"},
+    {"qwen3_jax.codec.conv", "qwen3_jax.predictor", "qwen3_jax.voice_choice"},
     {"qwen3_jax.codec.rvq", "qwen3_jax.codec.transformer", "qwen3_jax.speaker", "qwen3_jax.talker"},
     {"qwen3_jax.codec.decoder", "qwen3_jax.codec.encoder"},
     {"qwen3_jax.codec"},

@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 
 from qwen3_jax.audio import write_wav
-from qwen3_jax.voice_layers import VoiceLayers, find_voice
+from qwen3_jax.voice_choice import find_voice
+from qwen3_jax.voice_layers import VoiceLayers
 from server.engines.qwen3 import Qwen3Engine
 from server.engines.thread import ThreadEngine
 from server.settings import Settings

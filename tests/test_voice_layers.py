@@ -13,8 +13,9 @@ import soundfile
 
 from qwen3_jax import voice_files
 from qwen3_jax.audio import write_wav
+from qwen3_jax.voice_choice import find_voice
 from qwen3_jax.voice_folder import VoiceFolder, VoiceGone, is_id
-from qwen3_jax.voice_layers import VoiceLayers, find_voice
+from qwen3_jax.voice_layers import VoiceLayers
 from tests.fake_tts import FakeTTS
 
 ROOT = Path(__file__).parent.parent

@@ -30,7 +30,7 @@ from qwen3_jax.cache import KVCache, LayerCache, SlotCache, empty
 from qwen3_jax.codec.decoder import DecoderState
 from qwen3_jax.engine.slots import RUNAWAY
 from qwen3_jax.generate import NOT_FINITE, RUNNING, PromptRows, advance, embed
-from qwen3_jax.sampling import Draws, Rules
+from qwen3_jax.sampling import Draws, Rules, segment_key
 from qwen3_jax.shapes import F32, Bool, Float, Int, Key
 from qwen3_jax.talker import Talker
 
@@ -138,14 +138,6 @@ def start(talker_graph: Any, talker: Any, decoder_graph: Any, decoder: Any, *, s
     return initial(nnx.merge(talker_graph, talker), nnx.merge(decoder_graph, decoder), slots, columns)
 
 
-def _key(seed: Int[""], segment: Int[""], attempt: Int[""]) -> Key[""]:
-    """The first sentence's first attempt draws as ``Qwen3TTS.generate`` does; every other one has a key of its own."""
-    plain = jax.random.key(seed)
-    other = jax.random.fold_in(jax.random.fold_in(plain, segment), attempt)
-    first = (segment == 0) & (attempt == 0)
-    return jax.random.wrap_key_data(jnp.where(first, jax.random.key_data(plain), jax.random.key_data(other)))
-
-
 def _put(whole: Any, row: Any, slot: Int[""]) -> Any:
     """Write one row of every array, or the beginning of one; ``row`` has the rows' axis too, of length 1."""
     return jax.tree.map(lambda x, new: jax.lax.dynamic_update_slice_in_dim(x, new.astype(x.dtype), slot, axis=0), whole, row)
@@ -173,7 +165,7 @@ def open_row(state: State, slot: Int[""], new: Opening) -> State:
         position=state.position.at[slot].set(0),
         step=state.step.at[slot].set(0),
         seen=state.seen.at[slot].set(False),
-        keys=state.keys.at[slot].set(_key(new.seed, new.segment, jnp.int32(0))),
+        keys=state.keys.at[slot].set(segment_key(new.seed, new.segment, jnp.int32(0))),
         rules=_put(state.rules, new.rules, slot),
         limit=state.limit.at[slot].set(new.limit),
         reason=state.reason.at[slot].set(RUNNING),
@@ -333,7 +325,7 @@ def rewind(state: State, slot: Int[""], seed: Int[""], segment: Int[""], attempt
         step=back(state.step, state.mark.step),
         seen=back(state.seen, state.mark.seen),
         codec=back(state.codec, state.mark.codec),
-        keys=state.keys.at[slot].set(_key(seed, segment, attempt)),
+        keys=state.keys.at[slot].set(segment_key(seed, segment, attempt)),
         reason=state.reason.at[slot].set(RUNNING),
         recent=state.recent.at[slot].set(-1),
         runs=state.runs.at[slot].set(0),

@@ -23,7 +23,8 @@ from qwen3_jax.evaluate.judges import Figure
 from qwen3_jax.evaluate.report import Report, Row, table, write
 from qwen3_jax.evaluate.texts import SENTENCES, held_out, read_sentences, wavs_and_sentences
 from qwen3_jax.shapes import NpF32
-from qwen3_jax.voice_layers import VoiceLayers, decode, find_voice
+from qwen3_jax.voice_choice import find_voice
+from qwen3_jax.voice_layers import VoiceLayers, decode
 
 KNOWN = ("wer", "mos", "similarity", "stoi", "pesq")
 console, errors = Console(), Console(stderr=True)

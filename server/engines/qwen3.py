@@ -17,13 +17,14 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from qwen3_jax import Qwen3TTS, Sampling, Voice
+from qwen3_jax import Sampling, Voice
 from qwen3_jax.allocation import settle
 from qwen3_jax.engine import Closed, Options
 from qwen3_jax.engine import OutOfMemory as DeviceFull
 from qwen3_jax.engine.loop import LoopConsumer
 from qwen3_jax.service import LiveUtterance, SpeechService, Utterance
 from qwen3_jax.shapes import NpF32
+from qwen3_jax.tts import load_for
 from server.engines import prompts
 from server.engines.base import EngineClosed, OutOfMemory, Refused, SpeechRequest, State
 from server.engines.qwen3_cloner import Cloner
@@ -397,8 +398,7 @@ def _named(error: BaseException) -> BaseException:
 
 def load(settings: Settings) -> SpeechService:
     """The configured checkpoint as a service; errors as in ``Qwen3TTS.from_pretrained`` and ``SpeechService``."""
-    read = Qwen3TTS.from_pretrained if settings.slots == 1 else Qwen3TTS.for_many
-    tts = read(settings.model_id, device=settings.device, dtype=settings.dtype)
+    tts = load_for(settings.model_id, rows=settings.slots, device=settings.device, dtype=settings.dtype)
     tts.prepared_voices = settings.voice_cache
     slots = settings.slots or slots_for(tts.model, settings.columns)
     options = Options(
