@@ -4,11 +4,11 @@ On a disk a voice appears with one rename, and goes with one, so a killed proces
 written last and removed first: a voice without it is none.
 """
 
+import contextlib
 import os
 import stat
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, Protocol
 
@@ -181,9 +181,12 @@ class Bucket:
                 self._system.pipe_file(self._path(name, file), files[file])
 
     def remove(self, name: str) -> None:
+        if not self.exists(name):  # some buckets remove what is not there
+            raise FileNotFoundError(f"{self.address}/{name}")
         with self._errors():
             self._system.rm_file(self._path(name, METADATA))
-            self._system.rm(str(self._root / name), recursive=True)
+            with contextlib.suppress(FileNotFoundError):
+                self._system.rm(str(self._root / name), recursive=True)
 
     def tidy(self) -> None:
         """What has no metadata is no voice, and may be one that is being written."""
@@ -191,7 +194,7 @@ class Bucket:
     def _path(self, name: str, file: str) -> str:
         return str(self._root / name / file)
 
-    @contextmanager
+    @contextlib.contextmanager
     def _errors(self) -> Iterator[None]:
         try:
             yield

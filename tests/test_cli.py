@@ -202,6 +202,9 @@ def test_voices_are_added_to_the_folder_here_or_else_to_the_users(
             assert run("voices", "remove", name)[0] == 0
         assert sorted(folder.iterdir()) == []
     assert "│ 4.0 " in run("voices", "list")[1].decode(), "the one that ships is there again"
+    (tmp_path / "file").write_text("in the way")
+    code, _, err = run(*add, "mine", "--voices-dir", tmp_path / "file" / "voices")
+    assert code == 2 and "Not a directory; give --voices-dir a folder" in err
     code, _, err = run("voices", "remove", "makima")
     assert code == 2 and "comes with the package and stays" in err
     assert sorted(shipped.rglob("*")) == before

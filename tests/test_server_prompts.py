@@ -40,7 +40,7 @@ def prepared(voices: Path | VoiceStore, name: str = "makima", tts: FakeTTS | Non
 
 def flip(path: Path) -> None:
     data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
+    data[-1] ^= 1  # of a number: without the checksum it would be spoken
     path.write_bytes(data)
 
 

@@ -93,7 +93,10 @@ async def test_what_another_process_does_is_seen_within_a_moment(voices: Path) -
         await until(lambda: "anna" in store.voices)
         await say(connection, type="speak", text="Hello.")
         assert (await utterance(connection))[1]["type"] == "complete"
-        assert spoken(server) == ["anna", "anna", "anna", "makima", "makima", "anna"]
+        await say(connection, type="speak", text="Hello.", voice="gone")
+        assert (await hear(connection))["code"] == "VOICE_NOT_FOUND"
+        assert (await utterance(connection))[1]["type"] == "complete"
+        assert spoken(server) == ["anna", "anna", "anna", "makima", "makima", "anna", "anna"], "the session's own voice is its default"
 
 
 @pytest.mark.parametrize("make", [engine, one_at_a_time])

@@ -5,6 +5,7 @@ import os
 import unicodedata
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -314,6 +315,22 @@ def test_a_revision_is_of_the_content_whatever_size_and_times_say(tmp_path: Path
     assert folder.look().voices["anna"].revision != third.revision
     copied = voice(tmp_path / "copy", "anna", seed=1)
     assert copied.is_dir() and VoiceFolder(tmp_path / "copy").look().voices["anna"].revision == first.revision
+
+
+def test_two_writes_within_one_tick_of_the_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = voice(tmp_path, "anna", "Word a.")
+    original, clock = os.stat, [1000.0]
+
+    def coarse(path: Any, **more: Any) -> Any:
+        info = original(path, **more)
+        return SimpleNamespace(st_mode=info.st_mode, st_size=info.st_size, st_mtime_ns=10**12, st_ctime_ns=10**12, st_ctime=1000.0)
+
+    monkeypatch.setattr(voice_files, "os", SimpleNamespace(**vars(os) | {"stat": coarse}))
+    monkeypatch.setattr(voice_files, "time", SimpleNamespace(time=lambda: clock[0]))
+    folder = VoiceFolder(tmp_path)
+    assert folder.look().voices["anna"].transcript == "Word a."
+    (own / "transcript.txt").write_text("Word b.", "utf-8")
+    assert folder.look().voices["anna"].transcript == "Word b."
 
 
 def test_only_what_has_changed_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

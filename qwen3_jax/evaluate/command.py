@@ -42,7 +42,7 @@ def evaluate(
     sentences: Annotated[Path | None, Option(help="One a line (default: 100 that no training saw).")] = None,
     limit: Annotated[int | None, Option(help="The first so many of them only.")] = None,
     teacher: Annotated[Path | None, Option(help="WAVS: the teacher's reading of the same sentences.")] = None,
-    other: Annotated[list[Path] | None, Option(help="WAVS of another voice, to tell it from (default: all voices).")] = None,
+    other: Annotated[list[Path] | None, Option(help="WAVS of another voice, to tell it from (default: the others in its folder).")] = None,
     codec_only: Annotated[Path | None, Option(help="WAVS to encode and decode.")] = None,
     judge: Annotated[Path | None, Option(help="WAVS to judge as they are.")] = None,
     judging: Annotated[str, Option("--judges", help="Some of " + ", ".join(KNOWN) + ".")] = ",".join(KNOWN),
@@ -148,10 +148,11 @@ def write_wavs(folder: Path, waves: Waves, texts: list[str]) -> None:
 
 
 def references(layers: VoiceLayers, name: str | None) -> tuple[Waves, dict[str, Waves]]:
-    """The reference recording of the voice of that name, none if there is no such voice; and those of all others, by id."""
+    """The reference recording of the voice of that name, and those of the others in its folder, by id; of none, and of all there are."""
     listing = layers.look()
     own = None if name is None else listing.find(name)
-    waves = {voice.id: [load_audio(decode(layers.reference(voice), voice.id))] for voice in listing.voices.values()}
+    there = [voice for voice in listing.voices.values() if own is None or voice.folder == own.folder]
+    waves = {voice.id: [load_audio(decode(layers.reference(voice), voice.id))] for voice in there}
     return ([] if own is None else waves.pop(own.id)), waves
 
 

@@ -84,7 +84,14 @@ def add(
         raise ValueError(f"--language {language}: use one of {', '.join(protocol.LANGUAGES)}")
     clip, words = _checked(recording, transcript)
     about = Metadata(name=title or name, language=known, licence=licence, consent=consent.strip(), description=description)
-    voice = _store(voices_dir).add(clip, words, about, name)
+    store = _store(voices_dir)
+    try:
+        voice = store.add(clip, words, about, name)
+    except OSError as error:
+        where = store.layers.destination or "no folder"
+        raise ValueError(
+            f"voice {name!r} cannot be kept in {where}: {error.strerror or error}; give --voices-dir a folder that can be written to"
+        ) from error
     say(f"{voice.folder}/{voice.name}: {clip.seconds:.1f} s, cloning {voice.mode}")
     for advice in checks.advise(clip):
         say(f"  {advice}")

@@ -127,7 +127,6 @@ async def _prepare(context: Context, voice: StoredVoice) -> None:
     except (OSError, OutOfMemory, EngineClosed) as error:  # a TimeoutError is an OSError
         log.warning("voice %s is prepared later: %s", voice.id, str(error) or "the engine is busy")
     if not await asyncio.to_thread(context.store.holds, voice):
-        context.engine.forget(voice.id)
         raise HttpError(404, "VOICE_NOT_FOUND", f"voice {voice.id!r} has been deleted while it was being prepared")
 
 

@@ -10,6 +10,7 @@ import logging
 import secrets
 import threading
 import time
+import unicodedata
 from pathlib import Path
 
 import msgspec
@@ -54,7 +55,7 @@ class VoiceStore:
             try:
                 self.layers.destination.files.tidy()
             except OSError as error:
-                log.warning("half-made voices in %s stay: %s", self.layers.destination.address, error)
+                log.info("half-made voices in %s stay, if there are any: %s", self.layers.destination.address, error)
         self.refresh(now=True)
 
     @property
@@ -98,7 +99,7 @@ class VoiceStore:
             ValueError: an id that cannot be one, or is taken in the folder where it would go.
             OSError: it could not be written; then there is no such voice.
         """
-        voice_id = f"v-{secrets.token_hex(8)}" if name is None else name
+        voice_id = f"v-{secrets.token_hex(8)}" if name is None else unicodedata.normalize("NFC", name)
         if not is_id(voice_id):
             raise ValueError(f"voice {voice_id!r}: {ID_RULE}")
         folder = self._destination
