@@ -209,7 +209,7 @@ def test_bad_requests_are_named(tts: Qwen3TTS, voice: Voice, changes: dict, mess
 
 def test_an_argument_that_is_none_is_named(tts: Qwen3TTS, voice: Voice) -> None:
     with pytest.raises(TypeError, match="temprature: no such argument; of how to draw there is do_sample, temperature"):
-        tts.generate(TEXT, voice=voice, temprature=0.5)
+        tts.generate(TEXT, voice=voice, temprature=0.5)  # type: ignore[call-arg]
 
 
 def test_a_long_text_is_spoken_part_by_part_without_a_seam(tts: Qwen3TTS, icl_voice: Voice) -> None:
