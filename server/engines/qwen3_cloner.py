@@ -7,7 +7,6 @@ from pathlib import Path
 import soundfile
 
 from qwen3_jax import Qwen3TTS, Voice
-from qwen3_jax.checks import check_voice
 from server.engines.base import Refused
 
 
@@ -35,5 +34,5 @@ class Cloner:
         with tempfile.NamedTemporaryFile(suffix=".safetensors") as file:
             Path(file.name).write_bytes(data)
             voice = Voice.load(file.name)
-        check_voice(self._tts.model.config, voice)
+        self._tts.prepare(voice)  # refuses codes that the checkpoint does not have
         return voice
