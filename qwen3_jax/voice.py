@@ -92,7 +92,7 @@ def as_x_vector(values: np.ndarray) -> NpF32["H"]:
     array = np.asarray(values)
     if array.ndim != 1 or not len(array) or not (np.issubdtype(array.dtype, np.floating) or array.dtype.name == "bfloat16"):
         raise ValueError(f"x_vector of shape {array.shape}, {array.dtype}: must be one axis of finite floats; clone the voice again")
-    bad = np.flatnonzero(~(np.abs(array) <= _LARGEST))  # so is NaN
+    bad = np.flatnonzero(~(np.abs(array.astype(np.float64)) <= _LARGEST))  # so is NaN
     if len(bad):
         raise ValueError(
             f"x_vector[{bad[0]}] = {array[bad[0]]}, one of {len(bad)}: every value must be finite, in float32 and bfloat16 too (at most "
