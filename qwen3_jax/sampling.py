@@ -55,7 +55,7 @@ class Sampling(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 
     def __post_init__(self) -> None:
         for prefix, switch in (("", "do_sample"), ("subtalker_", "subtalker_dosample")):
-            if not isinstance(getattr(self, switch), bool | np.bool):
+            if not isinstance(getattr(self, switch), bool | np.bool_):
                 raise ValueError(f"{switch} = {getattr(self, switch)!r}: must be True or False")
             self._check(f"{prefix}temperature", *TEMPERATURES, f" (for greedy decoding set {switch}=False)")
             self._check(f"{prefix}top_p", LEAST_TOP_P, 1, " (1 = off)")

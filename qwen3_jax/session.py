@@ -66,6 +66,7 @@ def prime(model: Model, reference: NpInt["N K"], begun: DecoderState | None = No
 
     Raises:
         ValueError: codes that the checkpoint does not have.
+        FloatingPointError: the decoder computed NaN or infinity.
     """
     reference = checks.reference(model.config, reference)
     fresh = init_state(model.codec_config.decoder_config, 1)
@@ -75,6 +76,8 @@ def prime(model: Model, reference: NpInt["N K"], begun: DecoderState | None = No
         codes = np.pad(piece, ((0, _PRIME - len(piece)), (0, 0)))[None]
         valid = None if len(piece) == _PRIME else np.array([len(piece)], np.int32)  # whole pieces are cheaper to remember
         state = _remember(model.graphs.codec_decoder, model.params["codec"]["decoder"], codes, valid, state)
+    if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state)):
+        raise FloatingPointError(f"what the codec's decoder computed for the reference is NaN or infinite; {generate.DAMAGED}")
     return state
 
 

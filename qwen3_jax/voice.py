@@ -12,7 +12,7 @@ from qwen3_jax.shapes import NpF32, NpInt
 
 FORMAT = "qwen3-jax-voice-1"
 MAX_FRAMES = 4096  # of a reference, 5 minutes: no prompt is longer
-_LARGEST = 3.3895313892515355e38  # of bfloat16, less than that of float32
+LARGEST = 1e17  # of an x-vector: the talker sums up to 2048 squares in float32 or, with the same range, bfloat16
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,16 +101,16 @@ def as_x_vector(values: np.ndarray) -> NpF32["H"]:
     """A speaker embedding in float32.
 
     Raises:
-        ValueError: not one axis of floats, or values that are not finite in float32 and bfloat16.
+        ValueError: not one axis of floats; or a value that is not finite, or so large that the talker's arithmetic would overflow.
     """
     array = np.asarray(values)
     if array.ndim != 1 or not len(array) or not (np.issubdtype(array.dtype, np.floating) or array.dtype.name == "bfloat16"):
         raise ValueError(f"x_vector of shape {array.shape}, {array.dtype}: must be one axis of finite floats; clone the voice again")
-    bad = np.flatnonzero(~(np.abs(array) <= _LARGEST))  # so is NaN
+    bad = np.flatnonzero(~(np.abs(array.astype(np.float64)) <= LARGEST))  # so is NaN
     if len(bad):
         raise ValueError(
-            f"x_vector[{bad[0]}] = {array[bad[0]]}, one of {len(bad)}: every value must be finite, in float32 and bfloat16 too (at most "
-            f"{_LARGEST:.4g}); clone the voice again"
+            f"x_vector[{bad[0]}] = {array[bad[0]]}, one of {len(bad)}: every value must be finite, and at most {LARGEST:g}, or float32 and "
+            "bfloat16 overflow; clone the voice again"
         )
     return np.ascontiguousarray(array, np.float32)
 

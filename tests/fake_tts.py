@@ -23,7 +23,8 @@ def tone(index: int) -> np.ndarray:
 
 @dataclass
 class FakeTTS:
-    """Speaks ``pieces`` frames a text. With ``gate`` set, waits for one release per piece; "fail" in a text raises, "refuse" is refused."""
+    """Speaks ``pieces`` frames a text. With ``gate`` set, waits for one release per piece; "fail" in a text raises, "refuse" is refused,
+    with "nan" the second piece is not finite."""
 
     pieces: int = 3
     gate: threading.Semaphore | None = None
@@ -106,7 +107,7 @@ class FakeStream:
             if self.cancelled.is_set():
                 self.finish_reason = "cancelled"
                 return
-            yield tone(index)
+            yield tone(index) * (np.nan if "nan" in self.request.text and index == 1 else 1)
         self.finish_reason = "eos"
 
     def cancel(self) -> None:

@@ -74,6 +74,14 @@ def read_wav(path: Path) -> tuple[bytes, int]:
         return file.readframes(file.getnframes()), file.getframerate()
 
 
+def test_what_is_no_sound_is_an_error_and_no_file(run: Run, tts: FakeTTS, voices: Path, tmp_path: Path) -> None:
+    for place in (("-o", tmp_path / "a.wav"), ("--stream",)):
+        code, out, err = run("say", "It is nan.", *place, "--model", "m", "--voices-dir", voices, "--voice", "anna")
+        assert (code, out) == (2, b"" if "-o" in place else to_pcm16(tone(0)))
+        assert "error: audio has 1920 NaN or infinite samples of" in err and "Traceback" not in err
+    assert not (tmp_path / "a.wav").exists()
+
+
 def test_say_writes_a_wav(run: Run, tts: FakeTTS, voices: Path, tmp_path: Path) -> None:
     code, out, err = run(
         "say", "Hi.", "-o", tmp_path / "a.wav", "--model", "m", "--voices-dir", voices, "--voice", "anna",

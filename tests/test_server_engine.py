@@ -8,18 +8,20 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 from websockets.asyncio.client import connect
 
-from qwen3_jax import Sampling
+from qwen3_jax import Sampling, Voice
 from qwen3_jax.audio import to_pcm16, write_wav
-from qwen3_jax.engine import plan
+from qwen3_jax.engine import NotFinite, plan
 from qwen3_jax.model import Model
 from qwen3_jax.service import LiveUtterance
 from server.engines import slots as slots_of
 from server.engines.base import EngineClosed, OutOfMemory, Refused, SpeechRequest
 from server.engines.qwen3 import PIECE, Qwen3Engine, load
+from server.engines.qwen3_cloner import Cloner
 from server.engines.slots import slots_for
 from server.settings import Settings
 from server.voices.store import VoiceStore
@@ -212,6 +214,55 @@ async def test_speech_without_end_is_made_again_and_counted(voices: Path) -> Non
     async with engine_of(voices) as engine:
         np.testing.assert_array_equal(np.concatenate(await collect(engine.submit(request(engine, "loop")))), SPOKEN)
         assert engine.runaways == 1
+
+
+async def test_what_is_not_finite_fails_and_the_next_utterance_speaks(voices: Path) -> None:
+    async with engine_of(voices, slots=1) as engine:
+        for text, heard in (("nan", 4), ("damaged", 0)):
+            handle = engine.submit(request(engine, text))
+            assert sum(map(len, await collect(handle))) == heard
+            assert isinstance(handle.failure, NotFinite)
+            np.testing.assert_array_equal(np.concatenate(await collect(engine.submit(request(engine, "Hello.")))), SPOKEN)
+        assert (engine.not_finite, engine.restarts, engine.state) == (2, 0, "ready")
+
+
+async def test_clients_hear_of_what_is_not_finite_and_the_session_lives_on(voices: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Over the WebSocket and HTTP: one more try before any sound, none after some; metrics count, the log names each."""
+
+    def make(settings: Settings, store: VoiceStore) -> Qwen3Engine:
+        return Qwen3Engine(settings, store, lambda _: FakeService(FakeTTS()))
+
+    async with running(voices, make) as server, client(server.url) as connection, httpx.AsyncClient(base_url=server.http) as http:
+        for number, (text, sound, failed) in enumerate((("damaged", 0, 2), ("nan", 2 * 4, 3))):
+            await say(connection, type="speak", text=text, requestId="r")
+            heard, error = await utterance(connection)
+            assert (len(heard), error["type"], error["code"]) == (sound, "error", "SYNTHESIS_ERROR")
+            assert (error["requestId"], error["recoverable"]) == ("r", True)
+            assert server.context.engine.not_finite == failed
+            assert caplog.text.count("NotFinite: what the model computed is NaN or infinite") == failed, number
+            await say(connection, type="speak", text="Hello.")
+            assert (await utterance(connection))[1]["type"] == "complete"
+        answer = await http.post("/v1/audio/speech", json={"input": "damaged", "voice": "makima", "response_format": "pcm"})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (500, "SYNTHESIS_ERROR")
+        assert "tts_not_finite 5.0" in (await http.get("/metrics")).text
+        answer = await http.post("/v1/audio/speech", json={"input": "Hello.", "voice": "makima", "response_format": "pcm"})
+        assert answer.content == to_pcm16(SPOKEN)
+
+
+def test_a_kept_prompt_that_is_damaged_is_a_value_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    voice = Voice(np.zeros(4, np.float32), np.zeros((1, 16), np.int32), "Words.")
+    kept, cloner = voice.to_bytes(), Cloner(FakeTTS())
+    assert cloner.from_bytes(kept).mode == "icl"
+    for damaged in (kept[:-1], kept[: len(kept) // 2], b"", kept[:-64] + b"\xff" * 64):
+        with pytest.raises(ValueError, match="is not a voice file"):
+            cloner.from_bytes(damaged)
+
+    def refuse(voice: Voice) -> None:
+        raise ValueError("codes that the checkpoint does not have")
+
+    monkeypatch.setattr(cloner._tts, "prepare", refuse)  # as Qwen3TTS.prepare does
+    with pytest.raises(ValueError, match="does not have"):
+        cloner.from_bytes(kept)
 
 
 async def test_whole_is_handed_out_in_one_piece(voices: Path) -> None:

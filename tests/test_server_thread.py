@@ -208,6 +208,16 @@ async def test_text_in_pieces_is_spoken_by_sentences(voices: Path) -> None:
     assert [stream.request.text.strip() for stream in tts.streams] == ["One.", "Two.", "Three and four"]
 
 
+async def test_what_is_not_finite_is_not_handed_out(voices: Path) -> None:
+    async with engine_of(voices, FakeTTS()) as engine:
+        for whole, heard in ((False, 1), (True, 0)):
+            handle = engine.submit(request(engine, "nan", whole=whole))
+            assert len(await collect(handle)) == heard
+            assert isinstance(handle.failure, FloatingPointError)
+        assert engine.not_finite == 2
+        assert len(await collect(engine.submit(request(engine, "Hello.")))) == 3
+
+
 async def test_closing_ends_what_runs_and_waits(voices: Path) -> None:
     tts = FakeTTS(gate=threading.Semaphore(1))
     assert tts.gate is not None

@@ -4,6 +4,7 @@ import inspect
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import msgspec
@@ -14,6 +15,7 @@ import soundfile
 import qwen3_jax
 from qwen3_jax import Qwen3TTS, Sampling, Speech, Voice
 from qwen3_jax.codec import init_state
+from qwen3_jax.model import Model
 from qwen3_jax.session import Session, decode, prime
 from qwen3_jax.split import split as split_text
 from qwen3_jax.voice_choice import VoiceChoice
@@ -291,6 +293,66 @@ def test_a_speech_that_cannot_be_saved(tmp_path: Path, name: str, message: str) 
         speech.save(tmp_path / name)
 
 
+def test_a_voice_of_another_codebook_is_refused_where_it_is_used(tts: Qwen3TTS, voice: Voice, icl_voice: Voice) -> None:
+    assert icl_voice.codes is not None
+    codes = icl_voice.codes.copy()
+    codes[3, 0] = 2149  # a control id of the talker's, no sound
+    damaged = Voice(icl_voice.x_vector, codes, "What was said.", "damaged")
+    for use in (lambda: tts.generate(TEXT, voice=damaged), lambda: tts.stream(TEXT, voice=damaged), lambda: tts.prepare(damaged)):
+        with pytest.raises(ValueError, match=r"voice 'damaged': codes\[3, 0\] = 2149, one of 1: book 0 has the entries 0 to 2047"):
+            use()
+    with pytest.raises(ValueError, match="this checkpoint takes .48,.; clone the voice with it again"):
+        tts.prepare(Voice(voice.x_vector[:-1]))
+
+
+def nan_in(tts: Qwen3TTS, path: list[str], index: int) -> Model:
+    """The same checkpoint with one row of one tensor damaged."""
+
+    def damaged(tree: Any, names: list[str]) -> Any:
+        if names:
+            return {**tree, names[0]: damaged(tree[names[0]], names[1:])}
+        copied = np.array(tree)
+        copied[index] = np.nan
+        return jax.device_put(copied, tree.sharding)
+
+    return tts.model._replace(params=damaged(tts.model.params, path))
+
+
+@pytest.mark.parametrize("path", [["talker", "codec_head", "weight"], ["codec", "decoder", "pre_conv", "conv", "weight"]])
+def test_damaged_weights_are_an_error_and_no_noise(tts: Qwen3TTS, voice: Voice, path: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tts, "model", nan_in(tts, path, 5))
+    message = "request 0: what the model computed is NaN or infinite; the voice, or the checkpoint's weights, are damaged: clone"
+    with pytest.raises(FloatingPointError, match=message):
+        tts.generate(TEXT, voice=voice, seed=1, max_frames=FRAMES)
+    stream = tts.stream(TEXT, voice=voice, seed=1, max_frames=FRAMES)
+    with pytest.raises(FloatingPointError, match=message):
+        next(stream)
+    assert list(stream) == [] and stream.finish_reason == "error" and len(stream.frames) == 0
+
+
+def test_damaged_weights_decode_no_reference(tts: Qwen3TTS, icl_voice: Voice, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tts, "model", nan_in(tts, ["codec", "decoder", "pre_conv", "conv", "weight"], 5))
+    with pytest.raises(FloatingPointError, match="what the codec's decoder computed for the reference is NaN or infinite"):
+        tts.prepare(Voice(icl_voice.x_vector, icl_voice.codes, "What was said."))
+
+
+def test_of_a_batch_the_row_that_is_not_finite_is_named_and_a_stream_keeps_what_came_before(
+    tts: Qwen3TTS, voice: Voice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The embedding of "%" is damaged: only texts that have one fail, and not before they get there."""
+    whole = long(tts, voice)
+    monkeypatch.setattr(
+        tts, "model", nan_in(tts, ["talker", "model", "text_embedding", "weight"], tts._reader("%", "text").assistant("%")[3])
+    )
+    np.testing.assert_array_equal(tts.generate(TEXT, voice=voice, seed=whole.seed, max_frames=FRAMES).frames, whole.frames)
+    with pytest.raises(FloatingPointError, match="request 1: what the model computed is NaN or infinite"):
+        tts.generate([TEXT, "Hello%", TEXT], voice=voice, seed=whole.seed, max_frames=FRAMES)
+    stream = tts.stream("Hello%", voice=voice, seed=whole.seed, max_frames=FRAMES, chunk=1)
+    with pytest.raises(FloatingPointError):
+        list(stream)
+    assert len(stream.frames) >= 3, "a letter a frame"
+
+
 def test_columns_of_a_batch_must_match(tts: Qwen3TTS, voice: Voice) -> None:
     with pytest.raises(ValueError, match="language: 2 values for 3 texts"):
         tts.generate(["a", "b", "c"], voice=voice, language=["english", "french"])
@@ -301,6 +363,7 @@ def test_columns_of_a_batch_must_match(tts: Qwen3TTS, voice: Voice) -> None:
     [
         (np.zeros(48000, np.float32), "silent"),
         (np.full(48000, np.nan, np.float32), "NaN"),
+        (WAVE * 1e5, "peaks at .*; full scale is 1"),
         (WAVE[:4800], "lasts 0.20 s; the minimum is 1 s"),
     ],
 )

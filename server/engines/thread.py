@@ -173,11 +173,11 @@ class ThreadEngine:
         prompt = self._prompt(request.voice) if isinstance(request.voice, StoredVoice) else request.voice
         for text in self._sentences(handle):
             speech = model.speak(request, prompt, text)
-            pieces = iter(speech)
+            pieces: Iterator[NpF32["F"]] = map(self._finite, speech)
             if request.whole:
                 pieces = iter(list(pieces))
             for piece in pieces:
-                if not handle.put(self._finite(piece)):
+                if not handle.put(piece):
                     speech.cancel()
                     handle.finish_reason = "cancelled"
                     return
