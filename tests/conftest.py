@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 # Before JAX reads it: the tests' own processes (CLI, notebook, README) and later runs share what is compiled.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "xla"))
@@ -10,9 +11,13 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 
 import jax.numpy as jnp
 import pytest
+from hypothesis import HealthCheck, settings
 
 from qwen3_jax.model import Model, load
 from qwen3_jax.testing import GOLDEN_SEEDS, write_checkpoint
+
+settings.register_profile("whatever the machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("whatever the machine")
 
 
 @pytest.fixture(scope="session")
@@ -39,6 +44,16 @@ def model(checkpoint: Callable[[str], Path]) -> Callable[[str], Model]:
         return made[kind]
 
     return get
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A ``tests.serving.Clock`` by which the pace of audio goes, and its figures."""
+    from tests.serving import Clock
+
+    clock = Clock()
+    monkeypatch.setattr("server.speaker.monotonic", clock)
+    return clock
 
 
 @pytest.fixture
