@@ -6,6 +6,7 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 # Nothing of this machine's user: neither voices nor prompts. The tests' own processes have these folders too.
 os.environ["XDG_CACHE_HOME"] = os.environ["XDG_DATA_HOME"] = tempfile.mkdtemp(prefix="qwen3-jax-tests-")
@@ -17,11 +18,14 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 
 import jax.numpy as jnp
 import pytest
+from hypothesis import HealthCheck, settings
 
 from qwen3_jax.model import Model, load
 from qwen3_jax.testing import GOLDEN_SEEDS, write_checkpoint
 
 atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
+settings.register_profile("whatever the machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("whatever the machine")
 
 
 @pytest.fixture(scope="session")
@@ -48,6 +52,16 @@ def model(checkpoint: Callable[[str], Path]) -> Callable[[str], Model]:
         return made[kind]
 
     return get
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A ``tests.serving.Clock`` by which the pace of audio goes, and its figures."""
+    from tests.serving import Clock
+
+    clock = Clock()
+    monkeypatch.setattr("server.speaker.monotonic", clock)
+    return clock
 
 
 @pytest.fixture

@@ -21,6 +21,16 @@ def tone(index: int) -> np.ndarray:
     return np.full(FRAME, (index + 1) / 100, np.float32)
 
 
+class Gate(threading.Semaphore):
+    """For ``FakeTTS.gate``; ``asked`` is how often a piece has come to it."""
+
+    asked = 0
+
+    def acquire(self, blocking: bool = True, timeout: float | None = None) -> bool:
+        self.asked += 1
+        return super().acquire(blocking, timeout)
+
+
 @dataclass
 class FakeTTS:
     """Speaks ``pieces`` frames a text. With ``gate`` set, waits for one release per piece; "fail" in a text raises, "refuse" is refused,

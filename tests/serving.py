@@ -1,6 +1,7 @@
 """A server on a real socket of 127.0.0.1, and a client's half of the conversation, for the tests."""
 
 import asyncio
+import functools
 import json
 import socket
 from collections.abc import AsyncIterator, Callable
@@ -8,10 +9,12 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
+import websockets.asyncio.client
 from hypercorn.config import Config
 from quart import Quart
-from websockets.asyncio.client import ClientConnection, connect
+from websockets.asyncio.client import ClientConnection
 
 from qwen3_jax.audio import write_wav
 from server.app import MakeEngine, create_app
@@ -20,6 +23,8 @@ from server.transport import serve
 from tests.fake_engine import LIMIT
 
 Message = dict[str, Any]
+connect = functools.partial(websockets.asyncio.client.connect, open_timeout=LIMIT, ping_timeout=LIMIT, close_timeout=LIMIT)
+PATIENT = {"auth_timeout": LIMIT, "send_timeout": LIMIT, "text_timeout": LIMIT}  # settings that are seconds by default
 
 
 def make_voices(folder: Path) -> Path:
@@ -35,6 +40,16 @@ def make_voices(folder: Path) -> Path:
 def prompts_of(voices: Path) -> list[Path]:
     """The kept prompts of a test that has the fixture ``voices``."""
     return sorted((voices.parent / "cache" / "qwen3-jax" / "prompts").glob("*"))
+
+
+class Clock:
+    """What a session's speaker takes for the time: it stands still until a test moves it."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -54,6 +69,10 @@ class Server:
         self.context = app.extensions["context"]
         self.task: asyncio.Task[None] | None = None
 
+    def http_client(self) -> httpx.AsyncClient:
+        """A client of the REST part."""
+        return httpx.AsyncClient(base_url=self.http, timeout=LIMIT)
+
 
 @asynccontextmanager
 async def running(
@@ -66,8 +85,8 @@ async def running(
     change: Callable[[Quart], None] | None = None,
     **chosen: Any,
 ) -> AsyncIterator[Server]:
-    """A server; it is stopped at the end."""
-    settings = Settings(voices_dir=voices, **{"grace": 0.2, "model_id": "fake", "shipped_voices": False} | chosen)
+    """A server; it is stopped at the end. Deadlines that no test is about are as long as LIMIT."""
+    settings = Settings(voices_dir=voices, **{"grace": 0.2, "model_id": "fake", "shipped_voices": False} | PATIENT | chosen)
     app = create_app(settings, make_engine)
     if change is not None:
         change(app)

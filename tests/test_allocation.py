@@ -56,7 +56,7 @@ def run(tmp_path: Path, script_text: str = SCRIPT, **env: str) -> list[str]:
         | env
     )
     command = [sys.executable, "-O", str(script), "say", "a b", "--stream"]
-    return subprocess.run(command, check=True, capture_output=True, text=True, env=given, timeout=60).stdout.splitlines()
+    return subprocess.run(command, check=True, capture_output=True, text=True, env=given, timeout=300).stdout.splitlines()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's setting")

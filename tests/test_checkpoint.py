@@ -155,7 +155,7 @@ def test_a_killed_save_leaves_nothing_that_loads(tmp_path: Path, source: Path, s
         with pytest.raises(OSError, match="Resource temporarily unavailable"):  # its writer lives: locked, and so left alone
             _lock(leftover)
         process.send_signal(signal.SIGKILL)
-        process.wait(timeout=60)
+        process.wait(timeout=300)
     assert leftover.is_dir()
     assert not checkpoint.is_converted(folder)
     with pytest.raises(NotConverted, match=r"/c is not a complete converted checkpoint"):

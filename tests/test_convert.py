@@ -40,7 +40,7 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
 
 def test_the_command_as_written(tmp_path: Path, published: Path) -> None:
     command = [sys.executable, "-W", "error", "-m", "convert", str(published), str(tmp_path / "c")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, cwd=Path(__file__).parent.parent)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=900, cwd=Path(__file__).parent.parent)
     assert (done.returncode, done.stderr) == (0, "")
     for words in ("talker", "speaker_encoder", "codec.decoder", "codec.encoder", "sha256"):
         assert words in done.stdout

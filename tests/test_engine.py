@@ -17,7 +17,7 @@ from qwen3_jax.engine.loop import LoopConsumer
 from tests.fake_device import FakeDevice, expected
 from tests.test_engine_scheduler import request
 
-LIMIT = 10.0
+LIMIT = 60.0
 
 
 def heard(handle: Handle) -> list[tuple]:
@@ -175,10 +175,22 @@ def test_cancel_wakes_who_waits() -> None:
     device.closed = True
     with Engine(lambda slots, on_cpu: device, slots=1) as engine:
         handle = engine.submit(request(500))
-        timer = threading.Timer(0.01, handle.cancel)
-        timer.start()
+        waits, wait = threading.Event(), handle._changed.wait
+
+        def told(timeout: float | None = None) -> bool:
+            waits.set()  # the lock is held until the reader waits
+            return wait(timeout)
+
+        handle._changed.wait = told  # type: ignore[method-assign]
+
+        def cancel() -> None:
+            assert waits.wait(LIMIT)
+            handle.cancel()
+
+        canceller = threading.Thread(target=cancel)
+        canceller.start()
         assert handle.next(LIMIT) is None
-        timer.join(LIMIT)
+        canceller.join(LIMIT)
         device.gate.release(1000)
 
 

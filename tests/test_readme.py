@@ -22,7 +22,7 @@ SHELL = [line for block in re.findall(r"```sh\n(.*?)```", README, re.S) for line
 INSTALL = [line for line in SHELL if line.startswith("python3 -m venv")]
 SERVE = "python -m qwen3_jax serve --model checkpoint"
 LIBRARY, MANY, CLIENT = re.findall(r"```python\n(.*?)```", README, re.S)
-LIMIT = 300.0
+LIMIT = 900.0  # seconds; for hangs
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +61,7 @@ def test_ci_runs_the_two_commands() -> None:
         assert f"grep -m1 -E '{pattern}' README.md" in script
         assert re.search(pattern, command)
     assert "&& .venv/bin/python -m pytest" in test
+    assert 'slow=".venv/bin/python -m pytest -m slow"' in script, "what is left out by default"
     assert (ROOT / ".github" / "workflows" / "ci.yml").read_text("utf-8").count("run: .ci/run") == 1
 
 
@@ -94,7 +95,7 @@ def test_serving_and_the_client(folder: Path) -> None:
             heard = run(folder, "python client.py")
         finally:
             server.terminate()
-        assert server.wait(30) == 0, "SIGTERM is a normal end"
+        assert server.wait(LIMIT) == 0, "SIGTERM is a normal end"
     kinds = re.findall(r'"type":"(\w+)"', heard)
     assert kinds == ["ready", "started", "complete"]
     assert (folder / "served.wav").stat().st_size > 44
@@ -104,7 +105,7 @@ def wait_until_ready(server: "subprocess.Popen[bytes]", url: str) -> None:
     """Ask until the model is warm; a server that ends, or takes too long, fails the test."""
     for _ in range(int(LIMIT / 0.5)):
         try:
-            with urllib.request.urlopen(url, timeout=5):
+            with urllib.request.urlopen(url, timeout=LIMIT):
                 return
         except (urllib.error.URLError, ConnectionError):
             with pytest.raises(subprocess.TimeoutExpired):

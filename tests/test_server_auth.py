@@ -1,29 +1,28 @@
 """Who may ask, and how much: JWT of three kinds, API keys, browsers' origins, deadlines, limits, and voices of others."""
 
-import asyncio
 import json
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
-import httpx
 import jwt
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
-from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
-from server.auth import Authenticator, Unauthorized, new_key, read_keys
+from server.auth import LEEWAY, Authenticator, Unauthorized, new_key, read_keys
 from server.limits import Limited, Limits
 from server.settings import Settings
 from server.web import origin_allowed
-from tests.fake_engine import FakeEngine
-from tests.serving import client, closed, hear, running, say, utterance
+from tests.fake_engine import LIMIT, FakeEngine
+from tests.serving import client, closed, connect, hear, running, say, utterance
 from tests.test_server_voices import CONSENT, sound, speech
 
+DAY = 86_400.0  # no run takes as long
 SECRET = "a secret of more than thirty-two bytes"
 RSA = rsa.generate_private_key(65537, 2048)
 EC = ec.generate_private_key(ec.SECP256R1())
@@ -35,7 +34,7 @@ def pem(key: Any) -> str:
 
 
 def token(key: Any = SECRET, algorithm: str = "HS256", *, kid: str | None = None, **claims: Any) -> str:
-    made = {"sub": "user", "exp": time.time() + 60} | claims
+    made = {"sub": "user", "exp": time.time() + DAY} | claims
     return jwt.encode({name: value for name, value in made.items() if value is not None}, key, algorithm, {"kid": kid} if kid else None)
 
 
@@ -95,8 +94,8 @@ async def test_an_unknown_key_id_does_not_fetch_again_and_again(tmp_path: Path, 
         token(aud="others"),
         token(iss="others", aud="us"),
         token(RSA, "RS256"),
-        jwt.encode({"sub": "user", "exp": time.time() + 60, "aud": "us", "iss": "we"}, None, "none"),
-        token(aud="us", iss="we", nbf=time.time() + 60),
+        jwt.encode({"sub": "user", "exp": time.time() + DAY, "aud": "us", "iss": "we"}, None, "none"),
+        token(aud="us", iss="we", nbf=time.time() + DAY),
     ],
 )
 async def test_what_is_not_valid_is_refused(made: str | None) -> None:
@@ -115,7 +114,7 @@ async def test_a_public_key_is_no_secret() -> None:
     def part(value: Any) -> bytes:
         return base64.urlsafe_b64encode(json.dumps(value).encode()).rstrip(b"=")
 
-    body = part({"alg": "HS256"}) + b"." + part({"sub": "user", "exp": time.time() + 60})
+    body = part({"alg": "HS256"}) + b"." + part({"sub": "user", "exp": time.time() + DAY})
     signed = body + b"." + base64.urlsafe_b64encode(hmac.digest(pem(RSA).encode(), body, hashlib.sha256)).rstrip(b"=")
     with pytest.raises(Unauthorized):
         await who(Settings(jwt_rsa_public_key=pem(RSA)), signed.decode())
@@ -131,7 +130,7 @@ async def test_api_keys_are_kept_as_hashes(tmp_path: Path) -> None:
     (tmp_path / "bad").write_text("operator:123\n")
     with pytest.raises(ValueError, match=r"line 1.*python -m server key"):
         read_keys(tmp_path / "bad")
-    made = subprocess.run([sys.executable, "-m", "server", "key", "me"], capture_output=True, text=True, timeout=60, check=True)
+    made = subprocess.run([sys.executable, "-m", "server", "key", "me"], capture_output=True, text=True, timeout=5 * LIMIT, check=True)
     (tmp_path / "made").write_text(made.stdout)
     assert await who(Settings(api_keys=tmp_path / "made"), made.stderr.split()[-1]) == "key:me"
 
@@ -183,7 +182,7 @@ async def test_without_a_valid_token_nothing_is_done(voices: Path) -> None:
         async with connect(f"{server.url}?token=x") as connection:
             assert (await hear(connection))["code"] == "UNAUTHORIZED"
             assert await closed(connection) == 4401
-        async with httpx.AsyncClient(base_url=server.http) as http:
+        async with server.http_client() as http:
             for method, path in (
                 ("GET", "/api/v1/voices"),
                 ("POST", "/api/v1/voices"),
@@ -203,15 +202,15 @@ async def test_the_deadline_for_a_token(voices: Path) -> None:
 
 
 async def test_a_token_that_expires_is_renewed_by_start(voices: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("server.auth.LEEWAY", 0.0)
     async with running(voices, FakeEngine(), jwt_secret=SECRET) as server, client(server.url) as connection:
-        await say(connection, type="start", authToken=token(exp=time.time() + 1.2))
+        await say(connection, type="start", authToken=token(exp=time.time() + DAY))
         assert (await hear(connection))["type"] == "started"
-        await asyncio.sleep(1.3)
+        later = time.time() + DAY + LEEWAY + 1
+        monkeypatch.setattr("server.auth.time", SimpleNamespace(time=lambda: later))
         await say(connection, type="speak", text="Hello.", requestId="r")
         error = await hear(connection)
         assert (error["code"], error["recoverable"], error["requestId"]) == ("UNAUTHORIZED", True, "r")
-        await say(connection, type="start", authToken=token())
+        await say(connection, type="start", authToken=token(exp=later + DAY))
         assert (await hear(connection))["type"] == "started"
         await say(connection, type="speak", text="Hello.")
         assert (await utterance(connection))[1]["type"] == "complete"
@@ -219,7 +218,7 @@ async def test_a_token_that_expires_is_renewed_by_start(voices: Path, monkeypatc
 
 async def test_voices_of_others_are_invisible(voices: Path) -> None:
     mine, theirs = ({"Authorization": f"Bearer {token(sub=name)}"} for name in ("me", "them"))
-    async with running(voices, FakeEngine(), jwt_secret=SECRET) as server, httpx.AsyncClient(base_url=server.http) as http:
+    async with running(voices, FakeEngine(), jwt_secret=SECRET) as server, server.http_client() as http:
         made = (await http.post("/api/v1/voices", headers=mine, files={"audio": ("a.wav", sound(speech()))}, data=CONSENT)).json()["id"]
         for headers, seen in ((mine, 3), (theirs, 2)):
             assert len((await http.get("/api/v1/voices", headers=headers)).json()["voices"]) == seen
@@ -258,7 +257,7 @@ def test_origins(origin: str | None, host: str, chosen: dict[str, Any], allowed:
 
 async def test_pages_of_other_origins_are_kept_out(voices: Path) -> None:
     chosen = {"allowed_origins": "https://app.example"}
-    async with running(voices, FakeEngine(), **chosen) as server, httpx.AsyncClient(base_url=server.http) as http:
+    async with running(voices, FakeEngine(), **chosen) as server, server.http_client() as http:
         with pytest.raises(InvalidStatus) as refused:
             await connect(server.url, origin="http://evil.example")
         assert refused.value.response.status_code == 403
@@ -269,6 +268,14 @@ async def test_pages_of_other_origins_are_kept_out(voices: Path) -> None:
         assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (204, "https://app.example")
 
 
+@pytest.fixture
+def one_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All that is counted is counted at once, however long the test takes."""
+    now = time.time()
+    monkeypatch.setattr("limits.storage.memory.time", SimpleNamespace(time=lambda: now))
+
+
+@pytest.mark.usefixtures("one_moment")
 async def test_limits_of_a_principal(voices: Path) -> None:
     chosen = {"limit_utterances": 2, "limit_characters": 30, "limit_sessions": 2}
     async with running(voices, FakeEngine(), jwt_secret=SECRET, **chosen) as server:
@@ -289,6 +296,7 @@ async def test_limits_of_a_principal(voices: Path) -> None:
                 assert (await utterance(other))[1]["type"] == "complete"
 
 
+@pytest.mark.usefixtures("one_moment")
 async def test_addresses_behind_a_trusted_proxy(voices: Path) -> None:
     for proxies, codes in ((0, [None, 4429]), (1, [None, None])):
         async with running(voices, FakeEngine(), proxies=proxies, limit_connects=1) as server:
@@ -299,7 +307,7 @@ async def test_addresses_behind_a_trusted_proxy(voices: Path) -> None:
             assert seen == codes
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("one_moment")
 async def test_a_flood_of_connects_is_held_off(voices: Path) -> None:
     """1000 connects within a minute from one address: the allowed ones get a session, all others 4429, and the server stays small."""
     codes: list[int | None] = []
@@ -315,14 +323,16 @@ async def test_a_flood_of_connects_is_held_off(voices: Path) -> None:
     assert set(codes[120:]) == {4429}
 
 
+@pytest.mark.usefixtures("one_moment")
 async def test_uploads_have_a_limit(voices: Path) -> None:
-    async with running(voices, FakeEngine(), limit_uploads=1) as server, httpx.AsyncClient(base_url=server.http) as http:
+    async with running(voices, FakeEngine(), limit_uploads=1) as server, server.http_client() as http:
         statuses = [(await http.post("/api/v1/voices", data=CONSENT)) for _ in range(2)]
         assert [answer.status_code for answer in statuses] == [400, 429]
         assert statuses[1].json()["error"]["retryAfterMs"] > 0
         assert int(statuses[1].headers["retry-after"]) > 0
 
 
+@pytest.mark.usefixtures("one_moment")
 def test_what_is_too_much_is_not_counted() -> None:
     limits = Limits(Settings(limit_characters=10))
     someone = Authenticator(Settings()).anonymous("1.2.3.4")

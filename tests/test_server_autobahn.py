@@ -17,7 +17,7 @@ from server.transport import bounded
 from tests.fake_engine import FakeEngine
 from tests.serving import running
 
-LIMIT = 540.0
+LIMIT = 1800.0
 
 
 def python27() -> tuple[str, dict[str, str]] | None:
@@ -29,7 +29,7 @@ def python27() -> tuple[str, dict[str, str]] | None:
     program = environment.get("AUTOBAHN_PYTHON") or shutil.which("python2.7")
     if program is None:
         return None
-    found = subprocess.run([program, "-c", "import autobahntestsuite"], capture_output=True, env=environment, timeout=60)
+    found = subprocess.run([program, "-c", "import autobahntestsuite"], capture_output=True, env=environment, timeout=LIMIT)
     return (program, environment) if found.returncode == 0 else None
 
 

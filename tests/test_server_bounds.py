@@ -67,7 +67,7 @@ LONG_SPEECH = [
 
 
 async def test_speech_that_is_too_much_is_refused_for_its_length(voices: Path, counting: Counting) -> None:
-    async with running(voices, FakeEngine()) as server, httpx.AsyncClient(base_url=server.http) as http:
+    async with running(voices, FakeEngine()) as server, server.http_client() as http:
         for body, *expected, said in LONG_SPEECH:
             *answer, message = await refused(http, SPEECH, content=body)
             assert answer == expected, said
@@ -98,7 +98,7 @@ async def test_the_longest_text_that_can_be_allowed(voices: Path, monkeypatch: p
     counting = Seen()
     monkeypatch.setattr(nfc, "unicodedata", counting)
     everything: dict[str, Any] = {"max_text_chars": 100_000, "max_message_bytes": 10**6, "limit_characters": 10**7}
-    async with running(voices, engine, **everything) as server, httpx.AsyncClient(base_url=server.http) as http:
+    async with running(voices, engine, **everything) as server, server.http_client() as http:
         going = asyncio.create_task(go_round())
         for text in ("\ufb2c" * 33_333, "e\u0302\u0301" * 100_000):
             seen.clear()
@@ -274,7 +274,7 @@ async def test_forms_are_bounded_in_every_direction(voices: Path) -> None:
         ("application/x-www-form-urlencoded", b"a&" * 1_000_000, 400, "AUDIO_MISSING"),
         (kind, b"x" * (21 * 1024 * 1024), 413, "BODY_TOO_BIG"),
     ]
-    async with running(voices, FakeEngine(), limit_uploads=1000) as server, httpx.AsyncClient(base_url=server.http, timeout=60) as http:
+    async with running(voices, FakeEngine(), limit_uploads=1000) as server, server.http_client() as http:
         for content_type, body, status, code in cases:
             *answer, _ = await refused(http, VOICES, content=body, headers={"Content-Type": content_type})
             assert answer == [status, code], (content_type, body[:60])
@@ -302,7 +302,7 @@ async def test_a_body_that_does_not_say_its_length_is_bounded_all_the_same() -> 
 async def test_tokens_are_measured_before_they_are_looked_at(voices: Path) -> None:
     token = "x" * (MAX_TOKEN + 1)
     async with running(voices, FakeEngine(), jwt_secret="a secret of more than thirty-two bytes") as server:
-        async with httpx.AsyncClient(base_url=server.http) as http:
+        async with server.http_client() as http:
             answer = await http.get("/v1/models", headers={"Authorization": f"Bearer {token}"})
             assert (answer.status_code, answer.json()["error"]["message"]) == (401, "a token of 8193 characters: at most 8192 are taken")
         async with client(server.url) as connection:

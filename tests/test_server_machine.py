@@ -28,7 +28,7 @@ from server.protocol import Cancel, Flush, Speak, Stop
 from server.settings import Settings
 from server.voices.store import VoiceStore
 from server.websocket import handle
-from tests.fake_engine import FakeEngine
+from tests.fake_engine import LIMIT, FakeEngine
 from tests.serving import make_voices
 from tests.test_server_protocol import NEAR
 
@@ -244,7 +244,7 @@ TestConversation.settings = settings(
 
 
 @given(turns=st.integers(0, 120), transport=st.sampled_from(["binary", "json"]), rate=st.sampled_from([24000, 8000]), one=st.booleans())
-@settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 def test_not_a_byte_follows_a_cancel_whenever_it_comes(voices: Path, turns: int, transport: str, rate: int, one: bool) -> None:
     """The engine never waits here, and the cancel comes after any number of turns of the loop: between any two steps of anybody."""
 
@@ -282,7 +282,7 @@ def test_not_a_byte_follows_a_cancel_whenever_it_comes(voices: Path, turns: int,
 
 
 @given(frames=st.lists(NEAR | st.text(max_size=50), max_size=12))
-@settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 def test_no_conversation_is_a_fault_of_ours(voices: Path, frames: list[str]) -> None:
     """Whatever is said, the session answers in order or ends by ``stop``: never an internal error, never silence at the end."""
 
@@ -294,7 +294,7 @@ def test_no_conversation_is_a_fault_of_ours(voices: Path, frames: list[str]) -> 
         session = asyncio.create_task(handle(socket, context, "memory"))
         for frame in [*frames, '{"type": "flush"}', '{"type": "cancel"}', '{"type": "stop", "reason": "enough"}']:
             socket.inbound.put_nowait(frame)
-        await asyncio.wait_for(session, 10)
+        await asyncio.wait_for(session, LIMIT)
         return socket.sent
 
     sent = asyncio.run(converse())

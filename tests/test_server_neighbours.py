@@ -15,7 +15,7 @@ import pytest
 from tests.fake_engine import FakeEngine
 from tests.serving import running
 
-LIMIT = 120.0
+LIMIT = 600.0
 LIVEKIT = """
 import asyncio, sys, aiohttp
 from livekit.plugins import openai

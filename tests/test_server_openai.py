@@ -129,7 +129,7 @@ async def test_audio_comes_while_it_is_made(voices: Path) -> None:
 async def test_server_sent_events(voices: Path) -> None:
     body = {"model": "gpt-4o-mini-tts", "voice": {"id": "anna"}, "input": "Hello.", "response_format": "pcm", "stream_format": "sse"}
     engine = FakeEngine()
-    async with running(voices, engine) as server, httpx.AsyncClient(base_url=server.http) as http:
+    async with running(voices, engine) as server, server.http_client() as http:
         answer = await http.post("/v1/audio/speech", json=body)
     assert answer.headers["content-type"] == "text/event-stream"
     events = [json.loads(line.removeprefix("data: ")) for line in answer.text.split("\n\n") if line]
@@ -141,7 +141,7 @@ async def test_server_sent_events(voices: Path) -> None:
 
 
 async def test_models_and_voices(voices: Path) -> None:
-    async with running(voices, FakeEngine()) as server, ask(server) as client, httpx.AsyncClient(base_url=server.http) as http:
+    async with running(voices, FakeEngine()) as server, ask(server) as client, server.http_client() as http:
         assert "tts-1" in [model.id async for model in client.models.list()]
         assert (await http.get("/v1/audio/voices")).json() == {
             "voices": [{"id": "anna", "name": "anna"}, {"id": "makima", "name": "makima"}]
@@ -190,7 +190,7 @@ async def test_going_down_finishes_what_is_on_its_way_or_cuts_it(voices: Path, g
     gate = asyncio.Semaphore(1)
     async with running(voices, FakeEngine(gate=gate), grace=grace) as server:
         body = {"input": "Hello.", "voice": "alloy", "response_format": "pcm"}
-        async with httpx.AsyncClient(base_url=server.http) as http, http.stream("POST", "/v1/audio/speech", json=body) as answer:
+        async with server.http_client() as http, http.stream("POST", "/v1/audio/speech", json=body) as answer:
             pieces = answer.aiter_raw()
             heard = await anext(pieces)
             server.stop.set()
@@ -209,7 +209,7 @@ async def test_a_client_that_goes_away_ends_the_generation(voices: Path) -> None
     engine = FakeEngine(frames=1000, gate=asyncio.Semaphore(2))
     async with running(voices, engine) as server:
         body = {"input": "Hello.", "voice": "alloy", "response_format": "pcm"}
-        async with httpx.AsyncClient(base_url=server.http) as http, http.stream("POST", "/v1/audio/speech", json=body) as answer:
+        async with server.http_client() as http, http.stream("POST", "/v1/audio/speech", json=body) as answer:
             await anext(answer.aiter_raw())
         await asyncio.wait_for(engine.handles[0].cancelled.wait(), LIMIT)
         await until(lambda: engine.active == 0)

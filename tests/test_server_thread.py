@@ -19,8 +19,8 @@ from server.settings import Settings
 from server.voices.store import VoiceStore
 from tests.fake_engine import LIMIT
 from tests.fake_synthesiser import FakeSynthesiser
-from tests.fake_tts import FakeTTS, tone
-from tests.serving import client, hear, prompts_of, running, say, until, utterance
+from tests.fake_tts import FakeTTS, Gate, tone
+from tests.serving import audio, client, hear, prompts_of, running, say, until, utterance
 
 
 @asynccontextmanager
@@ -115,14 +115,22 @@ async def test_high_goes_before_waiting_normal_ones(voices: Path) -> None:
 
 
 async def test_a_full_buffer_holds_the_thread_back(voices: Path) -> None:
-    tts = FakeTTS(pieces=30)
-    async with engine_of(voices, tts, max_buffer_ms=400) as engine:
+    gate, held = Gate(0), threading.Event()
+    async with engine_of(voices, FakeTTS(pieces=30, gate=gate), max_buffer_ms=400) as engine:
         handle = engine.submit(request(engine, "Long."))
-        await asyncio.wait_for(handle.begin(), LIMIT)
-        pieces = [await anext(handle)]
-        await until(lambda: len(handle._pieces) >= 5)
-        await asyncio.sleep(0.02)  # the thread has had time to do what it must not
+        wait = handle._changed.wait
+
+        def hold(timeout: float | None = None) -> bool:
+            held.set()
+            return wait(timeout)
+
+        handle._changed.wait = hold  # type: ignore[method-assign]  # called where there is no room
+        gate.release(30)
+        await until(held.is_set)
         assert len(handle._pieces) == 5
+        pieces = [await anext(handle)]
+        await until(lambda: gate.asked == 7)  # it goes on with one more, and takes the next to where it waits again
+        assert len(handle._pieces) <= 5
         pieces += await collect(handle)
         assert len(pieces) == 30
 
@@ -182,14 +190,12 @@ async def test_an_engine_that_cannot_recover_is_not_ready(
 
 
 async def test_whole_is_handed_out_when_all_of_it_is_made(voices: Path) -> None:
-    tts = FakeTTS(gate=threading.Semaphore(2))
-    assert tts.gate is not None
-    async with engine_of(voices, tts) as engine:
+    gate = Gate(2)
+    async with engine_of(voices, FakeTTS(gate=gate)) as engine:
         handle = engine.submit(request(engine, "Hello.", whole=True))
-        await asyncio.wait_for(handle.begin(), LIMIT)
-        with pytest.raises(TimeoutError):
-            await asyncio.wait_for(anext(handle), 0.05)
-        tts.gate.release()
+        await until(lambda: gate.asked == 3)
+        assert not handle._pieces, "two are made, the third is not"
+        gate.release()
         assert len(await collect(handle)) == 3
 
 
@@ -249,12 +255,19 @@ async def test_sessions_speak_in_turn_and_the_turn_has_a_limit(voices: Path) -> 
     def make(settings: Settings, store: VoiceStore) -> ThreadEngine:
         return ThreadEngine(settings, store, lambda _: FakeSynthesiser(tts))
 
-    async with running(voices, make, turn_timeout=0.3) as server, client(server.url) as first, client(server.url) as second:
+    async with running(voices, make, turn_timeout=0.1) as server, client(server.url) as first, client(server.url) as second:
+        patient = server.context.settings.model_copy(update={"turn_timeout": LIMIT})
+        for session, _ in server.context.sessions:
+            session._speaker._settings = patient
         await say(first, type="speak", text="First.")
-        assert isinstance(await asyncio.wait_for(first.recv(), LIMIT), bytes)
+        await audio(first)
+        for session, _ in server.context.sessions:
+            session._speaker._settings = server.context.settings
         await say(second, type="speak", text="Second.", requestId="late")
         error = await hear(second)
         assert (error["code"], error["requestId"]) == ("TIMEOUT", "late")
+        for session, _ in server.context.sessions:
+            session._speaker._settings = patient
         await say(second, type="speak", text="Third.")
         tts.gate.release(5)
         assert (await utterance(first))[1]["type"] == "complete"

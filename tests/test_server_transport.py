@@ -16,10 +16,9 @@ from typing import Any
 import psutil
 import pytest
 from quart import Quart, websocket
-from websockets.asyncio.client import connect
 
 from tests.fake_engine import FRAME, LIMIT, FakeEngine, pcm16
-from tests.serving import audio, client, closed, hear, running, say, until, utterance
+from tests.serving import audio, client, closed, connect, hear, running, say, until, utterance
 
 HANDSHAKE = (
     "GET /api/v1/speak HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
@@ -85,11 +84,23 @@ async def test_a_handler_that_does_not_read_bounds_what_is_taken(voices: Path) -
 
     async with running(voices, FakeEngine(), change=deaf) as server:
         async with connect(server.url.replace("/api/v1/speak", "/deaf"), compression=None) as connection:
-            sent = 0
-            with contextlib.suppress(TimeoutError):
-                for sent in range(4000):  # noqa: B007
-                    await asyncio.wait_for(connection.send("x" * 60_000), 0.5)
-            assert sent * 60_000 < 16_000_000
+            sent, before = 0, -1
+
+            async def flood() -> None:
+                nonlocal sent
+                while True:
+                    await connection.send("x" * 60_000)
+                    sent += 1
+
+            flooding = asyncio.create_task(flood())
+            async with server.http_client() as http:
+                while before < sent:  # until nothing more is taken while the same loop answers others
+                    before = sent
+                    for _ in range(20):
+                        assert (await http.get("/healthz")).status_code == 200
+                    assert sent * 60_000 < 16_000_000
+            flooding.cancel()
+            await asyncio.wait({flooding})
             connection.transport.abort()
         stay.set()
 
@@ -128,11 +139,13 @@ async def test_what_follows_an_oversize_message_is_not_kept(voices: Path) -> Non
     async with running(voices, engine) as server, raw(server.port) as (reader, writer, _):
         writer.write(frame(1, b'{"type":"speak","text":"Under way."}'))
         before = psutil.Process().memory_info().rss
+        told = asyncio.create_task(code_of(reader))
         writer.write(frame(1, b"x" * 60_000, final=False))
-        for _ in range(500):  # 30 MB in pieces of one message, close or no close
-            writer.write(frame(0, b"x" * 60_000, final=False))
-            await asyncio.wait_for(writer.drain(), LIMIT)
-        assert await code_of(reader) == 1009
+        with contextlib.suppress(ConnectionError):  # a second after the code the connection goes
+            for _ in range(500):  # 30 MB in pieces of one message, close or no close
+                writer.write(frame(0, b"x" * 60_000, final=False))
+                await asyncio.wait_for(writer.drain(), LIMIT)
+        assert await told == 1009
         await asyncio.wait_for(engine.handles[0].cancelled.wait(), LIMIT)
         assert psutil.Process().memory_info().rss - before < 20_000_000
 
@@ -151,27 +164,35 @@ async def test_garbage_frames_end_that_connection_only(voices: Path) -> None:
 async def test_a_slow_reader_is_bounded_and_let_go(voices: Path) -> None:
     """85 s of audio were accepted before `send` stalled; now a few seconds, with its `close` within a limit, and others undisturbed."""
     engine = FakeEngine(frames=99)
-    async with running(voices, engine, send_timeout=0.5, lead=3600) as server:
-        async with raw(server.port, SO_RCVBUF=4096) as (_, writer, _), client(server.url) as other:
+    async with running(voices, engine, lead=3600) as server:
+        async with raw(server.port, SO_RCVBUF=4096) as (_, writer, _):
             writer.transport.pause_reading()
+            await until(lambda: bool(server.context.sessions))
+            [(session, _)] = server.context.sessions
+            session._out._limit = 0.1  # of this one alone: who reads is never too slow
             for _ in range(6):
                 writer.write(frame(1, b'{"type":"speak","text":"Long."}'))
             await until(lambda: bool(engine.handles) and engine.handles[-1].over)
             made = sum(handle.made for handle in engine.handles)
             assert made * 2 * FRAME < 600_000, "bytes in all buffers: the kernel's on both sides, asyncio's and ours"
             engine.frames = 3
-            await say(other, type="speak", text="Hello.")
-            assert (await utterance(other))[1]["type"] == "complete"
-            await until(lambda: len(server.context.sessions) == 1)
+            async with client(server.url) as other:
+                await say(other, type="speak", text="Hello.")
+                assert (await utterance(other))[1]["type"] == "complete"
+                await until(lambda: len(server.context.sessions) == 1)
 
 
+@pytest.mark.usefixtures("clock")
 async def test_pace_holds_back_what_a_reader_would_have_to_throw_away(voices: Path) -> None:
+    """The clock stands still: a second of audio goes out, and one frame more is made."""
     engine = FakeEngine(frames=99)
     async with running(voices, engine) as server, client(server.url) as connection:
         await say(connection, type="speak", text="Hello.")
-        await audio(connection)
-        await asyncio.sleep(0.3)
-        assert engine.handles[0].made <= 1 + (1.0 + 0.5) / 0.08
+        for _ in range(13):
+            await audio(connection)
+        await say(connection, type="cancel", requestId="nobody")
+        assert (await hear(connection))["code"] == "CANCELLED"
+        assert engine.handles[0].made == 14
 
 
 async def test_http2_is_not_spoken(voices: Path) -> None:
@@ -198,7 +219,7 @@ async def test_a_handshake_without_a_version_is_a_400(voices: Path) -> None:
 
 async def test_a_client_that_answers_no_ping_is_found_idle(voices: Path) -> None:
     """Nobody checks pongs: the application's own deadline ends the session."""
-    async with running(voices, FakeEngine(), start_timeout=0.2) as server, raw(server.port) as (reader, _, _):
+    async with running(voices, FakeEngine(), start_timeout=0.1) as server, raw(server.port) as (reader, _, _):
         assert await code_of(reader) == 4408
         await until(lambda: not server.context.sessions)
 
@@ -244,17 +265,14 @@ async def test_going_down_ends_within_the_grace_period(voices: Path) -> None:
         assert await hear(connection) == {"type": "stopped", "reason": "server_shutdown"}
         assert await closed(connection) == 1012
         await asyncio.wait_for(asyncio.shield(server.task), LIMIT)
-        assert 0.15 < loop.time() - begun < 3
+        assert loop.time() - begun > 0.15, "the whole of it"
 
 
 async def test_a_client_that_never_closes_does_not_hold_the_server_up(voices: Path) -> None:
-    loop = asyncio.get_running_loop()
     async with running(voices, FakeEngine()) as server, raw(server.port) as (reader, _, _):
         server.stop.set()
-        begun = loop.time()
         assert await code_of(reader) == 1012
         await asyncio.wait_for(asyncio.shield(server.task), LIMIT)
-        assert loop.time() - begun < 5
 
 
 async def test_a_server_whose_engine_died_for_good_ends_and_says_so(voices: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -79,7 +79,7 @@ async def test_what_another_process_does_is_seen_within_a_moment(voices: Path) -
         shutil.rmtree(voices / "anna")
         await until(lambda: "anna" not in store.voices and not [key for key in kept if key[0] == "anna"])
         assert len(prompts_of(voices)) == 1
-        async with httpx.AsyncClient(base_url=server.http) as http:
+        async with server.http_client() as http:
             assert code(await http.get("/api/v1/voices/anna/sample.wav")) == (404, "VOICE_NOT_FOUND")
             assert [one["id"] for one in (await http.get("/api/v1/voices")).json()["voices"]] == ["makima"]
             assert code(await http.post("/v1/audio/speech", json={"input": "Hi.", "voice": "anna"})) == (404, "VOICE_NOT_FOUND")
@@ -110,7 +110,7 @@ async def test_a_voice_that_went_a_moment_ago_is_not_found_either(make: Callable
                 (make_voices(voices.parent / "again") / "anna").rename(voices / "boris")
                 await asyncio.to_thread(server.context.store.refresh, now=True)
             shutil.rmtree(voices / name)
-            async with httpx.AsyncClient(base_url=server.http) as http:
+            async with server.http_client() as http:
                 assert code(await http.get(f"/api/v1/voices/{name}/sample.wav")) == (404, "VOICE_NOT_FOUND")
                 assert code(await http.post("/v1/audio/speech", json={"input": "Hi.", "voice": name})) == (404, "VOICE_NOT_FOUND")
             await say(connection, type="speak", text="Hello.", voice=name, requestId="r")
@@ -150,7 +150,7 @@ async def test_text_that_is_still_being_written_goes_on_in_the_default_voice(voi
 
 
 async def test_deletes_at_once_and_twice(voices: Path) -> None:
-    async with running(voices, engine(FakeTTS())) as server, httpx.AsyncClient(base_url=server.http) as http:
+    async with running(voices, engine(FakeTTS())) as server, server.http_client() as http:
         made = [(await upload(http)).json()["id"] for _ in range(4)]
         assert len(prompts_of(voices)) == 5
         paths = [f"/api/v1/voices/{one}" for one in made]
@@ -167,7 +167,7 @@ async def test_deletes_at_once_and_twice(voices: Path) -> None:
 
 async def test_deletes_by_two_servers_at_once(voices: Path) -> None:
     async with running(voices, FakeEngine()) as one, running(voices, FakeEngine()) as other:
-        async with httpx.AsyncClient(base_url=one.http) as http, httpx.AsyncClient(base_url=other.http) as second:
+        async with one.http_client() as http, other.http_client() as second:
             made = [(await upload(http)).json()["id"] for _ in range(6)]
             await asyncio.to_thread(other.context.store.refresh, now=True)
             calls = [asking.delete(f"/api/v1/voices/{name}") for name in made for asking in (http, second)]
@@ -187,7 +187,7 @@ async def test_an_upload_that_is_deleted_while_it_is_prepared(voices: Path) -> N
                 assert go_on.wait(LIMIT)
             return super().create_voice(*given, **more)
 
-    async with running(voices, engine(Slow())) as server, httpx.AsyncClient(base_url=server.http) as http:
+    async with running(voices, engine(Slow())) as server, server.http_client() as http:
         uploading = asyncio.create_task(upload(http))
         assert await asyncio.to_thread(begun.wait, LIMIT)
         [made] = [name for name in os.listdir(voices) if name.startswith("v-")]
@@ -205,7 +205,7 @@ async def test_an_upload_that_is_refused_when_it_has_been_deleted(voices: Path) 
             shutil.rmtree(voices / voice.id)
             await super().prepare(voice)
 
-    async with running(voices, Deleting(refuses_voice=True)) as server, httpx.AsyncClient(base_url=server.http) as http:
+    async with running(voices, Deleting(refuses_voice=True)) as server, server.http_client() as http:
         assert code(await upload(http)) == (422, "VOICE_REFUSED")
         server.context.engine.refuses_voice = False
         assert code(await upload(http)) == (404, "VOICE_NOT_FOUND")
@@ -216,7 +216,7 @@ async def test_a_folder_that_cannot_be_listed_for_a_moment(
     number: int, voices: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with running(voices, engine(FakeTTS())) as server, client(server.url) as connection:
-        async with httpx.AsyncClient(base_url=server.http) as http:
+        async with server.http_client() as http:
             store, kept = server.context.store, server.context.engine._prompts
             listed, failing = os.listdir, True
 
@@ -297,7 +297,7 @@ async def test_damaged_prompts_are_nobodys_error(make: Callable[..., Any], voice
 async def test_an_upload_where_nothing_can_be_written(voices: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "file").write_text("in the way")
     async with running(tmp_path / "file" / "voices", FakeEngine(), shipped_voices=True) as server:
-        async with httpx.AsyncClient(base_url=server.http) as http:
+        async with server.http_client() as http:
             answer = await upload(http)
             assert code(answer) == (500, "STORAGE_FAILED")
             assert str(tmp_path) not in answer.text
@@ -315,7 +315,7 @@ async def test_what_is_uploaded_is_there_for_the_shell_and_the_other_way_round(t
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     user = tmp_path / "data" / "qwen3-jax" / "voices"
     async with running(None, engine(FakeTTS()), shipped_voices=True) as server:
-        async with httpx.AsyncClient(base_url=server.http) as http:
+        async with server.http_client() as http:
             made = (await upload(http)).json()["id"]
             assert (user / made / "reference.wav").is_file() and os.listdir(tmp_path / "work") == []
             tts = FakeTTS()
@@ -341,7 +341,7 @@ async def test_names_of_any_script_over_the_socket_and_http(name: str, tmp_path:
         shutil.copytree(folder / "anna", folder / unicodedata.normalize("NFD", name))
     async with running(folder, engine(FakeTTS())) as server, client(server.url) as connection:
         assert sorted(VoiceLayers.of(folder, shipped=False).look().voices) == sorted([name, "anna", "makima"])
-        async with httpx.AsyncClient(base_url=server.http) as http:
+        async with server.http_client() as http:
             assert name in [one["id"] for one in (await http.get("/api/v1/voices")).json()["voices"]]
             for form in ("NFC", "NFD"):
                 asked = unicodedata.normalize(form, name)
@@ -370,7 +370,7 @@ async def test_a_disk_that_does_not_answer_holds_nobody_up(voices: Path, monkeyp
         store.interval = 0.02
         assert await asyncio.to_thread(looking.wait, LIMIT)
         try:
-            async with httpx.AsyncClient(base_url=server.http) as http:
+            async with server.http_client() as http:
                 assert (await http.get("/healthz")).status_code == 200
                 assert len((await http.get("/api/v1/voices")).json()["voices"]) == 2
             await say(connection, type="speak", text="Hello.", voice="gone")

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
-import httpx
 import numpy as np
 import pytest
 import soundfile
@@ -22,7 +21,7 @@ from hypothesis import strategies as st
 from server.voices.checks import Refusal, advise, check, check_transcript
 from server.voices.command import app
 from server.voices.store import Metadata, VoiceGone, VoiceStore
-from tests.fake_engine import FakeEngine
+from tests.fake_engine import LIMIT, FakeEngine
 from tests.serving import client, running, say, utterance
 
 ROOT = Path(__file__).parent.parent
@@ -184,7 +183,7 @@ def test_advice_is_the_specifications() -> None:
 async def test_upload_list_listen_speak_delete(voices: Path) -> None:
     engine = FakeEngine()
     data = sound(speech())
-    async with running(voices, engine) as server, httpx.AsyncClient(base_url=server.http) as http:
+    async with running(voices, engine) as server, server.http_client() as http:
         listed = (await http.get("/api/v1/voices")).json()["voices"]
         assert [(voice["id"], voice["isDefault"], voice["modes"]) for voice in listed] == [
             ("anna", False, ["xVector"]),
@@ -220,7 +219,7 @@ async def test_refused_uploads_say_why_and_leave_nothing(voices: Path) -> None:
     engine = FakeEngine(refuses_voice=True)
     data = sound(speech())
     before = sorted(voices.iterdir())
-    async with running(voices, engine) as server, httpx.AsyncClient(base_url=server.http) as http:
+    async with running(voices, engine) as server, server.http_client() as http:
         cases: list[tuple[Any, Any, int, str]] = [
             (None, CONSENT, 400, "AUDIO_MISSING"),
             (data, {"name": "x"}, 400, "CONSENT_MISSING"),
@@ -248,7 +247,7 @@ async def test_a_full_disk_is_told_and_leaves_nothing(voices: Path, monkeypatch:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("qwen3_jax.voice_files.write_file", full)
-    async with running(voices, FakeEngine()) as server, httpx.AsyncClient(base_url=server.http) as http:
+    async with running(voices, FakeEngine()) as server, server.http_client() as http:
         answer = await http.post("/api/v1/voices", files={"audio": ("a.wav", sound(speech()))}, data=CONSENT)
         assert (answer.status_code, answer.json()["error"]["code"]) == (507, "STORAGE_FULL")
         async with client(server.url) as connection:
@@ -282,7 +281,7 @@ for last in (1, 2, 3):
 
 def test_kill_9_during_an_upload_leaves_no_half_voice(voices: Path) -> None:
     """Killed while each of the three files is being written; a child's start clears away what the one before has left."""
-    subprocess.run([sys.executable, "-c", KILLED, str(voices)], cwd=ROOT, timeout=60, check=True)
+    subprocess.run([sys.executable, "-c", KILLED, str(voices)], cwd=ROOT, timeout=5 * LIMIT, check=True)
     assert [path.name for path in voices.iterdir() if path.name.startswith(".half-3.partial-")], "it was killed in the middle"
     assert list(VoiceStore(voices).voices) == ["anna", "makima"]
     assert sorted(path.name for path in voices.iterdir()) == ["anna", "makima"], "the next start clears away"

@@ -30,6 +30,7 @@ from qwen3_jax.train.teachers import SPEAKERS, UNIT, Speaker, Utterance, speaker
 
 WORDS = ["the", "of", "cat", "dog", "runs", "sees", "a", "bird", "in", "garden", "old", "house", "by", "river", "every", "with", "and"]
 HEART = SPEAKERS["heart"]
+LIMIT = 600.0  # seconds; for hangs
 
 
 def made_up(count: int) -> list[Sentence]:
@@ -212,7 +213,7 @@ def die_within_a_shard(folder: Path) -> None:
 def test_a_killed_run_is_taken_up_again(tmp_path: Path) -> None:
     process = multiprocessing.get_context("spawn").Process(target=die_within_a_shard, args=(tmp_path / "heart",))
     process.start()
-    process.join(60)
+    process.join(LIMIT)
     assert process.exitcode == -signal.SIGKILL
     assert [path.name for path in sorted((tmp_path / "heart").glob("*.jsonl"))] == ["00000.jsonl"]
     first = (tmp_path / "heart" / "00000.npy").stat().st_mtime_ns
@@ -323,7 +324,7 @@ def test_workers_are_gone_when_their_parent_is_killed() -> None:
         assert parent.stdout is not None
         worker = int(parent.stdout.readline())
         parent.kill()
-    ends = time.monotonic() + 30
+    ends = time.monotonic() + LIMIT
     while psutil.pid_exists(worker) and psutil.Process(worker).status() != psutil.STATUS_ZOMBIE:  # nobody may be there to reap it
         assert time.monotonic() < ends, "the worker lives on"
         time.sleep(0.05)

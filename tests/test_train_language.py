@@ -1,9 +1,10 @@
 """Training of talker and predictor: the loss stands on the forward that speaks (with the known misalignments as counter-examples), what
 is said when, batches, steps that learn, and a run from a corpus to a checkpoint that loads."""
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -61,10 +62,14 @@ class Spoken:
         self.codes, self.hidden = np.asarray(chunk.codes[:count, 0]), np.asarray(chunk.hidden[:count, 0])
         self.taught = narrator.teach(prompt, self.codes, base.config)
         self.batch = narrator.assemble([self.taught], [np.zeros((40, 128), np.float32)], 64, 40, FRAMES, np.random.default_rng(0))
-        talker = nnx.merge(base.graphs.talker, base.params["talker"])
         rows = self.batch.rows._replace(x_vector=prompt.x_vector[None])
-        self.states = np.asarray(narrator.talker_states(talker, rows, self.batch.spoken)[0][0])
-        self.talker: Talker = talker
+        self.states = np.asarray(talker_states(base.graphs.talker, base.params["talker"], rows, self.batch.spoken)[0])
+        self.talker: Talker = nnx.merge(base.graphs.talker, base.params["talker"])
+
+    def predicted(self, hidden: np.ndarray) -> np.ndarray:
+        """Logits [N 15 V] as the training computes them, from these states of the talker [N H]."""
+        first = self.talker.model.codec_embedding(self.codes[:, 0], jnp.float32)
+        return np.asarray(predict(*nnx.split(self.talker.code_predictor), hidden, first, self.codes[:, 1:]))
 
     def predictor_steps(self, frame: int) -> np.ndarray:
         """Logits [15 V] as the generation step computes them, code after code through its cache."""
@@ -72,13 +77,29 @@ class Spoken:
         layers, kv_heads, head_dim = predictor.kv_shape
         cache = empty(layers, 1, kv_heads, 16, head_dim, jnp.dtype(jnp.float32))
         embedding = self.talker.model.codec_embedding(self.codes[None, frame, 0], jnp.float32)
-        states, cache = predictor.hidden(jnp.stack([self.hidden[None, frame], embedding], 1), cache, jnp.zeros(1, jnp.int32))
-        found = [predictor.logits(states[:, 1], jnp.int32(0))]
-        for book in range(1, 15):
-            x = predictor._lookup(jnp.int32(book - 1), jnp.asarray(self.codes[None, frame, book]), jnp.float32)[:, None]
-            states, cache = predictor.hidden(x, cache, jnp.full(1, book + 1))
-            found.append(predictor.logits(states[:, 0], jnp.int32(book)))
+        x, found = jnp.stack([self.hidden[None, frame], embedding], 1), []
+        for book in range(15):
+            logits, cache = predictor_step(*nnx.split(predictor), x, cache, np.int32(book + 1 if book else 0), np.int32(book))
+            found.append(logits)
+            x = predictor._lookup(jnp.int32(book), jnp.asarray(self.codes[None, frame, book + 1]), jnp.float32)[:, None]
         return np.concatenate(found)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def talker_states(graph: Any, params: Any, rows: generate.PromptRows, spoken: np.ndarray) -> jax.Array:
+    return narrator.talker_states(nnx.merge(graph, params), rows, spoken)[0]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def predictor_step(graph: Any, params: Any, x: jax.Array, cache: Any, place: jax.Array, head: jax.Array) -> tuple[jax.Array, Any]:
+    predictor = nnx.merge(graph, params)
+    states, cache = predictor.hidden(x, cache, place[None])
+    return predictor.logits(states[:, -1], head), cache
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def predict(graph: Any, params: Any, hidden: jax.Array, first: jax.Array, rest: jax.Array) -> jax.Array:
+    return narrator.predictor_logits(nnx.merge(graph, params), hidden, first, rest)
 
 
 @pytest.fixture(scope="module")
@@ -104,13 +125,10 @@ def test_a_label_stands_at_the_row_from_which_its_frame_was_drawn(base: Model, i
 
 
 def test_the_predictor_is_taught_what_it_computes_when_it_speaks(spoken: Spoken) -> None:
-    embedding = spoken.talker.model.codec_embedding(spoken.codes[:, 0], jnp.float32)
-    taught = narrator.predictor_logits(
-        spoken.talker.code_predictor, jnp.asarray(spoken.hidden), embedding, jnp.asarray(spoken.codes[:, 1:])
-    )
+    taught = spoken.predicted(spoken.hidden)
     for frame in range(3):
         np.testing.assert_allclose(taught[frame], spoken.predictor_steps(frame), atol=3e-5)
-    assert np.asarray(taught).argmax(axis=2).tolist() == spoken.codes[:, 1:].tolist()
+    assert taught.argmax(axis=2).tolist() == spoken.codes[:, 1:].tolist()
 
 
 def test_counter_example_labels_shifted_twice(spoken: Spoken) -> None:
@@ -123,20 +141,14 @@ def test_counter_example_labels_shifted_twice(spoken: Spoken) -> None:
 
 def test_counter_example_hidden_of_the_wrong_position(spoken: Spoken) -> None:
     """The predictor given the state of the row that reads the frame, not of the one that it was drawn from."""
-    embedding = spoken.talker.model.codec_embedding(spoken.codes[:-1, 0], jnp.float32)
-    late = narrator.predictor_logits(
-        spoken.talker.code_predictor, jnp.asarray(spoken.hidden[1:]), embedding, jnp.asarray(spoken.codes[:-1, 1:])
-    )
-    assert (np.asarray(late).argmax(axis=2) == spoken.codes[:-1, 1:]).mean() < 0.5
+    late = spoken.predicted(np.roll(spoken.hidden, -1, axis=0))[:-1]
+    assert (late.argmax(axis=2) == spoken.codes[:-1, 1:]).mean() < 0.5
 
 
 def test_counter_example_heads_shifted_by_a_book(spoken: Spoken) -> None:
     """Head i scored against book i + 2."""
-    embedding = spoken.talker.model.codec_embedding(spoken.codes[:, 0], jnp.float32)
-    taught = narrator.predictor_logits(
-        spoken.talker.code_predictor, jnp.asarray(spoken.hidden), embedding, jnp.asarray(spoken.codes[:, 1:])
-    )
-    assert (np.asarray(taught)[:, :-1].argmax(axis=2) == spoken.codes[:, 2:]).mean() < 0.5
+    taught = spoken.predicted(spoken.hidden)
+    assert (taught[:, :-1].argmax(axis=2) == spoken.codes[:, 2:]).mean() < 0.5
 
 
 # what is said when
@@ -197,16 +209,6 @@ def test_the_quarters_of_frames_have_the_teachers_phonemes(base: Model) -> None:
     shown = taught.timing[taught.start :].reshape(-1, 3, 4)
     assert shown[1, 0].tolist() == timing[1].tolist() and shown[1, 1].tolist() == timing[2].tolist()
     assert (shown[3, 1:] == -1).all() and (shown[4] == -1).all() and (taught.timing[: taught.start] == -1).all()
-
-    batch = narrator.assemble([taught], [np.zeros((40, 128), np.float32)], 40, 40, 4, np.random.default_rng(0))
-    graphs, _ = narrator.define(base.config)
-    params = {name: base.params[name] for name in ("talker", "speaker_encoder")}
-    state = narrator.begin({**params, "timing": hints.begin_map(base.config.talker_config.hidden_size, hints.TIMING)})
-    seen = []
-    for _ in range(25):
-        state, figures = narrator.train_step(state, batch, 1e-2, graphs=graphs, eos=2150, weights=Weights(timing=1.0))
-        seen.append(float(figures["timing"]))
-    assert seen[0] == pytest.approx(np.log(hints.SYMBOLS)) and seen[-1] < 0.7 * seen[0]
 
 
 def test_speech_begins_at_once_where_all_of_the_text_is_there(base: Model) -> None:
@@ -301,84 +303,111 @@ def test_short_phrases_are_drawn_more_often(base: Model) -> None:
     assert shares[1] > shares[0] + 0.15, shares
 
 
-def test_a_few_steps_learn_and_the_guided_heads_look(base: Model) -> None:
-    batch = utterances.batches(base.config, some_speech(), rows=256, picks=16, seed=4)(1)
-    graphs, shapes = narrator.define(base.config)
-    assert set(flatten(shapes)) == {f"{part}.{path}" for part in shapes for path in flatten(base.params[part])}
-    state = narrator.begin({name: base.params[name] for name in ("talker", "speaker_encoder")})
-    found = []
-    for _ in range(12):
-        state, figures = narrator.train_step(state, batch, 2e-3, graphs=graphs, eos=2150, weights=Weights(guidance=0.5))
-        found.append({name: float(value) for name, value in figures.items()})
-    for name in ("book_0", "books_1_15", "guidance"):
-        assert found[-1][name] < found[0][name] - 0.1, name
-    assert int(state["step"]) == 12
+class Learnt(NamedTuple):
+    """A run of a few steps on one batch, with every hint."""
+
+    batch: narrator.Batch
+    before: dict[str, Any]  # a copy of the parameters
+    state: dict[str, Any]  # after
+    figures: dict[str, list[float]]  # of each step
 
 
-def test_the_hint_is_learnt_and_speaks_no_word_of_its_own(base: Model) -> None:
-    """The latent of a frame, here one that its first code says, is found from the row that has the frame's label, and from what the
-    predictor makes of that code."""
-    speech = some_speech()
-    table = np.random.default_rng(0).standard_normal((2048, 6)).astype(np.float32)
+@pytest.fixture(scope="module")
+def learnt(base: Model) -> Learnt:
+    """The latent and the phonemes of a frame are here what its first code says. One program is compiled for all that is taught."""
+    speech, table = some_speech(), np.random.default_rng(0).standard_normal((2048, 6)).astype(np.float32)
     speech.utterances = [
-        utterances.Utterance(one.voice, one.ids, one.codes % 4, one.said, table[one.codes[:, 0] % 4]) for one in speech.utterances
+        utterances.Utterance(
+            one.voice, one.ids, one.codes % 4, one.said, table[one.codes[:, 0] % 4], WORDS, np.repeat(1 + one.codes[:, :1] % 4, 4, axis=1)
+        )
+        for one in speech.utterances
     ]
-    batch = utterances.batches(base.config, speech, rows=256, picks=16, seed=4)(1)
+    batch = utterances.batches(base.config, speech, rows=256, picks=16, seed=4, in_context=0.0)(1)
     place = np.argwhere(batch.labels[..., -1] >= 0)[0]
     assert np.array_equal(batch.latent[tuple(place)], table[batch.labels[tuple(place)][0]])
-    graphs, _ = narrator.define(base.config)
+    graphs, shapes = narrator.define(base.config)
+    assert set(flatten(shapes)) == {f"{part}.{path}" for part in shapes for path in flatten(base.params[part])}
     params = {name: base.params[name] for name in ("talker", "speaker_encoder")}
-    plain, _ = narrator.losses(graphs, params, batch, 2150, Weights())
-    named = language.maps(base.config, 6)
-    state = narrator.begin({**params, "hint": named["hint"], "sound": named["sound"]})
-    seen = []
-    for _ in range(20):
-        state, figures = narrator.train_step(state, batch, 1e-2, graphs=graphs, eos=2150, weights=Weights(hint=1.0))
-        seen.append([float(figures[name]) for name in ("hint", "sound")])
-    assert seen[-1][0] < 0.85 * seen[0][0] and seen[-1][1] < 0.7 * seen[0][1]
-    assert float(narrator.losses(graphs, params, batch, 2150, Weights())[0]) == pytest.approx(float(plain))
-    assert language.speaking(state["average"]).keys() == params.keys()
+    before, size = jax.tree.map(np.array, params), base.config.talker_config.hidden_size
+    maps = {
+        "spelling": hints.begin_map(size, hints.SPELLING),
+        "timing": hints.begin_map(size, hints.TIMING),
+        **language.maps(base.config, 6),
+    }
+    state, seen = narrator.begin(params | maps), []
+    weights = Weights(guidance=0.5, hint=1.0, spelling=1.0, timing=1.0)
+    for _ in range(25):
+        state, figures = narrator.train_step(state, batch, 1e-2, graphs=graphs, eos=2150, weights=weights)
+        seen.append(figures)
+    return Learnt(batch, before, state, {name: [float(figures[name]) for figures in seen] for name in seen[0]})
 
 
-def test_spelling_is_taught_at_the_rows_where_words_end(base: Model) -> None:
+WORDS = {2: [5, 6], 7: list(range(1, 20))}  # tokens that end a word, and its phonemes
+
+
+def test_a_few_steps_learn_and_the_guided_heads_look(learnt: Learnt) -> None:
+    for name in ("book_0", "books_1_15", "guidance"):
+        first, *_, last = learnt.figures[name]
+        assert last < first - 0.1, name
+    assert int(learnt.state["step"]) == 25
+
+
+def test_the_hint_is_learnt_and_speaks_no_word_of_its_own(base: Model, learnt: Learnt) -> None:
+    """The latent is found from the row that has the frame's label, and from what the predictor makes of its first code."""
+    hint, sound = learnt.figures["hint"], learnt.figures["sound"]
+    assert hint[-1] < 0.85 * hint[0] and sound[-1] < 0.7 * sound[0]
+    assert language.speaking(learnt.state["average"]).keys() == learnt.before.keys()
+    now = {name: base.params[name] for name in learnt.before}
+    assert all(jax.tree.leaves(jax.tree.map(np.array_equal, now, learnt.before))), "a run has arrays of its own"
+
+
+def test_the_quarters_of_frames_are_learnt(learnt: Learnt) -> None:
+    first, *_, last = learnt.figures["timing"]
+    assert first == pytest.approx(np.log(hints.SYMBOLS)) and last < 0.7 * first
+
+
+def test_spelling_is_taught_at_the_rows_where_words_end(learnt: Learnt) -> None:
     one = line("Though yawned.", "_ðˌO jˈɔːnd._", [])
     words = utterances.spelt(one.text, one.phonemes, ["Th", "ough", "\u0120yawned", "."])
     phones = plan.PHONES
     assert words == {1: [1 + phones.index(one) for one in "ðO"], 3: [1 + phones.index(one) for one in "jɔnd"]}
     assert utterances.spelt("Three words here", one.phonemes, ["Three"]) == {}
 
-    speech = some_speech()
-    speech.utterances = [msgspec.structs.replace(each, words={2: [5, 6], 7: list(range(1, 20))}) for each in speech.utterances]
-    batch = utterances.batches(base.config, speech, rows=256, picks=16, seed=4, in_context=0.0)(1)
+    batch = learnt.batch
     for row, sounds in zip(batch.rows.text, batch.sounds, strict=True):
         places = np.flatnonzero(sounds[:, 0] >= 0)
         assert np.diff(places).tolist() == [5] and sounds[places[0]].tolist() == [5, 6, 0, *[-1] * 9]
         assert sounds[places[1]].tolist() == list(range(1, 13)), "a long word is cut"
-        assert any(np.array_equal(row[places[0] - 2 : places[0] + 6], each.ids[3:-5]) for each in speech.utterances)
-    graphs, _ = narrator.define(base.config)
-    params = {name: base.params[name] for name in ("talker", "speaker_encoder")}
-    state = narrator.begin({**params, "spelling": hints.begin_map(base.config.talker_config.hidden_size, hints.SPELLING)})
-    seen = []
-    for _ in range(25):
-        state, figures = narrator.train_step(state, batch, 1e-2, graphs=graphs, eos=2150, weights=Weights(spelling=1.0))
-        seen.append(float(figures["spelling"]))
-    assert seen[0] == pytest.approx(np.log(hints.SYMBOLS)) and seen[-1] < 0.9 * seen[0]
+        assert any(np.array_equal(row[places[0] - 2 : places[0] + 6], each.ids[3:-5]) for each in some_speech().utterances)
+    first, *_, last = learnt.figures["spelling"]
+    assert first == pytest.approx(np.log(hints.SYMBOLS)) and last < 0.9 * first
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def looked(graphs: Any, params: Any, batch: narrator.Batch) -> tuple[jax.Array, jax.Array]:
+    made = narrator.forward(graphs, params, batch)
+    return made.first, made.looks
 
 
 def test_padding_and_neighbours_change_no_loss(base: Model) -> None:
-    batch = utterances.batches(base.config, some_speech(), rows=256, picks=16, seed=4)(1)
+    batch = utterances.batches(base.config, some_speech(), rows=256, picks=16, seed=4, in_context=0.0)(1)
     graphs, _ = narrator.define(base.config)
     params = {name: base.params[name] for name in ("talker", "speaker_encoder")}
-    made = narrator.forward(graphs, params, batch)
-    length = int(batch.rows.length[0])
+    length = int(batch.rows.length[1])
+    assert len(batch.labels) > 1 and length < batch.labels.shape[1]
     alone = batch._replace(
-        rows=jax.tree.map(lambda leaf: leaf[:1], batch.rows), mel=batch.mel[:1], mel_length=batch.mel_length[:1],
-        labels=batch.labels[:1], spoken=batch.spoken[:1], picks=np.flatnonzero(batch.labels[0, :, -1] >= 0)[:2],
+        rows=jax.tree.map(lambda leaf: leaf[1:2], batch.rows), mel=batch.mel[1:2], mel_length=batch.mel_length[1:2],
+        labels=batch.labels[1:2], spoken=batch.spoken[1:2], picks=np.flatnonzero(batch.labels[1, :, -1] >= 0)[:2],
     )  # fmt: skip
-    own = narrator.forward(graphs, params, alone)
-    np.testing.assert_allclose(own.first[0, :length], made.first[0, :length], atol=2e-4)
-    there = batch.spoken[0, :, 0] < batch.spoken[0, :, 1]
-    np.testing.assert_allclose(np.asarray(own.looks)[0][there], np.asarray(made.looks)[0][there], atol=2e-4)
+    alone = alone._replace(  # without its padding
+        rows=alone.rows._replace(**{name: getattr(alone.rows, name)[:, :length] for name in ("text", "codes", "speaker")}),
+        labels=alone.labels[:, :length],
+        spoken=alone.spoken[:, :length],
+    )
+    (first, looks), (own_first, own_looks) = looked(graphs, params, batch), looked(graphs, params, alone)
+    np.testing.assert_allclose(own_first[0], first[1, :length], atol=2e-4)
+    there = alone.spoken[0, :, 0] < alone.spoken[0, :, 1]
+    np.testing.assert_allclose(np.asarray(own_looks)[0][there], np.asarray(looks)[1, :length][there], atol=2e-4)
 
 
 def test_the_tokenizer_tells_what_its_pieces_are(tmp_path: Path) -> None:
