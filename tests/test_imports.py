@@ -9,6 +9,12 @@ ROOT = Path(__file__).parent.parent
 LAYERS = [
     {"qwen3_jax.allocation", "qwen3_jax.tokenizer_files"},
     {"qwen3_jax.shapes", "qwen3_jax.config", "qwen3_jax.mapping", "qwen3_jax.atomic", "qwen3_jax.compilation", "qwen3_jax.hub"},
+    {f"qwen3_jax.spoken.{name}" for name in ("characters", "numbers", "letters", "pause", "units")},
+    {f"qwen3_jax.spoken.{name}" for name in ("addresses", "dates", "markup")},
+    {f"qwen3_jax.spoken.{name}" for name in ("abbreviations", "codes", "quantities")},
+    {"qwen3_jax.spoken.sentence"},
+    {"qwen3_jax.spoken.words"},
+    {"qwen3_jax.spoken"},
     {"qwen3_jax.audio", "qwen3_jax.text", "qwen3_jax.voice", "qwen3_jax.sampling", "qwen3_jax.published"},
     {"qwen3_jax.cache", "qwen3_jax.voice_folder", "qwen3_jax.checkpoint", "qwen3_jax.codec.snake"},
     {"qwen3_jax.layers"},

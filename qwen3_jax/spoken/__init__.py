@@ -18,6 +18,8 @@ from qwen3_jax.spoken.words import Words
 
 __all__ = ["LONGEST", "LONGEST_IN_ALL", "Pause", "SpokenWriter", "spoken"]
 
+SLICE = 4096  # characters
+
 
 def spoken(text: str) -> list[str | Pause]:
     """The words of a text, and the pauses that its ``<break>`` tags ask for. No two strings are neighbours.
@@ -47,7 +49,11 @@ class SpokenWriter:
         Raises:
             ValueError: a lone surrogate.
         """
-        return self._take(clean(text), final=False)
+        out: list[str | Pause] = []
+        for start in range(0, len(text), SLICE):  # no rule ever looks at more at once, so the work is linear
+            self._take(clean(text[start : start + SLICE]), final=False)
+            out += self._sentence.take()
+        return joined(out)
 
     def finish(self) -> list[str | Pause]:
         """No more text comes.
@@ -60,16 +66,15 @@ class SpokenWriter:
         if not self._sentence.spoken:
             raise ValueError("nothing to say: the text has no word, only marks, signs or tags; give at least one word or number")
         self._sentence.finish()
-        return self._sentence.take()
+        return joined(self._sentence.take())
 
-    def _take(self, text: str, *, final: bool) -> list[str | Pause]:
+    def _take(self, text: str, *, final: bool) -> None:
         for piece in self._markup.feed(text, final=final):
             if isinstance(piece, Pause):
                 self._words.end()
                 self._sentence.pause(piece.seconds)
             else:
                 self._words.feed(piece)
-        return joined(self._sentence.take()) if not final else []
 
 
 def joined(pieces: list[str | Pause]) -> list[str | Pause]:

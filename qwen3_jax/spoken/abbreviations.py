@@ -62,7 +62,7 @@ _REGNAL = frozenset(
     "Leopold Albert Baldwin".split()
 )  # fmt: skip
 _PARTS = frozenset(
-    "war chapter part book act scene volume section appendix phase type level stage class title article mark round vol ch pt no".split()
+    "war chapter part book act scene volume section appendix phase type level stage class title article mark round vol".split()
 )
 _NUMERAL = re.compile(r"(?=[IVX])X{0,3}(?:IX|IV|V?I{0,3})")
 _FORM = re.compile(r"([A-Za-z]{1,12}(?:[./][A-Za-z]{1,3}){0,9}/?)(\.?)((?:[^\w.][^ ]*)?)")
@@ -142,9 +142,10 @@ def _numeral(core: str, name: str, rest: str) -> str | None:
         return None
     values = [{"I": 1, "V": 5, "X": 10}[letter] for letter in core]
     value = sum(-this if this < following else this for this, following in zip(values, [*values[1:], 0], strict=True))
-    if name in _REGNAL and (core != "I" or rest):
+    last = rest[:1] in tuple(".,;:!?)") or rest.startswith("'s")
+    if name in _REGNAL and (core != "I" or last):
         return f"the {ordinal(value)}"
-    part = name.lower() in _PARTS and (core != "I" or name.lower() == "war" or bool(rest))
+    part = name.lower() in _PARTS and (core != "I" or name.lower() == "war" or last)
     if part or core in ("II", "III") or (len(core) > 1 and name[:1].isupper()):
         return cardinal(value)
     return None

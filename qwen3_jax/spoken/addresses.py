@@ -66,7 +66,8 @@ def _spoken(address: str, underscore: str = " underscore ") -> str:
         elif piece in _SIGNS:
             words.append(_SIGNS[piece])
         elif piece.isalpha():
-            words.append(spell(piece) if piece.lower() in _LETTERS and words[-1:] == ["dot"] else _parts(piece))
+            letters = len(piece) == 1 or (piece.lower() in _LETTERS and words[-1:] == ["dot"])
+            words.append(spell(piece) if letters else _parts(piece))
     return " ".join(words)
 
 

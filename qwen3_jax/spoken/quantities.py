@@ -35,7 +35,7 @@ _BETWEEN = {  # in this order
     "divided by": re.compile(r"(?<=[\d)]) / (?=[\d(])|(?<=[\d)]) ?÷ ?(?=[\d(])"),
 }
 _RATIO = re.compile(rf"{START}(\d{{1,6}}):(\d{{1,6}})(?![:\w])")
-_SIGNED = re.compile(rf"(?<![\w)])([-+~#<>≤≥±≈]) ?(?=-?[$€£]?{_NUMBER})")
+_SIGNED = re.compile(rf"(?<![\w)^*])([-+~#<>≤≥±≈]) ?(?=-?[$€£]?{_NUMBER})")
 _SIGNS = {
     "-": "minus", "+": "plus", "~": "about", "#": "number", "<": "less than", ">": "more than", "≤": "at most", "≥": "at least",
     "±": "plus or minus", "≈": "about",
@@ -49,7 +49,6 @@ _PARTS = {2: "half", 3: "third", 4: "quarter"} | {below: ordinal(below) for belo
 def read(text: str) -> str:
     """All amounts of a text."""
     text = re.sub(r"(?<=\^[-\d])\^(?=\d)", "", text)  # powers of several digits
-    text = _POWER.sub(_power, text)
     text = _HEIGHT.sub(lambda found: f"{decimal(found[1])} foot {decimal(found[2])}", text)
     text = _SCIENTIFIC.sub(_scientific, text)
     text = _MONEY_RANGE.sub(r"\1 to ", text)
@@ -67,6 +66,7 @@ def read(text: str) -> str:
     text = _SIZE.sub(r"\1 by ", text)
     text = _TIMES.sub(lambda found: f"{decimal(found[1])} times", text)
     text = _SCALED.sub(_scaled, text)
+    text = _POWER.sub(_power, text)
     text = _RATIO.sub(r"\1 to \2", text)
     text = _SHORT_YEAR.sub(lambda found: decimal(found[1]) if found[1] > "09" else f"oh {decimal(found[1][1])}", text)
     text = _LIST.sub(_list, text)

@@ -150,7 +150,8 @@ class Words:
             elif sign in _WORDS:
                 self._sentence.word(_WORDS[sign], capital=False)
             elif sign:
-                if sign in "<>" and not _SHORT.search(self._before[1] + text[: found.start()].rstrip()):
+                head = self._before[1] + text[max(0, found.start() - 9) : found.start()].rstrip()
+                if sign in "<>" and before == after == " " and not _SHORT.search(head):
                     self._sentence.mark("aside")  # a path through menus
                 elif inside or before == after == " " or sign in _ALWAYS:
                     self._sentence.sign(_SIGNS[sign])
