@@ -5,6 +5,7 @@ import re
 from qwen3_jax.spoken.dates import MAYBE, MONTHS
 from qwen3_jax.spoken.letters import spell
 from qwen3_jax.spoken.numbers import cardinal, ordinal
+from qwen3_jax.spoken.units import UNITS
 
 # Before a name; with a full stop or without.
 _TITLES = {"mr": "Mister", "mrs": "Missus", "ms": "Miss", "dr": "Doctor", "st": "Saint"}
@@ -55,6 +56,7 @@ _DAYS = {
     "fri": "Friday", "sat": "Saturday", "sun": "Sunday",
 }  # fmt: skip
 _ALSO_WORDS = frozenset({"mar", "may", "jun", "mon", "wed", "fri", "sat", "sun"})  # or names: days and months only beside a number
+_ALSO_NAMES = frozenset({"jan", "max", "min", "al", "esp", "temp"})  # with a capital: not at the end of a sentence
 _REGNAL = frozenset(
     "Henry Edward George Charles James William Richard Elizabeth Mary Louis Philip Napoleon Francis Frederick Wilhelm Nicholas Alexander "
     "Catherine Peter Ivan Leo Pius Paul John Benedict Gregory Clement Innocent Urban Boniface Julius Ferdinand Alfonso Carlos Felipe "
@@ -75,6 +77,17 @@ _OPENING = (
 )  # fmt: skip
 
 
+# A full stop of an abbreviation ends the sentence if one of these comes next.
+STARTERS = frozenset(
+    "The A An This That These Those It Its He She They We You I There Here In On At But And So If When While After Before As For From To "
+    "My Your His Her Our Their What Who Why How Where Then Now No Yes Not One Some Many Most All Also However Please Let".split()
+)  # fmt: skip
+_SMALL = frozenset("the in at near visit from to of on and by for see a an with".split())
+_MONTH_NAMES = frozenset((*_SHORT_MONTHS, *map(str.lower, MONTHS)))
+_KNOWN = frozenset((*_TITLES, *_BARE, *_SHORT_MONTHS))
+_KNOWN_DOTTED = frozenset((*_TITLES, *_DOTTED_TITLES, *_ROADS, *_COUNTERS, *_ANYWHERE, *_BARE, *_SHORT_MONTHS, *_DAYS))
+
+
 def opens(token: str) -> bool:
     """The word after this one decides how it is read."""
     return token.lower() in _OPENING or (len(token) == 2 and token[1] == "." and token[0].isupper() and token[0] != "I")
@@ -83,6 +96,11 @@ def opens(token: str) -> bool:
 def known(core: str) -> bool:
     """A word without its marks, in lower case, may be an abbreviation."""
     return core in _KNOWN
+
+
+def known_dotted(core: str) -> bool:
+    """The same, of a word with a mark after it."""
+    return core in _KNOWN_DOTTED or len(core) == 1
 
 
 def expand(token: str, before: str, after: str) -> str | None:
@@ -97,6 +115,8 @@ def expand(token: str, before: str, after: str) -> str | None:
     core, dot, rest = found.groups()
     name, low = before.strip("\"'([{.,;:!?)]}"), core.lower()
     following = after.lstrip("\"'([{")
+    if before[-1:] in (".", "!", "?") and name[:1].isdigit():
+        name = ""
     maybe = MAYBE if dot and not rest.strip("\"')]}") else ""
     if (words := _beside(core, dot, rest, name, following)) is not None:
         return words + rest
@@ -104,7 +124,8 @@ def expand(token: str, before: str, after: str) -> str | None:
         return words + dot + rest
     if low in _BARE:
         return _BARE[low] + rest
-    if dot and low in _ANYWHERE and not (low == "al" and name != "et") and not name[-1:].isdigit():
+    unit = name[-1:].isdigit() and low in UNITS
+    if dot and low in _ANYWHERE and not unit and not (low == "al" and name != "et") and (core.islower() or _no_word(low, following)):
         return _ANYWHERE[low] + maybe + rest
     if _LETTERS.fullmatch(core) and (dot or len(core) > 3):
         return spell(core.replace(".", "")) + maybe + rest
@@ -121,19 +142,24 @@ def _beside(core: str, dot: str, rest: str, name: str, following: str) -> str | 
     road = bool(rest) or not a_name or following.rstrip(".,;:!?") in STARTERS - {"Who", "No"}
     if low in _ROADS and dot and road and (name[:1].isupper() or name[:1].isdigit()) and name.lower() not in _SMALL:
         return _ROADS[low] + (MAYBE if not rest else "")
-    if low in _TITLES and core[0].isupper() and not rest and (dot or a_name) and (a_name or low != "st"):
+    if low in _TITLES and (core.istitle() or (dot and core.isupper())) and not rest and (dot or a_name) and (a_name or low != "st"):
         return _TITLES[low]
     if low in _DOTTED_TITLES and dot and core.istitle() and a_name:
         return _DOTTED_TITLES[low]
-    if low in _COUNTERS and dot and not rest and a_number:
+    if low in _COUNTERS and dot and not rest and a_number and (len(core) > 1 or core.islower()):
         return _COUNTERS[low]
-    if low in _SHORT_MONTHS and core.istitle() and ((a_number and not rest) or name[:1].isdigit() or (dot and low not in _ALSO_WORDS)):
+    if low in _SHORT_MONTHS and core.istitle() and ((a_number and not rest) or name[:1].isdigit() or (dot and _no_word(low, following))):
         return _SHORT_MONTHS[low] + (MAYBE if dot and not a_number else "")
     if low in _DAYS and core.istitle() and (dot or rest == ","):
         beside = a_number or following.rstrip(".,").lower() in _MONTH_NAMES
-        if beside or (dot and low not in _ALSO_WORDS):
+        if beside or (dot and _no_word(low, following)):
             return _DAYS[low] + (MAYBE if dot and not beside and not rest else "")
     return None
+
+
+def _no_word(low: str, following: str) -> bool:
+    """With its full stop it is neither a word nor a name at the end of a sentence."""
+    return low not in _ALSO_WORDS and (low not in _ALSO_NAMES or following[:1].islower())
 
 
 def _numeral(core: str, name: str, rest: str) -> str | None:
@@ -149,19 +175,3 @@ def _numeral(core: str, name: str, rest: str) -> str | None:
     if part or core in ("II", "III") or (len(core) > 1 and name[:1].isupper()):
         return cardinal(value)
     return None
-
-
-# A full stop of an abbreviation ends the sentence if one of these comes next.
-STARTERS = frozenset(
-    "The A An This That These Those It Its He She They We You I There Here In On At But And So If When While After Before As For From To "
-    "My Your His Her Our Their What Who Why How Where Then Now No Yes Not One Some Many Most All Also However Please Let".split()
-)  # fmt: skip
-_SMALL = frozenset("the in at near visit from to of on and by for see a an with".split())
-_MONTH_NAMES = frozenset((*_SHORT_MONTHS, *map(str.lower, MONTHS)))
-_KNOWN = frozenset((*_TITLES, *_BARE, *_SHORT_MONTHS))
-_KNOWN_DOTTED = frozenset((*_TITLES, *_DOTTED_TITLES, *_ROADS, *_COUNTERS, *_ANYWHERE, *_BARE, *_SHORT_MONTHS, *_DAYS))
-
-
-def known_dotted(core: str) -> bool:
-    """The same, of a word with a mark after it."""
-    return core in _KNOWN_DOTTED or len(core) == 1

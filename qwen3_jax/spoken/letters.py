@@ -19,10 +19,10 @@ _SAID = {
     "SaaS": "sass", "WiFi": "wi-fi", "YAML": "yammel", "eBay": "ee bay", "iOS": "eye oh ess", "IOS": "eye oh ess", "macOS": "mac oh ess",
     "BSc": "bee ess see", "MSc": "em ess see", "PhD": "pee aitch dee", "PhDs": "pee aitch dees", "GmbH": "jee em bee aitch",
     "IoT": "eye oh tee", "MHz": "megahertz", "GHz": "gigahertz", "kHz": "kilohertz", "Hz": "hertz", "dB": "decibels", "e-mail": "email",
-    "E-mail": "Email", "Mr": "Mister", "Mrs": "Missus", "Dr": "Doctor", "St": "Saint", "WW": "World War", "WWI": "World War one",
-    "WWII": "World War two", "vs": "versus", "aka": "also known as", "IPv": "eye pee vee", "km": "kilometers", "kg": "kilograms",
-    "cm": "centimeters", "lb": "pounds", "lbs": "pounds", "hrs": "hours", "ft": "feet", "mph": "miles per hour", "tbsp": "tablespoon",
-    "tsp": "teaspoon",
+    "E-mail": "Email", "Mr": "Mister", "MR": "mister", "Mrs": "Missus", "MRS": "missus", "DR": "doctor", "Dr": "Doctor", "St": "Saint",
+    "WW": "World War", "WWI": "World War one", "WWII": "World War two", "vs": "versus", "aka": "also known as", "IPv": "eye pee vee",
+    "km": "kilometers", "kg": "kilograms", "cm": "centimeters", "lb": "pounds", "lbs": "pounds", "hrs": "hours", "ft": "feet",
+    "mph": "miles per hour", "tbsp": "tablespoon", "tsp": "teaspoon",
 }  # fmt: skip
 # They look like words and are read letter by letter.
 _SPELLED = frozenset(
@@ -51,6 +51,7 @@ _CODAS = frozenset(
     "ys z zz".split()
 )  # fmt: skip
 _PARTS = re.compile(r"[A-Z]+s?(?![a-z])|[A-Z]?[a-z]+|[^A-Za-z]+|[A-Z]+")
+_AFTER_I = frozenset({"m", "ll", "d", "ve"})
 _ENDINGS = frozenset({"S", "T", "RE", "VE", "LL", "D", "M"})  # after an apostrophe
 
 
@@ -64,6 +65,8 @@ def read(word: str, *, shouted: bool = False) -> str:
     head, apostrophe, tail = word.partition("'")
     if not apostrophe:
         return _word(word, shouted)
+    if head == "i" and tail in _AFTER_I:
+        return f"I'{tail}"
     if head.isupper() and head.endswith("N") and tail == "T":
         return f"{head.lower()}'t"
     if head.isupper() and (tail == "s" or tail in _ENDINGS):
@@ -85,7 +88,7 @@ def _word(word: str, shouted: bool) -> str:
     if word in _SAID:
         return _SAID[word]
     if len(word) == 1:
-        return word if word in "aAI" else _NAMES.get(word.lower(), word)
+        return word if word in "aAI" else "I" if word == "i" else _NAMES.get(word.lower(), word)
     if not word.isascii():
         return word.capitalize() if word.isupper() else word
     if word.islower() or word.istitle():
