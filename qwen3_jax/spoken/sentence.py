@@ -39,16 +39,17 @@ class Sentence:
             self._mark = ","
         elif self._mark == "more":
             self._mark = "." if word[0].isupper() and word.partition("'")[0] != "I" else ","
+        large = word[0].upper() + word[1:] if capital else word
         if self._pause:
             self._write_pause()
         elif self._written:
-            self._check(word)
+            self._check(large if self._mark in _ENDS else word)
             self._write(f"{self._mark} ")
         if self._mark in _ENDS:
             self._begins = True
         elif self._sign and self._written:
             self._write(f"{self._sign} ")
-        word = word[0].upper() + word[1:] if self._begins and capital else word
+        word = large if self._begins else word
         self._write(word)
         *head, last = (self._tokens[1] + self._mark, *word.split(" "))
         self._tokens = (head[-1], last)
