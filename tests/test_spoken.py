@@ -103,6 +103,8 @@ TABLE = {
     "March 4, 2026, was": "March fourth, twenty twenty-six, was",
     "on 4 July 1976 and Jan. 5th": "on the fourth of July, nineteen seventy-six and January fifth",
     "the 4th of July": "the fourth of July",
+    "25th December 2025, Jan 5 - Feb 6": "The twenty-fifth of December, twenty twenty-five, January fifth to February sixth",
+    "1.000.000": "One million",
     "Mon, Sept 5": "Monday, September fifth",
     "1984, 1905, 2000, 2005, 2026": "Nineteen eighty-four, nineteen oh five, two thousand, two thousand five, twenty twenty-six",
     "1939-1945": "Nineteen thirty-nine to nineteen forty-five",

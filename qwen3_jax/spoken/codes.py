@@ -3,7 +3,7 @@
 import re
 
 from qwen3_jax.spoken.dates import END, START
-from qwen3_jax.spoken.numbers import MOST_DIGITS, cardinal, digits, pair, plain
+from qwen3_jax.spoken.numbers import MOST_DIGITS, cardinal, digits, pair, plain, whole
 
 _ALONE = r"(?<![\w.,$-])"
 _INTERNATIONAL = re.compile(rf"(?<![\w.,])\+\d{{1,3}}(?:[ .-]?\(?\d{{1,5}}\)?){{2,6}}{END}")
@@ -77,5 +77,7 @@ def _part(number: str) -> str:
 
 def _dotted(found: re.Match[str]) -> str:
     parts = found[0].split(".")
+    if len(parts) != 4 and len(parts[0]) <= 3 and all(len(part) == 3 for part in parts[1:]):
+        return whole("".join(parts))  # thousands, as Europe writes them
     machine = len(parts) == 4 and all(len(part) <= 3 and int(part) < 256 for part in parts)
     return " dot ".join(map(digits, parts)) if machine else _points(found[0])

@@ -13,7 +13,9 @@ RUN, RUN_LENGTH, TOKEN = 12, 200, 400  # tokens and characters of a run, charact
 _SPLIT = re.compile(r"[^ \n]+|[ \n]+")
 _SIMPLE = re.compile(r"([A-Z]?[a-z]{2,}(?:['-][a-z]+)?)([.,;:!?]?)")
 _VOWEL = re.compile(r"[aeiouyAEIOUY]")
-_OPEN = re.compile(r"(?:\d['\")\],:]*|\d ?[ap]\.?m\.?|[$€£¥₹₩₽₿₺₪₫฿₦₴₱¢]|\b(?:USD|EUR|GBP|JPY|CHF|INR|CAD|AUD|CNY))\Z", re.IGNORECASE)
+_OPEN = re.compile(
+    r"(?:\d(?:st|nd|rd|th|['\")\],:]*)|\d ?[ap]\.?m\.?|[$€£¥₹₩₽₿₺₪₫฿₦₴₱¢]|\b(?:USD|EUR|GBP|JPY|CHF|INR|CAD|AUD|CNY))\Z", re.IGNORECASE
+)
 _BEFORE = frozenset("< > ≤ ≥ ≈ ± ~".split())
 _BETWEEN = frozenset("- – — x × * ** + = == / ÷ ^ ± hundred thousand million billion trillion".split())
 _DIGIT = re.compile(r"\d")
