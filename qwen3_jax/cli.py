@@ -62,6 +62,9 @@ def say(
     top_p: Annotated[float | None, Option(help="1 = off.")] = None,
     repetition_penalty: Annotated[float | None, Option(help="1 = off.")] = None,
     max_frames: Annotated[int | None, Option(help="Stop after so many frames of 80 ms.")] = None,
+    normalize: Annotated[
+        bool | None, Option("--normalize/--no-normalize", help="Read numbers, dates, Markdown and the like as words. Default: the model's.")
+    ] = None,
     split: Annotated[bool, Option("--split/--no-split", help="Speak a long text part by part, or as one prompt.")] = True,
     device: DeviceOption = None,
     dtype: Annotated[str | None, Option(help="float32 or bfloat16.")] = None,
@@ -89,6 +92,7 @@ def say(
     given = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "repetition_penalty": repetition_penalty}
     draw: Any = {name: value for name, value in given.items() if value is not None}
     how: Any = {"language": language, "instruct": instruct, "seed": seed, "max_frames": max_frames, "split": split}
+    how["normalize"] = normalize
     pieces = tts.stream(words, voice=speaker, **how, **draw)
     if output is None:
         play(pieces)

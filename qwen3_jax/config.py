@@ -234,6 +234,8 @@ class ModelConfig(_Config, frozen=True, kw_only=True):
 
     @classmethod
     def prepare(cls, values: Values) -> Values:
+        if values.get("tts_model_type") != "base":  # such a checkpoint has no speaker encoder, whatever its file says of one
+            return values | {"speaker_encoder_config": {}}
         return {"speaker_encoder_config": {}} | values
 
     def __post_init__(self) -> None:
@@ -366,6 +368,7 @@ class GenerationConfig(_Config, frozen=True, kw_only=True):
     # the caller says. None: as the package does for the kind of checkpoint.
     x_vector_only_mode: bool = False
     non_streaming_mode: bool | None = None
+    normalize: bool = False  # numbers, abbreviations, Markdown and the like are read as words (spoken/), unless the caller says
 
 
 C = TypeVar("C", bound=_Config)

@@ -23,12 +23,12 @@ from qwen3_jax import compilation
 from qwen3_jax.engine import Engine, Handle, JaxDevice, Options, Request, Segment, Watch
 from qwen3_jax.engine.device import COLUMNS, FRAMES
 from qwen3_jax.engine.requests import Notify, Priority
-from qwen3_jax.nfc import nfc, normalise, settle
+from qwen3_jax.parts import Part, Parts, parts_of
 from qwen3_jax.prompt import AUTO, CLOSING, ROLE
 from qwen3_jax.sampling import Sampling
 from qwen3_jax.session import Request as Row
 from qwen3_jax.shapes import NpF32, NpInt
-from qwen3_jax.split import FED, Splitter, settled
+from qwen3_jax.split import settled
 from qwen3_jax.tts import Qwen3TTS, load_for
 from qwen3_jax.voice import Voice
 
@@ -99,8 +99,7 @@ class LiveUtterance(Utterance):
     def __init__(self, service: "SpeechService", handle: Handle, how: dict[str, Any]) -> None:
         super().__init__(handle, service.tts.sample_rate, service.books)
         self._service, self._how = service, how
-        self._held = ""  # what the next piece may still compose with
-        self._splitter = Splitter(how["language"])
+        self._parts = Parts(how["language"], normalize=service.normalizes(how.pop("normalize")))
         self._ready = 0  # characters of the open part whose tokens are settled
         self._given = -1  # tokens of the open part that the engine has; -1: it has no segment yet
 
@@ -111,13 +110,12 @@ class LiveUtterance(Utterance):
             ValueError: text that cannot be spoken; the utterance is cancelled.
         """
         try:
-            done, self._held = settle(self._held, text)
-            for part in self._splitter.feed(done):
+            for part in self._parts.feed(text):
                 self._end_part(part)
-            ready = settled(self._splitter.rest)
+            ready = settled(self._parts.rest)
             if ready > self._ready:
                 self._ready = ready
-                self._go_on(self._splitter.rest[:ready])
+                self._go_on(self._parts.rest[:ready])
         except ValueError:
             self.cancel()
             raise
@@ -125,12 +123,11 @@ class LiveUtterance(Utterance):
     def finish(self) -> None:
         """No more text comes. Errors as in ``write``."""
         try:
-            for part in [*self._splitter.feed(nfc(self._held)), *self._splitter.finish()]:
+            for part in self._parts.finish():
                 self._end_part(part)
         except ValueError:
             self.cancel()
             raise
-        self._held = ""
         self.handle.finish()
 
     def _row(self, text: str) -> Row:
@@ -141,15 +138,16 @@ class LiveUtterance(Utterance):
         if self._given < 0:
             row = self._row(text)
             if len(row.prompt.trailing):  # its last id, tts_eos, does not stand
-                self.handle.add(Segment(row.prompt._replace(trailing=row.prompt.trailing[:-1]), row.max_frames, open=True))
+                prompt = row.prompt._replace(trailing=row.prompt.trailing[:-1])
+                self.handle.add(Segment(prompt, row.max_frames, open=True, pause=self._parts.pause))
                 self._given = row.tokens
         else:
             ids = self._service.ids(text)
             self.handle.append(ids[self._given :])
             self._given = len(ids)
 
-    def _end_part(self, part: str) -> None:
-        row = self._row(part)
+    def _end_part(self, part: Part) -> None:
+        row = self._row(part.text)._replace(pause=part.pause)
         if self._given < 0:
             self.handle.add(self._service.segment(row))
         else:
@@ -200,12 +198,13 @@ class SpeechService:
     def speak(
         self, text: str, *, voice: Voice | str | None = None, language: str = AUTO, instruct: str | None = None,
         streaming_text: bool | None = None, seed: int | None = None, sampling: Sampling | None = None, max_frames: int | None = None,
+        normalize: bool | None = None,
         priority: Priority = "normal", deadline: float | None = None, notify: Notify | None = None,
     ) -> Utterance:  # fmt: skip
         """Queue a text of any length.
 
         Args:
-            text, voice, language, instruct, streaming_text, seed, sampling: as in ``Qwen3TTS.generate``.
+            text, voice, language, instruct, streaming_text, seed, sampling, normalize: as in ``Qwen3TTS.generate``.
             max_frames: of each part of the text.
             priority, deadline, notify: see engine.Request.
 
@@ -215,28 +214,24 @@ class SpeechService:
         """
         rows = self.rows(
             text, voice=voice, language=language, instruct=instruct, streaming_text=streaming_text, seed=seed, sampling=sampling,
-            max_frames=max_frames,
+            max_frames=max_frames, normalize=normalize,
         )  # fmt: skip
         return self.submit(list(rows), priority=priority, deadline=deadline, notify=notify)
 
     def rows(
         self, text: str, *, voice: Voice | str | None = None, language: str = AUTO, instruct: str | None = None,
         streaming_text: bool | None = None, seed: int | None = None, sampling: Sampling | None = None, max_frames: int | None = None,
+        normalize: bool | None = None,
     ) -> Iterator[Row]:  # fmt: skip
         """``speak`` in steps, for a caller that has others to serve as well: the parts of a text, for ``submit``, each a few ms of work.
 
         Arguments and errors as in ``speak``.
         """
         how = {"voice": voice, "instruct": instruct, "streaming_text": streaming_text, "sampling": sampling, "max_frames": max_frames}
-        clean, splitter = normalise(text), Splitter(language)
-        for start in range(0, len(clean), FED):
-            parts = splitter.feed(clean[start : start + FED])
-            if start + FED >= len(clean):
-                parts += splitter.finish()
-            for part in parts:
-                row = self.row(part, language=language, seed=seed, **how)
-                seed = row.seed  # one for all parts
-                yield row
+        for part in parts_of(text, language, normalize=self.normalizes(normalize)):
+            row = self.row(part.text, language=language, seed=seed, **how)
+            seed = row.seed  # one for all parts
+            yield row._replace(pause=part.pause)
 
     def submit(
         self, rows: list[Row], *, priority: Priority = "normal", deadline: float | None = None, notify: Notify | None = None
@@ -250,10 +245,11 @@ class SpeechService:
 
     def open(
         self, *, voice: Voice | str | None = None, language: str = AUTO, instruct: str | None = None, seed: int | None = None,
-        sampling: Sampling | None = None, priority: Priority = "normal", deadline: float | None = None, notify: Notify | None = None,
+        sampling: Sampling | None = None, normalize: bool | None = None, priority: Priority = "normal", deadline: float | None = None,
+        notify: Notify | None = None,
     ) -> LiveUtterance:  # fmt: skip
         """An utterance whose text will be written piece by piece. Arguments and errors as in ``speak``."""
-        how = {"voice": voice, "language": language, "instruct": instruct, "streaming_text": True, "sampling": sampling}
+        how: dict[str, Any] = {"voice": voice, "language": language, "instruct": instruct, "streaming_text": True, "sampling": sampling}
         first = self.row("a", seed=seed, **how)  # refuses a bad voice, language or seed now
         request = Request(
             (),
@@ -266,7 +262,7 @@ class SpeechService:
             watch=self._watch,
             notify=notify,
         )
-        return LiveUtterance(self, self.engine.submit(request), how)
+        return LiveUtterance(self, self.engine.submit(request), how | {"normalize": normalize})
 
     def row(self, text: str, **how: Any) -> Row:
         """A part's prompt, as Qwen3TTS lays it out."""
@@ -279,7 +275,11 @@ class SpeechService:
 
     def segment(self, row: Row) -> Segment:
         """A part whose text is complete."""
-        return Segment(row.prompt, row.max_frames, tokens=row.tokens)
+        return Segment(row.prompt, row.max_frames, tokens=row.tokens, pause=row.pause)
+
+    def normalizes(self, wanted: bool | None) -> bool:
+        """Whether a text is read as words; None: as the checkpoint has it."""
+        return self.tts.model.generation.normalize if wanted is None else wanted
 
     def close(self, grace: float = 0.0) -> None:
         """Let running utterances finish for ``grace`` seconds at most, then end."""

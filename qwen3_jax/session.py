@@ -36,6 +36,7 @@ class Request(NamedTuple):
     codec_state: DecoderState | None = None  # in-context cloning: where the reference leaves the codec, see `prime`; one row
     tokens: int = 0  # of the text to be spoken
     segment: int = 0  # which sentence of a text it is: each one draws with a key of its own
+    pause: float = 0.0  # seconds of silence before it
 
 
 class Piece(NamedTuple):

@@ -12,6 +12,7 @@ import numpy as np
 import soundfile
 
 from qwen3_jax import audio
+from qwen3_jax.audio import SAMPLE_RATE
 from qwen3_jax.codec import DecoderState
 from qwen3_jax.model import Model
 from qwen3_jax.session import BATCH_BUCKETS, Piece, Request, Session
@@ -28,7 +29,7 @@ class Speech:
     Attributes:
         pcm: float32 [samples], mono, in [-1, 1].
         sample_rate: Hz.
-        frames: int32 [N 16], the codes; 1920 samples each.
+        frames: int32 [N 16], the codes; 1920 samples each, and none for the pauses that a text asks for.
         finish_reason: ``eos`` (it ended by itself), ``length`` (it met ``max_frames``) or ``cancelled``.
         seed: what it was drawn with; the same request with it gives the same audio.
     """
@@ -77,6 +78,7 @@ class SpeechStream(Iterator[NpF32["F"]]):
         self.sample_rate = model.codec_config.output_sample_rate
         self.seed = sentences[0].seed
         self.finish_reason: str | None = None
+        self._silence = np.zeros(0, np.float32)  # before the next piece
         self._codec_state: DecoderState | None = None  # where the last sentence left the codec; None: as the next one says
         self._session: Session | None = self._begin()
 
@@ -104,11 +106,13 @@ class SpeechStream(Iterator[NpF32["F"]]):
                     self.finish_reason = "length" if self._cut else "eos"
             if len(piece.pcm):
                 self._codes.append(piece.codes)
-                return piece.pcm
+                silence, self._silence = self._silence, self._silence[:0]
+                return np.concatenate([silence, piece.pcm]) if len(silence) else piece.pcm
         raise StopIteration
 
     def _begin(self) -> Session:
         sentence = self._waiting.popleft()
+        self._silence = np.zeros(round(sentence.pause * self.sample_rate), np.float32)
         if self._codec_state is not None:
             sentence = sentence._replace(codec_state=self._codec_state)
         if self._left is not None:
@@ -162,15 +166,20 @@ class _Row:
     def __init__(self, sentences: list[Request], max_frames: int | None) -> None:
         self.waiting, self.seed, self._left = deque(sentences), sentences[0].seed, max_frames
         self._pieces: list[Piece] = []
+        self._silence = 0.0  # seconds before the next piece
         self._cut = False
         self._state: DecoderState | None = None
 
     def next(self) -> Request:
         sentence = self.waiting.popleft()
+        self._silence = sentence.pause
         left = sentence.max_frames if self._left is None else min(sentence.max_frames, self._left)
         return sentence._replace(max_frames=left, codec_state=self._state or sentence.codec_state)
 
     def add(self, piece: Piece) -> None:
+        if self._silence and len(piece.pcm):
+            self._pieces.append(Piece(np.zeros(round(self._silence * SAMPLE_RATE), np.float32), piece.codes[:0]))
+            self._silence = 0.0
         self._pieces.append(piece)
         if self._left is not None:
             self._left -= len(piece.codes)

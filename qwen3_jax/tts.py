@@ -26,12 +26,11 @@ from qwen3_jax.codec import DecoderState
 from qwen3_jax.encode import encode_codes, encode_x_vector
 from qwen3_jax.generate import PROMPT_BUCKETS
 from qwen3_jax.model import Model, load
-from qwen3_jax.nfc import normalise
+from qwen3_jax.parts import Part, parts_of, whole
 from qwen3_jax.prompt import AUTO, CLOSING, ROLE, build, language_id, speaker_name
 from qwen3_jax.sampling import Draw, Sampling
 from qwen3_jax.session import Request, prime, warm_up
 from qwen3_jax.speech import SpeechStream, speak_batch
-from qwen3_jax.split import split as split_text
 from qwen3_jax.text import Tokenizer
 from qwen3_jax.voice import Voice
 from qwen3_jax.voice_choice import Given, VoiceInfo
@@ -177,6 +176,7 @@ class Qwen3TTS:
         sampling: Sampling | None = None,
         max_frames: int | None = None,
         split: bool = True,
+        normalize: bool | None = None,
         **draw: Unpack[Draw],
     ) -> Any:
         """Speak a text of any length, or a batch of texts.
@@ -195,6 +195,8 @@ class Qwen3TTS:
             max_frames: 80 ms each, of the whole text. Default: for each sentence 125 + 25 per text token, at most the checkpoint's
                 max_new_tokens.
             split: speak a long text part by part, without a seam. False: as one prompt, as the published package does.
+            normalize: read numbers, dates, abbreviations, Markdown, SSML and the like as English words. Default: the checkpoint's choice:
+                the voice that ships does, published checkpoints read the text as it stands.
             draw: fields of Sampling by name, such as temperature=0.5; they go before ``sampling``.
 
         Returns:
@@ -204,7 +206,8 @@ class Qwen3TTS:
             ValueError: bad input; the message names the value, what is allowed and the fix.
             FloatingPointError: what the model computed is NaN or infinite, so that it would be noise: a damaged checkpoint, as a rule.
         """
-        how = {"streaming_text": streaming_text, "sampling": self._sampling(sampling, draw), "max_frames": max_frames, "split": split}
+        how = {"streaming_text": streaming_text, "sampling": self._sampling(sampling, draw), "max_frames": max_frames}
+        how |= {"split": split, "normalize": normalize}
         if not isinstance(text, (list, tuple)):
             sentences = self._sentences(text, self._chosen(voice, transcript), language, instruct, seed, **how)
             return speak_batch(self.model, [sentences], max_frames)[0]
@@ -230,6 +233,7 @@ class Qwen3TTS:
         sampling: Sampling | None = None,
         max_frames: int | None = None,
         split: bool = True,
+        normalize: bool | None = None,
         first_chunk: int = FIRST_CHUNK,
         chunk: int = CHUNK,
         **draw: Unpack[Draw],
@@ -241,7 +245,8 @@ class Qwen3TTS:
         for name, value in (("first_chunk", first_chunk), ("chunk", chunk)):
             if not 1 <= value <= 64:
                 raise ValueError(f"{name} = {value}: must be from 1 to 64 frames")
-        how = {"streaming_text": streaming_text, "sampling": self._sampling(sampling, draw), "max_frames": max_frames, "split": split}
+        how = {"streaming_text": streaming_text, "sampling": self._sampling(sampling, draw), "max_frames": max_frames}
+        how |= {"split": split, "normalize": normalize}
         sentences = self._sentences(text, self._chosen(voice, transcript), language, instruct, seed, **how)
         return SpeechStream(self.model, sentences, max_frames, first_chunk, chunk)
 
@@ -283,6 +288,7 @@ class Qwen3TTS:
         seed: int | None,
         *,
         split: bool,
+        normalize: bool | None,
         max_frames: int | None,
         **how: Any,
     ) -> list[Request]:
@@ -294,10 +300,12 @@ class Qwen3TTS:
         if split and max_frames is not None and max_frames > most:
             max_frames = most  # of each sentence; of the whole text whoever speaks them sees to it
         sentences: list[Request] = []
-        for number, part in enumerate(split_text(normalise(text), language) if split else [text]):
+        normalize = self.model.generation.normalize if normalize is None else normalize
+        parts = parts_of(text, language, normalize=normalize) if split else [Part(whole(text, normalize=normalize), 0.0)]
+        for number, (part, pause) in enumerate(parts):
             request = self._request(part, voice, language, instruct, seed=seed, max_frames=max_frames, **how)
             seed = request.seed  # one for all
-            sentences.append(request._replace(segment=number))
+            sentences.append(request._replace(segment=number, pause=pause))
         return sentences
 
     def _request(

@@ -36,6 +36,7 @@ class Settings(BaseSettings):
     shipped_voices: bool = True  # the voices of the package are there too, below those of the folder and of the user
     default_voice: str = "makima"
     default_language: str = "English"
+    normalize: bool | None = None  # numbers, dates, Markdown, SSML and the like are read as words (English); default: the model's
     voice_cache: Count = 32  # voices kept ready in memory
 
     host: str = "127.0.0.1"

@@ -76,6 +76,7 @@ class FakeTTS:
         sampling: Sampling | None = None,
         max_frames: int | None = None,
         split: bool = True,
+        normalize: bool | None = None,
         **draw: Any,
     ) -> "FakeStream":
         sampling = msgspec.structs.replace(sampling or Sampling.defaults(self.model.generation), **draw)

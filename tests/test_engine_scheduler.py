@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -645,3 +646,24 @@ def test_whatever_happens_each_hears_exactly_his_own(play: list[dict[str, Any]],
             assert handle.finish_reason == ("error" if isinstance(handle.error, NotFinite) else "eos")
             assert (handle.error is None) == (not broken(part, handle.request))
     assert np.sum([slot.handle is not None for slot in stage.scheduler.slots]) == 0
+
+
+def test_a_pause_goes_before_a_segments_first_packet() -> None:
+    """A frame of the fake has 4 samples and lasts 80 ms."""
+    stage = Stage()
+    asked = request(3, 2)
+    first, second = asked.segments
+    paused = replace(asked, segments=(replace(first, pause=0.16), replace(second, pause=0.24)))
+    handle = stage.submit(paused)
+    stage.until_idle()
+    silent: dict[int, int] = {}
+    codes = []
+    while (packet := handle.take()) is not None:
+        extra = len(packet.pcm) - 4 * len(packet.codes)
+        assert not packet.pcm[:extra].any()
+        silent[packet.segment] = silent.get(packet.segment, 0) + extra
+        codes += [tuple(row) for row in packet.codes.tolist()]
+    assert silent == {0: 8, 1: 12}
+    assert codes == expected(asked), "silence has no codes"
+    with pytest.raises(ValueError, match=r"pause = 61: must be from 0 to 60 seconds"):
+        replace(first, pause=61)

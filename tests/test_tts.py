@@ -79,7 +79,19 @@ def test_the_public_names_are_frozen() -> None:
     }
     assert dir(qwen3_jax) == [*sorted(qwen3_jax.__all__), "__version__"]
     assert list(inspect.signature(Qwen3TTS.from_pretrained).parameters) == ["path", "device", "dtype", "voices_dir"]
-    request = ["text", "voice", "transcript", "language", "instruct", "streaming_text", "seed", "sampling", "max_frames", "split"]
+    request = [
+        "text",
+        "voice",
+        "transcript",
+        "language",
+        "instruct",
+        "streaming_text",
+        "seed",
+        "sampling",
+        "max_frames",
+        "split",
+        "normalize",
+    ]
     assert list(inspect.signature(Qwen3TTS.generate).parameters) == ["self", *request, "draw"]
     assert list(inspect.signature(Qwen3TTS.stream).parameters) == ["self", *request, "first_chunk", "chunk", "draw"]
     assert list(inspect.signature(Qwen3TTS.create_voice).parameters) == ["self", "audio_in", "transcript", "name", "x_vector_only_mode"]
@@ -219,7 +231,9 @@ def test_a_long_text_is_spoken_part_by_part_without_a_seam(tts: Qwen3TTS, icl_vo
     assert len(split_text(LONG, "auto")) == 3
     most, sampling = 60, Sampling.defaults(tts.model.generation)
     for seed in range(20):
-        sentences = tts._sentences(LONG, icl_voice, "auto", None, seed, split=True, max_frames=most, streaming_text=None, sampling=sampling)
+        sentences = tts._sentences(
+            LONG, icl_voice, "auto", None, seed, split=True, normalize=False, max_frames=most, streaming_text=None, sampling=sampling
+        )
         codes: list[np.ndarray] = []
         for sentence in sentences:
             left = most - sum(map(len, codes))

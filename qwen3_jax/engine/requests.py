@@ -18,6 +18,7 @@ from qwen3_jax.sampling import Sampling
 from qwen3_jax.shapes import NpF32, NpInt
 
 MOST = 2**30  # that is counted on the device, in int32, which holds the sum of two
+LONGEST_PAUSE = 60.0  # seconds
 Priority = Literal["high", "normal"]
 Notify = Callable[["list[Handle]"], None]  # called in the engine's thread, once a step, with all handles that have news
 
@@ -93,17 +94,21 @@ class Segment:
         max_frames: at most. For an open segment: see ``Handle.end_segment``.
         open: more text ids may follow (`Handle.append`).
         tokens: of the text, for `Watch`; None: as many as ``prompt.trailing`` has.
+        pause: seconds of silence before it, at most a minute; they have no frames.
     """
 
     prompt: Prompt
     max_frames: int
     open: bool = False
     tokens: int | None = None
+    pause: float = 0.0
 
     def __post_init__(self) -> None:
         _check_count("max_frames", self.max_frames, 1)
         if self.tokens is not None:
             _check_count("tokens", self.tokens, 0)
+        if not 0 <= self.pause <= LONGEST_PAUSE:
+            raise ValueError(f"pause = {self.pause}: must be from 0 to {LONGEST_PAUSE:g} seconds")
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,7 +156,7 @@ class Request:
 class Packet(NamedTuple):
     """What a slot made in one step."""
 
-    pcm: NpF32["F"]  # 1920 samples a frame
+    pcm: NpF32["F"]  # 1920 samples a frame, after the silence before the segment
     codes: NpInt["N K"]
     segment: int  # index into the request's segments
 

@@ -183,6 +183,7 @@ class Scheduler:
         opening = Opening(segment.prompt, text, request.sampling, request.seed, index, request.watch, state, index > 0)
         pieces = self.device.open(slot.index, opening)
         slot.begin(index, len(segment.prompt.text), pieces, len(ids), segment.open)
+        slot.pause += segment.pause
 
     def _text(self, watch: Watch | None, segment: Segment, ids: list[int]) -> Text:
         room = self.device.columns - len(segment.prompt.text)
@@ -331,7 +332,8 @@ class Scheduler:
     def _put(self, slot: Slot, frames: list[tuple[NpInt["K"], NpF32["F"]]], now: float) -> None:
         assert slot.handle is not None
         codes, pcm = zip(*frames, strict=True)
-        slot.handle.put(Packet(np.concatenate(pcm), np.stack(codes), slot.segment), now)
+        silence, slot.pause = np.zeros(round(slot.pause / FRAME_SECONDS * len(pcm[0])), np.float32), 0.0
+        slot.handle.put(Packet(np.concatenate([silence, *pcm]), np.stack(codes), slot.segment), now)
         slot.released += len(frames)
         self.counters.frames += len(frames)
         self._news.append(slot.handle)

@@ -102,6 +102,7 @@ class Slot:
     cut: bool = False  # a segment met its limit
     held: list[tuple[NpInt["K"], NpF32["F"]]] = field(default_factory=list)
     idle_since: float | None = None  # waits for text or for the consumer
+    pause: float = 0.0  # seconds of silence that go before its next packet
 
     @property
     def reading(self) -> bool:
@@ -118,7 +119,7 @@ class Slot:
         self.pieces.clear()
         self.held.clear()
         self.between, self.cut = False, False
-        self.flying, self.launched, self.released, self.idle_since = 0, 0, 0, None
+        self.flying, self.launched, self.released, self.idle_since, self.pause = 0, 0, 0, None, 0.0
 
     def begin(self, segment: int, rows: int, pieces: list[int], text: int, text_open: bool) -> None:
         """A segment has been opened on the device."""

@@ -171,6 +171,7 @@ def export_command(
         repetition_penalty=1.0,
         x_vector_only_mode=x_vector,
         non_streaming_mode=whole,
+        normalize=True,
     )
     with new_folder(out) as temporary:
         save_file(export.published_tensors(flatten(speaking(state["average"])), np.float16), temporary / export.FILE, {"format": "pt"})

@@ -323,6 +323,7 @@ class Qwen3Engine:
             "voice": voice,
             "language": request.language,
             "seed": request.seed,
+            "normalize": self._settings.normalize,
             "sampling": msgspec.structs.replace(Sampling.defaults(self._running.tts.model.generation), **request.draw),
             "priority": "high" if request.high else "normal",
             "notify": self._consumer.notify,
