@@ -37,8 +37,9 @@ from qwen3_jax.model import Model, load
 from qwen3_jax.prompt import build
 from qwen3_jax.sampling import Sampling
 from qwen3_jax.session import Request, Session, decode, prime
+from qwen3_jax.speech import OFFLINE_CHUNK
 from qwen3_jax.talker import Talker
-from qwen3_jax.tts import CHUNK, OFFLINE_CHUNK
+from qwen3_jax.tts import CHUNK
 
 OFFICIAL = Path(__file__).parent / "official.py"
 COLUMNS, SECONDS_PER_FRAME = 256, 0.08

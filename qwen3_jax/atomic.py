@@ -1,7 +1,9 @@
 """Write a whole folder or nothing: work goes into a temporary sibling that is renamed when everything is on the disk."""
 
+import contextlib
 import fcntl
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -50,6 +52,18 @@ def check_free(folder: Path) -> None:
         raise ValueError(f"{folder} exists and is not an empty folder; remove it or choose another name")
 
 
+def remove_folder(folder: Path) -> None:
+    """Remove a whole folder, or the link that stands for one: it is renamed first, so that nobody sees half of it.
+
+    Raises:
+        FileNotFoundError: there is none, or another process was faster.
+        OSError: it cannot be renamed; or it was, and something in it cannot be removed.
+    """
+    hidden = folder.with_name(f"{_prefix(folder)}{secrets.token_hex(4)}")
+    os.rename(folder, hidden)
+    _remove([hidden])
+
+
 def remove_leftovers(parent: Path) -> None:
     """Remove what killed writers of any folder in ``parent`` have left; none if there is no such folder."""
     if parent.is_dir():
@@ -62,15 +76,22 @@ def _remove_stale(folder: Path) -> None:
 
 def _remove(leftovers: list[Path]) -> None:
     for leftover in leftovers:
-        lock = os.open(leftover, os.O_RDONLY)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            continue  # its writer lives
-        else:
-            shutil.rmtree(leftover)
-        finally:
-            os.close(lock)
+        with contextlib.suppress(FileNotFoundError):  # another process removes it as well
+            if leftover.is_symlink():
+                leftover.unlink()
+            else:
+                _remove_unlocked(leftover)
+
+
+def _remove_unlocked(leftover: Path) -> None:
+    lock = os.open(leftover, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(leftover)
+    except BlockingIOError:
+        pass  # whoever writes or removes it lives
+    finally:
+        os.close(lock)
 
 
 def _sync(folder: Path) -> None:

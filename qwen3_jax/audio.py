@@ -7,6 +7,7 @@ Auditory Toolbox bank (linear below 1 kHz, logarithmic above, triangles of equal
 import functools
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soundfile
@@ -16,6 +17,8 @@ from qwen3_jax.shapes import NpF32
 
 SAMPLE_RATE = 24000
 MIN_SECONDS, MAX_SECONDS = 1.0, 60.0
+LOUDEST = 100.0  # of a sample, whose full scale is 1: more is another unit, as a rule that of 16-bit integers
+RATES = (1_000, 1_000_000)  # Hz of what is read; the resampler crashes at NaN and fills the memory at 1
 SILENCE_DBFS = -60.0  # root mean square of the whole clip; speech recorded at a sane level is above -40
 
 _FFT, _HOP, _MELS = 1024, 256, 128
@@ -38,7 +41,10 @@ def load_audio(source: Source) -> NpF32:
         ValueError: the file is not a sound that soundfile reads, or the array's shape, type or rate is not one of the above.
     """
     samples, rate = _check_array(*source) if isinstance(source, tuple) else _read_file(Path(source))
-    mono = samples if samples.ndim == 1 else samples.mean(axis=1)
+    if not RATES[0] <= rate <= RATES[1]:
+        raise ValueError(f"audio at {rate:g} Hz: must be from {RATES[0]} to {RATES[1]} Hz; give the rate that the sound was recorded at")
+    with np.errstate(over="ignore", invalid="ignore"):  # as in `_check_array`
+        mono = samples if samples.ndim == 1 else samples.mean(axis=1)
     return mono if rate == SAMPLE_RATE or not len(mono) else soxr.resample(mono, rate, SAMPLE_RATE, quality="HQ")
 
 
@@ -52,19 +58,18 @@ def _read_file(path: Path) -> tuple[NpF32, int]:
         raise ValueError(f"{path}: not a readable sound ({error}); convert it to one of {known}") from error
 
 
-def _check_array(samples: np.ndarray, rate: int) -> tuple[NpF32, int]:
+def _check_array(samples: np.ndarray, rate: Any) -> tuple[NpF32, Any]:
     samples = np.asarray(samples)
-    if samples.ndim not in (1, 2) or (samples.ndim == 2 and samples.shape[1] > 16):
-        raise ValueError(
-            f"audio array: shape {samples.shape} is not [samples] or [samples, channels] (at most 16); transpose or squeeze it"
-        )
-    if rate <= 0:
+    if samples.ndim not in (1, 2) or (samples.ndim == 2 and not 1 <= samples.shape[1] <= 16):
+        raise ValueError(f"audio array: shape {samples.shape} is not [samples] or [samples, channels] (1 to 16); transpose or squeeze it")
+    if not isinstance(rate, int | float | np.integer | np.floating) or not rate > 0:  # NaN is not
         raise ValueError(f"audio array: rate {rate} must be above 0 Hz; pass (samples, rate)")
     if np.issubdtype(samples.dtype, np.signedinteger):
         samples = samples / -float(np.iinfo(samples.dtype).min)
     elif not np.issubdtype(samples.dtype, np.floating):
         raise ValueError(f"audio array: dtype {samples.dtype} is not a float or signed integer type; convert it to float32 in [-1, 1]")
-    return samples.astype(np.float32), rate
+    with np.errstate(over="ignore"):  # `check_reference` counts what is infinite then
+        return samples.astype(np.float32), rate
 
 
 def check_reference(wave: NpF32) -> None:
@@ -74,7 +79,8 @@ def check_reference(wave: NpF32) -> None:
         wave: [F] float32, 24 kHz mono, as `load_audio` returns it.
 
     Raises:
-        ValueError: empty, NaN or infinite, shorter than 1 s, longer than 60 s, or below -60 dBFS RMS; says which and the fix.
+        ValueError: empty, NaN or infinite, more than 100 times full scale, shorter than 1 s, longer than 60 s, or below -60 dBFS RMS;
+            says which and the fix.
     """
     seconds = len(wave) / SAMPLE_RATE
     if not len(wave):
@@ -83,6 +89,12 @@ def check_reference(wave: NpF32) -> None:
     if bad:
         raise ValueError(
             f"reference audio has {bad} NaN or infinite samples of {len(wave)}; every sample must be finite, so export the clip again"
+        )
+    peak = float(np.abs(wave).max())
+    if peak > LOUDEST:
+        raise ValueError(
+            f"reference audio peaks at {peak:g}; full scale is 1 and {LOUDEST:g} the most, so divide the samples by theirs (32768 "
+            "for 16 bits)"
         )
     if seconds < MIN_SECONDS:
         raise ValueError(f"reference audio lasts {seconds:.2f} s; the minimum is {MIN_SECONDS:g} s, so pass 3 s or more of clear speech")
@@ -137,12 +149,31 @@ def _mel_to_hz(mel: np.ndarray) -> np.ndarray:
 
 
 def to_pcm16(wave: NpF32) -> bytes:
-    """[F] float32 in [-1, 1] -> little-endian 16-bit PCM, 2 bytes a sample; rounded to nearest, clipped beyond +-1."""
+    """[F] float32 in [-1, 1] -> little-endian 16-bit PCM, 2 bytes a sample; rounded to nearest, clipped beyond +-1.
+
+    Raises:
+        FloatingPointError: a sample is NaN or infinite.
+    """
     return pcm16(wave).tobytes()
+
+
+def check_finite(wave: NpF32) -> NpF32:
+    """The wave itself, on its way out.
+
+    Raises:
+        FloatingPointError: a sample is NaN or infinite.
+    """
+    bad = int(np.count_nonzero(~np.isfinite(wave)))
+    if bad:
+        raise FloatingPointError(
+            f"audio has {bad} NaN or infinite samples of {np.size(wave)}: every sample must be finite; what made it is at fault"
+        )
+    return wave
 
 
 def pcm16(wave: NpF32) -> np.ndarray:
     """The same as an array, int16 [F]."""
+    check_finite(wave)
     return np.rint(np.clip(wave, -1.0, 1.0) * 32767.0).astype("<i2")
 
 

@@ -5,8 +5,8 @@ Columns are positions. A row of length 3 in a cache of S = 6, writing its next p
     start = 3          | k0 k1 k2 .. .. .. |   ->   | k0 k1 k2 k3 .. .. |
     visible (mask)     | 1  1  1  1  0  0  |   columns j <= position of the query
 
-What lies beyond a row's position is garbage (a longer neighbour's padding, an earlier owner's tail): it is overwritten
-by the very step that makes it visible, so nothing is ever cleared and rows cannot see one another.
+What lies beyond a row's position is garbage (a longer neighbour's padding): it is overwritten by the very step that makes it visible, so
+rows cannot see one another. But it must be finite, for masked values are multiplied by 0: the engine clears a slot for each new owner.
 """
 
 from typing import NamedTuple, TypeVar

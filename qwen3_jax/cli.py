@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import jax
-import msgspec
 import numpy as np
 import typer
 from rich.console import Console
@@ -19,8 +18,11 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 import qwen3_jax
-from qwen3_jax import Qwen3TTS, Sampling, SpeechStream, Voice, audio, hub, model, voice_folder
+from qwen3_jax import Qwen3TTS, SpeechStream, Voice, audio, hub, model
 from qwen3_jax.mapping import PARTS, flatten
+from qwen3_jax.sound_files import check_name, write_sound
+from qwen3_jax.voice_choice import find_voice
+from qwen3_jax.voice_layers import VoiceLayers
 
 console, errors = Console(), Console(stderr=True)
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Qwen3-TTS in JAX: text to speech, streaming, cloning, serving.")
@@ -28,7 +30,14 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, help="Qwen3-TTS in
 ModelOption = Annotated[str, typer.Option("--model", envvar="TTS_MODEL_ID", help="A checkpoint's folder, a hub id, or embedded.")]
 DeviceOption = Annotated[str | None, typer.Option(envvar="TTS_DEVICE", help="cpu, gpu, tpu, or one of several: cuda:1.")]
 VoicesOption = Annotated[
-    Path, typer.Option(envvar="TTS_VOICES_DIR", default_factory=voice_folder.default_folder, help="The folder of voices.")
+    str | None,
+    typer.Option(
+        envvar="TTS_VOICES_DIR",
+        help="A folder of voices, or a bucket, above the user's and those that ship. Default: voices, if it exists.",
+    ),
+]
+ShippedOption = Annotated[
+    bool, typer.Option("--shipped-voices/--no-shipped-voices", envvar="TTS_SHIPPED_VOICES", help="Whether those that ship are there.")
 ]
 Option = typer.Option
 
@@ -36,7 +45,7 @@ Option = typer.Option
 @app.command()
 def say(
     text: Annotated[str, typer.Argument(help="What to say; - reads it from stdin.")],
-    output: Annotated[Path | None, Option("-o", "--output", help="The WAV file to write.")] = None,
+    output: Annotated[Path | None, Option("-o", "--output", help="The file to write: .wav, .flac, .mp3, .ogg or .opus.")] = None,
     stream: Annotated[bool, Option("--stream", help="Write raw 16-bit little-endian mono PCM to stdout as it is made.")] = False,
     model: ModelOption = hub.EMBEDDED,
     voice: Annotated[str | None, Option(help="A voice of the folder, a .safetensors file, or a preset speaker.")] = None,
@@ -53,64 +62,49 @@ def say(
     top_p: Annotated[float | None, Option(help="1 = off.")] = None,
     repetition_penalty: Annotated[float | None, Option(help="1 = off.")] = None,
     max_frames: Annotated[int | None, Option(help="Stop after so many frames of 80 ms.")] = None,
+    split: Annotated[bool, Option("--split/--no-split", help="Speak a long text part by part, or as one prompt.")] = True,
     device: DeviceOption = None,
     dtype: Annotated[str | None, Option(help="float32 or bfloat16.")] = None,
-    *,
-    voices_dir: VoicesOption,
+    voices_dir: VoicesOption = None,
+    shipped_voices: ShippedOption = True,
 ) -> None:
-    """Speak a text into a WAV file, or to stdout as it is made."""
+    """Speak a text of any length into a file, or to stdout as it is made."""
     if stream == (output is not None):
-        raise ValueError("where to? give either -o FILE.wav or --stream")
-    if output is not None and not output.parent.is_dir():
-        raise FileNotFoundError(f"-o {output}: there is no folder {output.parent}; make it first")
+        raise ValueError("where to? give either -o FILE or --stream")
+    if output is not None:
+        check_name(output)
     if transcript is not None and reference is None:
         raise ValueError("--transcript says what a --reference says: give that too")
     if voice is not None and reference is not None:
         raise ValueError("give either --voice or --reference")
+    layers = VoiceLayers.of(voices_dir, shipped=shipped_voices)
     words = sys.stdin.read() if text == "-" else text
     with errors.status("loading the model"):
         tts = Qwen3TTS.from_pretrained(model, device=device, dtype=dtype)
     if reference:
         speaker: Voice | str | None = tts.create_voice(reference, transcript, x_vector_only_mode=x_vector)
     else:
-        speaker = find_voice(tts, voice, voices_dir, x_vector)
+        speaker = find_voice(tts, voice, layers, x_vector, tell)
     errors.print(f"model: {hub.described(model)}", highlight=False, soft_wrap=True)
     given = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "repetition_penalty": repetition_penalty}
-    draw = {name: value for name, value in given.items() if value is not None}
-    sampling = msgspec.structs.replace(Sampling.defaults(tts.model.generation), **draw)
-    pieces = tts.stream(words, voice=speaker, language=language, instruct=instruct, seed=seed, sampling=sampling, max_frames=max_frames)
+    draw: Any = {name: value for name, value in given.items() if value is not None}
+    how: Any = {"language": language, "instruct": instruct, "seed": seed, "max_frames": max_frames, "split": split}
+    pieces = tts.stream(words, voice=speaker, **how, **draw)
     if output is None:
         play(pieces)
     else:
         pcm = np.concatenate([np.zeros(0, np.float32), *watched(pieces)])
-        audio.write_wav(output, pcm, pieces.sample_rate)
+        write_sound(output, pcm, pieces.sample_rate)
     made = f"{len(pieces.frames) * 0.08:.2f} s, ended by {pieces.finish_reason}, seed {pieces.seed}"
     errors.print(made if output is None else f"{output}: {made}", highlight=False, soft_wrap=True)
+    if pieces.finish_reason == "length" and max_frames is None:
+        errors.print("error: speech was cut: a sentence did not come to its end; try another --seed, or shorter sentences", soft_wrap=True)
+        raise typer.Exit(1)
 
 
-def find_voice(tts: Qwen3TTS, name: str | None, folder: Path, x_vector_only_mode: bool | None = None) -> Voice | str | None:
-    """What ``--voice`` names, as the checkpoint takes it; a voice of the folder is cloned as ``Qwen3TTS.create_voice`` has it.
-
-    Raises:
-        FileNotFoundError: there is no such voice; says which there are.
-    """
-    if name is not None and name.endswith(".safetensors"):
-        return Voice.load(name)
-    if tts.model_type != "base":
-        return name
-    entries = voice_folder.find(folder)
-    if name is None:
-        default = voice_folder.DEFAULT_VOICE if voice_folder.DEFAULT_VOICE in entries else next(iter(entries), None)
-        name = os.environ.get("TTS_DEFAULT_VOICE") or default
-        if name is None:
-            raise FileNotFoundError(f"no voice: give --reference (and --transcript), or --voice; the folder {folder} holds none")
-        errors.print(f"voice: {name}", highlight=False)
-    if name in entries:
-        return entries[name].create(tts.create_voice, x_vector_only_mode)
-    if (Path(name) / voice_folder.REFERENCE).is_file():
-        return voice_folder.read(Path(name)).create(tts.create_voice, x_vector_only_mode)
-    there = ", ".join(entries) or "nothing"
-    raise FileNotFoundError(f"voice {name!r} is not in {folder} (there is: {there}), nor a .safetensors file, nor a voice's own folder")
+def tell(line: str) -> None:
+    """A line on stderr, as it is."""
+    errors.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def watched(pieces: SpeechStream) -> Iterator[np.ndarray]:
@@ -180,7 +174,7 @@ def evaluate(context: typer.Context) -> None:
     """Judge a checkpoint's speech, its codec, or a folder of wavs, by independent judges (extra `eval`)."""
     from qwen3_jax.evaluate.command import app as program
 
-    program(context.args, prog_name="python -m qwen3_jax evaluate", obj=find_voice)
+    program(context.args, prog_name="python -m qwen3_jax evaluate")
 
 
 @app.command(add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
@@ -198,7 +192,7 @@ def serve(
     host: Annotated[str | None, Option(help="Default: TTS_HOST, or 127.0.0.1.")] = None,
     port: Annotated[int | None, Option(help="Default: TTS_PORT, or 8000.")] = None,
     device: DeviceOption = None,
-    voices_dir: Annotated[Path | None, Option(help="Default: TTS_VOICES_DIR, else voices here, else those of the package.")] = None,
+    voices_dir: Annotated[str | None, Option(help="Default: TTS_VOICES_DIR, else voices, if it exists; new voices go there.")] = None,
 ) -> None:
     """Serve /api/v1/speak; all other settings are TTS_* variables."""
     from server.run import main as run
@@ -210,6 +204,6 @@ def main() -> None:
     """Run the command line."""
     try:
         app(prog_name="python -m qwen3_jax")
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, FloatingPointError) as error:
         errors.print(f"error: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
         sys.exit(2)

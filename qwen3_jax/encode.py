@@ -11,13 +11,14 @@ import jax
 import numpy as np
 from flax import nnx
 
-from qwen3_jax.audio import SAMPLE_RATE, mel_spectrogram
+from qwen3_jax.audio import LOUDEST, SAMPLE_RATE, mel_spectrogram
 from qwen3_jax.generate import bucket
 from qwen3_jax.model import Model
 from qwen3_jax.shapes import F32, Int, NpF32, NpInt
 
 SECOND_BUCKETS = (4, 8, 16, 32, 64)  # one trace each
 _HOP = 256  # samples between frames of the mel
+_DAMAGED = "the checkpoint's weights are damaged, so download or convert it again"
 
 
 @functools.partial(jax.jit, static_argnames=("graph",))
@@ -34,24 +35,42 @@ def encode_codes(model: Model, wave: NpF32["F"]) -> NpInt["N K"]:
     """The clip's frames by the codec encoder: int32 [ceil(F / 1920), 16].
 
     Raises:
-        ValueError: longer than the largest bucket.
+        ValueError: empty, not finite, or longer than the largest bucket.
+        FloatingPointError: the encoder computed NaN or infinity.
     """
+    _check(wave)
     valid = np.array([len(wave)], np.int32)
     codes = _codes(model.graphs.codec_encoder, model.params["codec"]["encoder"], _padded(wave, 1), valid)
-    return np.asarray(codes[0, : -(-len(wave) // model.codec_config.encode_downsample_rate)])
+    found = np.asarray(codes[0, : -(-len(wave) // model.codec_config.encode_downsample_rate)])
+    if (found < 0).any():
+        raise FloatingPointError(f"the codec's encoder computed NaN or infinity from a clip whose samples are finite: {_DAMAGED}")
+    return found
 
 
 def encode_x_vector(model: Model, wave: NpF32["F"]) -> NpF32["H"]:
     """The clip's speaker embedding, float32 [H]; Base checkpoints only.
 
     Raises:
-        ValueError: longer than the largest bucket, or a checkpoint without a speaker encoder.
+        ValueError: empty, not finite, longer than the largest bucket, or a checkpoint without a speaker encoder.
+        FloatingPointError: the encoder computed NaN or infinity.
     """
     if model.graphs.speaker_encoder is None:
         raise ValueError(f"a {model.config.tts_model_type} checkpoint has no speaker encoder: load a Base checkpoint")
+    _check(wave)
     mel = mel_spectrogram(wave)
     length = np.array([len(mel)], np.int32)
-    return np.asarray(_x_vector(model.graphs.speaker_encoder, model.params["speaker_encoder"], _padded(mel, _HOP), length)[0])
+    found = np.asarray(_x_vector(model.graphs.speaker_encoder, model.params["speaker_encoder"], _padded(mel, _HOP), length)[0])
+    if not np.isfinite(found).all():
+        raise FloatingPointError(f"the speaker encoder computed NaN or infinity from a clip whose samples are finite: {_DAMAGED}")
+    return found
+
+
+def _check(wave: NpF32["F"]) -> None:
+    wave = np.asarray(wave)
+    if wave.ndim != 1 or not len(wave) or not np.issubdtype(wave.dtype, np.floating) or not (np.abs(wave) <= LOUDEST).all():
+        raise ValueError(
+            f"clip of shape {wave.shape}, {wave.dtype}: must be [samples], finite floats in [-1, 1], at least one; read it with load_audio"
+        )
 
 
 def _padded(array: np.ndarray, samples: int) -> np.ndarray:

@@ -23,8 +23,12 @@ from qwen3_jax.sampling import Rules, draw, restrict
 from qwen3_jax.shapes import Bool, Float, Int, Key
 from qwen3_jax.talker import Talker
 
-RUNNING, EOS, LENGTH = 0, 1, 2  # finish reasons on the device
-FINISH_REASONS = {EOS: "eos", LENGTH: "length"}
+RUNNING, EOS, LENGTH, NOT_FINITE = 0, 1, 2, 4  # finish reasons on the device; the engine has one more, see engine/slots.py
+FINISH_REASONS = {EOS: "eos", LENGTH: "length", NOT_FINITE: "error"}
+DAMAGED = (  # what follows a NaN or an infinity, and what to do
+    "the voice, or the checkpoint's weights, are damaged: clone the voice again; if other voices fail as well, download or convert the "
+    "checkpoint again"
+)
 PROMPT_BUCKETS = (32, 48, 64, 80, 96, 128, 160, 192, 256, 384, 512, 768, 1024, 2048, 4096)  # prompt rows; one trace each
 TEXT_BUCKETS = (256, 2048)  # trailing text rows
 CACHE_BUCKETS = (128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768)  # KV columns
@@ -41,7 +45,7 @@ class GenState(NamedTuple):
     keys: Key["B"]
     rules: Rules
     limit: Int["B"]  # frames at most
-    reason: Int["B"]  # RUNNING, EOS or LENGTH
+    reason: Int["B"]  # RUNNING, EOS, LENGTH or NOT_FINITE
     trailing: Float["B Q H"]  # text rows still to be spoken, one a frame
     trailing_length: Int["B"]
     pad: Float["B H"]  # T(tts_pad), added once the text rows are used up
@@ -148,7 +152,8 @@ def prefill(
 
 
 def advance(talker: Talker, state: Any, text: Float["B H"], active: Bool["B"]) -> tuple[Any, Int["B K"], Float["B H"], Bool["B"]]:
-    """One frame of the rows that are ``active`` and running; the others stay as they are.
+    """One frame of the rows that are ``active`` and running; the others stay as they are. A row whose scores are not finite is stopped
+    with NOT_FINITE, before the frame.
 
     Args:
         talker: the talker.
@@ -169,7 +174,6 @@ def advance(talker: Talker, state: Any, text: Float["B H"], active: Bool["B"]) -
     first = draw(logits, books[:, 0], state.rules.talker)
     running = (state.reason == RUNNING) & active
     ended = running & (first == talker.eos_id)
-    alive = running & ~ended
 
     rest = talker.code_predictor.predict(
         hidden,
@@ -177,6 +181,7 @@ def advance(talker: Talker, state: Any, text: Float["B H"], active: Bool["B"]) -
         lambda scores, book: draw(scores, books[:, book], state.rules.predictor),
     )
     codes = jnp.concatenate([first[:, None], rest], axis=1)
+    alive = running & ~ended & jnp.all(codes >= 0, axis=1)  # `draw` gives -1 where there is nothing to draw from
     step = state.step + alive
     state = state._replace(
         caches=caches,
@@ -184,7 +189,11 @@ def advance(talker: Talker, state: Any, text: Float["B H"], active: Bool["B"]) -
         position=state.position + alive,
         step=step,
         seen=state.seen | (alive[:, None] & (jnp.arange(state.seen.shape[1]) == first[:, None])),
-        reason=jnp.where(alive & (step >= state.limit), LENGTH, jnp.where(ended, EOS, state.reason)),
+        reason=jnp.where(
+            alive,
+            jnp.where(step >= state.limit, LENGTH, state.reason),
+            jnp.where(ended, EOS, jnp.where(running, NOT_FINITE, state.reason)),
+        ),
     )
     return state, codes, hidden, alive
 

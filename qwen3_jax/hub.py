@@ -6,6 +6,7 @@ from pathlib import Path
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
+from qwen3_jax.folders import expand
 from qwen3_jax.tokenizer_files import TOKENIZER_FILES
 
 # Every file that is read, and nothing else of a repository.
@@ -29,17 +30,17 @@ def local_folder(path: str | Path, revision: str | None = None, files: tuple[str
     """The folder itself if it exists, else a download of the hub repository of that name into the hub's own cache.
 
     Args:
-        path: a folder, ``org/name``, or ``embedded``.
+        path: a folder, whose ``~`` is expanded, ``org/name``, or ``embedded``.
         revision: branch, tag or commit of the repository.
         files: patterns of what is downloaded.
 
     Raises:
         FileNotFoundError: neither a folder nor a repository that can be reached; says how to place the files by hand.
     """
-    folder = Path(path)
+    name = expand(path)
+    folder = Path(name)
     if folder.is_dir():
         return folder
-    name = str(path)
     if name == EMBEDDED:
         if (EMBEDDED_FOLDER / "config.json").is_file():
             return EMBEDDED_FOLDER

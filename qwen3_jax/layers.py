@@ -53,8 +53,9 @@ def _widened(x: Float["... I"], weight: Float["O I"]) -> Float["... O"]:
     """
     rows = x.reshape(-1, x.shape[-1])
     if len(rows) > _ROWS_ALONE:
-        # Else nothing stops every weight from being widened before the first product: 1.8 GB at full size.
-        return matmul(x, weight.astype(x.dtype) + 0 * rows[0, 0])
+        # Else nothing stops every weight from being widened before the first product: 1.8 GB at full size. Of a comparison, because
+        # 0 * NaN would reach every row.
+        return matmul(x, weight.astype(x.dtype) + 0 * (rows[0, 0] > 0).astype(x.dtype))
     # Else what made the row (a transpose, an activation) is computed again for each of O outputs: up to six times slower.
     rows = rows / (1 + 0 * rows)
     products = []

@@ -19,7 +19,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from qwen3_jax import checks
 from qwen3_jax.config import ModelConfig
+from qwen3_jax.languages import MULTILINGUAL, NAMES, language_name
 from qwen3_jax.shapes import NpF32, NpInt
 
 ROLE = 3  # <|im_start|> assistant \n
@@ -60,7 +62,7 @@ def language_id(config: ModelConfig, language: str, speaker: str | None) -> int 
         ValueError: a language or speaker that the checkpoint does not have.
     """
     talker = config.talker_config
-    name = language.lower()
+    name = language_name(language)
     if speaker is not None and name in ("chinese", AUTO):
         dialect = talker.spk_is_dialect[speaker_name(config, speaker)]
         if isinstance(dialect, str):
@@ -68,7 +70,8 @@ def language_id(config: ModelConfig, language: str, speaker: str | None) -> int 
     if name == AUTO:
         return None
     if name not in talker.codec_language_id:
-        raise ValueError(f"unknown language {language!r}: this checkpoint speaks {', '.join(talker.languages)}, or auto")
+        other = f"; {MULTILINGUAL} speaks {name.capitalize()}" if name in NAMES else ""
+        raise ValueError(f"language {language!r}: this checkpoint speaks {', '.join(talker.languages)}, or auto{other}")
     return talker.codec_language_id[name]
 
 
@@ -111,18 +114,22 @@ def build(
         streaming_text: consume one text token a frame, instead of reading all of it before the first frame.
 
     Raises:
-        ValueError: unknown language or speaker, text without a token, half a reference, wrong x-vector width.
+        ValueError: unknown language or speaker, text without a token, half a reference; ids, codes or an x-vector that the checkpoint
+            does not have (checks.py).
     """
     talker = config.talker_config
+    for name, ids in (("input_ids", input_ids), ("reference_ids", reference_ids), ("instruct_ids", instruct_ids)):
+        if ids is not None:
+            checks.text_ids(config, ids, name, least=0)
     body = np.asarray(input_ids)[ROLE:-CLOSING].tolist()
     if not body:
         raise ValueError("the text has no tokens: give at least one character that is spoken")
     if (reference_ids is None) != (reference_codes is None):
         raise ValueError("in-context cloning takes both the reference's transcript and its codes; give both or neither")
-    if x_vector is not None and np.shape(x_vector) != (talker.hidden_size,):
-        raise ValueError(
-            f"x-vector of shape {np.shape(x_vector)}: this checkpoint takes ({talker.hidden_size},); clone the voice with it again"
-        )
+    if x_vector is not None:
+        x_vector = checks.x_vector(config, x_vector)
+    if reference_codes is not None:
+        reference_codes = checks.reference(config, reference_codes)
 
     rows = _Rows(talker.num_code_groups)
     for token in [] if instruct_ids is None else np.asarray(instruct_ids).tolist():
@@ -139,9 +146,28 @@ def build(
         np.array(rows.text, np.int32),
         np.array(rows.codes, np.int32),
         np.array(rows.speaker, bool),
-        None if x_vector is None else np.asarray(x_vector, np.float32),
+        x_vector,
         np.array(trailing, np.int32),
     )
+
+
+def check_prompt(config: ModelConfig, prompt: Prompt) -> None:
+    """Refuse a prompt that would make NaN: one that was laid out by hand, or for another checkpoint.
+
+    Raises:
+        ValueError: arrays of other shapes or types, no row, or a value that the checkpoint does not have.
+    """
+    rows = len(checks.text_ids(config, prompt.text, "prompt text"))
+    checks.text_ids(config, prompt.trailing, "trailing text")
+    checks.prompt_codes(config, prompt.codes)
+    speaker = np.asarray(prompt.speaker)
+    if not rows or len(prompt.codes) != rows or speaker.shape != (rows,) or speaker.dtype != bool:
+        raise ValueError(
+            f"a prompt of {rows} text ids, {len(prompt.codes)} rows of codes and a speaker array of {speaker.shape}, {speaker.dtype}: must "
+            "be one of each a row, bool for the speaker, and at least one row"
+        )
+    if prompt.x_vector is not None:
+        checks.x_vector(config, prompt.x_vector)
 
 
 def _control(rows: _Rows, config: ModelConfig, language: int | None, speaker: str | None, cloned: bool) -> None:

@@ -5,23 +5,42 @@ length, then temperature, top-k, top-p. A row draws with its own key: its ids do
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict
 
 import jax
 import jax.numpy as jnp
 import msgspec
+import numpy as np
 
 from qwen3_jax.config import GenerationConfig
 from qwen3_jax.shapes import F32, Bool, Int, Key
 
 MIN_FRAMES = 2  # min_new_tokens of the published package
+CONTROLS = 1024  # the last ids of book 0's vocabulary name no sound
+# What float32 can divide logits by: below, they overflow; smaller still, the divisor itself is 0.
+TEMPERATURES, PENALTIES, LEAST_TOP_P, MOST_TOP_K = (1e-20, 1e20), (1e-10, 1e10), 1e-20, 2**31 - 1
+
+
+class Draw(TypedDict, total=False):
+    """Fields of Sampling, as keywords."""
+
+    do_sample: bool
+    temperature: float
+    top_k: int
+    top_p: float
+    repetition_penalty: float
+    subtalker_dosample: bool
+    subtalker_temperature: float
+    subtalker_top_k: int
+    subtalker_top_p: float
 
 
 class Sampling(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """How a request draws; names as in ``generation_config.json`` (``subtalker_`` is the code predictor).
 
     Raises:
-        ValueError: temperature not above 0, top_k below 0 (0 = off), top_p outside (0, 1], repetition_penalty not above 0.
+        ValueError: a temperature or repetition_penalty that is not above 0 or too small or large for float32, top_k below 0 (0 = off),
+            top_p outside (0, 1], or a value of another type.
     """
 
     do_sample: bool = True
@@ -35,22 +54,34 @@ class Sampling(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     subtalker_top_p: float = 1.0
 
     def __post_init__(self) -> None:
-        for prefix in ("", "subtalker_"):
-            temperature, top_k, top_p = (getattr(self, prefix + name) for name in ("temperature", "top_k", "top_p"))
-            if not temperature > 0:
-                switch = "do_sample" if not prefix else "subtalker_dosample"
-                raise ValueError(f"{prefix}temperature = {temperature}: must be above 0 (for greedy decoding set {switch}=False)")
-            if top_k < 0:
-                raise ValueError(f"{prefix}top_k = {top_k}: must be 0 (off) or more")
-            if not 0 < top_p <= 1:
-                raise ValueError(f"{prefix}top_p = {top_p}: must be above 0 and at most 1 (1 = off)")
-        if not self.repetition_penalty > 0:
-            raise ValueError(f"repetition_penalty = {self.repetition_penalty}: must be above 0 (1 = off)")
+        for prefix, switch in (("", "do_sample"), ("subtalker_", "subtalker_dosample")):
+            if not isinstance(getattr(self, switch), bool | np.bool_):
+                raise ValueError(f"{switch} = {getattr(self, switch)!r}: must be True or False")
+            self._check(f"{prefix}temperature", *TEMPERATURES, f" (for greedy decoding set {switch}=False)")
+            self._check(f"{prefix}top_p", LEAST_TOP_P, 1, " (1 = off)")
+            top_k = getattr(self, f"{prefix}top_k")
+            if not isinstance(top_k, int | np.integer) or isinstance(top_k, bool) or not 0 <= top_k <= MOST_TOP_K:
+                raise ValueError(f"{prefix}top_k = {top_k!r}: must be 0 (off) or more, an integer of at most {MOST_TOP_K}")
+        self._check("repetition_penalty", *PENALTIES, " (1 = off)")
+
+    def _check(self, name: str, least: float, most: float, advice: str) -> None:
+        value = getattr(self, name)
+        number = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
+        if not (number and least <= value <= most):  # NaN is not
+            raise ValueError(f"{name} = {value!r}: must be above 0, a number from {least:g} to {most:g}, for float32{advice}")
 
     @classmethod
     def defaults(cls, config: GenerationConfig) -> "Sampling":
         """The checkpoint's own defaults."""
         return cls(**{name: getattr(config, name) for name in cls.__struct_fields__})
+
+
+def segment_key(seed: Int[""], segment: Int[""], attempt: Int[""]) -> Key[""]:
+    """What a sentence is drawn with. The first sentence's first attempt has the seed's own key; every other one has a key of its own."""
+    plain = jax.random.key(seed)
+    other = jax.random.fold_in(jax.random.fold_in(plain, segment), attempt)
+    first = (segment == 0) & (attempt == 0)
+    return jax.random.wrap_key_data(jnp.where(first, jax.random.key_data(plain), jax.random.key_data(other)))
 
 
 class Draws(NamedTuple):
@@ -86,24 +117,25 @@ def rules(rows: list[Sampling]) -> Rules:
 
 
 def restrict(logits: F32["B V"], seen: Bool["B V"], step: Int["B"], penalty: F32["B"], eos_id: int) -> F32["B V"]:
-    """Penalty over book-0 ids generated so far, suppression of the control ids (last 1024, but not eos), minimum length."""
+    """Penalty over book-0 ids generated so far, suppression of the control ids (but not eos), minimum length."""
     penalty = penalty[:, None]
     logits = jnp.where(seen, jnp.where(logits < 0, logits * penalty, logits / penalty), logits)
     ids = jnp.arange(logits.shape[1])
-    banned = (ids >= logits.shape[1] - 1024) & (ids != eos_id) | (ids == eos_id) & (step[:, None] < MIN_FRAMES)
+    banned = (ids >= logits.shape[1] - CONTROLS) & (ids != eos_id) | (ids == eos_id) & (step[:, None] < MIN_FRAMES)
     return jnp.where(banned, -jnp.inf, logits)
 
 
 def draw(logits: F32["B V"], keys: Key["B"], by: Draws) -> Int["B"]:
-    """One id per row."""
+    """One id per row; -1 where a logit is NaN or +inf, so that nothing can be drawn."""
     likeliest = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    known = jnp.isfinite(jnp.take_along_axis(logits, likeliest[:, None], axis=-1)[:, 0])  # argmax takes NaN for the greatest
 
     def sampled() -> jax.Array:
         kept = _filter(logits / by.temperature[:, None], by.top_k, by.top_p)
         noise = jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[1:], jnp.float32))(keys)
         return jnp.where(by.sample, jnp.argmax(kept + noise, axis=-1).astype(jnp.int32), likeliest)
 
-    return jax.lax.cond(jnp.any(by.sample), sampled, lambda: likeliest)
+    return jnp.where(known, jax.lax.cond(jnp.any(by.sample), sampled, lambda: likeliest), -1)
 
 
 def _filter(logits: F32["B V"], top_k: Int["B"], top_p: F32["B"]) -> F32["B V"]:

@@ -1,6 +1,6 @@
 """Texts and voices in, many utterances at once out: the front of the engine that knows text. Everything here is on the host.
 
-    service = SpeechService(Qwen3TTS.from_pretrained("checkpoint"), slots=10)
+    service = SpeechService("checkpoint", slots=10)
     for pcm in service.speak("A text of any length.", voice=voice): ...
     live = service.open(voice=voice)
     live.write("Words as they "); live.write("come, "); live.finish()      # and meanwhile: for pcm in live: ...
@@ -13,6 +13,7 @@ seam. The same text gives the same audio whether it comes at once or in pieces.
 import logging
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -22,12 +23,13 @@ from qwen3_jax import compilation
 from qwen3_jax.engine import Engine, Handle, JaxDevice, Options, Request, Segment, Watch
 from qwen3_jax.engine.device import COLUMNS, FRAMES
 from qwen3_jax.engine.requests import Notify, Priority
-from qwen3_jax.prompt import AUTO
+from qwen3_jax.nfc import nfc, normalise, settle
+from qwen3_jax.prompt import AUTO, CLOSING, ROLE
 from qwen3_jax.sampling import Sampling
 from qwen3_jax.session import Request as Row
 from qwen3_jax.shapes import NpF32, NpInt
-from qwen3_jax.split import Splitter, settled, split
-from qwen3_jax.tts import Qwen3TTS
+from qwen3_jax.split import FED, Splitter, settled
+from qwen3_jax.tts import Qwen3TTS, load_for
 from qwen3_jax.voice import Voice
 
 SLOTS, TIMEOUT = 10, 60.0  # a wait for the next piece of audio, in seconds
@@ -97,20 +99,25 @@ class LiveUtterance(Utterance):
     def __init__(self, service: "SpeechService", handle: Handle, how: dict[str, Any]) -> None:
         super().__init__(handle, service.tts.sample_rate, service.books)
         self._service, self._how = service, how
+        self._held = ""  # what the next piece may still compose with
         self._splitter = Splitter(how["language"])
-        self._given = -1  # trailing ids of the open segment that the engine has; -1: there is none
+        self._ready = 0  # characters of the open part whose tokens are settled
+        self._given = -1  # tokens of the open part that the engine has; -1: it has no segment yet
 
     def write(self, text: str) -> None:
-        """More text.
+        """More text. The work grows with its length, and with that of the part that it belongs to, which is short.
 
         Raises:
             ValueError: text that cannot be spoken; the utterance is cancelled.
         """
         try:
-            for part in self._splitter.feed(text):
+            done, self._held = settle(self._held, text)
+            for part in self._splitter.feed(done):
                 self._end_part(part)
-            if ready := settled(self._splitter.rest):
-                self._go_on(self._row(self._splitter.rest[:ready]))
+            ready = settled(self._splitter.rest)
+            if ready > self._ready:
+                self._ready = ready
+                self._go_on(self._splitter.rest[:ready])
         except ValueError:
             self.cancel()
             raise
@@ -118,24 +125,26 @@ class LiveUtterance(Utterance):
     def finish(self) -> None:
         """No more text comes. Errors as in ``write``."""
         try:
-            for part in self._splitter.finish():
+            for part in [*self._splitter.feed(nfc(self._held)), *self._splitter.finish()]:
                 self._end_part(part)
         except ValueError:
             self.cancel()
             raise
+        self._held = ""
         self.handle.finish()
 
     def _row(self, text: str) -> Row:
         return self._service.row(text, seed=self.seed, **self._how)
 
-    def _go_on(self, row: Row) -> None:
-        """``row`` is of settled text: all of its trailing ids stand, but tts_eos."""
-        ids = row.prompt.trailing.tolist()[:-1]
+    def _go_on(self, text: str) -> None:
+        """The engine gets what it does not have of a text whose tokens are settled."""
         if self._given < 0:
-            if len(row.prompt.trailing):
+            row = self._row(text)
+            if len(row.prompt.trailing):  # its last id, tts_eos, does not stand
                 self.handle.add(Segment(row.prompt._replace(trailing=row.prompt.trailing[:-1]), row.max_frames, open=True))
-                self._given = len(ids)
-        elif len(ids) > self._given:
+                self._given = row.tokens
+        else:
+            ids = self._service.ids(text)
             self.handle.append(ids[self._given :])
             self._given = len(ids)
 
@@ -144,16 +153,17 @@ class LiveUtterance(Utterance):
         if self._given < 0:
             self.handle.add(self._service.segment(row))
         else:
-            self.handle.append(row.prompt.trailing.tolist()[self._given :])
+            new = row.tokens - self._given + 1  # and tts_eos
+            self.handle.append(row.prompt.trailing.tolist()[-new:])
             self.handle.end_segment(row.max_frames, row.tokens)
-        self._given = -1
+        self._ready, self._given = 0, -1
 
 
 class SpeechService:
     """A checkpoint that speaks for many at once.
 
     Args:
-        tts: the checkpoint.
+        tts: the checkpoint, or what ``Qwen3TTS.from_pretrained`` takes: then its weights are kept as so many slots read them.
         slots: utterances that are spoken at a time; more wait in line.
         columns: positions of a slot (prompt, and a frame each): the longest part of a text. A multiple of 64.
         frames: most frames of a step.
@@ -166,9 +176,11 @@ class SpeechService:
     """
 
     def __init__(
-        self, tts: Qwen3TTS, *, slots: int = SLOTS, columns: int = COLUMNS, frames: int = FRAMES, options: Options | None = None,
-        watch: Watch | None = WATCH, warm: bool = True,
+        self, tts: Qwen3TTS | str | Path, *, slots: int = SLOTS, columns: int = COLUMNS, frames: int = FRAMES,
+        options: Options | None = None, watch: Watch | None = WATCH, warm: bool = True,
     ) -> None:  # fmt: skip
+        if isinstance(tts, (str, Path)):
+            tts = load_for(tts, rows=slots)
         self.tts, self._watch = tts, watch
         self.books = tts.model.config.talker_config.num_code_groups
         self._lock = threading.Lock()
@@ -201,11 +213,35 @@ class SpeechService:
             ValueError: as ``Qwen3TTS.generate``, or a part that does not fit into a slot.
             EngineError: too many wait, or the engine is closed.
         """
-        how = {"voice": voice, "language": language, "instruct": instruct, "streaming_text": streaming_text, "sampling": sampling}
-        parts = split(text, language) if isinstance(text, str) else [text]
-        rows: list[Row] = []
-        for part in parts or [text]:  # an empty text is refused by name
-            rows.append(self.row(part, seed=seed if not rows else rows[0].seed, max_frames=max_frames, **how))
+        rows = self.rows(
+            text, voice=voice, language=language, instruct=instruct, streaming_text=streaming_text, seed=seed, sampling=sampling,
+            max_frames=max_frames,
+        )  # fmt: skip
+        return self.submit(list(rows), priority=priority, deadline=deadline, notify=notify)
+
+    def rows(
+        self, text: str, *, voice: Voice | str | None = None, language: str = AUTO, instruct: str | None = None,
+        streaming_text: bool | None = None, seed: int | None = None, sampling: Sampling | None = None, max_frames: int | None = None,
+    ) -> Iterator[Row]:  # fmt: skip
+        """``speak`` in steps, for a caller that has others to serve as well: the parts of a text, for ``submit``, each a few ms of work.
+
+        Arguments and errors as in ``speak``.
+        """
+        how = {"voice": voice, "instruct": instruct, "streaming_text": streaming_text, "sampling": sampling, "max_frames": max_frames}
+        clean, splitter = normalise(text), Splitter(language)
+        for start in range(0, len(clean), FED):
+            parts = splitter.feed(clean[start : start + FED])
+            if start + FED >= len(clean):
+                parts += splitter.finish()
+            for part in parts:
+                row = self.row(part, language=language, seed=seed, **how)
+                seed = row.seed  # one for all parts
+                yield row
+
+    def submit(
+        self, rows: list[Row], *, priority: Priority = "normal", deadline: float | None = None, notify: Notify | None = None
+    ) -> Utterance:
+        """Queue the parts of one text. Arguments and errors as in ``speak``."""
         segments, first = tuple(map(self.segment, rows)), rows[0]
         request = Request(
             segments, first.sampling, first.seed, first.codec_state, priority=priority, deadline=deadline, watch=self._watch, notify=notify
@@ -234,7 +270,12 @@ class SpeechService:
 
     def row(self, text: str, **how: Any) -> Row:
         """A part's prompt, as Qwen3TTS lays it out."""
-        return self.tts._request(text, **({"seed": None, "max_frames": None} | how))
+        how = {"seed": None, "max_frames": None} | how
+        return self.tts._request(text, **(how | {"voice": self.tts._chosen(how["voice"])}))
+
+    def ids(self, text: str) -> list[int]:
+        """A text's token ids, without those of the turn around it. Errors as in ``Qwen3TTS.generate``."""
+        return self.tts._reader(text, "text").assistant(text)[ROLE:-CLOSING].tolist()
 
     def segment(self, row: Row) -> Segment:
         """A part whose text is complete."""

@@ -14,13 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from qwen3_jax import generate
-from qwen3_jax.codec.decoder import DecoderState, init_state
+from qwen3_jax import checks, generate
+from qwen3_jax.codec.decoder import DecoderState, check_state, init_state
 from qwen3_jax.generate import FINISH_REASONS, bucket
 from qwen3_jax.model import Model
-from qwen3_jax.prompt import Prompt
-from qwen3_jax.sampling import Sampling, rules
-from qwen3_jax.shapes import F32, Int, NpF32, NpInt
+from qwen3_jax.prompt import Prompt, check_prompt
+from qwen3_jax.sampling import Sampling, rules, segment_key
+from qwen3_jax.shapes import F32, Int, Key, NpF32, NpInt
 
 BATCH_BUCKETS = (1, 2, 4, 8, 16, 32)
 _PRIME = 16  # frames of reference decoded at a time: one trace for every length, and 150 MB of temporaries at full size
@@ -35,6 +35,7 @@ class Request(NamedTuple):
     max_frames: int
     codec_state: DecoderState | None = None  # in-context cloning: where the reference leaves the codec, see `prime`; one row
     tokens: int = 0  # of the text to be spoken
+    segment: int = 0  # which sentence of a text it is: each one draws with a key of its own
 
 
 class Piece(NamedTuple):
@@ -55,14 +56,28 @@ def _remember(graph: Any, decoder: Any, codes: Int["B N K"], valid: Int["B"] | N
     return nnx.merge(graph, decoder)(codes, state, valid)[1]
 
 
-def prime(model: Model, reference: NpInt["N K"]) -> DecoderState:
-    """The codec's state after a reference's frames, one row; their audio is not kept. It serves any number of requests."""
-    state = init_state(model.codec_config.decoder_config, 1)
+def prime(model: Model, reference: NpInt["N K"], begun: DecoderState | None = None) -> DecoderState:
+    """The codec's state after these frames, one row; their audio is not kept. It serves any number of requests.
+
+    Args:
+        model: the checkpoint.
+        reference: the frames.
+        begun: where the codec begins, one row; None: at the start of a stream.
+
+    Raises:
+        ValueError: codes that the checkpoint does not have.
+        FloatingPointError: the decoder computed NaN or infinity.
+    """
+    reference = checks.reference(model.config, reference)
+    fresh = init_state(model.codec_config.decoder_config, 1)
+    state = fresh if begun is None else jax.tree.map(jnp.copy, begun)
     for start in range(0, len(reference), _PRIME):
-        piece = np.asarray(reference[start : start + _PRIME], np.int32)
+        piece = reference[start : start + _PRIME]
         codes = np.pad(piece, ((0, _PRIME - len(piece)), (0, 0)))[None]
         valid = None if len(piece) == _PRIME else np.array([len(piece)], np.int32)  # whole pieces are cheaper to remember
         state = _remember(model.graphs.codec_decoder, model.params["codec"]["decoder"], codes, valid, state)
+    if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state)):
+        raise FloatingPointError(f"what the codec's decoder computed for the reference is NaN or infinite; {generate.DAMAGED}")
     return state
 
 
@@ -72,18 +87,30 @@ def _side_by_side(states: list[DecoderState]) -> DecoderState:
     return jax.tree.map(lambda *rows: jnp.copy(jnp.concatenate(rows)), *states)
 
 
+@jax.jit
+def _keys(seeds: Int["B"], segments: Int["B"]) -> Key["B"]:
+    return jax.vmap(lambda seed, segment: segment_key(seed, segment, jnp.int32(0)))(seeds.astype(jnp.uint32), segments)
+
+
 class Session:
     """One batch from prefill to its end.
 
     Args:
         model: the checkpoint.
         requests: at most ``BATCH_BUCKETS[-1]``.
+        carried: whether `ended` will be asked for.
 
     Raises:
-        ValueError: too many requests, or one that does not fit.
+        ValueError: too many requests, one that does not fit, or one that would make NaN (`check_prompt`, `check_state`).
     """
 
-    def __init__(self, model: Model, requests: Sequence[Request]) -> None:
+    def __init__(self, model: Model, requests: Sequence[Request], *, carried: bool = False) -> None:
+        self.ended: list[DecoderState | None] = [None] * len(requests)  # where each row that has ended left the codec, if `carried`
+        self._carried = carried
+        for request in requests:
+            check_prompt(model.config, request.prompt)
+            if request.codec_state is not None:
+                check_state(model.codec_config.decoder_config, request.codec_state)
         self._model = model
         self._count = len(requests)
         rows = bucket(self._count, BATCH_BUCKETS, "requests in one batch")
@@ -95,7 +122,7 @@ class Session:
             model.graphs.talker,
             model.params["talker"],
             prompts,
-            jnp.stack([jax.random.key(request.seed) for request in padded]),
+            _keys(*(np.array(column) for column in zip(*((request.seed, request.segment) for request in padded), strict=True))),
             rules([request.sampling for request in padded]),
             np.array([request.max_frames for request in padded], np.int32),
             np.int32(model.config.tts_pad_token_id),
@@ -111,7 +138,7 @@ class Session:
 
     @property
     def finish_reasons(self) -> list[str | None]:
-        """Per request: ``eos``, ``length``, or None while it is running."""
+        """Per request: ``eos``, ``length``, ``error`` (then `step` has raised), or None while it is running."""
         return [FINISH_REASONS.get(int(reason)) for reason in np.asarray(self._state.reason)[: self._count]]
 
     @property
@@ -124,15 +151,25 @@ class Session:
 
         Raises:
             ValueError: the utterance has outgrown the largest cache.
+            FloatingPointError: what the model computed for a row is not finite; nothing of these frames is handed out.
         """
         self._grow(generate.columns_for(self._position + 1, size))
         graphs, params = self._model.graphs, self._model.params
         self._state, made = generate.generate_chunk(graphs.talker, params["talker"], self._state, np.int32(size), size=size)
+        # A row that ends within the chunk leaves the codec in the chunk's midst: from before the chunk, that place is found again.
+        before = jax.tree.map(jnp.copy, self._codec_state) if self._carried else None
         pcm, self._codec_state = decode(graphs.codec_decoder, params["codec"]["decoder"], made.codes, self._codec_state)
         self._position += size
-        host_codes, host_counts, host_pcm = jax.device_get((made.codes, made.counts, pcm))
+        codes, counts, wave, reasons = jax.device_get((made.codes, made.counts, pcm, self._state.reason))
         samples = self._model.codec_config.decode_upsample_rate
-        return [Piece(host_pcm[row, : samples * host_counts[row]], host_codes[: host_counts[row], row]) for row in range(self._count)]
+        pieces = [Piece(wave[row, : samples * counts[row]], codes[: counts[row], row]) for row in range(self._count)]
+        for row, piece in enumerate(pieces):
+            if reasons[row] == generate.NOT_FINITE or not np.isfinite(piece.pcm).all():
+                raise FloatingPointError(f"request {row}: what the model computed is NaN or infinite; {generate.DAMAGED}")
+            if before is not None and self.ended[row] is None and reasons[row] != generate.RUNNING:
+                here = jax.tree.map(lambda rows, at=row: rows[at : at + 1], before)
+                self.ended[row] = prime(self._model, piece.codes, here) if len(piece.codes) else here
+        return pieces
 
     def _grow(self, columns: int) -> None:
         if columns > self._columns:

@@ -9,13 +9,12 @@ import unicodedata
 
 import sentencex
 
+from qwen3_jax.languages import NAMES, language_name
+
 LEAST, MOST = 80, 240  # characters; at 240 about 16 s of English
+FED = 1024  # characters that a Splitter looks at together: for each part, what is left of them is copied
 _ENDS, _CLOSERS, _CLAUSES = ".!?…。！？", "\"'”’»)]）」』】", ",;:、，；："
 _UNSPACED = "。！？、，；："  # no space follows these
-_CODES = {
-    "chinese": "zh", "english": "en", "german": "de", "italian": "it", "portuguese": "pt",
-    "spanish": "es", "japanese": "ja", "korean": "ko", "french": "fr", "russian": "ru",
-}  # fmt: skip
 
 
 class Splitter:
@@ -26,17 +25,18 @@ class Splitter:
     """
 
     def __init__(self, language: str) -> None:
-        self._code = _CODES.get(language.lower(), "en")
+        self._code = NAMES.get(language_name(language), NAMES["english"])[0]
         self._looked = 0  # no part ends before this character of `rest`
         self.rest = ""  # of the text, the part that is not complete
 
     def feed(self, text: str) -> list[str]:
         """More text. Returns the parts that are complete now, without spaces around them."""
-        self.rest = (self.rest + text).lstrip() if not self.rest else self.rest + text
         parts = []
-        while (end := self._end()) is not None:
-            parts.append(self.rest[:end].strip())
-            self.rest, self._looked = self.rest[end:].lstrip(), 0
+        for start in range(0, len(text), FED):
+            self.rest += text[start : start + FED] if self.rest else text[start : start + FED].lstrip()
+            while (end := self._end()) is not None:
+                parts.append(self.rest[:end].strip())
+                self.rest, self._looked = self.rest[end:].lstrip(), 0
         return parts
 
     def finish(self) -> list[str]:

@@ -3,13 +3,13 @@
 The turns are those of `qwen-tts` 0.1.1, inference/qwen3_tts_model.py.
 """
 
-import unicodedata
 from pathlib import Path
 
 import numpy as np
 import tokenizers
 
 from qwen3_jax.config import ModelConfig
+from qwen3_jax.nfc import normalise
 from qwen3_jax.shapes import NpInt
 from qwen3_jax.tokenizer_files import TOKENIZER_FILES, read_tokenizer
 
@@ -88,15 +88,3 @@ class Tokenizer:
             if token in text:
                 raise ValueError(f"the text contains {token!r}, which is reserved for the model's own use: remove it")
         return text
-
-
-def normalise(text: str) -> str:
-    """NFC, trimmed.
-
-    Raises:
-        ValueError: nothing is left.
-    """
-    clean = unicodedata.normalize("NFC", text).strip()
-    if not clean:
-        raise ValueError(f"the text {text!r} is empty: give at least one character that is spoken")
-    return clean

@@ -1,36 +1,42 @@
 """The public API: text and a voice -> speech. Everything a user of the library touches first is here.
 
-tts = Qwen3TTS.from_pretrained("checkpoint")
-voice = tts.create_voice("reference.wav", "What the reference says.")
-tts.generate("Hello there.", voice=voice).save("hello.wav")
-for pcm in tts.stream("Hello there.", voice=voice): ...
+tts = Qwen3TTS.from_pretrained()  # the small voice that ships; or a folder, or a hub id
+tts.generate("Hello there.").save("hello.wav")
+tts.generate("Hello there.", voice="makima", temperature=0.5, seed=1)
+for pcm in tts.stream("Hello there.", voice="reference.wav", transcript="What the reference says."): ...
 """
 
 import secrets
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
+import msgspec
 import numpy as np
 
-from qwen3_jax import audio, compilation, hub
+from qwen3_jax import audio, compilation, hub, voice_choice
 from qwen3_jax.checkpoint import identity
+from qwen3_jax.checks import check_voice
 from qwen3_jax.codec import DecoderState
 from qwen3_jax.encode import encode_codes, encode_x_vector
 from qwen3_jax.generate import PROMPT_BUCKETS
 from qwen3_jax.model import Model, load
+from qwen3_jax.nfc import normalise
 from qwen3_jax.prompt import AUTO, CLOSING, ROLE, build, language_id, speaker_name
-from qwen3_jax.sampling import Sampling
-from qwen3_jax.session import BATCH_BUCKETS, Request, Session, prime, warm_up
-from qwen3_jax.speech import Speech, SpeechStream
+from qwen3_jax.sampling import Draw, Sampling
+from qwen3_jax.session import Request, prime, warm_up
+from qwen3_jax.speech import SpeechStream, speak_batch
+from qwen3_jax.split import split as split_text
 from qwen3_jax.text import Tokenizer
 from qwen3_jax.voice import Voice
+from qwen3_jax.voice_choice import Given, VoiceInfo
 
-FIRST_CHUNK, CHUNK, OFFLINE_CHUNK = 1, 4, 8  # frames per compiled call: first sound soon, then fewer calls
+FIRST_CHUNK, CHUNK = 1, 4  # frames per compiled call: first sound soon, then fewer calls
 WARM_PROMPTS, WARM_COLUMNS = tuple(rows for rows in PROMPT_BUCKETS if rows <= 192), (128, 256, 512)  # what `warmup` compiles
 PREPARED_VOICES = 16  # kept ready for in-context cloning, 5 MB each
 FRAMES_PER_TOKEN, SPARE_FRAMES = 25, 125  # default cap on an utterance: 2 s a text token and 10 s on top
@@ -39,51 +45,36 @@ FRAMES_PER_TOKEN, SPARE_FRAMES = 25, 125  # default cap on an utterance: 2 s a t
 class Qwen3TTS:
     """A Qwen3-TTS-12Hz checkpoint, ready to speak. Made by ``from_pretrained``."""
 
-    def __init__(self, model: Model, tokenizer: Tokenizer | None, folder: Path) -> None:
+    def __init__(self, model: Model, tokenizer: Tokenizer | None, folder: Path, voices_dir: str | Path | None = None) -> None:
         self.model = model
+        self._choice = voice_choice.of(self, voices_dir)
         self._tokenizer = tokenizer
         self._folder = folder
-        self._prepared: OrderedDict[Voice, DecoderState] = OrderedDict()  # by identity, least recently used first
+        # Least recently used first; a state goes with its voice, so that nothing stays of one that nobody holds any more.
+        self._prepared: OrderedDict[weakref.ref[Voice], DecoderState] = OrderedDict()
         self._lock = threading.Lock()
         self.prepared_voices = PREPARED_VOICES
 
     @classmethod
-    def from_pretrained(cls, path: str | Path, *, device: str | None = None, dtype: str | None = None) -> "Qwen3TTS":
+    def from_pretrained(
+        cls, path: str | Path = hub.EMBEDDED, *, device: str | None = None, dtype: str | None = None, voices_dir: str | Path | None = None
+    ) -> "Qwen3TTS":
         """Load a checkpoint.
 
         Args:
-            path: a folder in the published layout, a folder made by ``convert``, or a hub id such as
-                ``Qwen/Qwen3-TTS-12Hz-0.6B-Base`` (downloaded once into the hub's own cache).
+            path: a folder in the published layout, a folder made by ``convert``, a hub id such as
+                ``Qwen/Qwen3-TTS-12Hz-0.6B-Base`` (downloaded once into the hub's own cache), or ``embedded``, the small English voice
+                that ships.
             device: ``cpu``, ``gpu``, ``tpu``, or one of them with an index (``cuda:1``). Default: JAX's own choice.
             dtype: ``float32`` or ``bfloat16`` for talker and predictor. Default: float32 on a CPU, else bfloat16.
+            voices_dir: your folder of voices. Default: TTS_VOICES_DIR, else ``voices`` if it exists; the user's and those that ship are
+                there too.
 
         Raises:
             FileNotFoundError: no checkpoint there, and none to be had.
             ValueError: a checkpoint, device or dtype that cannot be used.
         """
-        return cls._load(path, device, dtype, several=False)
-
-    @classmethod
-    def for_many(cls, path: str | Path, *, device: str | None = None, dtype: str | None = None) -> "Qwen3TTS":
-        """`from_pretrained` for many utterances at once: weights are kept in ``dtype``, also where a single one is better served by
-        those of the checkpoint (bfloat16 ones under float32 arithmetic, on a CPU)."""
-        return cls._load(path, device, dtype, several=True)
-
-    @classmethod
-    def _load(cls, path: str | Path, device: str | None, dtype: str | None, *, several: bool) -> "Qwen3TTS":
-        compilation.use_persistent_cache()
-        chosen = _device(device)
-        if dtype is None:
-            dtype = "float32" if chosen.platform == "cpu" else "bfloat16"
-        if dtype not in ("float32", "bfloat16"):
-            raise ValueError(f"dtype {dtype!r}: use float32 or bfloat16 (float16 overflows in the code predictor)")
-        folder = hub.local_folder(path)
-        model = load(folder, dtype=jnp.dtype(dtype), device=chosen, stored=jnp.dtype(dtype) if several else None)
-        try:
-            tokenizer = Tokenizer.from_folder(folder, model.config)
-        except FileNotFoundError:
-            tokenizer = None  # such a checkpoint can be verified and measured; `_reader` says what is missing when text comes
-        return cls(model, tokenizer, folder)
+        return load_for(path, rows=1, device=device, dtype=dtype, voices_dir=voices_dir)
 
     @property
     def sample_rate(self) -> int:
@@ -109,6 +100,13 @@ class Qwen3TTS:
     def speakers(self) -> tuple[str, ...]:
         """Preset speakers; empty but for custom_voice checkpoints."""
         return tuple(sorted(self.model.config.talker_config.spk_id))
+
+    @property
+    def voices(self) -> tuple[VoiceInfo, ...]:
+        """What ``voice`` takes by name: the voices of the folders, or the preset speakers."""
+        if self.model_type == "base":
+            return self._choice.known()
+        return tuple(VoiceInfo(name, "", "a preset speaker") for name in self.speakers)
 
     def create_voice(
         self, audio_in: str | Path | tuple[np.ndarray, int], transcript: str | None = None, *, name: str | None = None,
@@ -142,76 +140,99 @@ class Qwen3TTS:
         return Voice(x_vector, codes, transcript, name)
 
     def prepare(self, voice: Voice) -> None:
-        """Do ahead what the first utterance in a voice has to do: decode its reference, which in-context cloning continues."""
+        """Do ahead what the first utterance in a voice has to do: decode its reference, which in-context cloning continues.
+
+        Raises:
+            ValueError: a voice that this checkpoint cannot speak in.
+        """
+        check_voice(self.model.config, voice)
         self._codec_state(voice)
 
     def _codec_state(self, voice: Voice) -> DecoderState | None:
         if voice.codes is None:
             return None
+        key = weakref.ref(voice, self._leave)
         with self._lock:  # two utterances in a new voice decode its reference once
-            if voice not in self._prepared:
-                self._prepared[voice] = prime(self.model, voice.codes)
-            self._prepared.move_to_end(voice)
+            if key not in self._prepared:
+                self._prepared[key] = prime(self.model, voice.codes)
+            self._prepared.move_to_end(key)
             while len(self._prepared) > self.prepared_voices:
                 self._prepared.popitem(last=False)
-            return self._prepared[voice]
+            return self._prepared[key]
+
+    def _leave(self, voice: "weakref.ref[Voice]") -> None:
+        """Without the lock: it is called wherever the last one lets go of a voice."""
+        self._prepared.pop(voice, None)
 
     def generate(
         self,
         text: str | Sequence[str],
         *,
-        voice: Voice | str | Sequence[Voice | str | None] | None = None,
+        voice: Given | Sequence[Given] = None,
+        transcript: str | None = None,
         language: str | Sequence[str] = AUTO,
         instruct: str | Sequence[str | None] | None = None,
         streaming_text: bool | None = None,
         seed: int | Sequence[int | None] | None = None,
         sampling: Sampling | None = None,
         max_frames: int | None = None,
+        split: bool = True,
+        **draw: Unpack[Draw],
     ) -> Any:
-        """Speak a text, or a batch of texts.
+        """Speak a text of any length, or a batch of texts.
 
         Args:
-            text: one text, or a sequence; then the other arguments may be sequences of the same length.
-            voice: a Voice (Base checkpoints) or a preset speaker's name (custom_voice).
-            language: one of ``languages``, or auto.
+            text: one text, or a list of texts; then voice, language, instruct and seed may be lists of the same length.
+            voice: of a Base checkpoint: a Voice, a name of ``voices``, a voice's folder, a recording, or a file of ``Voice.save``. Default:
+                makima, else the first voice. Of a custom_voice checkpoint: one of ``speakers``.
+            transcript: what the recording given as voice says. Default: the words in a .txt beside it.
+            language: one of ``languages``, an ISO code such as en or en-US, or auto.
             instruct: how to speak, in words (voice_design, and custom_voice but for 0.6B).
             streaming_text: feed one text token a frame. Default, as in the published package: Base yes, others no; unless the
                 checkpoint's ``generation_config.json`` says ``non_streaming_mode``.
             seed: 0 to 2^32-1. The same request and seed give the same audio, alone or in a batch. None: a fresh one.
             sampling: default: the checkpoint's.
-            max_frames: 80 ms each. Default: 125 + 25 per text token, at most the checkpoint's max_new_tokens.
+            max_frames: 80 ms each, of the whole text. Default: for each sentence 125 + 25 per text token, at most the checkpoint's
+                max_new_tokens.
+            split: speak a long text part by part, without a seam. False: as one prompt, as the published package does.
+            draw: fields of Sampling by name, such as temperature=0.5; they go before ``sampling``.
 
         Returns:
-            Speech, or a list of them for a sequence of texts.
+            Speech, or a list of them for a list of texts.
 
         Raises:
             ValueError: bad input; the message names the value, what is allowed and the fix.
+            FloatingPointError: what the model computed is NaN or infinite, so that it would be noise: a damaged checkpoint, as a rule.
         """
-        if isinstance(text, str):
-            return self._speak([self._request(text, voice, language, instruct, streaming_text, seed, sampling, max_frames)])[0]
+        how = {"streaming_text": streaming_text, "sampling": self._sampling(sampling, draw), "max_frames": max_frames, "split": split}
+        if not isinstance(text, (list, tuple)):
+            sentences = self._sentences(text, self._chosen(voice, transcript), language, instruct, seed, **how)
+            return speak_batch(self.model, [sentences], max_frames)[0]
         columns = [
             _column(value, len(text), name)
             for name, value in (("voice", voice), ("language", language), ("instruct", instruct), ("seed", seed))
         ]
-        requests = [
-            self._request(line, *row[:3], streaming_text, row[3], sampling, max_frames) for line, *row in zip(text, *columns, strict=True)
+        texts = [
+            self._sentences(line, self._chosen(given, transcript), *rest, **how) for line, given, *rest in zip(text, *columns, strict=True)
         ]
-        size = BATCH_BUCKETS[-1]
-        return [speech for start in range(0, len(requests), size) for speech in self._speak(requests[start : start + size])]
+        return speak_batch(self.model, texts, max_frames)
 
     def stream(
         self,
         text: str,
         *,
-        voice: Voice | str | None = None,
+        voice: Given = None,
+        transcript: str | None = None,
         language: str = AUTO,
         instruct: str | None = None,
         streaming_text: bool | None = None,
         seed: int | None = None,
         sampling: Sampling | None = None,
         max_frames: int | None = None,
+        split: bool = True,
         first_chunk: int = FIRST_CHUNK,
         chunk: int = CHUNK,
+        **draw: Unpack[Draw],
     ) -> SpeechStream:
         """Speak a text piece by piece: the first ``first_chunk`` frames, then ``chunk`` at a time (80 ms a frame).
 
@@ -220,8 +241,9 @@ class Qwen3TTS:
         for name, value in (("first_chunk", first_chunk), ("chunk", chunk)):
             if not 1 <= value <= 64:
                 raise ValueError(f"{name} = {value}: must be from 1 to 64 frames")
-        request = self._request(text, voice, language, instruct, streaming_text, seed, sampling, max_frames)
-        return SpeechStream(Session(self.model, [request]), request.seed, first_chunk, chunk, self.sample_rate)
+        how = {"streaming_text": streaming_text, "sampling": self._sampling(sampling, draw), "max_frames": max_frames, "split": split}
+        sentences = self._sentences(text, self._chosen(voice, transcript), language, instruct, seed, **how)
+        return SpeechStream(self.model, sentences, max_frames, first_chunk, chunk)
 
     def warmup(self) -> None:
         """Compile ahead what a stream of up to about 30 s needs at default chunk sizes; seconds to minutes on a cold cache.
@@ -230,22 +252,53 @@ class Qwen3TTS:
         """
         warm_up(self.model, (FIRST_CHUNK, CHUNK), WARM_PROMPTS, WARM_COLUMNS)
 
-    def _speak(self, requests: list[Request]) -> list[Speech]:
-        session = Session(self.model, requests)
-        pieces: list[list[Any]] = [[] for _ in requests]
-        while session.running:
-            for row, piece in zip(pieces, session.step(OFFLINE_CHUNK), strict=True):
-                row.append(piece)
-        return [
-            Speech(
-                np.concatenate([piece.pcm for piece in row]) if row else np.zeros(0, np.float32),
-                self.sample_rate,
-                np.concatenate([piece.codes for piece in row]) if row else np.zeros((0, session.books), np.int32),
-                reason or "length",
-                request.seed,
+    def _chosen(self, given: Given, transcript: str | None = None) -> Voice | str | None:
+        """The voice, as `_request` takes it."""
+        if self.model_type == "base":
+            return self._choice.voice(given, transcript)
+        if transcript is not None:
+            raise ValueError(f"transcript: a {self.model_type} checkpoint cannot clone voices: load a Base checkpoint")
+        if isinstance(given, Voice):
+            raise ValueError(f"a {self.model_type} checkpoint cannot speak in a cloned voice: load a Base checkpoint")
+        if given is not None and not isinstance(given, str):
+            raise ValueError(f"voice of type {type(given).__name__}: a {self.model_type} checkpoint takes the name of a preset speaker")
+        return given
+
+    def _sampling(self, sampling: Sampling | None, draw: Draw) -> Sampling:
+        unknown = set(draw) - set(Sampling.__struct_fields__)
+        if unknown:
+            raise TypeError(
+                f"{', '.join(sorted(unknown))}: no such argument; of how to draw there is {', '.join(Sampling.__struct_fields__)}"
             )
-            for row, reason, request in zip(pieces, session.finish_reasons, requests, strict=True)
-        ]
+        if sampling is not None and not isinstance(sampling, Sampling):
+            raise ValueError(f"sampling of type {type(sampling).__name__}: give a Sampling, or its fields by name, such as temperature=0.5")
+        return msgspec.structs.replace(sampling or Sampling.defaults(self.model.generation), **draw)
+
+    def _sentences(
+        self,
+        text: str,
+        voice: Voice | str | None,
+        language: str,
+        instruct: str | None,
+        seed: int | None,
+        *,
+        split: bool,
+        max_frames: int | None,
+        **how: Any,
+    ) -> list[Request]:
+        """One request a sentence, or for as many as are spoken together."""
+        self._reader(text, "text")
+        if not isinstance(language, str):
+            raise ValueError(f"language of type {type(language).__name__}: give one of {', '.join(self.languages)}, or auto")
+        most = self.model.generation.max_new_tokens - 1
+        if split and max_frames is not None and max_frames > most:
+            max_frames = most  # of each sentence; of the whole text whoever speaks them sees to it
+        sentences: list[Request] = []
+        for number, part in enumerate(split_text(normalise(text), language) if split else [text]):
+            request = self._request(part, voice, language, instruct, seed=seed, max_frames=max_frames, **how)
+            seed = request.seed  # one for all
+            sentences.append(request._replace(segment=number))
+        return sentences
 
     def _request(
         self,
@@ -258,6 +311,7 @@ class Qwen3TTS:
         sampling: Sampling | None,
         max_frames: int | None,
     ) -> Request:
+        """A text that is spoken at once, as one prompt."""
         config = self.model.config
         cloned, speaker = self._voice(voice)
         if instruct is not None:
@@ -283,8 +337,8 @@ class Qwen3TTS:
         if not 1 <= max_frames <= most:
             raise ValueError(f"max_frames = {max_frames}: must be from 1 to {most} (the checkpoint's max_new_tokens - 1)")
         seed = secrets.randbits(32) if seed is None else seed
-        if not 0 <= seed < 2**32:
-            raise ValueError(f"seed = {seed}: must be from 0 to {2**32 - 1}")
+        if not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**32:
+            raise ValueError(f"seed = {seed!r}: must be a whole number from 0 to {2**32 - 1}")
         state = None if cloned is None else self._codec_state(cloned)
         return Request(prompt, sampling or Sampling.defaults(self.model.generation), seed, max_frames, state, len(ids) - ROLE - CLOSING)
 
@@ -299,6 +353,7 @@ class Qwen3TTS:
         if isinstance(voice, Voice):
             if kind != "base":
                 raise ValueError(f"a {kind} checkpoint cannot speak in a cloned voice: load a Base checkpoint")
+            check_voice(self.model.config, voice)
             return voice, None
         if kind == "base":
             what = "no voice" if voice is None else f"voice {voice!r}"
@@ -323,6 +378,30 @@ class Qwen3TTS:
         return self._tokenizer or Tokenizer.from_folder(self._folder, self.model.config)
 
 
+def load_for(
+    path: str | Path, *, rows: int | None, device: str | None = None, dtype: str | None = None, voices_dir: str | Path | None = None
+) -> Qwen3TTS:
+    """`Qwen3TTS.from_pretrained`, with the weights kept as batches of so many rows read them.
+
+    Args:
+        rows: of more than one (or None, of many) weights are kept in ``dtype``; a single one on a CPU is better served by those of the
+            checkpoint, bfloat16 ones under float32 arithmetic.
+    """
+    compilation.use_persistent_cache()
+    chosen = _device(device)
+    if dtype is None:
+        dtype = "float32" if chosen.platform == "cpu" else "bfloat16"
+    if dtype not in ("float32", "bfloat16"):
+        raise ValueError(f"dtype {dtype!r}: use float32 or bfloat16 (float16 overflows in the code predictor)")
+    folder = hub.local_folder(path)
+    model = load(folder, dtype=jnp.dtype(dtype), device=chosen, stored=None if rows == 1 else jnp.dtype(dtype))
+    try:
+        tokenizer = Tokenizer.from_folder(folder, model.config)
+    except FileNotFoundError:
+        tokenizer = None  # such a checkpoint can be verified and measured; `_reader` says what is missing when text comes
+    return Qwen3TTS(model, tokenizer, folder, voices_dir)
+
+
 def _device(name: str | None) -> jax.Device:
     if name is None:
         return jax.devices()[0]
@@ -336,8 +415,9 @@ def _device(name: str | None) -> jax.Device:
 
 
 def _column(value: Any, rows: int, name: str) -> list[Any]:
-    """One value for every row, or one each."""
-    if value is None or isinstance(value, (str, int, Voice)):
+    """One value for every row, or one each. A recording as (samples, rate) is one value."""
+    many = isinstance(value, list) or (isinstance(value, tuple) and not any(isinstance(item, np.ndarray) for item in value))
+    if not many:
         return [value] * rows
     if len(value) != rows:
         raise ValueError(f"{name}: {len(value)} values for {rows} texts; give one for all, or one each")

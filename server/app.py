@@ -1,11 +1,13 @@
 """Settings -> the Quart application: routes, and the engine's life."""
 
+import asyncio
+import logging
 from collections.abc import Callable
 
 from quart import Quart, Response, ResponseReturnValue, websocket
 
-from qwen3_jax.voice_folder import shipped_folder
-from server import metrics, openai, schema, web
+from qwen3_jax.voice_layers import VoiceLayers
+from server import bodies, metrics, openai, schema, web
 from server.auth import Authenticator
 from server.context import Context
 from server.engines import factory
@@ -16,9 +18,11 @@ from server.settings import Settings
 from server.transport import bounded
 from server.voices import routes as voices
 from server.voices.store import VoiceStore
+from server.voices.watch import watch
 from server.web import address_of, origin_allowed, token_of
 from server.websocket import handle
 
+log = logging.getLogger(__name__)
 MakeEngine = Callable[[Settings, VoiceStore], TtsEngine]
 
 
@@ -33,28 +37,33 @@ def create_app(settings: Settings | None = None, make_engine: MakeEngine = facto
         ValueError, FileNotFoundError: a setting, key or voice that cannot be used.
     """
     chosen = settings or Settings()
-    shipped = "voices_dir" not in chosen.model_fields_set if chosen.shipped_voices is None else chosen.shipped_voices
-    store = VoiceStore(chosen.voices_dir, shipped_folder() if shipped else None)
+    store = VoiceStore(VoiceLayers.of(chosen.voices_dir, shipped=chosen.shipped_voices))
+    log.info("voices: %s; new ones go to %s", store.layers, store.layers.destination or "no folder: set TTS_VOICES_DIR")
     engine = make_engine(chosen, store)
     context = Context(chosen, engine, store, Authenticator(chosen), Limits(chosen), Metrics())
     app = Quart("server")
     app.asgi_websocket_class = bounded(chosen.max_inbound)
-    # Twice what is taken: a body that is cut off is a broken connection for its client, who never reads why.
-    app.config |= {"MAX_CONTENT_LENGTH": 2 * chosen.max_upload_bytes, "RESPONSE_TIMEOUT": None, "BODY_TIMEOUT": 60}
+    bodies.install(app, chosen)
+    app.config |= {"RESPONSE_TIMEOUT": None, "BODY_TIMEOUT": 60}
     app.extensions["context"] = context
     web.install(app, context)
     voices.install(app, context)
     openai.install(app, context)
     schema.install(app, context)
     _watch(context)
+    watching: list[asyncio.Task[None]] = []
 
     @app.before_serving
     async def start() -> None:
         if chosen.load == "start":
             context.load()
+        watching.append(asyncio.create_task(watch(context)))
+        watching[-1].add_done_callback(_unwatched)
 
     @app.after_serving
     async def close() -> None:
+        for task in watching:
+            task.cancel()
         engine.close()
 
     @app.get("/healthz")
@@ -86,12 +95,19 @@ def create_app(settings: Settings | None = None, make_engine: MakeEngine = facto
     return app
 
 
+def _unwatched(task: "asyncio.Task[None]") -> None:
+    if not task.cancelled():
+        log.critical("voices that others change are not noticed any more", exc_info=task.exception())
+
+
 def _watch(context: Context) -> None:
     gauges = context.metrics
     gauges.watch("tts_active_slots", "Utterances that are spoken", lambda: context.engine.active)
     gauges.watch("tts_queue_depth", "Utterances that wait for their turn", lambda: context.engine.queued)
     gauges.watch("tts_runaway_retries", "Times that speech without end was made again", lambda: context.engine.runaways)
+    gauges.watch("tts_not_finite", "Utterances that failed because the model computed NaN or infinity", lambda: context.engine.not_finite)
     gauges.watch("tts_engine_restarts", "Times that the engine died and was built again", lambda: context.engine.restarts)
+    gauges.watch("tts_voice_failures", "Times that voices could not be listed, read or written", lambda: context.store.failures)
     gauges.watch("tts_sessions", "Open WebSocket sessions", lambda: len(context.sessions))
     gauges.watch(
         "tts_ready",

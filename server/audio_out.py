@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 import soxr
 
-from qwen3_jax.audio import SAMPLE_RATE, to_pcm16
+from qwen3_jax.audio import SAMPLE_RATE, check_finite, to_pcm16
 from qwen3_jax.shapes import NpF32
 
 MAX_FRAME_SECONDS = 0.32
@@ -29,7 +29,8 @@ class Converter:
         self._resampler = None if sample_rate == SAMPLE_RATE else soxr.ResampleStream(SAMPLE_RATE, sample_rate, 1, "float32", "HQ")
 
     def write(self, pcm: NpF32["F"]) -> Iterator[tuple[bytes, float]]:
-        """(frame, its seconds) for the next piece."""
+        """(frame, its seconds) for the next piece. Raises FloatingPointError for samples that are not finite."""
+        check_finite(pcm)
         yield from self._frames(pcm if self._resampler is None else self._resampler.resample_chunk(pcm))
 
     def finish(self) -> Iterator[tuple[bytes, float]]:

@@ -16,10 +16,12 @@ from typing import Any
 import jwt
 import msgspec
 
+from qwen3_jax.messages import shorten
 from server.settings import Settings
 
 ANONYMOUS = "anonymous"
 JWKS_SECONDS, JWKS_TIMEOUT = 60.0, 5.0  # asked for at most once a minute, whatever key ids clients make up
+MAX_TOKEN = 8192  # characters
 LEEWAY = 10.0  # seconds by which clocks may differ
 log = logging.getLogger(__name__)
 
@@ -74,6 +76,8 @@ class Authenticator:
         """
         if not token:
             raise Unauthorized("no token: send authToken in start, an Authorization: Bearer header, or a token query")
+        if len(token) > MAX_TOKEN:
+            raise Unauthorized(f"a token of {len(token)} characters: at most {MAX_TOKEN} are taken")
         digest = hashlib.sha256(token.encode(errors="surrogatepass")).hexdigest()
         if digest in self._keys:
             name = f"key:{self._keys[digest]}"
@@ -91,7 +95,7 @@ class Authenticator:
                 options={"require": ["exp", "sub"], "verify_aud": self._audience is not None},
             )
         except (jwt.PyJWTError, UnicodeError) as error:
-            raise Unauthorized(f"the token is not valid: {error}") from error
+            raise Unauthorized(f"the token is not valid: {shorten(str(error))}") from error
         name = f"jwt:{claims['sub']}"
         return Principal(name, name, float(claims["exp"]))
 

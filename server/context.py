@@ -40,14 +40,22 @@ class Context:
 
     def default_voice(self, principal_id: str | None) -> str:
         """The configured one if it is there, else the first; empty if there is none (voice_design)."""
-        voices = self.voices(principal_id)
-        return self.settings.default_voice if self.settings.default_voice in voices else next(iter(voices), "")
+        voices, wanted = self.voices(principal_id), self.settings.default_voice
+        if self.engine.presets is None and (found := self.store.find(wanted)) is not None:
+            wanted = found.id
+        return wanted if wanted in voices else next(iter(voices), "")
 
     async def find_voice(self, name: str, principal_id: str | None) -> StoredVoice | str | None:
         """What an engine takes for the voice of that id; None if there is none that the principal can see."""
         if self.engine.presets is not None:
             return name if name in self.engine.presets or name == "" else None
-        if name not in self.store.voices:
+        if self.store.find(name) is None:
             await asyncio.to_thread(self.store.refresh)  # another process may have added it
-        voice = self.store.voices.get(name)
+        voice = self.store.find(name)
         return voice if voice is not None and voice.visible_to(principal_id) else None
+
+    async def fallback(self, principal_id: str | None) -> StoredVoice | str | None:
+        """The default voice of those that are there now; None if there is none."""
+        if self.engine.presets is None:
+            await asyncio.to_thread(self.store.refresh, now=True)
+        return await self.find_voice(self.default_voice(principal_id), principal_id)

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 import soundfile
 
-from qwen3_jax.audio import SAMPLE_RATE, to_pcm16
+from qwen3_jax.audio import SAMPLE_RATE, check_finite, to_pcm16
 from qwen3_jax.shapes import NpF32
 
 CONTENT_TYPES = {
@@ -32,7 +32,7 @@ class Unavailable(ValueError):
 
 
 class Encoder(Protocol):
-    """Pieces in, bytes out."""
+    """Pieces in, bytes out. ``write`` raises FloatingPointError for samples that are not finite."""
 
     def write(self, pcm: NpF32["F"]) -> bytes: ...
     def finish(self) -> bytes: ...
@@ -104,7 +104,7 @@ class Sound:
         self._file = soundfile.SoundFile(self._sink, "w", SAMPLE_RATE, 1, codec, format=container)
 
     def write(self, pcm: NpF32["F"]) -> bytes:
-        self._file.write(np.clip(pcm, -1, 1))
+        self._file.write(np.clip(check_finite(pcm), -1, 1))
         return self._sink.take()
 
     def finish(self) -> bytes:
@@ -123,7 +123,7 @@ class Aac:
         self._frame, self._place = av.AudioFrame, 0
 
     def write(self, pcm: NpF32["F"]) -> bytes:
-        frame = self._frame.from_ndarray(np.ascontiguousarray(pcm[None]), format="fltp", layout="mono")
+        frame = self._frame.from_ndarray(np.ascontiguousarray(check_finite(pcm)[None]), format="fltp", layout="mono")
         frame.sample_rate, frame.pts, frame.time_base = SAMPLE_RATE, self._place, Fraction(1, SAMPLE_RATE)
         self._place += len(pcm)
         for packet in self._stream.encode(frame):
@@ -174,7 +174,7 @@ class Tempo:
         self._graph.configure()
 
     def write(self, pcm: NpF32["F"]) -> NpF32["F"]:
-        frame = self._frame.from_ndarray(np.ascontiguousarray(pcm[None], np.float32), format="flt", layout="mono")
+        frame = self._frame.from_ndarray(np.ascontiguousarray(check_finite(pcm)[None], np.float32), format="flt", layout="mono")
         frame.sample_rate, frame.pts, frame.time_base = SAMPLE_RATE, self._place, Fraction(1, SAMPLE_RATE)
         self._place += len(pcm)
         self._graph.push(frame)

@@ -8,12 +8,11 @@ An utterance is live from its ``speak`` to its last message (``complete``, or ``
 utterance is live, so a cancel, which ends that at once, lets not one byte follow.
 """
 
-import unicodedata
 from enum import Enum
 
+from qwen3_jax.nfc import nfc, settle
+from server.admission import check_length, too_long
 from server.protocol import Cancel, Code, Flush, Speak, Start, Stop
-
-KEEP_CLOSED = " \t\r\n.,;:!?"  # never composes with what follows
 
 
 class State(Enum):
@@ -59,28 +58,25 @@ class Utterance:
         self._held = ""  # what the next piece may still compose with
 
     def take(self, piece: str, *, last: bool) -> str:
-        """More text -> what of it is settled, in NFC.
+        """More text -> what of it is settled, in NFC. Its length is looked at first.
 
         Raises:
-            Refusal: the text would be too long, or is empty at its end.
+            Refusal: the text would be too long, is empty at its end, or has too many combining marks in a row; then nothing is taken.
         """
-        text = self._held + piece
-        settled = len(text)
-        if not last and text and text[-1] not in KEEP_CLOSED:  # "e" may become "é"
-            settled = max((i for i, c in enumerate(text) if not unicodedata.combining(c)), default=0)
-        done = unicodedata.normalize("NFC", text[:settled])
-        if self.characters == 0:
-            done = done.lstrip()
-        if last:
-            done = done.rstrip()
-        characters = self.characters + len(done)
-        if characters + len(text) - settled > self._max_chars or (last and characters == 0):
-            raise Refusal(
-                "INVALID_TEXT",
-                f"text of {characters + len(text) - settled} characters: must be 1 to {self._max_chars} after trimming",
-                self.request_id,
-            )
-        self._held, self.characters = text[settled:], characters
+        try:
+            check_length(piece, self._max_chars)
+            done, held = (nfc(self._held + piece), "") if last else settle(self._held, piece)
+            coming = len(nfc(held))
+            if self.characters == 0:
+                done = done.lstrip()
+            if last:
+                done = done.rstrip()
+            characters = self.characters + len(done)
+            if characters + coming > self._max_chars or (last and characters == 0):
+                raise too_long(characters + coming, self._max_chars)
+        except ValueError as error:
+            raise Refusal("INVALID_TEXT", str(error), self.request_id) from error
+        self._held, self.characters = held, characters
         return done
 
 

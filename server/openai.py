@@ -7,7 +7,6 @@ import asyncio
 import base64
 import contextlib
 import logging
-import unicodedata
 import uuid
 from collections.abc import AsyncGenerator
 from time import monotonic
@@ -17,13 +16,16 @@ import msgspec
 from msgspec import Meta
 from quart import Quart, Response, ResponseReturnValue, request
 
+from qwen3_jax.audio import check_finite
+from qwen3_jax.messages import shorten
 from qwen3_jax.shapes import NpF32
 from server import protocol
+from server.admission import normal_form, too_long
 from server.auth import Principal
 from server.context import Context
 from server.encode import CONTENT_TYPES, Encoder, Tempo, Unavailable, encoder
 from server.engines.base import Handle, OutOfMemory, Refused, SpeechRequest
-from server.voices.store import StoredVoice
+from server.voices.store import StoredVoice, VoiceGone
 from server.web import HttpError, authenticated
 
 MODELS = ("tts-1", "tts-1-hd", "gpt-4o-mini-tts")  # what clients have in their menus; all are this server's one engine
@@ -34,7 +36,7 @@ log = logging.getLogger(__name__)
 class VoiceId(msgspec.Struct):
     """``voice`` as an object."""
 
-    id: str
+    id: protocol.Name
 
 
 class Speech(msgspec.Struct, kw_only=True):
@@ -42,12 +44,12 @@ class Speech(msgspec.Struct, kw_only=True):
 
     input: str
     model: str = ""
-    voice: str | VoiceId = ""
+    voice: protocol.Name | VoiceId = ""
     instructions: str | None = None
     response_format: Literal["mp3", "opus", "aac", "flac", "wav", "pcm"] = "mp3"
     speed: Annotated[float, Meta(ge=0.25, le=4)] = 1.0
     stream_format: Literal["audio", "sse"] = "audio"
-    language: str | None = None  # ours
+    language: protocol.Name | None = None  # ours
     seed: Annotated[int, Meta(ge=0, lt=2**32)] | None = None  # ours
 
 
@@ -70,7 +72,7 @@ def install(app: Quart, context: Context) -> None:
     @authenticated(context)
     async def speech(principal: Principal) -> ResponseReturnValue:
         wanted = _parse(await request.get_data(as_text=False))
-        text = _text(context, wanted)
+        text = await _text(context, wanted)
         voice, language = await _voice(context, wanted, principal), _language(context, wanted)
         _check_engine(context)
         context.limits.count(principal, "characters", len(text))
@@ -103,6 +105,7 @@ class _Work:
         """The first piece, so that what goes wrong before any sound is an HTTP error; one failure is made good by another try."""
         for whole in (False, True):
             self._handle = handle = self._context.engine.submit(msgspec.structs.replace(self._wanted, whole=whole))
+            broken, piece = None, None
             try:
                 async with asyncio.timeout(self._context.settings.turn_timeout):
                     await handle.begin()
@@ -110,15 +113,20 @@ class _Work:
             except TimeoutError as error:
                 handle.cancel()
                 raise HttpError(503, "TIMEOUT", "the server is too busy; try again later", 2000) from error
+            except FloatingPointError as error:  # an engine that handed out what is no sound
+                handle.cancel()
+                broken = error
             except BaseException:
                 handle.cancel()
                 raise
-            if handle.failure is None:
+            if (failure := handle.failure or broken) is None:
                 self._context.metrics.ttfa.observe(monotonic() - self._begun)
                 return piece
-            if isinstance(handle.failure, Refused):
-                raise HttpError(400, "INVALID_TEXT", str(handle.failure))
-            log.error("an utterance failed", exc_info=handle.failure)
+            if isinstance(failure, Refused):
+                raise HttpError(400, "INVALID_TEXT", str(failure))
+            if isinstance(failure, VoiceGone):
+                raise HttpError(404, "VOICE_NOT_FOUND", str(failure))
+            log.error("an utterance failed", exc_info=failure)
         if isinstance(handle.failure, OutOfMemory):
             raise HttpError(503, "GPU_OUT_OF_MEMORY", "the device ran out of memory; try again", 2000)
         raise HttpError(500, "SYNTHESIS_ERROR", "failed to generate audio; the server's log says more")
@@ -150,7 +158,7 @@ class _Work:
 
     async def _next(self, handle: Handle) -> NpF32["F"] | None:
         try:
-            return await asyncio.wait_for(anext(handle), self._context.settings.chunk_timeout)
+            return check_finite(await asyncio.wait_for(anext(handle), self._context.settings.chunk_timeout))
         except StopAsyncIteration:
             return None
 
@@ -175,13 +183,17 @@ def _parse(body: str | bytes) -> Speech:
     try:
         return msgspec.json.decode(body, type=Speech)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise HttpError(400, "INVALID_MESSAGE", str(error)) from error
+        raise HttpError(400, "INVALID_MESSAGE", shorten(str(error))) from error
 
 
-def _text(context: Context, wanted: Speech) -> str:
-    text, most = unicodedata.normalize("NFC", wanted.input).strip(), context.settings.max_text_chars
-    if not 1 <= len(text) <= most:
-        raise HttpError(400, "INVALID_TEXT", f"input of {len(text)} characters: must be 1 to {most} after trimming")
+async def _text(context: Context, wanted: Speech) -> str:
+    most = context.settings.max_text_chars
+    try:
+        text = (await normal_form(wanted.input, most)).strip()
+        if not 1 <= len(text) <= most:
+            raise too_long(len(text), most)
+    except ValueError as error:
+        raise HttpError(400, "INVALID_TEXT", str(error)) from error
     return text
 
 
@@ -195,7 +207,9 @@ async def _voice(context: Context, wanted: Speech, principal: Principal) -> Stor
         found = await context.find_voice(context.default_voice(principal.id), principal.id)
     if found is None:
         raise HttpError(
-            404, "VOICE_NOT_FOUND", f"voice {name!r} is not here: {', '.join(context.voices(principal.id)[:20]) or 'there is none'}"
+            404,
+            "VOICE_NOT_FOUND",
+            f"voice {shorten(name)!r} is not here: {', '.join(context.voices(principal.id)[:20]) or 'there is none'}",
         )
     return found
 
@@ -206,7 +220,7 @@ def _language(context: Context, wanted: Speech) -> str:
         return protocol.language(context.settings.default_language) or "Auto"
     found = protocol.language(wanted.language)
     if found is None or found not in (*known, "Auto"):
-        raise HttpError(400, "INVALID_TEXT", f"language {wanted.language!r} is not known: use one of {', '.join(known)}")
+        raise HttpError(400, "INVALID_TEXT", f"language {shorten(wanted.language)!r} is not known: use one of {', '.join(known)}")
     return found
 
 

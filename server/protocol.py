@@ -9,10 +9,14 @@ from typing import Annotated, Literal, TypeAlias
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
+from qwen3_jax.messages import shorten
+from qwen3_jax.sampling import LEAST_TOP_P, TEMPERATURES
+
 LANGUAGES = ("English", "Japanese", "Chinese", "Korean", "German", "French", "Russian", "Portuguese", "Spanish", "Italian")
 ENCODINGS, TRANSPORTS = ("pcm16", "pcm32f"), ("binary", "json")
 SAMPLE_RATES = (8000, 16000, 22050, 24000, 44100, 48000)
 
+MOST_SAID = 2000  # characters of an error's message, whatever it repeats
 Name: TypeAlias = Annotated[str, Meta(max_length=128)]
 Code: TypeAlias = Literal[
     "MODEL_LOADING",
@@ -43,7 +47,11 @@ class Close(IntEnum):
 
 
 class InvalidMessage(ValueError):
-    """Not JSON, or a field that is missing or of the wrong type; the message says which."""
+    """Not JSON, or a field that is missing or of the wrong type; the message says which. ``request_id``: if the message had a good one."""
+
+    def __init__(self, message: str, request_id: str | None = None) -> None:
+        super().__init__(message)
+        self.request_id = request_id
 
 
 class _Message(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", rename="camel"):
@@ -73,9 +81,9 @@ class Speak(_Message, tag="speak", frozen=True, kw_only=True):
     request_id: Name | None = None
     continue_: bool = msgspec.field(default=False, name="continue")
     seed: Annotated[int, Meta(ge=0, lt=2**32)] | None = None
-    temperature: Annotated[float, Meta(gt=0, le=10)] | None = None
+    temperature: Annotated[float, Meta(ge=TEMPERATURES[0], le=10)] | None = None
     top_k: Annotated[int, Meta(ge=0, le=2048)] | None = None
-    top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
+    top_p: Annotated[float, Meta(ge=LEAST_TOP_P, le=1)] | None = None
 
 
 class Flush(_Message, tag="flush", frozen=True, kw_only=True):
@@ -181,9 +189,15 @@ class _Kind(msgspec.Struct):
     type: str
 
 
+class _Identified(msgspec.Struct, rename="camel"):
+    request_id: Name | None = None
+
+
 _KNOWN = frozenset({"start", "speak", "flush", "cancel", "stop"})
 _kind = msgspec.json.Decoder(_Kind)
 _message = msgspec.json.Decoder(ClientMessage)
+_identified = msgspec.json.Decoder(_Identified)
+_BAD = (msgspec.DecodeError, UnicodeEncodeError, RecursionError)  # a lone surrogate cannot be encoded
 
 
 def parse(data: str | bytes | None) -> ClientMessage | None:
@@ -198,8 +212,16 @@ def parse(data: str | bytes | None) -> ClientMessage | None:
         if _kind.decode(data).type not in _KNOWN:
             return None
         return _message.decode(data)
-    except (msgspec.DecodeError, UnicodeEncodeError, RecursionError) as error:  # a lone surrogate cannot be encoded
-        raise InvalidMessage(str(error)) from error
+    except _BAD as error:
+        raise InvalidMessage(shorten(str(error)), _request_id(data)) from error
+
+
+def _request_id(data: str) -> str | None:
+    """That of a message with something else wrong."""
+    try:
+        return _identified.decode(data).request_id
+    except _BAD:
+        return None
 
 
 def encode(message: ServerMessage) -> str:
@@ -213,7 +235,7 @@ def error(
     """An ``error`` with the code's own ``recoverable``, unless told otherwise."""
     return Error(
         code=code,
-        message=message,
+        message=shorten(message, MOST_SAID),
         recoverable=code not in UNRECOVERABLE if recoverable is None else recoverable,
         request_id=UNSET if request_id is None else request_id,
         retry_after_ms=UNSET if retry_after_ms is None else retry_after_ms,
@@ -222,4 +244,5 @@ def error(
 
 def language(name: str) -> str | None:
     """The name as ``capabilities`` spells it, whatever its case; ``Auto`` too. None if there is no such language."""
-    return next((known for known in (*LANGUAGES, "Auto") if known.casefold() == name.casefold()), None)
+    wanted = name.casefold()
+    return next((known for known in (*LANGUAGES, "Auto") if known.casefold() == wanted), None)

@@ -126,16 +126,30 @@ def openapi() -> dict[str, Any]:
         "/api/v1/voices": {
             "get": _operation("Voices that the caller may use", _json("200", "VoiceList"), 401),
             "post": _operation(
-                "Clone a voice", _json("201", "VoiceInfo"), 400, 401, 409, 413, 415, 422, 429, 507, body=("multipart/form-data", form)
+                "Clone a voice",
+                _json("201", "VoiceInfo"),
+                400,
+                401,
+                404,
+                409,
+                413,
+                415,
+                422,
+                429,
+                500,
+                507,
+                body=("multipart/form-data", form),
             ),
         },
         "/api/v1/voices/{voice_id}": {
             "parameters": [voice_id],
-            "delete": _operation("Remove one's own voice", {"204": {"description": "it is gone"}}, 401, 403, 404),
+            "delete": _operation("Remove one's own voice", {"204": {"description": "it is gone"}}, 401, 403, 404, 500),
         },
         "/api/v1/voices/{voice_id}/sample.wav": {
             "parameters": [voice_id],
-            "get": _operation("The recording", {"200": {"description": "WAV", "content": {"audio/wav": sounds["audio/wav"]}}}, 401, 404),
+            "get": _operation(
+                "The recording", {"200": {"description": "WAV", "content": {"audio/wav": sounds["audio/wav"]}}}, 401, 404, 500
+            ),
         },
         "/v1/models": {"get": _operation("OpenAI: models", _json("200", "Models"), 401)},
         "/v1/audio/voices": {"get": _operation("OpenAI's neighbours: voices", _json("200", "SpeechVoices"), 401)},

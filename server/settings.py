@@ -32,8 +32,8 @@ class Settings(BaseSettings):
     load: Literal["start", "lazy"] = "start"  # lazy: at the first utterance that an authorised client asks for
     warmup: Literal["all", "first"] = "all"  # compiled before readyz: every program, or what the default voice's first words need
 
-    voices_dir: str | Path = Path("voices")  # a folder, or a bucket that fsspec knows: s3://bucket/voices
-    shipped_voices: bool | None = None  # the voices of the package are there too; default: unless a folder is named
+    voices_dir: str | Path | None = None  # a folder, or a bucket that fsspec knows: s3://bucket/voices; None: ./voices if it exists
+    shipped_voices: bool = True  # the voices of the package are there too, below those of the folder and of the user
     default_voice: str = "makima"
     default_language: str = "English"
     voice_cache: Count = 32  # voices kept ready in memory
@@ -111,6 +111,11 @@ class Settings(BaseSettings):
         """Whether clients have to say who they are."""
         keys = (self.api_keys, self.jwt_secret, self.jwt_public_key, self.jwt_rsa_public_key, self.jwks, self.supabase_url)
         return self.auth == "auto" and any(key is not None for key in keys)
+
+    @property
+    def max_json_bytes(self) -> int:
+        """Of a body of JSON: as much as a message, and room for the longest text with each character escaped (12 bytes)."""
+        return self.max_message_bytes + 12 * self.max_text_chars
 
     def table(self) -> str:
         """What is in force, a line each, with secrets masked."""

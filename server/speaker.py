@@ -22,7 +22,7 @@ from server.audio_out import Converter, Pace
 from server.context import Context
 from server.engines.base import EngineClosed, Handle, OutOfMemory, Refused, SpeechRequest
 from server.machine import Machine, Utterance
-from server.voices.store import StoredVoice
+from server.voices.store import StoredVoice, VoiceGone
 
 log = logging.getLogger(__name__)
 
@@ -47,8 +47,10 @@ class Sink(Protocol):
 class Turn:
     """An utterance with all that is needed to speak it."""
 
-    def __init__(self, utterance: Utterance, text: str, voice: StoredVoice | str, configuration: Configuration) -> None:
-        self.utterance, self.voice, self.configuration = utterance, voice, configuration
+    def __init__(
+        self, utterance: Utterance, text: str, voice: StoredVoice | str, configuration: Configuration, principal_id: str | None
+    ) -> None:
+        self.utterance, self.voice, self.configuration, self.principal_id = utterance, voice, configuration, principal_id
         self.text = text  # all of it that has come
         self.arrived = self.touched = monotonic()
         self.handle: Handle | None = None
@@ -132,6 +134,8 @@ class Speaker:
     async def _speak(self, turn: Turn) -> None:
         utterance = turn.utterance
         last = await self._attempt(turn, whole=False)
+        if last is None and utterance.live and turn.handle is not None and isinstance(turn.handle.failure, VoiceGone):
+            last = await self._in_default_voice(turn)
         if last is None and utterance.live:
             self._metrics.retries.inc()
             last = await self._attempt(turn, whole=True)
@@ -142,11 +146,23 @@ class Speaker:
             self._pace.forget()
         self._changed.set()
 
+    async def _in_default_voice(self, turn: Turn) -> protocol.Complete | protocol.Error | None:
+        """The turn's voice was deleted after it was asked for: the client hears of it, and the default voice speaks. As ``_attempt``."""
+        voice = await self._context.fallback(turn.principal_id)
+        if not turn.utterance.live:
+            return None
+        if voice is None or voice == turn.voice:
+            return _voice_gone(turn, "there is no other")
+        await self._out.send(_voice_gone(turn, "the default voice is used"))
+        turn.voice = voice
+        return await self._attempt(turn, whole=False)
+
     async def _attempt(self, turn: Turn, *, whole: bool) -> protocol.Complete | protocol.Error | None:
         """Speak it. Returns the message that ends it; None if it failed in a way that may be tried again."""
         handle = turn.handle = self._context.engine.submit(turn.request(whole=whole))
         request_id = turn.utterance.request_id
         converter = Converter(turn.configuration.sample_rate, turn.configuration.encoding)
+        broken: FloatingPointError | None = None
         try:
             async with asyncio.timeout(self._settings.turn_timeout):
                 await handle.begin()
@@ -160,14 +176,18 @@ class Speaker:
         except TimeoutError:  # not one of sending: that is a SlowClient
             why = "no more text came: flush it in time" if turn.utterance.text_open else "the server is too busy; try again later"
             return protocol.error("TIMEOUT", why, request_id, retry_after_ms=2000)
+        except FloatingPointError as error:  # an engine that handed out what is no sound
+            broken = error
         finally:
             handle.cancel()
-        failure = handle.failure
+        failure = handle.failure or broken
         if failure is None:
             self._metrics.rtf.observe((monotonic() - begun) / max(converter.seconds, 0.001))
             return self._complete(turn, converter, handle.finish_reason or "eos")
         if isinstance(failure, Refused):
             return protocol.error("INVALID_TEXT", str(failure), request_id)
+        if isinstance(failure, VoiceGone):
+            return _voice_gone(turn, "there is no other") if whole else None
         if turn.utterance.live:
             log.error("an utterance failed", exc_info=failure)
         if converter.samples == 0 and not whole and not isinstance(failure, EngineClosed):
@@ -239,6 +259,11 @@ class Speaker:
             fields["text"] = turn.text
         log.info("utterance complete", extra={"fields": {**fields, "finish_reason": reason}})
         return message
+
+
+def _voice_gone(turn: Turn, then: str) -> protocol.Error:
+    name = turn.voice.id if isinstance(turn.voice, StoredVoice) else turn.voice
+    return protocol.error("VOICE_NOT_FOUND", f"voice {name!r} is not here any more: {then}", turn.utterance.request_id)
 
 
 def _chunk(turn: Turn, data: bytes, *, final: bool) -> str:

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 import h11
+from hypercorn import protocol as hypercorn_protocol
 from hypercorn.asyncio import run as hypercorn_run
 from hypercorn.asyncio import serve as hypercorn_serve
 from hypercorn.config import Config, Sockets
@@ -30,6 +31,7 @@ from server.context import Context
 from server.drain import drain
 from server.settings import Settings
 
+MAX_HEAD, MAX_TARGET, MAX_LINES = 16 * 1024, 8 * 1024, 128  # of a request's head: bytes, bytes of its first line, lines
 SEND_BUFFER = 32 * 1024  # bytes in the kernel for each connection, which doubles it: less than two seconds of audio
 CLOSE_SECONDS, STALLED_MS, WATCH_SECONDS = 1.0, 20_000, 1.0
 log = logging.getLogger(__name__)
@@ -47,13 +49,20 @@ class _PlainHandshake(ws_stream.Handshake):
 
 
 class _Buffer(ws_stream.WebsocketBuffer):
-    """As Hypercorn's, but keeps nothing of a message that is too big, nor of what follows it."""
+    """As Hypercorn's, but counts bytes of text, too, and keeps nothing of a message that is too big, nor of what follows it."""
+
+    _bytes = 0
 
     def extend(self, event: Message) -> None:
-        if self.length + len(event.data) > self.max_length:
+        self._bytes += len(event.data if isinstance(event.data, bytes) or event.data.isascii() else event.data.encode())
+        if self._bytes > self.max_length:
             self.value, self.length = None, self.max_length + 1
             raise ws_stream.FrameTooLargeError
         super().extend(event)
+
+    def clear(self) -> None:
+        super().clear()
+        self._bytes = 0
 
 
 class _Stream(ws_stream.WSStream):
@@ -80,8 +89,37 @@ class _Stream(ws_stream.WSStream):
             await self.app_put({"type": "websocket.disconnect", "code": 1009})
 
 
-async def _only_http11(self: h11_protocol.H11Protocol, event: h11.Request) -> None:
-    """In place of the check for offers of HTTP/2: ``Upgrade: h2c`` is ignored, as HTTP allows, and its preface is an odd request."""
+class _Requests(h11.Connection):
+    """As h11's, but a request's head is measured before it is taken apart; h11 does that only while the head is incomplete."""
+
+    _refused: h11.RemoteProtocolError | None = None
+
+    def next_event(self) -> Any:
+        if self._refused is None and self.our_state is self.their_state is h11.IDLE:
+            head = self.trailing_data[0]
+            ends = [end for end in (head.find(b"\n\r\n"), head.find(b"\n\n")) if end >= 0]
+            head = head[: min(ends)] if ends else head
+            if len(head) > MAX_HEAD or head.count(b"\n") >= MAX_LINES:
+                self._refused = h11.RemoteProtocolError("the head of the request is too long", error_status_hint=431)
+            elif len(head.partition(b"\n")[0]) > MAX_TARGET:
+                self._refused = h11.RemoteProtocolError("the first line of the request is too long", error_status_hint=414)
+        if self._refused is not None:
+            raise self._refused
+        return super().next_event()
+
+
+class _Http11(h11_protocol.H11Protocol):
+    """As Hypercorn's, but with bounded heads, and without offers of HTTP/2.
+
+    ``Upgrade: h2c`` is ignored, as HTTP allows, and the preface of HTTP/2 is an odd request.
+    """
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.connection = _Requests(h11.SERVER, max_incomplete_event_size=MAX_HEAD)
+
+    async def _check_protocol(self, event: h11.Request) -> None:
+        pass
 
 
 class _Connection(hypercorn_run.TCPServer):
@@ -132,7 +170,7 @@ def harden() -> None:
     ws_stream.WebsocketBuffer = _Buffer  # type: ignore[misc]  # a class in the place of another
     hypercorn_run.TCPServer = _Connection  # type: ignore[misc, assignment]  # the same
     h11_protocol.WSStream = _Stream  # type: ignore[misc]  # a class in the place of another
-    h11_protocol.H11Protocol._check_protocol = _only_http11  # type: ignore[method-assign]  # a method
+    hypercorn_protocol.H11Protocol = _Http11  # type: ignore[misc, assignment]  # the same
 
 
 def configuration(settings: Settings) -> QuietSockets:

@@ -8,9 +8,11 @@ from urllib.parse import urlsplit
 from quart import Quart, Response, ResponseReturnValue, jsonify, request
 from werkzeug.exceptions import HTTPException
 
+from qwen3_jax.messages import shorten
 from server.auth import Principal, Unauthorized
 from server.context import Context
 from server.limits import Limited
+from server.protocol import MOST_SAID
 from server.settings import LOOPBACK, Settings
 
 
@@ -76,7 +78,9 @@ def install(app: Quart, context: Context) -> None:
         origin = request.headers.get("Origin")
         if not origin_allowed(settings, origin, request.headers.get("Host", "")):
             raise HttpError(
-                403, "ORIGIN_NOT_ALLOWED", f"pages of {origin} may not ask here: the operator can add it to TTS_ALLOWED_ORIGINS"
+                403,
+                "ORIGIN_NOT_ALLOWED",
+                f"pages of {shorten(origin or '')} may not ask here: the operator can add it to TTS_ALLOWED_ORIGINS",
             )
         if request.method == "OPTIONS" and origin is not None:
             return "", 204
@@ -119,7 +123,7 @@ def answer(status: int, code: str, message: str, retry_after_ms: int | None = No
     """An error as JSON; ``type`` and ``param`` are what OpenAI's clients look for."""
     body: dict[str, Any] = {
         "code": code,
-        "message": message,
+        "message": shorten(message, MOST_SAID),
         "type": "invalid_request_error" if status < 500 else "server_error",
         "param": None,
     }

@@ -12,7 +12,12 @@ from collections.abc import AsyncIterator
 from time import monotonic
 from typing import Protocol
 
+import msgspec
+
+from qwen3_jax.messages import shorten
+from qwen3_jax.nfc import SLICE
 from server import protocol
+from server.admission import normal_form
 from server.auth import Principal, Unauthorized
 from server.context import Context
 from server.limits import Limited
@@ -20,6 +25,7 @@ from server.logs import session_id
 from server.machine import Machine, Refusal, State, Utterance
 from server.protocol import Cancel, Close, Flush, Speak, Start
 from server.speaker import Configuration, Speaker, Turn
+from server.voices.store import StoredVoice
 
 log = logging.getLogger(__name__)
 
@@ -183,7 +189,7 @@ class Session:
         try:
             message = protocol.parse(await self._next_frame())
         except protocol.InvalidMessage as error:
-            await self._out.send(protocol.error("INVALID_MESSAGE", str(error)))
+            await self._out.send(protocol.error("INVALID_MESSAGE", str(error), error.request_id))
             return
         self._active = monotonic()
         try:
@@ -230,14 +236,15 @@ class Session:
             ("transport", message.transport, protocol.TRANSPORTS),
         ):
             if value not in allowed:
-                raise Refusal("INVALID_MESSAGE", f"{name} {value!r} is not supported: use {', '.join(map(str, allowed))}")
+                raise Refusal("INVALID_MESSAGE", f"{name} {shorten(repr(value))} is not supported: use {', '.join(map(str, allowed))}")
         language = self._language(message.language)
         if self._context.auth.required and (message.auth_token is not None or self._principal is None or self._principal.expired):
             await self._authenticate(message.auth_token)
         self.machine.start()
         self._begun = True
         self.contract_id = message.contract_id
-        voice = await self._known_voice(message.voice)
+        known = None if message.voice is None else await self._known_voice(message.voice)
+        voice = known.id if isinstance(known, StoredVoice) else known
         self._configuration = Configuration(
             sample_rate=message.sample_rate, encoding=message.encoding, transport=message.transport, language=language, voice=voice
         )
@@ -273,6 +280,8 @@ class Session:
             raise Refusal("UNAUTHORIZED", "the token has expired: send start with a fresh authToken", request_id)
         self._begun = True
         self._check_engine(request_id)
+        if len(message.text) > SLICE:
+            message = await self._normalised(message)
         if self.machine.state is State.SPEAKING or message.text.strip():  # else there is nothing to count: the machine refuses it
             self._context.limits.count(principal, "characters", len(message.text))
         utterance, settled, new = self.machine.speak(message)
@@ -284,13 +293,20 @@ class Session:
         except Limited:
             self.machine.ended(utterance)
             raise
-        name = await self._known_voice(message.voice, request_id) or self._configuration.voice or self._default_voice
-        voice = await self._context.find_voice(name, principal.id)
+        voice = await self._voice(message.voice, request_id)
         if voice is None:
             self.machine.ended(utterance)
             raise Refusal("VOICE_NOT_FOUND", "there is no voice here: an operator has to install one", request_id)
         if utterance.live:
-            self._speaker.add(Turn(utterance, settled, voice, self._configuration))
+            self._speaker.add(Turn(utterance, settled, voice, self._configuration, principal.id))
+
+    async def _normalised(self, message: Speak) -> Speak:
+        """With a long text's normal form, so that the machine, which lets nobody in between, has next to nothing to do."""
+        try:
+            text = await normal_form(message.text, self._settings.max_text_chars)
+        except ValueError as error:
+            raise Refusal("INVALID_TEXT", str(error), message.request_id) from error
+        return msgspec.structs.replace(message, text=text)
 
     def _check_engine(self, request_id: str | None) -> None:
         engine = self._context.engine
@@ -326,18 +342,23 @@ class Session:
         known = self._context.engine.languages or protocol.LANGUAGES
         found = self._configuration.language if name is None else protocol.language(name)
         if found is None or found not in (*known, "Auto"):
-            raise Refusal("INVALID_TEXT", f"language {name!r} is not known: use one of {', '.join(known)}")
+            raise Refusal("INVALID_TEXT", f"language {shorten(str(name))!r} is not known: use one of {', '.join(known)}")
         return found
 
-    async def _known_voice(self, name: str | None, request_id: str | None = None) -> str | None:
-        """The voice's id; None, for the default, if none is named or there is no such voice (then the client hears of it)."""
-        if name is None:
-            return None
+    async def _voice(self, name: str | None, request_id: str | None) -> StoredVoice | str | None:
+        """The voice of that name, else the session's, else the default one; the client hears of those that are not there."""
+        for wanted in (name, self._configuration.voice):
+            if wanted is not None and (found := await self._known_voice(wanted, request_id)) is not None:
+                return found
+        return await self._context.find_voice(self._default_voice, None if self._principal is None else self._principal.id)
+
+    async def _known_voice(self, name: str, request_id: str | None = None) -> StoredVoice | str | None:
+        """The voice of that name; None if there is none, and then the client hears of it."""
         principal_id = None if self._principal is None else self._principal.id
-        if await self._context.find_voice(name, principal_id) is not None:
-            return name
+        if (found := await self._context.find_voice(name, principal_id)) is not None:
+            return found
         there = ", ".join(self._context.voices(principal_id)[:20]) or "there is none"
-        message = f"voice {name!r} is not here: {there}; the default voice is used"
+        message = f"voice {shorten(name)!r} is not here: {there}; the default voice is used"
         await self._out.send(protocol.error("VOICE_NOT_FOUND", message, request_id))
         return None
 

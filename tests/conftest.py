@@ -1,9 +1,16 @@
 """Tiny random checkpoints, made once per run, the same as those behind tests/golden."""
 
+import atexit
 import os
+import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+# Nothing of this machine's user: neither voices nor prompts. The tests' own processes have these folders too.
+os.environ["XDG_CACHE_HOME"] = os.environ["XDG_DATA_HOME"] = tempfile.mkdtemp(prefix="qwen3-jax-tests-")
+os.environ.setdefault("MPLCONFIGDIR", str(Path(__file__).parents[1] / ".pytest_cache" / "matplotlib"))  # its fonts are listed once
 
 # Before JAX reads it: the tests' own processes (CLI, notebook, README) and later runs share what is compiled.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "xla"))
@@ -16,6 +23,7 @@ from hypothesis import HealthCheck, settings
 from qwen3_jax.model import Model, load
 from qwen3_jax.testing import GOLDEN_SEEDS, write_checkpoint
 
+atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 settings.register_profile("whatever the machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("whatever the machine")
 
@@ -57,8 +65,10 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 @pytest.fixture
-def voices(tmp_path: Path) -> Path:
-    """A folder of two voices for a server, one with a transcript."""
+def voices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of two voices for a server, one with a transcript; the test has a cache and a data folder of its own."""
     from tests.serving import make_voices
 
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
     return make_voices(tmp_path / "voices")

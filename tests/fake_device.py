@@ -1,8 +1,8 @@
 """A Device without arrays of a model: what a row says follows from its request by arithmetic, so a test can say what must be heard.
 
-A prompt's ``text`` is [frames until eos, loops until attempt n, *padding]. Frame s of a segment has the
-codes (seed, segment, attempt that made it, s, text id it consumed) and a wave of 4 samples. Every call is checked against what a
-device may be asked.
+A prompt's ``text`` is [frames until eos, loops until attempt n, the frame (from 1) that is not finite, *padding]. Frame s of a segment
+has the codes (seed, segment, attempt that made it, s, text id it consumed) and a wave of 4 samples. Every call is checked against what
+a device may be asked.
 """
 
 from dataclasses import dataclass, field
@@ -11,27 +11,37 @@ import numpy as np
 
 from qwen3_jax.engine.requests import Request, Segment
 from qwen3_jax.engine.slots import RUNAWAY, Opening, Outcome, Text
-from qwen3_jax.generate import EOS, LENGTH, RUNNING
+from qwen3_jax.generate import EOS, LENGTH, NOT_FINITE, RUNNING
 from qwen3_jax.prompt import Prompt
 
 NO_TEXT = -7
 
 
-def segment(frames: int, *, rows: int = 4, text: int = 3, loops: int = 0, max_frames: int = 500, open: bool = False) -> Segment:
-    """A sentence of so many frames. ``loops``: attempts that repeat themselves from frame 2 on without end."""
+def segment(
+    frames: int, *, rows: int = 4, text: int = 3, loops: int = 0, breaks: int = 0, max_frames: int = 500, open: bool = False
+) -> Segment:
+    """A sentence of so many frames. ``loops``: attempts that repeat themselves from frame 2 on without end; ``breaks``: its so-manieth
+    frame, counted from 1, is not finite."""
     prompt = Prompt(
-        np.array([frames, loops] + [0] * (rows - 2)), np.zeros((rows, 5)), np.zeros(rows, bool), None, np.arange(100, 100 + text)
+        np.array([frames, loops, breaks][:rows] + [0] * (rows - 3)),
+        np.zeros((rows, 5)),
+        np.zeros(rows, bool),
+        None,
+        np.arange(100, 100 + text),
     )
     return Segment(prompt, max_frames, open)
 
 
 def expected(request: Request, texts: list[list[int]] | None = None) -> list[tuple[int, ...]]:
-    """The codes of all frames, said by one who is alone."""
+    """The codes of all frames, said by one who is alone, up to the first that is not finite."""
     made: list[tuple[int, ...]] = []
     for index, one in enumerate(request.segments):
         text = one.prompt.trailing.tolist() if texts is None else texts[index]
         frames, loops = one.prompt.text[:2].tolist()
+        breaks = int(one.prompt.text[2]) if len(one.prompt.text) > 2 else 0
         for step in range(min(frames, one.max_frames)):
+            if step + 1 == breaks:
+                return made
             attempt = loops if step >= 2 else 0
             made.append((request.seed, index, attempt, step, text[step] if step < len(text) else NO_TEXT))
     return made
@@ -51,7 +61,8 @@ class Row:
 
 @dataclass
 class FakeDevice:
-    """``log`` has every call. A row that loops is held from frame 2 on and has gone too far after four held frames."""
+    """``log`` has every call. A row that loops is held from frame 2 on and has gone too far after four held frames. A slot in which a frame
+    was not finite makes no finite frame until it is opened for another owner."""
 
     slots: int = 2
     frames: int = 4
@@ -62,6 +73,7 @@ class FakeDevice:
     rows: dict[int, Row] = field(default_factory=dict)
     log: list[tuple] = field(default_factory=list)
     pending: int = 0
+    tainted: set[int] = field(default_factory=set)
 
     def check(self, request: Request) -> None:
         for one in request.segments:
@@ -70,6 +82,8 @@ class FakeDevice:
 
     def open(self, slot: int, opening: Opening) -> list[int]:
         assert opening.carry == (opening.segment > 0)
+        if not opening.carry:
+            self.tainted.discard(slot)
         rows = len(opening.prompt.text)
         self.rows[slot] = Row(opening, opening.text, [self.piece] * -(-rows // self.piece))
         self.log.append(("open", slot, opening.seed, opening.segment))
@@ -121,6 +135,10 @@ class FakeDevice:
         looping = row.attempt < loops and row.step >= 2
         if row.step >= frames and not looping:
             row.reason = EOS
+            return
+        if slot in self.tainted or (len(row.opening.prompt.text) > 2 and row.step + 1 == row.opening.prompt.text[2]):
+            self.tainted.add(slot)
+            row.reason = NOT_FINITE
             return
         text, count = row.text.ids, outcome.counts[slot]
         outcome.codes[count, slot] = (

@@ -2,7 +2,7 @@
 
 The ``n``-th utterance (from 1) is made of frames of 80 ms; frame ``i`` (from 0) holds one value, ``100 n + i`` in PCM16. A whole text has
 ``frames`` of them; a text that is still being written has one for each word, as soon as the next word has begun, or at its end.
-"fail" in a text raises after the first frame, "break" before it, "memory" is out of memory, "refuse" is refused.
+"fail" in a text raises after the first frame, "break" before it, "memory" is out of memory, "refuse" is refused, "nan" is not finite.
 """
 
 import asyncio
@@ -76,7 +76,7 @@ class FakeEngine:
     def active(self) -> int:
         return sum(not handle.over for handle in self.handles)
 
-    runaways, restarts = 2, 1
+    runaways, restarts, not_finite = 2, 1, 3
 
     def load(self) -> "asyncio.Future[None]":
         if self.loaded is None:
@@ -158,7 +158,7 @@ class FakeHandle:
             self._end()
             raise StopAsyncIteration
         self.made += 1
-        return tone(self.number, self.made - 1)
+        return tone(self.number, self.made - 1) * (np.nan if "nan" in self.text else 1)
 
     @property
     def _frames(self) -> int:

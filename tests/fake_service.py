@@ -1,7 +1,8 @@
 """The real service, engine and scheduler on a device of arithmetic: texts -> frames that a test can foretell, and hold.
 
 A text is spoken in three frames of 4 samples, frame i's value is i; a "long" one in 300; with "loop" it runs away once. A text that is
-still being written has a frame for each character, and one for its end. "refuse" is refused.
+still being written has a frame for each character, and one for its end. "refuse" is refused; with "nan" the second frame is not finite,
+with "damaged" the first.
 """
 
 import threading
@@ -55,13 +56,17 @@ class FakeService(SpeechService):
     def device(self) -> HeldDevice:
         return self.devices[-1]
 
-    def row(self, text: str, **how: Any) -> Row:
+    def ids(self, text: str) -> list[int]:
         if "refuse" in text:
             raise ValueError("text 'refuse': is refused; say something else")
+        return [*map(ord, text)]
+
+    def row(self, text: str, **how: Any) -> Row:
         if text != WARM_UP and not how.get("streaming_text"):
             self.said.append((text, how))
-        ids = np.array([*map(ord, text), 0])
+        ids = np.array([*self.ids(text), 0])
         frames = ENDLESS if how.get("streaming_text") else LONG if "long" in text else FRAMES
-        prompt = Prompt(np.array([frames, int("loop" in text), 0]), np.zeros((3, 5)), np.zeros(3, bool), None, ids)
+        breaks = 1 if "damaged" in text else 2 if "nan" in text else 0
+        prompt = Prompt(np.array([frames, int("loop" in text), breaks]), np.zeros((3, 5)), np.zeros(3, bool), None, ids)
         seed = 7 if how.get("seed") is None else how["seed"]
         return Row(prompt, how.get("sampling") or Sampling(), seed, len(ids) if frames == ENDLESS else LONG + 1, None, len(text))

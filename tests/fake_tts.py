@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from qwen3_jax import Sampling, Voice
@@ -32,7 +33,8 @@ class Gate(threading.Semaphore):
 
 @dataclass
 class FakeTTS:
-    """Speaks ``pieces`` frames a text. With ``gate`` set, waits for one release per piece; "fail" in a text raises, "refuse" is refused."""
+    """Speaks ``pieces`` frames a text. With ``gate`` set, waits for one release per piece; "fail" in a text raises, "refuse" is refused,
+    with "nan" the second piece is not finite."""
 
     pieces: int = 3
     gate: threading.Semaphore | None = None
@@ -73,7 +75,10 @@ class FakeTTS:
         seed: int | None = None,
         sampling: Sampling | None = None,
         max_frames: int | None = None,
+        split: bool = True,
+        **draw: Any,
     ) -> "FakeStream":
+        sampling = msgspec.structs.replace(sampling or Sampling.defaults(self.model.generation), **draw)
         if "memory" in text and not (self.frail and self.device == "cpu"):
             raise RuntimeError("RESOURCE_EXHAUSTED: out of memory")
         if "refuse" in text:
@@ -112,7 +117,7 @@ class FakeStream:
             if self.cancelled.is_set():
                 self.finish_reason = "cancelled"
                 return
-            yield tone(index)
+            yield tone(index) * (np.nan if "nan" in self.request.text and index == 1 else 1)
         self.finish_reason = "eos"
 
     def cancel(self) -> None:

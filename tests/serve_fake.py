@@ -37,5 +37,5 @@ if __name__ == "__main__":
     engine.late = float(sys.argv[3]) if len(sys.argv) > 3 else 0.0
     engine.frames = int(sys.argv[4]) if len(sys.argv) > 4 else 3
     logs.configure("json")
-    settings = Settings(port=int(sys.argv[1]), voices_dir=Path(sys.argv[2]), grace=5)
+    settings = Settings(port=int(sys.argv[1]), voices_dir=Path(sys.argv[2]), shipped_voices=False, grace=5)
     asyncio.run(serve(create_app(settings, engine), settings))

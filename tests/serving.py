@@ -37,6 +37,11 @@ def make_voices(folder: Path) -> Path:
     return folder
 
 
+def prompts_of(voices: Path) -> list[Path]:
+    """The kept prompts of a test that has the fixture ``voices``."""
+    return sorted((voices.parent / "cache" / "qwen3-jax" / "prompts").glob("*"))
+
+
 class Clock:
     """What a session's speaker takes for the time: it stands still until a test moves it."""
 
@@ -81,7 +86,7 @@ async def running(
     **chosen: Any,
 ) -> AsyncIterator[Server]:
     """A server; it is stopped at the end. Deadlines that no test is about are as long as LIMIT."""
-    settings = Settings(voices_dir=voices, **{"grace": 0.2, "model_id": "fake"} | PATIENT | chosen)
+    settings = Settings(voices_dir=voices, **{"grace": 0.2, "model_id": "fake", "shipped_voices": False} | PATIENT | chosen)
     app = create_app(settings, make_engine)
     if change is not None:
         change(app)

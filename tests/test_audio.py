@@ -60,6 +60,12 @@ def test_load_audio_scales_integers() -> None:
         (np.zeros((2, 2, 2), np.float32), 24000, r"shape \(2, 2, 2\)"),
         (np.zeros((2, 24000), np.float32), 24000, r"shape \(2, 24000\).*transpose"),
         (np.zeros(9, np.float32), 0, r"rate 0 must be above 0"),
+        (np.zeros(9, np.float32), -1, r"rate -1 must be above 0"),
+        (np.zeros(9, np.float32), float("nan"), r"rate nan must be above 0"),
+        (np.zeros(9, np.float32), float("inf"), r"audio at inf Hz: must be from 1000 to 1000000 Hz"),
+        (np.zeros(9, np.float32), True, r"audio at 1 Hz: must be from 1000"),
+        (np.zeros(9, np.float32), "24000", r"rate 24000 must be above 0"),
+        (np.zeros((9, 0), np.float32), 24000, r"shape \(9, 0\)"),
         (np.zeros(9, np.uint8), 24000, r"dtype uint8.*float32"),
     ],
 )
@@ -82,6 +88,7 @@ def test_load_audio_refuses_files_by_name(tmp_path: Path) -> None:
         (tone(0), r"empty \(0 samples\)"),
         (np.where(np.arange(48000) == 7, np.nan, tone(2)), "1 NaN or infinite samples of 48000"),
         (np.where(np.arange(48000) < 2, np.inf, tone(2)), "2 NaN or infinite samples of 48000"),
+        (np.where(np.arange(48000) == 7, 20000.0, tone(2)), "peaks at 20000; full scale is 1 and 100 the most, so divide the samples"),
         (tone(0.2), r"lasts 0\.20 s; the minimum is 1 s.*3 s or more"),
         (tone(60.5), r"lasts 60\.5 s; the maximum is 60 s.*cut it"),
         (np.zeros(48000, np.float32), r"silent: -200 dBFS RMS, the minimum is -60"),
@@ -101,6 +108,25 @@ def test_check_reference_accepts_the_limits(wave: np.ndarray) -> None:
 def test_pcm16_rounds_and_clips() -> None:
     wave = np.array([0.0, 1.0, -1.0, 2.0, -2.0, 0.6 / 32767, -0.6 / 32767, 0.4 / 32767], np.float32)
     assert audio.to_pcm16(wave) == np.array([0, 32767, -32767, 32767, -32767, 1, -1, 0], "<i2").tobytes()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_is_never_made_16_bit(tmp_path: Path, value: float) -> None:
+    wave = np.array([0.0, value, 0.5], np.float32)
+    for write in (audio.to_pcm16, audio.pcm16, lambda wave: audio.write_wav(tmp_path / "a.wav", wave)):
+        with pytest.raises(FloatingPointError, match="audio has 1 NaN or infinite samples of 3"):
+            write(wave)
+    assert not (tmp_path / "a.wav").exists()
+
+
+@pytest.mark.parametrize(
+    "samples",
+    [np.full(48000, 1e39), np.full((48000, 2), [np.inf, -np.inf], np.float32), np.full((48000, 2), 3e38, np.float32)],
+    ids=["beyond float32", "opposite", "sum beyond float32"],
+)
+def test_what_overflows_is_infinite(samples: np.ndarray) -> None:
+    with pytest.raises(ValueError, match="48000 NaN or infinite samples of 48000"):
+        audio.check_reference(audio.load_audio((samples, 24000)))
 
 
 def test_write_wav_has_the_samples_of_pcm16(tmp_path: Path) -> None:

@@ -8,9 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import soundfile
 
-from qwen3_jax import Qwen3TTS, Voice, voice_folder
+from qwen3_jax import Qwen3TTS, Voice
 from qwen3_jax.audio import to_pcm16
 from qwen3_jax.cli import main
 from tests.fake_tts import FakeTTS, tone
@@ -25,7 +24,9 @@ def run(monkeypatch: pytest.MonkeyPatch, capsysbinary: pytest.CaptureFixture[byt
     for name in ("TTS_MODEL_ID", "TTS_VOICES_DIR", "TTS_DEFAULT_VOICE", "TTS_DEVICE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.setattr("qwen3_jax.voice_folder._SHIPPED", ())
+    monkeypatch.delenv("TTS_SHIPPED_VOICES", raising=False)
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    monkeypatch.setattr("qwen3_jax.voice_layers._SHIPPED", ())
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments: str | Path) -> tuple[int, bytes, str]:
@@ -71,6 +72,14 @@ def read_wav(path: Path) -> tuple[bytes, int]:
     with wave.open(str(path)) as file:
         assert (file.getnchannels(), file.getsampwidth()) == (1, 2)
         return file.readframes(file.getnframes()), file.getframerate()
+
+
+def test_what_is_no_sound_is_an_error_and_no_file(run: Run, tts: FakeTTS, voices: Path, tmp_path: Path) -> None:
+    for place in (("-o", tmp_path / "a.wav"), ("--stream",)):
+        code, out, err = run("say", "It is nan.", *place, "--model", "m", "--voices-dir", voices, "--voice", "anna")
+        assert (code, out) == (2, b"" if "-o" in place else to_pcm16(tone(0)))
+        assert "error: audio has 1920 NaN or infinite samples of" in err and "Traceback" not in err
+    assert not (tmp_path / "a.wav").exists()
 
 
 def test_say_writes_a_wav(run: Run, tts: FakeTTS, voices: Path, tmp_path: Path) -> None:
@@ -135,28 +144,16 @@ def test_without_a_model_the_embedded_voice_speaks(
         Qwen3TTS.from_pretrained("embedded")
 
 
-def test_voices_come_from_here_or_else_with_the_package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.chdir(tmp_path)
-    shipped = voice_folder.find(voice_folder.default_folder())
-    assert list(shipped) == ["emma", "george", "heart", "makima"]
-    for entry in shipped.values():
-        assert entry.metadata.name and entry.metadata.description and entry.metadata.language == "English"
-        assert entry.metadata.licence == "Apache-2.0" and entry.metadata.consent.startswith("synthetic")
-        assert entry.mode == "icl" and 5 <= soundfile.info(entry.path / "reference.wav").duration <= 10
-    (tmp_path / "voices").mkdir()
-    assert voice_folder.default_folder() == Path("voices")
-
-
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["say", "Hi.", "--model", "m"], "give either -o FILE.wav or --stream"),
-        (["say", "Hi.", "--model", "m", "-o", "a.wav", "--stream"], "give either -o FILE.wav or --stream"),
+        (["say", "Hi.", "--model", "m"], "give either -o FILE or --stream"),
+        (["say", "Hi.", "--model", "m", "-o", "a.wav", "--stream"], "give either -o FILE or --stream"),
         (["say", "Hi.", "--model", "m", "-o", "nowhere/a.wav"], "there is no folder nowhere"),
         (["say", "Hi.", "--model", "m", "--stream", "--transcript", "So."], "give that too"),
         (["say", "Hi.", "--model", "m", "--stream", "--voice", "a", "--reference", "b"], "either --voice or --reference"),
-        (["say", "Hi.", "--model", "m", "--stream"], "no voice: give --reference"),
-        (["say", "Hi.", "--model", "m", "--stream", "--voice", "zoe"], "voice 'zoe' is not in voices (there is: nothing)"),
+        (["say", "Hi.", "--model", "m", "--stream"], "no voice: there is none"),
+        (["say", "Hi.", "--model", "m", "--stream", "--voice", "zoe"], "qwen3-jax/voices (user) (there is: nothing)"),
         (["say", "Hi.", "--model", "m", "--stream", "--voice", "zoe.safetensors"], "no voice file zoe.safetensors"),
         (["say", "Hi.", "--model", "m", "--stream", "--temperature", "0"], "no voice"),
         (["info", "--model", "nowhere"], "nowhere is not a folder"),
@@ -186,28 +183,78 @@ def test_voices_lists_the_folder(run: Run, voices: Path, tmp_path: Path) -> None
     anna, boris = [line for line in out.decode().splitlines() if "anna" in line or "boris" in line]
     assert all(word in anna for word in ("icl", "2.0", "Anna A.", "CC0"))
     assert "xVector" in boris
-    assert b"holds no voice" in run("voices", "--voices-dir", tmp_path / "none")[1]
+    assert b"there is no voice" in run("voices", "--voices-dir", tmp_path / "none")[1]
 
 
-def test_voices_are_listed_from_the_package_and_added_here(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    shipped = tmp_path / "shipped"
-    shipped.mkdir()
-    monkeypatch.setattr(voice_folder, "_SHIPPED", (shipped,))
-    write_wav(tmp_path / "ref.wav", 4.0)
-    assert b"shipped holds no voice" in run("voices", "list")[1].replace(b"\n", b"")
-    code, _, err = run("voices", "add", "ref.wav", "--id", "mine", "--consent", "It is noise.")
-    assert code == 0, err
-    assert [path.name for path in shipped.iterdir()] == []
-    assert (tmp_path / "voices" / "mine" / "reference.wav").is_file()
-    assert b"mine" in run("voices", "list")[1]
-    assert run("voices", "remove", "mine")[0] == 0
+def test_voices_are_added_to_the_folder_here_or_else_to_the_users(
+    run: Run, tts: FakeTTS, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    shipped = tmp_path / "package"
+    (shipped / "makima").mkdir(parents=True)
+    write_wav(shipped / "makima" / "reference.wav", 4.0)
+    before = sorted(shipped.rglob("*"))
+    monkeypatch.setattr("qwen3_jax.voice_layers._SHIPPED", (shipped,))
+    write_wav(tmp_path / "ref.wav", 5.0)
+    add = ("voices", "add", "ref.wav", "--consent", "It is noise.", "--id")
+    for here, folder in ((False, tmp_path / "data" / "qwen3-jax" / "voices"), (True, tmp_path / "voices")):
+        if here:
+            folder.mkdir()
+        for name in ("mine", "makima"):  # the latter takes the place of the one that ships
+            code, _, err = run(*add, name)
+            assert code == 0, err
+            assert (folder / name / "reference.wav").is_file()
+        listed = run("voices", "list")[1].decode()
+        assert [line.split("│")[3].strip() for line in listed.splitlines() if "mine" in line or "makima" in line] == ["5.0", "5.0"]
+        assert run("say", "Hi.", "--stream", "--model", "m", "--voice", "mine")[0] == 0
+        for name in ("mine", "makima"):
+            assert run("voices", "remove", name)[0] == 0
+        assert sorted(folder.iterdir()) == []
+    assert "│ 4.0 " in run("voices", "list")[1].decode(), "the one that ships is there again"
+    (tmp_path / "file").write_text("in the way")
+    code, _, err = run(*add, "mine", "--voices-dir", tmp_path / "file" / "voices")
+    assert code == 2 and "Not a directory; give --voices-dir a folder" in err
+    code, _, err = run("voices", "remove", "makima")
+    assert code == 2 and "comes with the package and stays" in err
+    assert sorted(shipped.rglob("*")) == before
+    assert b"there is no voice" in run("voices", "list", "--no-shipped-voices")[1]
+    assert run("voices", "remove", "makima", "--voices-dir", shipped)[0] == 0, "what was asked for by name is done"
+    assert not (shipped / "makima").exists()
 
 
-def test_a_voice_whose_metadata_is_broken_is_named(run: Run, voices: Path) -> None:
+def test_a_voice_whose_metadata_is_broken_is_named_and_the_rest_speak(run: Run, tts: FakeTTS, voices: Path) -> None:
     (voices / "anna" / "metadata.json").write_text("[]", "utf-8")
-    code, _, err = run("voices", "--voices-dir", voices)
-    assert code == 2
-    assert "anna/metadata.json is not a voice's metadata" in err
+    code, out, _ = run("voices", "--voices-dir", voices)
+    assert code == 0
+    assert "boris" in out.decode() and "anna/metadata.json is not a voice's metadata" in out.decode()
+    code, _, err = run("say", "Hi.", "--stream", "--model", "m", "--voices-dir", voices)
+    assert code == 0
+    assert "anna/metadata.json is not a voice's metadata" in err and "voice: boris" in err
+    code, _, err = run("voices", "remove", "anna", "--voices-dir", voices)
+    assert code == 2 and "'anna' is left out" in err and "anna/metadata.json" in err
+
+
+def test_a_tilde_is_the_home_in_the_models_and_the_voices_option(
+    run: Run, tts: FakeTTS, voices: Path, checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(checkpoint("base").parent))
+    assert run("info", "--model", f"~/{checkpoint('base').name}")[0] == 0
+    monkeypatch.setenv("TTS_MODEL_ID", f"~/{checkpoint('base').name}")
+    assert run("info")[0] == 0
+    monkeypatch.setenv("HOME", str(voices.parent))
+    assert run("say", "Hi.", "--stream", "--model", "m", "--voices-dir=~/voices", "--voice", "~/voices/boris")[0] == 0
+    monkeypatch.setenv("TTS_VOICES_DIR", "~/voices")
+    assert b"boris" in run("voices", "list")[1]
+    assert run("voices", "remove", "boris")[0] == 0
+    assert not (voices / "boris").exists()
+    code, _, err = run("info", "--model", "~nobody-of-that-name/x")
+    assert code == 2 and "~nobody-of-that-name/x is not a folder" in err
+
+
+def test_nothing_in_a_listing_is_markup(run: Run, voices: Path) -> None:
+    (voices / "anna" / "metadata.json").write_text('{"name": "a[/x]\\u001b[2J"}', "utf-8")
+    code, out, err = run("voices", "--voices-dir", voices)
+    assert code == 0, err
+    assert r"a[/x]\x1b[2J" in out.decode() and b"\x1b" not in out
 
 
 def test_info_describes_a_checkpoint(run: Run, checkpoint: Callable[[str], Path]) -> None:

@@ -152,3 +152,14 @@ def test_one_trace_per_shape(run: Callable[..., Any], codes: np.ndarray) -> None
 def test_sin_squared_is_exact_to_float32(limit: float) -> None:
     x = np.linspace(-limit, limit, 200_001, dtype=np.float32)
     np.testing.assert_allclose(jax.jit(sin_squared)(x), np.square(np.sin(x.astype(np.float64))), rtol=0, atol=4e-7)
+
+
+def test_a_sample_that_is_not_finite_is_nan_in_its_own_row(run: Callable[..., tuple[np.ndarray, DecoderState]], codes: np.ndarray) -> None:
+    """Infinity too, which would be clipped to a loud sample."""
+    whole, state = run(codes[:, :CHUNK])
+    last_conv = np.array(state.last_conv)
+    last_conv[0] = np.inf
+    expected, _ = run(codes[:, CHUNK : 2 * CHUNK], jax.tree.map(np.asarray, state))
+    pcm, _ = run(codes[:, CHUNK : 2 * CHUNK], jax.tree.map(np.asarray, state)._replace(last_conv=last_conv))
+    assert np.isnan(pcm[0, :6]).all() and np.isfinite(whole).all()
+    np.testing.assert_array_equal(pcm[1], expected[1])

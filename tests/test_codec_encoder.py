@@ -13,6 +13,7 @@ from flax import nnx
 from safetensors.numpy import load_file
 
 from qwen3_jax.codec.rvq import BookEncoder
+from qwen3_jax.encode import encode_codes, encode_x_vector
 from qwen3_jax.model import Model
 
 GOLDEN = load_file(Path(__file__).parent / "golden" / "base.safetensors")
@@ -87,3 +88,33 @@ def test_each_stage_takes_the_nearest_entry_to_what_is_left() -> None:
         rest = rest - entries[nearest]
         wanted.append(nearest)
     np.testing.assert_array_equal(encoder(jnp.asarray(x)), np.stack(wanted, axis=-1))
+
+
+def nan_in(tree: Any, *path: Any) -> Any:
+    """The same parameters with the first number of one tensor damaged."""
+    if path:
+        return {**tree, path[0]: nan_in(tree[path[0]], *path[1:])}
+    copied = np.array(tree)
+    copied.flat[0] = np.nan
+    return jax.device_put(copied, tree.sharding)
+
+
+def test_damaged_weights_make_no_codes(model: Callable[[str], Model], waves: np.ndarray) -> None:
+    base, wave = model("base"), waves[0].repeat(2)
+    damaged = base._replace(params=nan_in(base.params, "codec", "encoder", "downsample", "conv", "weight"))
+    with pytest.raises(FloatingPointError, match="the codec's encoder computed NaN or infinity .* download or convert it again"):
+        encode_codes(damaged, wave)
+    assert encode_codes(base, wave).min() >= 0
+    damaged = base._replace(params=nan_in(base.params, "speaker_encoder", "fc", "weight"))
+    with pytest.raises(FloatingPointError, match="the speaker encoder computed NaN or infinity"):
+        encode_x_vector(damaged, wave)
+
+
+@pytest.mark.parametrize(
+    "wave",
+    [np.full(48000, np.nan, np.float32), np.zeros(0, np.float32), np.zeros((2, 48000), np.float32), np.ones(48000, int), np.full(9, 1e30)],
+)
+@pytest.mark.parametrize("call", [encode_codes, encode_x_vector])
+def test_what_is_no_clip_is_refused_by_name(model: Callable[[str], Model], call: Callable[..., object], wave: np.ndarray) -> None:
+    with pytest.raises(ValueError, match=r"clip of shape \(.*\), .*: must be \[samples\], finite floats in \[-1, 1\]"):
+        call(model("base"), wave)

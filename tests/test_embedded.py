@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 
 from convert.__main__ import convert
-from qwen3_jax import Qwen3TTS, voice_folder
+from qwen3_jax import Qwen3TTS, Voice
 from qwen3_jax.evaluate import judges
 from qwen3_jax.hub import EMBEDDED, local_folder
 from qwen3_jax.model import read_configs
+from qwen3_jax.voice_choice import find_voice
+from qwen3_jax.voice_layers import VoiceLayers
 
 WORD_ERRORS = 0.08  # of three readings together; measured: .02 (heart) and .03 (makima) of four, single ones 0 to .10
 TEXT = "Let me recommend Bath to you."
@@ -18,6 +20,12 @@ TEXT = "Let me recommend Bath to you."
 @pytest.fixture(scope="module")
 def tts() -> Qwen3TTS:
     return Qwen3TTS.from_pretrained(EMBEDDED)
+
+
+def voice_of(tts: Qwen3TTS, name: str, x_vector_only_mode: bool | None = None) -> Voice:
+    voice = find_voice(tts, name, VoiceLayers.of(), x_vector_only_mode)
+    assert isinstance(voice, Voice)
+    return voice
 
 
 def test_it_is_small_and_in_the_published_layout(tmp_path: Path) -> None:
@@ -31,9 +39,7 @@ def test_it_is_small_and_in_the_published_layout(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["makima", "heart", "emma", "george"])
 def test_every_voice_speaks_and_ends(tts: Qwen3TTS, name: str) -> None:
-    entry = voice_folder.find(voice_folder.default_folder())[name]
-    voice = tts.create_voice(entry.path / voice_folder.REFERENCE, name=name)
-    speech = tts.generate(TEXT, voice=voice, language="English", seed=3)
+    speech = tts.generate(TEXT, voice=voice_of(tts, name, x_vector_only_mode=True), language="English", seed=3)
     assert speech.finish_reason == "eos"
     assert 1.0 < speech.seconds < 5.0  # the teachers take 1.6 to 2.2 s
     assert np.sqrt(np.mean(np.square(speech.pcm))) > 0.005  # not silence
@@ -41,8 +47,7 @@ def test_every_voice_speaks_and_ends(tts: Qwen3TTS, name: str) -> None:
 
 @pytest.mark.parametrize("text", [TEXT, "The door was open, and nobody answered when we called her name from the garden."])
 def test_streamed_is_whole_in_any_chunking(tts: Qwen3TTS, text: str) -> None:
-    entry = voice_folder.find(voice_folder.default_folder())["makima"]
-    voice = entry.create(tts.create_voice)
+    voice = voice_of(tts, "makima")
     whole = tts.generate(text, voice=voice, language="English", seed=5)
     with tts.stream(text, voice=voice, language="English", seed=5) as stream:
         pieces = list(stream)
@@ -73,7 +78,7 @@ EVERYDAY = [
 @pytest.mark.parametrize("name", ["makima", "heart"])
 def test_a_judge_hears_what_it_was_given(tts: Qwen3TTS, name: str) -> None:
     """Everyday sentences; for what becomes of rarer words see docs/embedded-log.md."""
-    voice = voice_folder.find(voice_folder.default_folder())[name].create(tts.create_voice)
+    voice = voice_of(tts, name)
     texts = EVERYDAY * 3
     waves = [tts.generate(text, voice=voice, language="English", seed=number).pcm for number, text in enumerate(texts)]
     figure, hearings = judges.word_errors(waves, texts)

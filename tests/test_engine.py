@@ -182,7 +182,12 @@ def test_cancel_wakes_who_waits() -> None:
             return wait(timeout)
 
         handle._changed.wait = told  # type: ignore[method-assign]
-        canceller = threading.Thread(target=lambda: waits.wait(LIMIT) and handle.cancel())
+
+        def cancel() -> None:
+            assert waits.wait(LIMIT)
+            handle.cancel()
+
+        canceller = threading.Thread(target=cancel)
         canceller.start()
         assert handle.next(LIMIT) is None
         canceller.join(LIMIT)

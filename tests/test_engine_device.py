@@ -1,7 +1,8 @@
 """The engine on a tiny random model: a request's audio is its own whatever the load, text as it comes, runaways, one trace per shape."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from qwen3_jax.codec import init_state
-from qwen3_jax.engine import Engine, Handle, JaxDevice, Options, Request, Segment, Watch
+from qwen3_jax.engine import Engine, Handle, JaxDevice, NotFinite, Options, Request, Segment, Watch
 from qwen3_jax.engine.plan import plan
 from qwen3_jax.engine.scheduler import Scheduler
 from qwen3_jax.model import Model, abstract
@@ -276,6 +277,201 @@ def test_a_retry_draws_otherwise_and_the_wave_goes_on(base: Model, device: JaxDe
     np.testing.assert_array_equal(codes, results[1][0][0])
     np.testing.assert_array_equal(pcm, results[1][0][1])
     np.testing.assert_array_equal(codes[:4], results[2][0][0][:4])
+
+
+def plant(device: JaxDevice, slots: Sequence[int]) -> None:
+    """NaN in every float of these slots: their caches, inputs, codec states, marks, rules."""
+
+    def poison(leaf: jax.Array) -> jax.Array:
+        wanted = jnp.issubdtype(leaf.dtype, jnp.floating)
+        return jax.device_put(at(np.asarray(leaf), list(slots), np.nan), leaf.sharding) if wanted else leaf
+
+    device._state = jax.tree.map(poison, device._state)
+
+
+def finite(device: JaxDevice, slot: int) -> bool:
+    leaves = (leaf for leaf in jax.tree.leaves(device._state) if jnp.issubdtype(leaf.dtype, jnp.floating))
+    return all(np.isfinite(np.asarray(leaf)[slot]).all() for leaf in leaves)
+
+
+def test_a_slot_hands_no_nan_to_its_next_owner(base: Model, device: JaxDevice, alone: dict[int, tuple[np.ndarray, np.ndarray]]) -> None:
+    """Whatever of a slot held it; and what other rows hold does not reach it either."""
+    for number, request in enumerate(requests(base)):
+        plant(device, [0, 1, 2])
+        play = Play(device)
+        handle = play.submit(request)
+        play.run()
+        for ours, theirs in zip(heard(handle), alone[number], strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+        assert finite(device, 0) and not finite(device, 1)
+
+
+Change = Callable[[Request, Model], Request]
+
+
+def with_prompt(request: Request, **changes: Any) -> Request:
+    [segment] = request.segments
+    return replace(request, segments=(replace(segment, prompt=segment.prompt._replace(**changes)),))
+
+
+def at(array: np.ndarray, index: Any, value: float) -> np.ndarray:
+    """A copy with one value changed."""
+    copied = array.copy()
+    copied[index] = value
+    return copied
+
+
+def nan_state(model: Model) -> Any:
+    state = init_state(model.codec_config.decoder_config, 1)
+    return jax.tree.map(lambda leaf: np.full_like(leaf, np.nan) if leaf.dtype == jnp.float32 else leaf, state)
+
+
+# name -> (which request, what becomes of it, what `check` says)
+DAMAGED: dict[str, tuple[int, Change, str]] = {
+    "code of book 0": (
+        1,
+        lambda one, _: with_prompt(one, codes=at(prompt_of(one).codes, (9, 0), 5000)),
+        r"prompt codes\[9, 0\] = 5000, one of 1: book 0 has the entries -1 to 3071",
+    ),
+    "code of book 15": (
+        1,
+        lambda one, _: with_prompt(one, codes=at(prompt_of(one).codes, (9, 15), 2048)),
+        r"prompt codes\[9, 15\] = 2048, one of 1: book 15 has the entries -1 to 2047",
+    ),
+    "text id": (
+        0,
+        lambda one, _: with_prompt(one, text=at(prompt_of(one).text, 2, 320)),
+        r"prompt text\[2\] = 320: must be an id of the checkpoint's text vocabulary, -1 to 319",
+    ),
+    "trailing id": (
+        0,
+        lambda one, _: with_prompt(one, trailing=at(prompt_of(one).trailing, 2, 4000)),
+        r"trailing text\[2\] = 4000: must be an id",
+    ),
+    "x-vector": (
+        0,
+        lambda one, _: with_prompt(one, x_vector=at(prompt_of(one).x_vector, 7, np.inf)),
+        r"x_vector\[7\] = inf, one of 1: every value must be finite",
+    ),
+    "x-vector beyond float32": (
+        0,
+        lambda one, _: with_prompt(one, x_vector=at(prompt_of(one).x_vector.astype(float), 7, 1e39)),
+        r"x_vector\[7\] = 1e\+39, one of 1: every value must be finite, and at most 1e\+17",
+    ),
+    "codec state": (
+        1,
+        lambda one, model: replace(one, codec_state=nan_state(model)),
+        r"codec state, \.pre_conv: every number must be finite",
+    ),
+}
+
+
+def prompt_of(request: Request) -> Prompt:
+    return request.segments[0].prompt
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_damaged_input_is_refused_and_where_it_passes_ends_its_own_request_only(
+    base: Model, device: JaxDevice, alone: dict[int, tuple[np.ndarray, np.ndarray]], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Past the checks: what is finite before it may be heard; its neighbour and the slot's next owner speak as in a fresh engine."""
+    number, damage, message = DAMAGED[name]
+    known = requests(base)
+    damaged, play = damage(known[number], base), Play(device)
+    with pytest.raises(ValueError, match=message):
+        play.submit(damaged)
+    with monkeypatch.context() as unchecked, np.errstate(over="ignore"):
+        unchecked.setattr(device, "check", lambda _: None)
+        handle = play.submit(damaged)
+        play.turn()
+        neighbour, following = play.submit(known[2]), [play.submit(known[0]) for _ in range(3)]
+        play.run()
+    packets = list(iter(handle.take, None))
+    frames = sum(len(packet.codes) for packet in packets)
+    assert isinstance(handle.error, NotFinite) and f"NaN or infinite after {frames} frames, in segment 0" in str(handle.error)
+    if name == "trailing id":
+        for ours, theirs in zip(
+            (np.concatenate([getattr(packet, field) for packet in packets]) for field in ("codes", "pcm")), alone[0], strict=True
+        ):
+            np.testing.assert_array_equal(ours, theirs[: len(ours)])
+        assert frames == 3, "the text that was there before it"
+    else:
+        assert frames == 0 or name == "code of book 15"
+    for one, expected in ((neighbour, alone[2]), *((one, alone[0]) for one in following)):
+        codes, pcm = heard(one)
+        np.testing.assert_array_equal(codes, expected[0])
+        np.testing.assert_allclose(pcm, expected[1], atol=3e-5)
+    assert play.scheduler.counters.not_finite == 1 and finite(device, 0)
+
+
+def nan_in(model: Model, *path: Any) -> Model:
+    """The same checkpoint with one number of one tensor damaged; the last of ``path`` is its index."""
+
+    def damaged(tree: Any, names: tuple[Any, ...]) -> Any:
+        if len(names) == 1:
+            return jax.device_put(at(np.asarray(tree), names[0], np.nan), tree.sharding)
+        return {**tree, names[0]: damaged(tree[names[0]], names[1:])}
+
+    return model._replace(params=damaged(model.params, path))
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        ("talker", "model", "layers", 1, "mlp", "down_proj", "weight", (3, 3)),
+        ("talker", "codec_head", "weight", (5, 5)),
+        ("talker", "code_predictor", "lm_head", 9, "weight", (7, 7)),
+        ("codec", "decoder", "pre_conv", "conv", "weight", (0, 0, 0)),
+    ],
+    ids=lambda path: ".".join(map(str, path[:-2])),
+)
+def test_damaged_weights_speak_no_noise(base: Model, path: tuple[Any, ...]) -> None:
+    device = JaxDevice(nan_in(base, *path), slots=3, columns=128)
+    play = Play(device)
+    handles = [play.submit(request) for request in requests(base)]
+    play.run()
+    for handle in handles:
+        with pytest.raises(
+            NotFinite, match="NaN or infinite after 0 frames, in segment 0; the voice, or the checkpoint's weights, are damaged"
+        ):
+            heard(handle)
+    assert play.scheduler.counters.not_finite == 3
+
+
+def test_text_and_segments_that_are_added_are_checked(base: Model, engine: Engine) -> None:
+    """In the thread of who adds them; the request goes on without, and so does the engine."""
+    request = requests(base)[0]
+    [segment], prompt = request.segments, prompt_of(request)
+    live = engine.submit(Request((Segment(cut(prompt, 2), 1, open=True),), SAMPLED, 7, open=True))
+    for ids, message in (
+        ([3, 400], r"trailing text\[3\] = 400: must be an id"),
+        ([1.5], "must be one axis of integers"),
+        ([5] * 128, "a slot has 128"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            live.append(ids)
+    live.append(prompt.trailing[2:].tolist())
+    live.end_segment(FRAMES)
+    with pytest.raises(ValueError, match=r"prompt text\[0\] = 999"):
+        live.add(replace(segment, prompt=prompt._replace(text=at(prompt.text, 0, 999))))
+    with pytest.raises(ValueError, match="at least one row"):
+        live.add(replace(segment, prompt=prompt._replace(codes=prompt.codes[1:])))
+    live.finish()
+    np.testing.assert_array_equal(heard(live)[0], heard(engine.submit(request))[0])
+    assert engine.state == "running" and engine.stats().restarts == 0
+
+
+def test_a_codec_state_of_another_form_is_refused(base: Model, engine: Engine) -> None:
+    request = requests(base)[1]
+    state = init_state(base.codec_config.decoder_config, 1)
+    two = jax.tree.map(lambda leaf: np.concatenate([leaf, leaf]), state)
+    for wrong, message in (
+        (two, r"codec state, \.position: int32 \(2,\) must be int32 \(1,\), one row of this codec; make it with session.prime"),
+        (state._replace(last_conv=np.asarray(state.last_conv, jnp.bfloat16)), r"codec state, \.last_conv: bfloat16 .* must be float32"),
+        ({"a": 1}, "codec state of type dict"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            engine.submit(replace(request, codec_state=wrong))
 
 
 def test_what_cannot_fit_is_refused_with_the_numbers(base: Model, engine: Engine) -> None:

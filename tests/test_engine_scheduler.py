@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qwen3_jax.engine.options import Options
-from qwen3_jax.engine.requests import Closed, DeadlineExceeded, Full, Handle, Request, Stalled, Watch
+from qwen3_jax.engine.requests import Closed, DeadlineExceeded, Full, Handle, NotFinite, Request, Segment, Stalled, Watch
 from qwen3_jax.engine.scheduler import Scheduler
 from qwen3_jax.sampling import Sampling
 from tests.fake_device import FakeDevice, expected, segment
@@ -50,7 +50,7 @@ class Stage:
 
 
 def request(*lengths: int, seed: int = 1, **more: Any) -> Request:
-    kinds = {name: more.pop(name) for name in ("rows", "text", "loops", "max_frames") if name in more}
+    kinds = {name: more.pop(name) for name in ("rows", "text", "loops", "breaks", "max_frames") if name in more}
     return Request(tuple(segment(length, **kinds) for length in lengths), Sampling(), seed, **more)
 
 
@@ -434,6 +434,59 @@ def test_speech_that_never_ends_is_cut_before_the_bad_part() -> None:
     assert (stage.scheduler.counters.runaways, stage.scheduler.counters.runaways_ended, handle.finish_reason) == (2, 2, "length")
 
 
+@pytest.mark.parametrize("breaks", [1, 4])
+def test_what_is_not_finite_ends_its_request_and_nobody_else_s(breaks: int) -> None:
+    """The frames before are handed over; the slot serves the next owner, and neighbours notice nothing."""
+    stage = Stage(FakeDevice(slots=2))
+    first, other = stage.submit(request(9, breaks=breaks)), stage.submit(request(30, seed=2))
+    after = [stage.submit(request(5, seed=3)), stage.submit(request(5, seed=4))]
+    stage.until_idle()
+    assert heard(first) == expected(first.request) and len(expected(first.request)) == breaks - 1
+    assert isinstance(first.error, NotFinite) and isinstance(first.error, FloatingPointError) and first.finish_reason == "error"
+    assert f"NaN or infinite after {breaks - 1} frames, in segment 0; the voice, or the checkpoint" in str(first.error)
+    for handle in (other, *after):
+        assert heard(handle) == expected(handle.request) and handle.finish_reason == "eos"
+    counters = stage.scheduler.counters
+    assert (counters.not_finite, counters.failed, counters.completed) == (1, 1, 3)
+    assert [entry[1:3] for entry in stage.device.log if entry[0] == "open"] == [(0, 1), (1, 2), (0, 3), (0, 4)]
+
+
+def test_a_later_sentence_that_is_not_finite_ends_the_request() -> None:
+    stage = Stage(FakeDevice(slots=1))
+    broken = Request((segment(4), segment(6, breaks=2), segment(5)), Sampling(), 1)
+    handle, after = stage.submit(broken), stage.submit(request(5, seed=2))
+    stage.until_idle()
+    assert heard(handle) == expected(broken) and len(expected(broken)) == 4 + 1
+    assert isinstance(handle.error, NotFinite) and "after 5 frames, in segment 1" in str(handle.error)
+    assert heard(after) == expected(after.request)
+
+
+def test_suspect_frames_before_one_that_is_not_finite_are_not_heard() -> None:
+    stage = Stage()
+    handle = stage.submit(request(9, loops=1, breaks=5, watch=Watch()))
+    stage.until_idle()
+    assert [code[3] for code in heard(handle)] == [0, 1], "frames 2 and 3 repeat, and were held"
+    assert isinstance(handle.error, NotFinite)
+
+
+def test_what_is_added_is_checked_where_it_is_added() -> None:
+    """In the thread of who adds it: in the engine's it would be taken for a fault of the device, and end everybody's speech."""
+    stage = Stage()
+    handle = stage.submit(Request((segment(3),), Sampling(), 1, open=True))
+    with pytest.raises(ValueError, match="too long"):
+        handle.add(segment(3, rows=2000))
+    handle.add(segment(4, text=1, open=True))
+    stage.device.columns = 3
+    with pytest.raises(ValueError, match="too long"):
+        handle.append([7])
+    stage.device.columns = 1000
+    handle.end_segment(100)
+    handle.finish()
+    stage.until_idle()
+    assert len(heard(handle)) == 3 + 4 and handle.finish_reason == "eos"
+    assert handle.check is None, "it lets go of the device"
+
+
 def test_deadlines() -> None:
     stage = Stage(FakeDevice(slots=1))
     first = stage.submit(request(100, deadline=1.0))
@@ -499,6 +552,12 @@ def test_an_idle_scheduler_waits_to_be_woken_and_others_for_their_next_moment() 
         (lambda: request(1, priority="urgent"), "priority 'urgent': use 'high' or 'normal'"),
         (lambda: request(1, deadline=0), "deadline = 0: must be above 0"),
         (lambda: Request((segment(1, open=True),), Sampling(), 1), "segment 0 is open"),
+        (lambda: Request((segment(1),), {}, 1), "sampling of type dict: must be a Sampling"),
+        (lambda: segment(1, max_frames=0), "max_frames = 0: must be an integer from 1"),
+        (lambda: segment(1, max_frames=2**31), "max_frames = 2147483648: must be an integer from 1 to 1073741824"),
+        (lambda: segment(1, max_frames=2.5), "max_frames = 2.5: must be an integer"),
+        (lambda: Segment(segment(1).prompt, 1, tokens=-1), "tokens = -1: must be an integer from 0"),
+        (lambda: Watch(hold=2**40), "hold = 1099511627776: must be an integer from 0"),
         (lambda: Options(buffer_ms=10), "buffer_ms = 10: must be at least 80"),
         (lambda: Options(stall_seconds=0), "stall_seconds = 0: must be above 0"),
     ],
@@ -521,6 +580,7 @@ def plays(draw: st.DrawFn) -> list[dict[str, Any]]:
                     "text": st.lists(st.integers(0, 5), min_size=1, max_size=4),
                     "open": st.booleans(),
                     "loops": st.integers(0, 2),
+                    "breaks": st.just(0) | st.integers(1, 6),
                     "cancel": st.none() | st.integers(1, 60),
                     "reads": st.integers(1, 7),
                     "priority": st.sampled_from(["high", "normal"]),
@@ -530,6 +590,12 @@ def plays(draw: st.DrawFn) -> list[dict[str, Any]]:
             max_size=8,
         )
     )
+
+
+def broken(part: dict[str, Any], request: Request) -> bool:
+    """Whether one of its frames is not finite."""
+    frames = part["frames"][:1] if part["open"] else part["frames"]
+    return part["rows"] > 2 and any(1 <= part["breaks"] <= length for length in frames)
 
 
 @settings(max_examples=150, deadline=None)
@@ -542,7 +608,7 @@ def test_whatever_happens_each_hears_exactly_his_own(play: list[dict[str, Any]],
         for number, part in enumerate(play):
             if part["at"] == tick:
                 text = list(range(100, 100 + part["text"][0]))
-                kinds = {"rows": part["rows"], "loops": part["loops"]}
+                kinds = {"rows": part["rows"], "loops": 0 if part["breaks"] else part["loops"], "breaks": part["breaks"]}
                 if part["open"]:
                     one = segment(part["frames"][0], text=len(text), open=True, **kinds)
                     made = Request((one,), Sampling(), number, open=True, watch=Watch(), priority=part["priority"])
@@ -554,7 +620,7 @@ def test_whatever_happens_each_hears_exactly_his_own(play: list[dict[str, Any]],
             age = tick - part["at"]
             if part["cancel"] == age:
                 handle.cancel()
-            if part["open"] and not handle.cancelled:
+            if part["open"] and not handle.cancelled and handle.error is None:
                 if 0 < age // 9 < len(part["text"]) and age % 9 == 0:
                     more = [1000 + age + each for each in range(part["text"][age // 9])]
                     handle.append(more)
@@ -576,5 +642,6 @@ def test_whatever_happens_each_hears_exactly_his_own(play: list[dict[str, Any]],
             assert got == whole[: len(got)]
         else:
             assert got == whole
-            assert handle.finish_reason == "eos"
+            assert handle.finish_reason == ("error" if isinstance(handle.error, NotFinite) else "eos")
+            assert (handle.error is None) == (not broken(part, handle.request))
     assert np.sum([slot.handle is not None for slot in stage.scheduler.slots]) == 0

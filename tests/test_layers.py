@@ -22,6 +22,21 @@ def test_narrow_weights_give_what_wide_ones_give(shape: tuple[int, int]) -> None
     np.testing.assert_allclose(narrow, wide, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("rows", [3, 40])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_row_that_is_not_finite_leaves_the_others_alone(rows: int, value: float) -> None:
+    noise = np.random.RandomState(0)
+    x = noise.standard_normal((rows, 64)).astype(np.float32)
+    for weight in (jnp.asarray(noise.standard_normal((24, 64)), jnp.bfloat16), jnp.asarray(noise.standard_normal((24, 64)), jnp.float32)):
+        whole = np.asarray(jax.jit(matmul)(x, weight))
+        for row in (0, 2):
+            damaged = x.copy()
+            damaged[row] = value
+            found = np.asarray(jax.jit(matmul)(damaged, weight))
+            assert not np.isfinite(found[row]).any()
+            np.testing.assert_array_equal(np.delete(found, row, axis=0), np.delete(whole, row, axis=0))
+
+
 def temporaries(call: Callable[..., jax.Array], *arguments: jax.Array) -> int:
     """Bytes that the compiled call needs beside arguments and result."""
     analysis = jax.jit(call).lower(*arguments).compile().memory_analysis()

@@ -77,7 +77,7 @@ def test_no_voice_at_all_has_no_speaker_row() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"language": "Klingon"}, "unknown language 'Klingon': this checkpoint speaks chinese, english.*or auto"),
+        ({"language": "Klingon"}, "language 'Klingon': this checkpoint speaks chinese, english.*or auto"),
         ({"speaker": "Bob"}, "unknown speaker 'Bob': this checkpoint has eric, ryan"),
         ({"reference_ids": REFERENCE}, "both the reference's transcript and its codes"),
         ({"x_vector": np.ones(7, np.float32)}, r"x-vector of shape \(7,\): this checkpoint takes \(48,\)"),

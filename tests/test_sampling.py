@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qwen3_jax.config import GenerationConfig
-from qwen3_jax.sampling import Draws, Sampling, _filter, draw, restrict, rules
+from qwen3_jax.sampling import LEAST_TOP_P, MOST_TOP_K, PENALTIES, TEMPERATURES, Draws, Sampling, _filter, draw, restrict, rules
 
 VOCAB, EOS = 3072, 2150
 
@@ -100,8 +100,53 @@ def test_defaults_come_from_the_checkpoint() -> None:
         ({"top_p": 0.0}, "top_p = 0.0: must be above 0"),
         ({"subtalker_top_p": 1.5}, "subtalker_top_p = 1.5"),
         ({"repetition_penalty": 0.0}, "repetition_penalty = 0.0"),
+        ({"do_sample": "no"}, "do_sample = 'no': must be True or False"),
+        ({"subtalker_dosample": 1}, "subtalker_dosample = 1: must be True or False"),
+        ({"top_k": 2**31}, "top_k = 2147483648: must be 0 .off. or more, an integer of at most 2147483647"),
+        ({"subtalker_top_k": 1.5}, "subtalker_top_k = 1.5: must be .* an integer"),
     ],
 )
 def test_bad_values_are_named(changes: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Sampling(**changes)
+
+
+@pytest.mark.parametrize("name", ["temperature", "subtalker_temperature", "top_p", "subtalker_top_p", "repetition_penalty"])
+@pytest.mark.parametrize("value", [1e-39, 1e-46, 5e-324, 1e39, float("inf"), float("nan"), "1", None, True])
+def test_what_float32_does_not_hold_is_named(name: str, value: object) -> None:
+    with pytest.raises(ValueError, match=rf"^{name} = .*: must be above 0, a number from 1e-[12]0 to .*, for float32"):
+        Sampling(**{name: value})
+
+
+_restrict, _draw = jax.jit(restrict, static_argnums=4), jax.jit(draw)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.sampled_from([*TEMPERATURES, 1e-3, 1.0]), st.sampled_from([LEAST_TOP_P, 1e-3, 0.9, 1.0]), st.sampled_from([*PENALTIES, 1.0]),
+    st.sampled_from([0, 1, 50, MOST_TOP_K]), st.floats(1e-3, 1e4), st.integers(0, 2**31),
+)  # fmt: skip
+def test_whatever_is_allowed_draws_an_id_that_is_not_banned(
+    temperature: float, top_p: float, penalty: float, top_k: int, spread: float, seed: int
+) -> None:
+    noise = np.random.RandomState(seed)
+    logits = jnp.asarray(spread * noise.standard_normal((2, VOCAB)).astype(np.float32))
+    seen = jnp.asarray(noise.rand(2, VOCAB) < 0.1)
+    by = rules([Sampling(temperature=temperature, top_p=top_p, top_k=top_k, repetition_penalty=penalty)] * 2)
+    scores = _restrict(logits, seen, jnp.array([5, 0]), by.penalty, EOS)
+    assert not np.isnan(scores / temperature).any()
+    ids = np.asarray(_draw(scores, jax.random.split(jax.random.key(seed), 2), by.talker))
+    assert np.isfinite(np.asarray(scores)[[0, 1], ids]).all(), "neither suppressed, nor -1"
+    if temperature == TEMPERATURES[0] or top_p == LEAST_TOP_P or top_k == 1:
+        np.testing.assert_array_equal(ids, np.asarray(scores).argmax(axis=1))
+
+
+@pytest.mark.parametrize("sample", [True, False])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_of_what_is_not_finite_nothing_is_drawn(value: float, sample: bool) -> None:
+    """In its own row. -inf is a ban, and stays one."""
+    logits = np.random.RandomState(0).standard_normal((3, 9)).astype(np.float32)
+    logits[:, 4] = -np.inf
+    logits[1, 7] = value
+    ids = _draw(jnp.asarray(logits), jax.random.split(jax.random.key(0), 3), rules([Sampling(do_sample=sample)] * 3).talker)
+    assert ids[1] == -1 and 0 <= ids[0] != 4 and 0 <= ids[2] != 4

@@ -18,7 +18,7 @@ from server.engines.factory import create
 from server.settings import Settings
 from server.voices.store import VoiceStore
 from tests.fake_engine import LIMIT
-from tests.serving import client, hear, running, say, utterance
+from tests.serving import client, hear, prompts_of, running, say, utterance
 
 onnx = pytest.importorskip("onnx", reason="makes the graphs")
 pytest.importorskip("onnxruntime", reason="the extra chatterbox")
@@ -157,7 +157,7 @@ async def test_a_text_becomes_one_piece(folder: Path, voices: Path) -> None:
         [piece] = [piece async for piece in handle]
         np.testing.assert_allclose(piece, expected(loudness), rtol=1e-6)
         assert handle.finish_reason == "eos"
-        assert len(list((voices / "anna").glob("prompt-*"))) == 1
+        assert len(prompts_of(voices)) == 2, "the warm voice's as well"
     engine.close()
 
 
@@ -176,6 +176,20 @@ def test_long_texts_are_spoken_in_passes(folder: Path) -> None:
     assert "".join(passes) == "hello there. " * 60
     assert len(passes) == 3
     assert all(len(one) <= chatterbox.MAX_CHARACTERS for one in passes)
+
+
+@pytest.mark.parametrize("text", ["\u201c" * 4000, "今。" * 2000, "word " * 800, "One. Two. " * 400, "x" * 4000, " " * 4000])
+def test_sentences_are_looked_for_in_short_windows(folder: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    looked, segment = [], chatterbox.sentencex.segment
+
+    def counted(language: str, text: str) -> Any:
+        looked.append(len(text))
+        return segment(language, text)
+
+    monkeypatch.setattr(chatterbox.sentencex, "segment", counted)
+    model = chatterbox.ChatterboxSynthesiser(folder, ["CPUExecutionProvider"])
+    assert "".join(model.split(text)) == text
+    assert max(looked) <= chatterbox.WINDOW and sum(looked) <= 2 * len(text) + chatterbox.WINDOW
 
 
 def test_a_missing_part_is_named(folder: Path) -> None:

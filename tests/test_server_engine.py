@@ -12,20 +12,22 @@ from typing import Any
 import numpy as np
 import pytest
 
-from qwen3_jax import Sampling
+from qwen3_jax import Sampling, Voice
 from qwen3_jax.audio import to_pcm16, write_wav
-from qwen3_jax.engine import JaxDevice, plan
+from qwen3_jax.engine import JaxDevice, NotFinite, plan
 from qwen3_jax.model import Model
+from qwen3_jax.service import LiveUtterance
 from server.engines import slots as slots_of
 from server.engines.base import EngineClosed, OutOfMemory, Refused, SpeechRequest
-from server.engines.qwen3 import Qwen3Engine, load
+from server.engines.qwen3 import PIECE, Qwen3Engine, load
+from server.engines.qwen3_cloner import Cloner
 from server.engines.slots import slots_for
 from server.settings import Settings
 from server.voices.store import VoiceStore
 from tests.fake_engine import LIMIT
 from tests.fake_service import FRAMES, LONG, FakeService
 from tests.fake_tts import FakeTTS
-from tests.serving import Clock, audio, client, connect, hear, running, say, until, utterance
+from tests.serving import Clock, audio, client, connect, hear, prompts_of, running, say, until, utterance
 
 MINUTES = 900.0  # where a real model compiles
 SPOKEN = np.arange(FRAMES, dtype=np.float32).repeat(4)
@@ -84,12 +86,12 @@ async def test_a_request_reaches_the_model_and_its_pieces_come_back(voices: Path
     assert tts.prepared == ["makima", "anna"]
 
 
-async def test_prompts_are_kept_beside_the_voice_until_the_model_or_the_recording_changes(voices: Path) -> None:
+async def test_prompts_are_kept_in_the_cache_until_the_model_or_the_recording_changes(voices: Path) -> None:
     first = FakeTTS()
     async with engine_of(voices, first) as engine:
         await engine.prepare(engine._store.voices["makima"])
         assert len(first.cloned) == 1, "a voice is cloned once"
-    [kept] = (voices / "makima").glob("prompt-*")
+    [kept] = prompts_of(voices)
     second = FakeTTS()
     async with engine_of(voices, second) as engine:
         await collect(engine.submit(request(engine, "Hello.")))
@@ -98,8 +100,7 @@ async def test_prompts_are_kept_beside_the_voice_until_the_model_or_the_recordin
     other = FakeTTS(fingerprint="another model")
     async with engine_of(voices, other):
         assert len(other.cloned) == 1
-    [renewed] = (voices / "makima").glob("prompt-*")
-    assert renewed.name != kept.name
+    assert len(prompts_of(voices)) == 2 and kept in prompts_of(voices), "the first model's is of use to that"
 
 
 async def test_the_least_recently_used_voice_leaves_the_cache(voices: Path) -> None:
@@ -216,6 +217,55 @@ async def test_speech_without_end_is_made_again_and_counted(voices: Path) -> Non
         assert engine.runaways == 1
 
 
+async def test_what_is_not_finite_fails_and_the_next_utterance_speaks(voices: Path) -> None:
+    async with engine_of(voices, slots=1) as engine:
+        for text, heard in (("nan", 4), ("damaged", 0)):
+            handle = engine.submit(request(engine, text))
+            assert sum(map(len, await collect(handle))) == heard
+            assert isinstance(handle.failure, NotFinite)
+            np.testing.assert_array_equal(np.concatenate(await collect(engine.submit(request(engine, "Hello.")))), SPOKEN)
+        assert (engine.not_finite, engine.restarts, engine.state) == (2, 0, "ready")
+
+
+async def test_clients_hear_of_what_is_not_finite_and_the_session_lives_on(voices: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Over the WebSocket and HTTP: one more try before any sound, none after some; metrics count, the log names each."""
+
+    def make(settings: Settings, store: VoiceStore) -> Qwen3Engine:
+        return Qwen3Engine(settings, store, lambda _: FakeService(FakeTTS()))
+
+    async with running(voices, make) as server, client(server.url) as connection, server.http_client() as http:
+        for number, (text, sound, failed) in enumerate((("damaged", 0, 2), ("nan", 2 * 4, 3))):
+            await say(connection, type="speak", text=text, requestId="r")
+            heard, error = await utterance(connection)
+            assert (len(heard), error["type"], error["code"]) == (sound, "error", "SYNTHESIS_ERROR")
+            assert (error["requestId"], error["recoverable"]) == ("r", True)
+            assert server.context.engine.not_finite == failed
+            assert caplog.text.count("NotFinite: what the model computed is NaN or infinite") == failed, number
+            await say(connection, type="speak", text="Hello.")
+            assert (await utterance(connection))[1]["type"] == "complete"
+        answer = await http.post("/v1/audio/speech", json={"input": "damaged", "voice": "makima", "response_format": "pcm"})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (500, "SYNTHESIS_ERROR")
+        assert "tts_not_finite 5.0" in (await http.get("/metrics")).text
+        answer = await http.post("/v1/audio/speech", json={"input": "Hello.", "voice": "makima", "response_format": "pcm"})
+        assert answer.content == to_pcm16(SPOKEN)
+
+
+def test_a_kept_prompt_that_is_damaged_is_a_value_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    voice = Voice(np.zeros(4, np.float32), np.zeros((1, 16), np.int32), "Words.")
+    kept, cloner = voice.to_bytes(), Cloner(FakeTTS())
+    assert cloner.from_bytes(kept).mode == "icl"
+    for damaged in (kept[:-1], kept[: len(kept) // 2], b"", kept[:-64] + b"\xff" * 64):
+        with pytest.raises(ValueError, match="is not a voice file"):
+            cloner.from_bytes(damaged)
+
+    def refuse(voice: Voice) -> None:
+        raise ValueError("codes that the checkpoint does not have")
+
+    monkeypatch.setattr(cloner._tts, "prepare", refuse)  # as Qwen3TTS.prepare does
+    with pytest.raises(ValueError, match="does not have"):
+        cloner.from_bytes(kept)
+
+
 async def test_whole_is_handed_out_in_one_piece(voices: Path) -> None:
     async with engine_of(voices) as engine:
         [piece] = await collect(engine.submit(request(engine, "Hello.", whole=True)))
@@ -255,6 +305,41 @@ async def test_text_in_pieces_that_is_refused_ends_the_utterance(voices: Path) -
         handle.append("refuse ")
         await collect(handle)
         assert isinstance(handle.failure, Refused)
+
+
+async def test_a_long_text_makes_nobody_else_wait(voices: Path) -> None:
+    """Its parts are laid out one at a time, and whoever comes then has his turn in between."""
+    parts = 40
+    async with engine_of(voices) as engine:
+        heavy = [
+            request(engine, f"This sentence, which nobody ends, has number {number} and goes on and on, for long. " * parts)
+            for number in "ab"
+        ]
+        handles = [*map(engine.submit, heavy), engine.submit(request(engine, "Hello."))]
+        await asyncio.gather(*map(collect, handles))
+        said = [text for text, _ in service_of(engine).said]
+        assert len(said) > parts
+        assert said.index("Hello.") <= 4, "behind one or two parts of each of the others"
+
+
+async def test_many_small_pieces_are_taken_together(voices: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "A word and one more. " * 96
+    sizes: list[int] = []
+    write = LiveUtterance.write
+
+    def counted(live: LiveUtterance, piece: str) -> None:
+        sizes.append(len(piece))
+        write(live, piece)
+
+    monkeypatch.setattr(LiveUtterance, "write", counted)
+    async with engine_of(voices) as engine:
+        handle = engine.submit(request(engine, "", incremental=True))
+        for character in text:
+            handle.append(character)
+        handle.finish()
+        await collect(handle)
+        assert (handle.failure, sum(sizes)) == (None, len(text))
+        assert max(sizes) <= PIECE and len(sizes) <= len(text) / PIECE + 2
 
 
 async def test_closing_ends_what_runs_and_waits(voices: Path) -> None:
@@ -382,5 +467,5 @@ async def test_end_to_end_on_a_tiny_checkpoint(voices: Path, checkpoint: Callabl
         assert 0 < len(frames[0]) <= 4 * 2 * 1920 and len(frames[0]) % (2 * 1920) == 0
         assert f'"finishReason":"{reason}"' in str(frames[-1])
     assert '"CANCELLED"' in str(heard[3][-1])
-    assert len(list((voices / "makima").glob("prompt-*"))) == 1
+    assert len(prompts_of(voices)) == 1
     assert "memory: " in caplog.text and "4 slots x 320 positions" in caplog.text

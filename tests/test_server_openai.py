@@ -59,6 +59,16 @@ def test_every_format_is_streamed_and_says_what_went_in(kind: str) -> None:
     assert abs(np.sqrt(np.mean(samples**2)) - 0.3535) < 0.03
 
 
+@pytest.mark.parametrize("kind", sorted(CONTENT_TYPES))
+def test_no_format_takes_what_is_not_finite(kind: str) -> None:
+    if kind == "aac":
+        pytest.importorskip("av", reason="the extra aac")
+    sound = wave()
+    sound[5] = np.nan
+    with pytest.raises(FloatingPointError, match="audio has 1 NaN or infinite samples of 24000"):
+        encoder(kind).write(sound)
+
+
 def test_a_streamed_wav_has_one_header() -> None:
     data = encoded("wav", wave())
     assert data.count(b"RIFF") == 1
@@ -156,6 +166,7 @@ async def test_errors_are_those_of_the_package(voices: Path) -> None:
             ("x" * 2001, openai.BadRequestError, "INVALID_TEXT"),
             ("refuse", openai.BadRequestError, "INVALID_TEXT"),
             ("break", openai.InternalServerError, "SYNTHESIS_ERROR"),
+            ("nan", openai.InternalServerError, "SYNTHESIS_ERROR"),
             ("memory", openai.InternalServerError, "GPU_OUT_OF_MEMORY"),
         ):
             with pytest.raises(kind) as raised:

@@ -68,6 +68,7 @@ async def test_metrics(voices: Path) -> None:
         "tts_queue_depth 0.0",
         "tts_runaway_retries 2.0",
         "tts_engine_restarts 1.0",
+        "tts_not_finite 3.0",
         "tts_sessions 1.0",
         "tts_ready 1.0",
     ):

@@ -42,6 +42,9 @@ def test_unknown_fields_and_unknown_types_are_ignored() -> None:
         ('{"type": "speak", "text": 1}', "text"),
         ('{"type": "speak", "text": "a", "seed": -1}', "seed"),
         ('{"type": "speak", "text": "a", "topP": 0}', "topP"),
+        ('{"type": "speak", "text": "a", "topP": 1e-39}', r">= 1e-20 - at `\$\.topP`"),
+        ('{"type": "speak", "text": "a", "temperature": 1e-39}', r">= 1e-20 - at `\$\.temperature`"),
+        ('{"type": "speak", "text": "a", "temperature": 0}', "temperature"),
         ('{"type": "start", "sampleRate": "high"}', "sampleRate"),
         ('{"type": "speak", "text": "\udc00"}', "surrogates"),
         (b"\0\0", "binary"),
@@ -51,6 +54,31 @@ def test_unknown_fields_and_unknown_types_are_ignored() -> None:
 def test_what_is_wrong_is_named(frame: str | bytes | None, said: str) -> None:
     with pytest.raises(InvalidMessage, match=f"(?i){said}"):
         protocol.parse(frame)
+
+
+@pytest.mark.parametrize(
+    ("frame", "request_id"),
+    [
+        ('{"type": "speak", "requestId": "r"}', "r"),
+        ('{"text": 1, "type": "speak", "requestId": "r"}', "r"),
+        ('{"requestId": "r"}', "r"),
+        ('{"type": "speak", "text": 1}', None),
+        ('{"type": "speak", "requestId": 5}', None),
+        ('{"type": "speak", "requestId": "' + "r" * 129 + '"}', None),
+        ('{"type": "speak", "requestId": "r", "text"', None),
+    ],
+)
+def test_what_is_wrong_is_told_to_whom_it_belongs(frame: str, request_id: str | None) -> None:
+    with pytest.raises(InvalidMessage) as refused:
+        protocol.parse(frame)
+    assert refused.value.request_id == request_id
+
+
+def test_errors_repeat_little_of_what_they_were_given() -> None:
+    with pytest.raises(InvalidMessage) as refused:
+        protocol.parse(json.dumps({"type": "speak", "text": "a", "priority": "x" * 60_000}))
+    assert len(str(refused.value)) < 200
+    assert len(protocol.error("SYNTHESIS_ERROR", "x" * 60_000).message) < protocol.MOST_SAID + 100
 
 
 def test_errors_carry_their_codes_recoverability() -> None:

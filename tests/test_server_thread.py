@@ -20,7 +20,7 @@ from server.voices.store import VoiceStore
 from tests.fake_engine import LIMIT
 from tests.fake_synthesiser import FakeSynthesiser
 from tests.fake_tts import FakeTTS, Gate, tone
-from tests.serving import audio, client, hear, running, say, until, utterance
+from tests.serving import audio, client, hear, prompts_of, running, say, until, utterance
 
 
 @asynccontextmanager
@@ -63,12 +63,12 @@ async def test_a_request_reaches_the_model_and_its_pieces_come_back(voices: Path
     assert tts.cloned == [("makima", "Good evening."), ("anna", None)]
 
 
-async def test_prompts_are_kept_beside_the_voice_until_the_model_or_the_recording_changes(voices: Path) -> None:
+async def test_prompts_are_kept_in_the_cache_until_the_model_or_the_recording_changes(voices: Path) -> None:
     first = FakeTTS()
     async with engine_of(voices, first) as engine:
         await engine.prepare(engine._store.voices["makima"])
         assert len(first.cloned) == 1, "a voice is cloned once"
-    [kept] = (voices / "makima").glob("prompt-*")
+    [kept] = prompts_of(voices)
     second = FakeTTS()
     async with engine_of(voices, second) as engine:
         await collect(engine.submit(request(engine, "Hello.")))
@@ -77,12 +77,13 @@ async def test_prompts_are_kept_beside_the_voice_until_the_model_or_the_recordin
     other = FakeTTS(fingerprint="another model")
     async with engine_of(voices, other):
         assert len(other.cloned) == 1
-    [renewed] = (voices / "makima").glob("prompt-*")
-    assert renewed.name != kept.name
+    assert len(prompts_of(voices)) == 2 and kept in prompts_of(voices), "the first model's is of use to that"
     (voices / "makima" / "transcript.txt").write_text("Good morning.", "utf-8")
     changed = FakeTTS(fingerprint="another model")
     async with engine_of(voices, changed):
         assert changed.cloned == [("makima", "Good morning.")]
+    assert len(prompts_of(voices)) == 1, "nothing is kept of another transcript"
+    assert sorted(path.name for path in (voices / "makima").iterdir()) == ["reference.wav", "transcript.txt"]
 
 
 async def test_the_least_recently_used_voice_leaves_the_cache(voices: Path) -> None:
@@ -211,6 +212,16 @@ async def test_text_in_pieces_is_spoken_by_sentences(voices: Path) -> None:
         assert len(await collect(handle)) == 1
         assert handle.finish_reason == "eos"
     assert [stream.request.text.strip() for stream in tts.streams] == ["One.", "Two.", "Three and four"]
+
+
+async def test_what_is_not_finite_is_not_handed_out(voices: Path) -> None:
+    async with engine_of(voices, FakeTTS()) as engine:
+        for whole, heard in ((False, 1), (True, 0)):
+            handle = engine.submit(request(engine, "nan", whole=whole))
+            assert len(await collect(handle)) == heard
+            assert isinstance(handle.failure, FloatingPointError)
+        assert engine.not_finite == 2
+        assert len(await collect(engine.submit(request(engine, "Hello.")))) == 3
 
 
 async def test_closing_ends_what_runs_and_waits(voices: Path) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import contextlib
+import json
 import os
 import socket
 import struct
@@ -120,10 +121,17 @@ async def test_compression_is_not_negotiated_and_a_bomb_is_refused(voices: Path)
         assert psutil.Process().memory_info().rss - before < 20_000_000
 
 
-async def test_messages_that_are_too_big_close_with_1009(voices: Path) -> None:
-    async with running(voices, FakeEngine()) as server, client(server.url) as connection:
-        await say(connection, type="speak", text="x" * 70_000)
-        assert await closed(connection) == 1009
+@pytest.mark.parametrize("text", ["x" * 70_000, "今" * 21_900, "ä" * 33_000], ids=["ascii", "three bytes each", "two bytes each"])
+async def test_messages_of_too_many_bytes_close_with_1009(voices: Path, text: str) -> None:
+    """65,536 bytes, whole or in fragments, and however few characters they make; up to there the session says what is wrong."""
+    whole = json.dumps({"type": "speak", "text": text}, separators=(",", ":"), ensure_ascii=False)
+    async with running(voices, FakeEngine()) as server:
+        for message in (whole, [whole[:30_000], whole[30_000:]]):
+            async with client(server.url) as connection:
+                await connection.send(whole[: 65_536 * len(whole) // len(whole.encode()) - 40])
+                assert (await hear(connection))["code"] == "INVALID_MESSAGE"
+                await connection.send(message)
+                assert await closed(connection) == 1009
 
 
 async def test_what_follows_an_oversize_message_is_not_kept(voices: Path) -> None:

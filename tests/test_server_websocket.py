@@ -264,14 +264,19 @@ async def test_a_failure_before_any_audio_is_tried_again_in_one_piece(voices: Pa
 async def test_failures_are_told_and_the_next_utterance_is_spoken(voices: Path, caplog: pytest.LogCaptureFixture) -> None:
     engine = FakeEngine()
     async with running(voices, engine) as server, client(server.url) as connection:
-        for text, code, audible in (("fail", "SYNTHESIS_ERROR", 1), ("break", "SYNTHESIS_ERROR", 0), ("memory", "GPU_OUT_OF_MEMORY", 0)):
+        for text, code, audible in (
+            ("fail", "SYNTHESIS_ERROR", 1),
+            ("break", "SYNTHESIS_ERROR", 0),
+            ("memory", "GPU_OUT_OF_MEMORY", 0),
+            ("nan", "SYNTHESIS_ERROR", 0),
+        ):
             await say(connection, type="speak", text=text, requestId="r")
             heard, error = await utterance(connection)
             assert len(heard) == audible * 2 * FRAME
             assert (error["code"], error["recoverable"], error["requestId"]) == (code, True, "r")
             assert "the fake" not in error["message"], "the inside is for the log"
         assert "the fake failed" in caplog.text
-        assert [request.text for request in engine.requests] == ["fail", "break", "break", "memory", "memory"]
+        assert [request.text for request in engine.requests] == ["fail", "break", "break", "memory", "memory", "nan", "nan"]
         await say(connection, type="speak", text="Hello.")
         assert (await utterance(connection))[1]["type"] == "complete"
 

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ from qwen3_jax import Qwen3TTS, Voice, compilation
 from qwen3_jax.engine import Closed, Options
 from qwen3_jax.engine.loop import LoopConsumer
 from qwen3_jax.service import SpeechService, _warm
-from qwen3_jax.split import split
+from qwen3_jax.split import MOST, split
 from tests.test_tts import FRAMES, WAVE, assert_same_sound
 
 LONG = "This is the first sentence, and it is by far long enough to be a part all by itself, we think. Here is a second one."
@@ -66,6 +67,15 @@ def test_a_long_text_is_one_utterance(tts: Qwen3TTS, service: SpeechService, voi
     assert {segment for segment, _ in segments} == {0, 1}
 
 
+def test_a_text_in_steps_is_the_text_at_once(service: SpeechService, voice: Voice) -> None:
+    rows = list(service.rows(LONG, voice=voice, seed=3))
+    with service.speak(LONG, voice=voice, seed=3) as whole:
+        segments = whole.handle.request.segments
+        assert [row.prompt.text.tolist() for row in rows] == [segment.prompt.text.tolist() for segment in segments]
+        assert [row.prompt.trailing.tolist() for row in rows] == [segment.prompt.trailing.tolist() for segment in segments]
+        assert {row.seed for row in rows} == {3} and [row.max_frames for row in rows] == [segment.max_frames for segment in segments]
+
+
 @pytest.mark.parametrize("size", [1, 7, 1000])
 def test_text_in_pieces_is_the_text_at_once(service: SpeechService, voice: Voice, icl_voice: Voice, size: int) -> None:
     for one in (voice, icl_voice):
@@ -78,6 +88,49 @@ def test_text_in_pieces_is_the_text_at_once(service: SpeechService, voice: Voice
         pcm = np.concatenate(list(live))
         np.testing.assert_array_equal(live.frames, whole.frames)
         np.testing.assert_allclose(pcm, expected, atol=1e-4)
+
+
+def test_pieces_of_one_character_cost_no_more_than_their_part(
+    service: SpeechService, voice: Voice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The prompt is laid out when a part begins and when it ends, and not for each piece; tokens are made of the open part alone."""
+    text, rows, tokenised = "Words, and more of them. " * 40, 0, []
+    row, ids = service.row, service.ids
+
+    def counted_row(text: str, **how: Any) -> Any:
+        nonlocal rows
+        rows += 1
+        return row(text, **how)
+
+    def counted_ids(text: str) -> list[int]:
+        tokenised.append(len(text))
+        return ids(text)
+
+    monkeypatch.setattr(service, "row", counted_row)
+    monkeypatch.setattr(service, "ids", counted_ids)
+    with service.open(voice=voice) as live:
+        for character in text:
+            live.write(character)
+        parts = len(split(text, "auto"))
+        assert rows <= 1 + 2 * parts
+        assert max(tokenised) <= MOST and len(tokenised) <= 2 * len(text.split())
+
+
+def test_combining_marks_without_end_are_refused_whole_and_in_pieces(service: SpeechService, tts: Qwen3TTS, voice: Voice) -> None:
+    marks = "\u0301\u0316" * 16
+    for text in ("Hello " + marks, "a" + marks * 5000):
+        with pytest.raises(ValueError, match="more than 30 combining marks in a row"):
+            service.speak(text, voice=voice)
+        with pytest.raises(ValueError, match="more than 30 combining marks in a row"):
+            tts.generate(text, voice=voice)
+        with pytest.raises(ValueError, match="more than 30 combining marks in a row"):
+            tts.create_voice((WAVE, 24000), text)
+    live = service.open(voice=voice)
+    for piece in ("Hello there", *marks[:30]):
+        live.write(piece)
+    with pytest.raises(ValueError, match="more than 30 combining marks in a row"):
+        live.write(marks[30])
+    assert live.finish_reason == "cancelled" and list(live) == []
 
 
 def test_speech_begins_with_the_first_words(service: SpeechService, voice: Voice) -> None:
@@ -121,9 +174,8 @@ async def test_many_at_once_in_an_event_loop(service: SpeechService, voice: Voic
     [
         ({"text": "  "}, "is empty: give at least one character"),
         ({"text": 5}, "text of type int: must be a string"),
-        ({"language": "Klingon"}, "unknown language 'Klingon'"),
-        ({"voice": None}, "no voice: a Base checkpoint speaks in cloned voices"),
-        ({"seed": -1}, "seed = -1: must be from 0"),
+        ({"language": "Klingon"}, "language 'Klingon': this checkpoint speaks"),
+        ({"seed": -1}, "seed = -1: must be a whole number from 0"),
         ({"max_frames": 0}, "max_frames = 0: must be from 1"),
         ({"priority": "urgent"}, "priority 'urgent': use 'high' or 'normal'"),
         ({"text": "\u6587" * 240}, "a prompt of .* text tokens: a slot has 320 positions; split the text"),
@@ -135,7 +187,7 @@ def test_bad_requests_are_named(service: SpeechService, voice: Voice, changes: d
 
 
 def test_live_text_that_cannot_be_spoken(service: SpeechService, voice: Voice) -> None:
-    with pytest.raises(ValueError, match="unknown language"):
+    with pytest.raises(ValueError, match="this checkpoint speaks"):
         service.open(voice=voice, language="Klingon")
     live = service.open(voice=voice)
     with pytest.raises(ValueError, match="reserved for the model's own use"):

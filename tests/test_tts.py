@@ -4,20 +4,27 @@ import inspect
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import msgspec
 import numpy as np
 import pytest
+import soundfile
 
 import qwen3_jax
 from qwen3_jax import Qwen3TTS, Sampling, Speech, Voice
 from qwen3_jax.codec import init_state
-from qwen3_jax.session import decode
+from qwen3_jax.model import Model
+from qwen3_jax.session import Session, decode, prime
+from qwen3_jax.split import split as split_text
+from qwen3_jax.voice_choice import VoiceChoice
+from qwen3_jax.voice_layers import VoiceLayers
 
 SECONDS = 2
 WAVE = (0.1 * np.random.RandomState(0).standard_normal(24000 * SECONDS)).astype(np.float32)
 TEXT = "Hello there."
+LONG = "The first sentence goes on for a while, so that it fills a part of its own and a bit more. " * 3
 FRAMES = 12  # enough for chunks of every size, few enough to be quick
 
 
@@ -58,7 +65,6 @@ def test_the_public_names_are_frozen() -> None:
     public = {name for name in vars(Qwen3TTS) if not name.startswith("_")}
     assert public == {
         "from_pretrained",
-        "for_many",
         "fingerprint",
         "generate",
         "stream",
@@ -67,14 +73,15 @@ def test_the_public_names_are_frozen() -> None:
         "warmup",
         "languages",
         "speakers",
+        "voices",
         "model_type",
         "sample_rate",
     }
-    for load in (Qwen3TTS.from_pretrained, Qwen3TTS.for_many):
-        assert list(inspect.signature(load).parameters) == ["path", "device", "dtype"]
-    request = ["self", "text", "voice", "language", "instruct", "streaming_text", "seed", "sampling", "max_frames"]
-    assert list(inspect.signature(Qwen3TTS.generate).parameters) == request
-    assert list(inspect.signature(Qwen3TTS.stream).parameters) == [*request, "first_chunk", "chunk"]
+    assert dir(qwen3_jax) == [*sorted(qwen3_jax.__all__), "__version__"]
+    assert list(inspect.signature(Qwen3TTS.from_pretrained).parameters) == ["path", "device", "dtype", "voices_dir"]
+    request = ["text", "voice", "transcript", "language", "instruct", "streaming_text", "seed", "sampling", "max_frames", "split"]
+    assert list(inspect.signature(Qwen3TTS.generate).parameters) == ["self", *request, "draw"]
+    assert list(inspect.signature(Qwen3TTS.stream).parameters) == ["self", *request, "first_chunk", "chunk", "draw"]
     assert list(inspect.signature(Qwen3TTS.create_voice).parameters) == ["self", "audio_in", "transcript", "name", "x_vector_only_mode"]
     assert list(inspect.signature(Speech).parameters) == ["pcm", "sample_rate", "frames", "finish_reason", "seed"]
     assert list(inspect.signature(Voice).parameters) == ["x_vector", "codes", "transcript", "name"]
@@ -181,20 +188,169 @@ def test_what_is_not_a_voice_file_is_named(tmp_path: Path) -> None:
     ("changes", "message"),
     [
         ({"text": "  "}, "is empty: give at least one character"),
-        ({"text": "word " * 2000}, "text tokens: .* is more than the 2048 that fit; split the text"),
+        ({"text": "word " * 2000, "split": False}, "text tokens: .* is more than the 2048 that fit; split the text"),
         ({"text": 5}, "text of type int: must be a string"),
-        ({"language": "Klingon"}, "unknown language 'Klingon': this checkpoint speaks chinese"),
-        ({"voice": None}, "no voice: a Base checkpoint speaks in cloned voices; make one with create_voice"),
-        ({"voice": "ryan"}, "voice 'ryan': a Base checkpoint speaks in cloned voices"),
+        ({"language": "Klingon"}, "language 'Klingon': this checkpoint speaks chinese"),
+        ({"voice": 5}, "voice of type int: give a Voice, a name, a voice's folder, a recording or a saved voice"),
+        ({"voice": "ryan"}, "voice 'ryan': there is no voice of that name .*there is: emma, george, heart, makima"),
+        ({"transcript": "Words."}, "transcript: it says what a recording says"),
+        ({"temperature": 0}, "temperature = 0: must be above 0"),
+        ({"sampling": {}}, "sampling of type dict: give a Sampling, or its fields by name"),
+        ({"language": None}, "language of type NoneType"),
+        ({"text": None}, "text of type NoneType: must be a string"),
         ({"instruct": "softly"}, "a Base checkpoint takes no instruction"),
-        ({"seed": -1}, "seed = -1: must be from 0"),
+        ({"seed": -1}, "seed = -1: must be a whole number from 0"),
         ({"max_frames": 0}, "max_frames = 0: must be from 1 to 8191"),
         ({"first_chunk": 0}, "first_chunk = 0: must be from 1 to 64"),
     ],
 )
 def test_bad_requests_are_named(tts: Qwen3TTS, voice: Voice, changes: dict, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
         tts.stream(**({"text": TEXT, "voice": voice} | changes))
+
+
+def test_an_argument_that_is_none_is_named(tts: Qwen3TTS, voice: Voice) -> None:
+    with pytest.raises(TypeError, match="temprature: no such argument; of how to draw there is do_sample, temperature"):
+        tts.generate(TEXT, voice=voice, temprature=0.5)  # type: ignore[call-arg]
+
+
+def test_a_long_text_is_spoken_part_by_part_without_a_seam(tts: Qwen3TTS, icl_voice: Voice) -> None:
+    """The codes of each part are those of its own key, and the codec goes on where the last part ended, within a chunk as a rule."""
+    assert len(split_text(LONG, "auto")) == 3
+    most, sampling = 60, Sampling.defaults(tts.model.generation)
+    for seed in range(20):
+        sentences = tts._sentences(LONG, icl_voice, "auto", None, seed, split=True, max_frames=most, streaming_text=None, sampling=sampling)
+        codes: list[np.ndarray] = []
+        for sentence in sentences:
+            left = most - sum(map(len, codes))
+            session, made = Session(tts.model, [sentence._replace(max_frames=left)]), [np.zeros((0, 16), np.int32)]
+            while session.running:
+                made.append(session.step(4)[0].codes)
+            codes.append(np.concatenate(made))
+            if sum(map(len, codes)) == most:
+                break
+        if len(codes) > 1 and len(codes[0]) % 8:
+            break
+    else:
+        raise AssertionError("no seed of twenty ends its first part soon")
+    whole = tts.generate(LONG, voice=icl_voice, seed=seed, max_frames=most)
+    np.testing.assert_array_equal(whole.frames, np.concatenate(codes))
+    state, pieces = prime(tts.model, icl_voice.codes), []  # the same codec, frame by frame, over the codes of all parts
+    for frame in whole.frames:
+        pcm, state = decode(tts.model.graphs.codec_decoder, tts.model.params["codec"]["decoder"], frame[None, None], state)
+        pieces.append(np.asarray(pcm[0]))
+    assert_same_sound(whole.pcm, np.concatenate(pieces))
+    streamed = tts.stream(LONG, voice=icl_voice, seed=seed, max_frames=most, first_chunk=1, chunk=3)
+    assert_same_sound(np.concatenate(list(streamed)), whole.pcm)
+    assert streamed.finish_reason == whole.finish_reason
+    batch = tts.generate([TEXT, LONG], voice=icl_voice, seed=seed, max_frames=most)
+    np.testing.assert_array_equal(batch[1].frames, whole.frames)
+
+
+def test_a_voice_by_name_file_or_folder(tts: Qwen3TTS, voice: Voice, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tts, "_choice", VoiceChoice(tts.create_voice, VoiceLayers.single(tmp_path)))
+    own = tmp_path / "ann"
+    own.mkdir()
+    soundfile.write(own / "reference.wav", 0.1 * np.random.RandomState(0).standard_normal(24000), 24000)
+    (own / "metadata.json").write_text('{"language": "English", "description": "calm"}', "utf-8")
+    assert tts.voices == (("ann", "English", "calm"),)
+    recording = tmp_path / "clip.wav"
+    recording.write_bytes((own / "reference.wav").read_bytes())
+    voice.save(tmp_path / "saved.safetensors")
+    expected = tts._chosen("ann")
+    assert tts._chosen(None) is tts._chosen("Ann") is expected, "cloned once"
+    for given in (own, str(own), recording, str(recording)):
+        found = tts._chosen(given)
+        np.testing.assert_allclose(found.x_vector, expected.x_vector, atol=1e-5)
+        assert found.codes is None
+    recording.with_suffix(".txt").write_text("\ufeffWhat it says.", "utf-8")
+    assert tts._chosen(recording).transcript == "What it says."
+    assert tts._chosen(recording, "Other words.").transcript == "Other words."
+    np.testing.assert_array_equal(tts._chosen(str(tmp_path / "saved.safetensors")).x_vector, voice.x_vector)
+    samples = np.random.RandomState(1).standard_normal(24000).astype(np.float32) * 0.1
+    assert tts._chosen((samples, 24000)).codes is None
+
+
+@pytest.mark.parametrize("ending", [".wav", ".flac", ".mp3", ".ogg", ".opus", ".MP3"])
+def test_a_speech_is_saved_as_its_name_ends(tmp_path: Path, ending: str) -> None:
+    pcm = (0.3 * np.sin(np.arange(48000) / 20)).astype(np.float32)
+    speech = Speech(pcm, 24000, np.zeros((25, 16), np.int32), "eos", 1)
+    speech.save(tmp_path / f"a{ending}")
+    with soundfile.SoundFile(tmp_path / f"a{ending}") as file:
+        assert file.format == {".wav": "WAV", ".flac": "FLAC", ".mp3": "MP3"}.get(ending.lower(), "OGG")
+        assert len(file.read()) / file.samplerate == pytest.approx(2, abs=0.1)
+    assert repr(speech) == "Speech(2.00 s, 24000 Hz, ended by eos, seed 1)"
+    assert speech._repr_html_().startswith('<audio controls src="data:audio/wav;base64,')
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("a.m4a", "'.m4a' is no format.*use .wav"), ("a", "'' is no format"), ("none/a.wav", "no folder"), ("", "is a folder")],
+)
+def test_a_speech_that_cannot_be_saved(tmp_path: Path, name: str, message: str) -> None:
+    speech = Speech(np.zeros(10, np.float32), 24000, np.zeros((0, 16), np.int32), "eos", 1)
+    with pytest.raises((ValueError, OSError), match=message):
+        speech.save(tmp_path / name)
+
+
+def test_a_voice_of_another_codebook_is_refused_where_it_is_used(tts: Qwen3TTS, voice: Voice, icl_voice: Voice) -> None:
+    assert icl_voice.codes is not None
+    codes = icl_voice.codes.copy()
+    codes[3, 0] = 2149  # a control id of the talker's, no sound
+    damaged = Voice(icl_voice.x_vector, codes, "What was said.", "damaged")
+    for use in (lambda: tts.generate(TEXT, voice=damaged), lambda: tts.stream(TEXT, voice=damaged), lambda: tts.prepare(damaged)):
+        with pytest.raises(ValueError, match=r"voice 'damaged': codes\[3, 0\] = 2149, one of 1: book 0 has the entries 0 to 2047"):
+            use()
+    with pytest.raises(ValueError, match="this checkpoint takes .48,.; clone the voice with it again"):
+        tts.prepare(Voice(voice.x_vector[:-1]))
+
+
+def nan_in(tts: Qwen3TTS, path: list[str], index: int) -> Model:
+    """The same checkpoint with one row of one tensor damaged."""
+
+    def damaged(tree: Any, names: list[str]) -> Any:
+        if names:
+            return {**tree, names[0]: damaged(tree[names[0]], names[1:])}
+        copied = np.array(tree)
+        copied[index] = np.nan
+        return jax.device_put(copied, tree.sharding)
+
+    return tts.model._replace(params=damaged(tts.model.params, path))
+
+
+@pytest.mark.parametrize("path", [["talker", "codec_head", "weight"], ["codec", "decoder", "pre_conv", "conv", "weight"]])
+def test_damaged_weights_are_an_error_and_no_noise(tts: Qwen3TTS, voice: Voice, path: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tts, "model", nan_in(tts, path, 5))
+    message = "request 0: what the model computed is NaN or infinite; the voice, or the checkpoint's weights, are damaged: clone"
+    with pytest.raises(FloatingPointError, match=message):
+        tts.generate(TEXT, voice=voice, seed=1, max_frames=FRAMES)
+    stream = tts.stream(TEXT, voice=voice, seed=1, max_frames=FRAMES)
+    with pytest.raises(FloatingPointError, match=message):
+        next(stream)
+    assert list(stream) == [] and stream.finish_reason == "error" and len(stream.frames) == 0
+
+
+def test_damaged_weights_decode_no_reference(tts: Qwen3TTS, icl_voice: Voice, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tts, "model", nan_in(tts, ["codec", "decoder", "pre_conv", "conv", "weight"], 5))
+    with pytest.raises(FloatingPointError, match="what the codec's decoder computed for the reference is NaN or infinite"):
+        tts.prepare(Voice(icl_voice.x_vector, icl_voice.codes, "What was said."))
+
+
+def test_of_a_batch_the_row_that_is_not_finite_is_named_and_a_stream_keeps_what_came_before(
+    tts: Qwen3TTS, voice: Voice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The embedding of "%" is damaged: only texts that have one fail, and not before they get there."""
+    whole = long(tts, voice)
+    monkeypatch.setattr(
+        tts, "model", nan_in(tts, ["talker", "model", "text_embedding", "weight"], tts._reader("%", "text").assistant("%")[3])
+    )
+    np.testing.assert_array_equal(tts.generate(TEXT, voice=voice, seed=whole.seed, max_frames=FRAMES).frames, whole.frames)
+    with pytest.raises(FloatingPointError, match="request 1: what the model computed is NaN or infinite"):
+        tts.generate([TEXT, "Hello%", TEXT], voice=voice, seed=whole.seed, max_frames=FRAMES)
+    stream = tts.stream("Hello%", voice=voice, seed=whole.seed, max_frames=FRAMES, chunk=1)
+    with pytest.raises(FloatingPointError):
+        list(stream)
+    assert len(stream.frames) >= 3, "a letter a frame"
 
 
 def test_columns_of_a_batch_must_match(tts: Qwen3TTS, voice: Voice) -> None:
@@ -207,6 +363,7 @@ def test_columns_of_a_batch_must_match(tts: Qwen3TTS, voice: Voice) -> None:
     [
         (np.zeros(48000, np.float32), "silent"),
         (np.full(48000, np.nan, np.float32), "NaN"),
+        (WAVE * 1e5, "peaks at .*; full scale is 1"),
         (WAVE[:4800], "lasts 0.20 s; the minimum is 1 s"),
     ],
 )

@@ -2,11 +2,11 @@
 
 from flax import nnx
 
-from qwen3_jax.codec.decoder import Decoder, DecoderState, init_state
+from qwen3_jax.codec.decoder import Decoder, DecoderState, check_state, init_state
 from qwen3_jax.codec.encoder import Encoder
 from qwen3_jax.config import CodecConfig
 
-__all__ = ["Codec", "Decoder", "DecoderState", "Encoder", "init_state"]
+__all__ = ["Codec", "Decoder", "DecoderState", "Encoder", "check_state", "init_state"]
 
 
 class Codec(nnx.Module):

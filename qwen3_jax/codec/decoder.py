@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from qwen3_jax.cache import LayerCache
@@ -135,7 +136,7 @@ class Decoder(nnx.Module):
 
         Returns:
             pcm [B N*1920] float32 in [-1, 1] at 24 kHz, of which a row's first valid * 1920 samples count, and the state
-            after the valid frames. Working memory is about 9 MB per row and frame of N at full size.
+            after the valid frames. A sample that is not finite is NaN. Working memory is about 9 MB per row and frame of N at full size.
         """
         # float32 all the way: without this, GPUs and TPUs multiply float32 matrices in fewer bits
         with jax.default_matmul_precision("highest"):
@@ -158,12 +159,39 @@ class Decoder(nnx.Module):
             valid = _scaled(valid, block.rate)
             block_states.append(block_state)
         x, last_conv = last(snake(x), state.last_conv, valid)
-        return jnp.clip(x[0], -1.0, 1.0), DecoderState(position, pre_conv, window, convnext, first_conv, block_states, last_conv)
+        # An infinite sample is a fault, not a loud one.
+        pcm = jnp.where(jnp.isfinite(x[0]), jnp.clip(x[0], -1.0, 1.0), jnp.nan)
+        return pcm, DecoderState(position, pre_conv, window, convnext, first_conv, block_states, last_conv)
 
 
 def init_state(cfg: CodecDecoderConfig, rows: int) -> DecoderState:
     """The state of ``rows`` streams that have not begun. Bytes at full size: about 5.2 MB a row."""
     return _definition(cfg).initial(rows)
+
+
+def check_state(cfg: CodecDecoderConfig, state: DecoderState) -> None:
+    """Refuse what is not the state of one row of this codec.
+
+    Raises:
+        ValueError: other arrays than `init_state` makes for one row, or one that is not finite.
+    """
+    expected = _one_row(cfg)
+    if jax.tree.structure(state) != jax.tree.structure(expected):  # type: ignore[operator]  # jax says that they may be None
+        raise ValueError(f"codec state of type {type(state).__name__}: must be a DecoderState of this codec; make it with session.prime")
+    for (path, ours), theirs in zip(jax.tree.leaves_with_path(state), jax.tree.leaves(expected), strict=True):
+        name = f"codec state, {jax.tree_util.keystr(path)}"
+        if np.shape(ours) != theirs.shape or np.asarray(ours).dtype != theirs.dtype:
+            raise ValueError(
+                f"{name}: {np.asarray(ours).dtype} {np.shape(ours)} must be {theirs.dtype} {theirs.shape}, one row of this codec; make it "
+                "with session.prime"
+            )
+        if not np.isfinite(ours).all():
+            raise ValueError(f"{name}: every number must be finite, and some are NaN or infinite; make it with session.prime")
+
+
+@functools.cache
+def _one_row(cfg: CodecDecoderConfig) -> DecoderState:
+    return jax.eval_shape(lambda: init_state(cfg, 1))
 
 
 @functools.cache

@@ -55,7 +55,7 @@ class SplitDecoder(nnx.Module):
 
 
 class BookEncoder(nnx.Module):
-    """A 1x1 projection, then book after book the entry nearest to what is left."""
+    """A 1x1 projection, then book after book the entry nearest to what is left; -1 where that is NaN or infinite."""
 
     def __init__(self, books: int, size: int, inner: int, width: int) -> None:
         self.input_proj = Kernel((inner, width, 1), inner, bias=False)
@@ -68,8 +68,9 @@ class BookEncoder(nnx.Module):
         def stage(rest: F32["B N D"], book: F32["V D"]) -> tuple[F32["B N D"], Int["B N"]]:
             # |rest - entry|^2 without |rest|^2, which is the same for every entry
             distance = jnp.sum(jnp.square(book), axis=-1) - 2.0 * matmul(rest, book)
-            code = jnp.argmin(distance, axis=-1).astype(jnp.int32)
-            return rest - book[code], code
+            code = jnp.argmin(distance, axis=-1).astype(jnp.int32)  # of a NaN, where there is one
+            nearest = jnp.take_along_axis(distance, code[..., None], axis=-1)[..., 0]
+            return rest - book[code], jnp.where(jnp.isfinite(nearest), code, -1)
 
         _, codes = jax.lax.scan(stage, matmul(x, self.input_proj.weight[...][:, :, 0]), entries)
         return jnp.moveaxis(codes, 0, -1)

@@ -9,14 +9,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from qwen3_jax.codec.decoder import init_state
+from qwen3_jax.codec.decoder import check_state, init_state
 from qwen3_jax.engine import programs
 from qwen3_jax.engine.plan import plan, require
 from qwen3_jax.engine.requests import Request
 from qwen3_jax.engine.slots import NEVER, Opening, Outcome, Text
 from qwen3_jax.generate import PromptRows
 from qwen3_jax.model import Model
-from qwen3_jax.prompt import Prompt
+from qwen3_jax.prompt import Prompt, check_prompt
 from qwen3_jax.sampling import Draws, Rules, Sampling
 
 PIECES = (16, 64)  # rows of a prompt read at once: the first for prompts of no more, the second for all others
@@ -59,9 +59,17 @@ class JaxDevice:
         self._pieces: list[deque[tuple[PromptRows, int]]] = [deque() for _ in range(slots)]
 
     def check(self, request: Request) -> None:
-        """A segment needs room for its prompt and one frame a token at least."""
+        """Refuse a request that does not fit, or that would make NaN.
+
+        Raises:
+            ValueError: a segment without room for its prompt and one frame a token at least; ids, codes or an x-vector that the checkpoint
+                does not have; a codec state that is not one row of its codec, or not finite.
+        """
         for segment in request.segments:
+            check_prompt(self.model.config, segment.prompt)
             self.check_room(segment.prompt, len(segment.prompt.trailing))
+        if request.codec_state is not None:
+            check_state(self.model.codec_config.decoder_config, request.codec_state)
 
     def check_room(self, prompt: Prompt, tokens: int) -> None:
         """Raises ValueError if a prompt and its trailing tokens do not fit into a slot."""

@@ -46,4 +46,5 @@ class Counters:
     runaways: int = 0  # rolled back before they were heard
     runaways_ended: int = 0  # retries used up
     cut: int = 0  # segments that met their limit
+    not_finite: int = 0  # requests that ended because the model computed NaN or infinity
     step_seconds: float = 0.0  # smoothed, per frame of the batch

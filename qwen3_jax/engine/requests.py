@@ -7,14 +7,17 @@ no more frames than there is room for. Everything a consumer may call is safe fr
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Literal, NamedTuple
+
+import numpy as np
 
 from qwen3_jax.codec import DecoderState
 from qwen3_jax.prompt import Prompt
 from qwen3_jax.sampling import Sampling
 from qwen3_jax.shapes import NpF32, NpInt
 
+MOST = 2**30  # that is counted on the device, in int32, which holds the sum of two
 Priority = Literal["high", "normal"]
 Notify = Callable[["list[Handle]"], None]  # called in the engine's thread, once a step, with all handles that have news
 
@@ -43,8 +46,18 @@ class Full(EngineError):
     """Too many requests wait already."""
 
 
+class NotFinite(EngineError, FloatingPointError):
+    """What the model computed for the request is NaN or infinite; it was stopped before any of that was heard."""
+
+
 class Closed(EngineError):
     """The engine is closed, or closing, or could not be restarted."""
+
+
+def _check_count(name: str, value: int, least: int) -> None:
+    """Refuse what the device could not count to: it would fail in the engine's thread, and with it everybody."""
+    if not isinstance(value, int | np.integer) or not least <= value <= MOST:
+        raise ValueError(f"{name} = {value!r}: must be an integer from {least} to {MOST}")
 
 
 @dataclass(frozen=True)
@@ -66,6 +79,10 @@ class Watch:
     overdue_span: int = 38
     retries: int = 2
 
+    def __post_init__(self) -> None:
+        for one in fields(self):
+            _check_count(one.name, getattr(self, one.name), 0)
+
 
 @dataclass(frozen=True, eq=False)
 class Segment:
@@ -82,6 +99,11 @@ class Segment:
     max_frames: int
     open: bool = False
     tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        _check_count("max_frames", self.max_frames, 1)
+        if self.tokens is not None:
+            _check_count("tokens", self.tokens, 0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,6 +133,8 @@ class Request:
     notify: Notify | None = None
 
     def __post_init__(self) -> None:
+        if not isinstance(self.sampling, Sampling):
+            raise ValueError(f"sampling of type {type(self.sampling).__name__}: must be a Sampling")
         if not self.segments and not self.open:
             raise ValueError("a request without segments: give at least one, or open it")
         if not 0 <= self.seed < 2**32:
@@ -149,6 +173,7 @@ class Handle(Iterator[Packet]):
         self.submitted = now
         self.begun = False  # it has got a slot
         self.first_audio: float | None = None  # on the engine's clock, when the first packet was handed over
+        self.check: Callable[[Request], None] | None = None  # the device's, as long as the request lives; refuses what may not be added
         self._wake = wake  # tells the engine's thread that something has changed here
         self._changed = threading.Condition()
         self._packets: deque[Packet] = deque()
@@ -233,11 +258,15 @@ class Handle(Iterator[Packet]):
         """More trailing text of the last segment, which must be open.
 
         Raises:
-            ValueError: it is not.
+            ValueError: it is not; or ids that the model does not have, or for which the slot has no room. Nothing is added then.
         """
         with self._changed:
             self._require_open_segment()
-            self._script.texts[-1].extend(ids)
+            last, text = self._script.segments[-1], [*self._script.texts[-1], *ids]
+        self._check(replace(last, prompt=last.prompt._replace(trailing=np.array(text))))
+        with self._changed:
+            self._require_open_segment()
+            self._script.texts[-1].extend(int(token) for token in ids)
         self._wake()
 
     def end_segment(self, max_frames: int, tokens: int | None = None) -> None:
@@ -249,15 +278,16 @@ class Handle(Iterator[Packet]):
         with self._changed:
             self._require_open_segment()
             last = self._script.segments[-1]
-            self._script.segments[-1] = Segment(last.prompt, max_frames, tokens=tokens)
+            self._script.segments[-1] = replace(last, max_frames=max_frames, tokens=tokens, open=False)
         self._wake()
 
     def add(self, segment: Segment) -> None:
         """One more segment after the last, which must not be open.
 
         Raises:
-            ValueError: the last one is open, or the request is complete.
+            ValueError: the last one is open, or the request is complete; or a segment that the device refuses.
         """
+        self._check(segment)
         with self._changed:
             if not self._script.open or self._open_segment:
                 raise ValueError("a segment can follow only in an open request, after end_segment")
@@ -276,6 +306,10 @@ class Handle(Iterator[Packet]):
                 raise ValueError("the last segment is open: end_segment first")
             self._script.open = False
         self._wake()
+
+    def _check(self, segment: Segment) -> None:
+        if (check := self.check) is not None:
+            check(replace(self.request, segments=(segment,), open=True, codec_state=None))
 
     @property
     def _open_segment(self) -> bool:
@@ -320,4 +354,5 @@ class Handle(Iterator[Packet]):
         with self._changed:
             if self._reason is None:
                 self._reason, self._error = reason, error
+            self.check = None  # lets go of the device
             self._changed.notify_all()

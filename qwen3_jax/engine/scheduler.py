@@ -26,9 +26,9 @@ import numpy as np
 
 from qwen3_jax.engine.line import Line
 from qwen3_jax.engine.options import FRAME_SECONDS, Counters, Options
-from qwen3_jax.engine.requests import DeadlineExceeded, EngineError, Full, Handle, Notify, Packet, Segment, Stalled, Watch
+from qwen3_jax.engine.requests import DeadlineExceeded, EngineError, Full, Handle, NotFinite, Notify, Packet, Segment, Stalled, Watch
 from qwen3_jax.engine.slots import NEVER, RUNAWAY, Device, Opening, Outcome, Slot, Text
-from qwen3_jax.generate import LENGTH, RUNNING
+from qwen3_jax.generate import DAMAGED, LENGTH, NOT_FINITE, RUNNING
 from qwen3_jax.shapes import NpF32, NpInt
 
 FIRST_MOST = 5  # frames that a first packet waits for, at most
@@ -72,6 +72,7 @@ class Scheduler:
             ValueError: it can never fit.
         """
         self.device.check(handle.request)
+        handle.check = self.device.check
         if self.waiting >= self.options.max_waiting:
             raise Full(f"{self.options.max_waiting} requests wait already; try again later")
         self._inbox.append(handle)
@@ -189,7 +190,8 @@ class Scheduler:
             return Text(ids, room, NEVER, NEVER)
         overdue = NEVER
         if watch is not None:
-            overdue = watch.overdue_base + watch.overdue_per_token * (len(ids) if segment.tokens is None else segment.tokens)
+            tokens = len(ids) if segment.tokens is None else segment.tokens
+            overdue = min(NEVER, watch.overdue_base + watch.overdue_per_token * tokens)
         return Text(ids, min(segment.max_frames, room), overdue, min(NEVER, overdue + (watch.overdue_span if watch else 0)))
 
     def _update(self, slot: Slot, now: float) -> None:
@@ -300,13 +302,15 @@ class Scheduler:
         count, reason, held = int(outcome.counts[row]), int(outcome.reason[row]), int(outcome.held[row])
         slot.made += count
         slot.held += [(outcome.codes[frame, row].copy(), outcome.pcm[frame, row].copy()) for frame in range(count)]
-        ready = len(slot.held) - (held if reason in (RUNNING, RUNAWAY) else 0)
+        ready = len(slot.held) - (held if reason in (RUNNING, RUNAWAY, NOT_FINITE) else 0)
         begins = reason == RUNNING and not slot.released and self._allowance(slot, now) > 0
         if ready >= (self._first_packet() if begins else 1):
             self._put(slot, slot.held[:ready], now)
             del slot.held[:ready]
         if reason == RUNAWAY:
             self._runaway(slot)
+        elif reason == NOT_FINITE:
+            self._not_finite(slot)
         elif reason != RUNNING:
             slot.cut |= reason == LENGTH
             self.counters.cut += reason == LENGTH
@@ -348,6 +352,14 @@ class Scheduler:
         self.device.rewind(slot.index, handle.request.seed, slot.segment, slot.attempts)
         slot.serial += 1
         slot.flying = 0
+
+    def _not_finite(self, slot: Slot) -> None:
+        """The request ends; the slot is as good as any, for `Device.open` clears it."""
+        assert slot.handle is not None
+        where = f"after {slot.released} frames, in segment {slot.segment}"
+        self.counters.not_finite += 1
+        self._end(slot.handle, "error", NotFinite(f"what the model computed is NaN or infinite {where}; {DAMAGED}"))
+        slot.release()
 
     def _next_segment(self, slot: Slot, now: float) -> None:
         assert slot.handle is not None

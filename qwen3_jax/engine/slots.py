@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 from qwen3_jax.codec import DecoderState
-from qwen3_jax.engine.requests import Handle, Request, Watch
+from qwen3_jax.engine.requests import MOST, Handle, Request, Watch
 from qwen3_jax.prompt import Prompt
 from qwen3_jax.sampling import Sampling
 from qwen3_jax.shapes import NpF32, NpInt
 
-RUNAWAY = 3  # a finish reason beside generate.EOS and LENGTH: the row is to be rewound, or ended
-NEVER = 2**30  # frames; no utterance gets there
+RUNAWAY = 3  # a finish reason beside generate's: the row is to be rewound, or ended
+NEVER = MOST  # frames; no utterance gets there
 
 
 class Text(NamedTuple):
@@ -45,7 +45,7 @@ class Outcome(NamedTuple):
     codes: NpInt["N B K"]
     pcm: NpF32["N B F"]
     counts: NpInt["B"]
-    reason: NpInt["B"]  # generate.RUNNING, EOS, LENGTH or RUNAWAY
+    reason: NpInt["B"]  # generate.RUNNING, EOS, LENGTH, NOT_FINITE or RUNAWAY
     held: NpInt["B"]  # of a row's newest frames, how many must not be released yet
 
 
@@ -58,10 +58,12 @@ class Device(Protocol):
     piece: int  # rows of a prompt's largest piece
 
     def check(self, request: Request) -> None:
-        """Raises ValueError for a request that cannot fit. Called in the submitter's thread."""
+        """Raises ValueError for a request that cannot fit, or that the model cannot read. Called in the submitter's thread, and in that
+        of whoever adds to the request, with what it would be then."""
 
     def open(self, slot: int, opening: Opening) -> list[int]:
-        """A segment begins. Returns the rows of each piece of its prompt, to be read in this order."""
+        """A segment begins. Returns the rows of each piece of its prompt, to be read in this order. Unless it carries on, nothing is left
+        of what the slot held: no owner reads another's, not even times 0, which NaN would survive."""
 
     def read(self, slot: int) -> None:
         """Read the next piece of the slot's prompt."""
@@ -73,7 +75,7 @@ class Device(Protocol):
         """Back to before the held frames, with another key."""
 
     def launch(self, quotas: list[int], limit: int) -> Any:
-        """Begin to make up to quotas[b] frames of each row, ``limit`` at most."""
+        """Begin to make up to quotas[b] frames of each row, ``limit`` at most. A row whose frame is not finite is stopped before it."""
 
     def collect(self, launched: Any) -> Outcome:
         """Wait for a launch."""

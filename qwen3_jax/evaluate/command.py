@@ -16,25 +16,25 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 import qwen3_jax
-from qwen3_jax import Qwen3TTS, Voice, hub, voice_folder
+from qwen3_jax import Qwen3TTS, Voice, hub
 from qwen3_jax.audio import SAMPLE_RATE, load_audio, write_wav
 from qwen3_jax.evaluate import judges, speak
 from qwen3_jax.evaluate.judges import Figure
 from qwen3_jax.evaluate.report import Report, Row, table, write
 from qwen3_jax.evaluate.texts import SENTENCES, held_out, read_sentences, wavs_and_sentences
 from qwen3_jax.shapes import NpF32
+from qwen3_jax.voice_choice import find_voice
+from qwen3_jax.voice_layers import VoiceLayers, decode
 
 KNOWN = ("wer", "mos", "similarity", "stoi", "pesq")
 console, errors = Console(), Console(stderr=True)
 app = typer.Typer(add_completion=False)
 Option = typer.Option
 Waves = list[NpF32["F"]]
-FindVoice = Callable[[Qwen3TTS, str | None, Path, bool | None], Voice | str | None]
 
 
 @app.command()
 def evaluate(
-    context: typer.Context,
     model: Annotated[str | None, Option(help="A checkpoint's folder, or a hub id (default: embedded).", envvar="TTS_MODEL_ID")] = None,
     voice: Annotated[str | None, Option(help="As for `say`.")] = None,
     x_vector: Annotated[bool | None, Option("--x-vector/--in-context", help="As for `say`.")] = None,
@@ -42,7 +42,7 @@ def evaluate(
     sentences: Annotated[Path | None, Option(help="One a line (default: 100 that no training saw).")] = None,
     limit: Annotated[int | None, Option(help="The first so many of them only.")] = None,
     teacher: Annotated[Path | None, Option(help="WAVS: the teacher's reading of the same sentences.")] = None,
-    other: Annotated[list[Path] | None, Option(help="WAVS of another voice, to tell it from (default: the folder of voices).")] = None,
+    other: Annotated[list[Path] | None, Option(help="WAVS of another voice, to tell it from (default: the others in its folder).")] = None,
     codec_only: Annotated[Path | None, Option(help="WAVS to encode and decode.")] = None,
     judge: Annotated[Path | None, Option(help="WAVS to judge as they are.")] = None,
     judging: Annotated[str, Option("--judges", help="Some of " + ", ".join(KNOWN) + ".")] = ",".join(KNOWN),
@@ -50,7 +50,8 @@ def evaluate(
     seed: Annotated[int, Option(help="Of the first sentence; then one more each.")] = 0,
     device: Annotated[str | None, Option(envvar="TTS_DEVICE", help="As for `say`.")] = None,
     dtype: Annotated[str | None, Option(help="float32 or bfloat16.")] = None,
-    voices_dir: Annotated[Path, Option(envvar="TTS_VOICES_DIR", help="The folder of voices.")] = Path("voices"),
+    voices_dir: Annotated[str | None, Option(envvar="TTS_VOICES_DIR", help="As for `say`.")] = None,
+    shipped_voices: Annotated[bool, Option(envvar="TTS_SHIPPED_VOICES", help="As for `say`.")] = True,
 ) -> None:
     """Judge speech: word errors, ends, length, naturalness, likeness, speed; by independent judges (extra `eval`)."""
     chosen = [name.strip() for name in judging.split(",") if name.strip()]
@@ -60,6 +61,7 @@ def evaluate(
         raise ValueError("--judge judges wavs as they are: leave --model and --codec-only out")
     if judge is None:
         model = model or hub.EMBEDDED
+    layers = VoiceLayers.of(voices_dir, shipped=shipped_voices)
     about = {"qwen3-jax": qwen3_jax.__version__}
     originals: Waves | None = None
     spoken: list[speak.Spoken] | None = None
@@ -76,7 +78,7 @@ def evaluate(
             title = f"Codec of {Path(str(model)).name}"
         else:
             texts = (read_sentences(sentences) if sentences else held_out())[:limit]
-            who = find(context.obj, tts, voice, voices_dir, x_vector)
+            who = find_voice(tts, voice, layers, x_vector, lambda line: errors.print(line, highlight=False, markup=False, soft_wrap=True))
             about |= {
                 "voice": who if isinstance(who, str) else who.name if who else "-",
                 "cloning": who.mode if isinstance(who, Voice) else "-",
@@ -107,8 +109,9 @@ def evaluate(
             report.figures += speak.lengths(waves, teachers)
         if "similarity" in chosen:
             status.update("judging: likeness")
-            reference = teachers or originals or reference_of(voice, voices_dir) or []
-            rest = {path.name: read_wavs(path, None)[0] for path in other or []} or references(voices_dir, leave_out=voice)
+            own, others = references(layers, voice)
+            reference = teachers or originals or own
+            rest = {path.name: read_wavs(path, None)[0] for path in other or []} or others
             report.figures += judge_voice(waves, reference, rest)
         if originals is not None:
             report.figures += judge_reconstruction(waves, originals, texts, chosen, status.update)
@@ -119,13 +122,6 @@ def evaluate(
     write(report, out, columns)
     console.print(table(report))
     errors.print(f"{out / 'index.html'}: to listen to and look at", highlight=False, soft_wrap=True)
-
-
-def find(finder: FindVoice | None, tts: Qwen3TTS, voice: str | None, folder: Path, x_vector: bool | None) -> Voice | str | None:
-    """The voice as `say` finds it (the program hands its way of finding over)."""
-    if finder is None:
-        raise ValueError("start it as python -m qwen3_jax evaluate")
-    return finder(tts, voice, folder, x_vector)
 
 
 def watched(what: str, total: int, work: Callable[[Callable[[int], None]], Any]) -> Any:
@@ -151,17 +147,13 @@ def write_wavs(folder: Path, waves: Waves, texts: list[str]) -> None:
     (folder / SENTENCES).write_text("".join(f"{text}\n" for text in texts), "utf-8")
 
 
-def reference_of(voice: str | None, folder: Path) -> Waves | None:
-    """The reference recording of a voice of the folder."""
-    entry = voice_folder.find(folder).get(voice or "")
-    return None if entry is None else [load_audio(entry.path / voice_folder.REFERENCE)]
-
-
-def references(folder: Path, leave_out: str | None) -> dict[str, Waves]:
-    """The other voices' reference recordings."""
-    return {
-        name: [load_audio(entry.path / voice_folder.REFERENCE)] for name, entry in voice_folder.find(folder).items() if name != leave_out
-    }
+def references(layers: VoiceLayers, name: str | None) -> tuple[Waves, dict[str, Waves]]:
+    """The reference recording of the voice of that name, and those of the others in its folder, by id; of none, and of all there are."""
+    listing = layers.look()
+    own = None if name is None else listing.find(name)
+    there = [voice for voice in listing.voices.values() if own is None or voice.folder == own.folder]
+    waves = {voice.id: [load_audio(decode(layers.reference(voice), voice.id))] for voice in there}
+    return ([] if own is None else waves.pop(own.id)), waves
 
 
 def judge_words(report: Report, waves: Waves, texts: list[str], chosen: Iterable[str], tell: Callable[[str], None]) -> None:

@@ -45,7 +45,7 @@ class SpeechRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Handle(Protocol):
-    """One utterance on its way. Iterate it for pcm (float32 [F], mono, at the engine's rate); it ends with the utterance.
+    """One utterance on its way. Iterate it for pcm (float32 [F], finite, mono, at the engine's rate); it ends with the utterance.
 
     ``finish_reason`` is ``eos``, ``length`` or ``cancelled`` after a good end; else ``failure`` says what went wrong.
     """
@@ -103,6 +103,10 @@ class TtsEngine(Protocol):
     @property
     def runaways(self) -> int:
         """Times that speech without end was taken back and made again, before anybody heard it."""
+
+    @property
+    def not_finite(self) -> int:
+        """Utterances that failed because the model computed NaN or infinity."""
 
     @property
     def restarts(self) -> int:

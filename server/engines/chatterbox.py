@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import safetensors
 import safetensors.numpy
 import sentencex
 import soundfile
@@ -31,6 +32,7 @@ MODEL_ID = "ResembleAI/chatterbox-turbo-ONNX"
 START, STOP, SILENCE, SILENCES = 6561, 6562, 4299, 3
 MAX_TOKENS, PENALTY = 1024, 1.2
 MAX_CHARACTERS = 300  # of one pass: about 20 s of speech, half of what MAX_TOKENS allow
+WINDOW = 1000  # characters in which sentences are looked for at a time: the work of sentencex grows with their square
 PARTS = ("speech_encoder", "embed_tokens", "language_model", "conditional_decoder")
 LANGUAGES = ("English",)
 
@@ -76,10 +78,12 @@ class ChatterboxSynthesiser:
 
     def clone(self, wav: bytes, transcript: str | None, name: str) -> Speaker:
         """The transcript is of no use to this model."""
-        samples, rate = soundfile.read(BytesIO(wav), dtype="float32")
         try:
+            samples, rate = soundfile.read(BytesIO(wav), dtype="float32")
             wave = audio.load_audio((samples, rate))
             audio.check_reference(wave)
+        except soundfile.LibsndfileError as error:
+            raise Refused(f"the recording of voice {name!r} is not a readable sound ({error.error_string})") from error
         except ValueError as error:
             raise Refused(str(error)) from error
         return Speaker(*self._run(self._encoder, {"audio_values": wave[None]}))
@@ -88,7 +92,10 @@ class ChatterboxSynthesiser:
         return safetensors.numpy.save({name: np.ascontiguousarray(value) for name, value in prompt._asdict().items()})
 
     def from_bytes(self, data: bytes) -> Speaker:
-        return Speaker(**safetensors.numpy.load(data))
+        try:
+            return Speaker(**safetensors.numpy.load(data))
+        except (safetensors.SafetensorError, TypeError) as error:
+            raise ValueError(f"not what Chatterbox-Turbo keeps of a voice: {error}") from error
 
     def speak(self, request: SpeechRequest, prompt: Speaker, text: str) -> Speech:
         if request.language not in (*LANGUAGES, "Auto"):
@@ -103,7 +110,13 @@ class ChatterboxSynthesiser:
         """onnxruntime gives no cache to clear."""
 
     def split(self, text: str) -> list[str]:
-        return list(sentencex.segment("en", text)) or [text]
+        """Sentences that make up the text; one without end is cut after WINDOW characters."""
+        found: list[str] = []
+        while len(text) > WINDOW:
+            *whole, begun = sentencex.segment("en", text[:WINDOW])
+            found += whole or [begun]
+            text = text[sum(map(len, whole or [begun])) :]
+        return [*found, *sentencex.segment("en", text)] or [text]
 
     def split_for_passes(self, text: str) -> list[str]:
         """Sentences, put together up to MAX_CHARACTERS."""

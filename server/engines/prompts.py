@@ -1,16 +1,22 @@
-"""What a model has to know of a stored voice: from where it is kept, or cloned and then kept; and the voice that is there at start."""
+"""What a model has to know of a stored voice: from where it is kept, or cloned and then kept; and the voices to be warm at start."""
 
 import logging
 from typing import Any, Protocol
 
+from qwen3_jax.voice_folder import revision
+from server.engines.base import Refused
 from server.settings import Settings
+from server.voices.cache import Name
 from server.voices.store import StoredVoice, VoiceStore
 
 log = logging.getLogger(__name__)
 
 
 class Cloner(Protocol):
-    """A model that clones voices. ``clone`` raises Refused; ``to_bytes`` and ``from_bytes`` keep what it returns on a disk."""
+    """A model that clones voices. ``clone`` raises Refused; ``to_bytes`` and ``from_bytes`` keep what it returns on a disk.
+
+    ``from_bytes`` raises ValueError for bytes that ``to_bytes`` of this model has not made.
+    """
 
     @property
     def fingerprint(self) -> str: ...
@@ -20,29 +26,55 @@ class Cloner(Protocol):
 
 
 def prepared(store: VoiceStore, voice: StoredVoice, model: Cloner) -> Any:
-    """What ``clone`` made of the voice, now or at an earlier time. Blocks."""
-    kept = store.load_prompt(voice, model.fingerprint)
+    """What ``clone`` made of the voice, now or at an earlier time. Blocks.
+
+    Raises:
+        VoiceGone: the voice is not there any more.
+        Refused: it cannot be cloned.
+        OSError: its recording cannot be read.
+    """
+    recording = store.reference(voice)
+    # Of the recording itself: the listing may be a second old, and a file's size and times can be those of another.
+    name = Name(voice.folder, voice.id, revision(recording, voice.transcript), model.fingerprint)
+    kept = store.prompts.load(name)
     if kept is not None:
-        return model.from_bytes(kept)
-    prompt = model.clone(store.reference(voice), voice.transcript, voice.id)
-    store.save_prompt(voice, model.fingerprint, model.to_bytes(prompt))
+        try:
+            return model.from_bytes(kept)
+        except ValueError as error:
+            log.warning("the kept prompt of voice %s cannot be used and is made anew: %s", voice.id, error)
+    prompt = model.clone(recording, voice.transcript, voice.id)
+    store.keep_prompt(voice, name, model.to_bytes(prompt))
     return prompt
 
 
-def first_voice(settings: Settings, store: VoiceStore, presets: tuple[str, ...] | None) -> StoredVoice | str:
-    """The voice to be warm at start: the default one, else the first; empty if the model takes none.
+def pass_over(store: VoiceStore, voice: StoredVoice | str, error: Exception, last: bool) -> None:
+    """A voice cannot be warmed up: it is logged, and one that cannot be cloned is left out. Raises the error if it was the last one."""
+    if last or not isinstance(voice, StoredVoice):
+        raise error
+    if isinstance(error, Refused):
+        store.leave_out(voice, str(error))
+    else:
+        log.error("voice %s cannot be warmed up: %s", voice.id, error)
+
+
+def first_voices(settings: Settings, store: VoiceStore, presets: tuple[str, ...] | None) -> list[StoredVoice | str]:
+    """What may be warm at start, best first: the default voice, then all others; of presets one, which is empty if the model takes none.
 
     Raises:
         FileNotFoundError: the model speaks in cloned voices, and there is none.
     """
-    voices = store.voices
-    if presets is None and not voices:
+    if presets is not None:
+        name = settings.default_voice if settings.default_voice in presets else next(iter(presets), "")
+        if name != settings.default_voice:
+            log.warning("there is no voice %r: %r is the default", settings.default_voice, name)
+        return [name]
+    if not store.voices:
         raise FileNotFoundError(
-            f"no voice in {settings.voices_dir}: this model speaks in cloned voices; install a recording with "
+            f"no voice in {store.layers}: this model speaks in cloned voices; install a recording with "
             "python -m qwen3_jax voices add reference.wav --id NAME --transcript 'What it says.' --consent '...'"
         )
-    names = tuple(voices) if presets is None else presets
-    name = settings.default_voice if settings.default_voice in names else next(iter(names), "")
-    if name != settings.default_voice:
-        log.warning("there is no voice %r: %r is the default", settings.default_voice, name)
-    return voices[name] if presets is None else name
+    default = store.find(settings.default_voice)
+    if default is None:
+        log.warning("there is no voice %r: %r is the default", settings.default_voice, next(iter(store.voices)))
+    others = [voice for voice in store.voices.values() if voice is not default]
+    return [*([] if default is None else [default]), *sorted(others, key=lambda voice: bool(voice.metadata.owner))]

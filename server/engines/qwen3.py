@@ -1,7 +1,8 @@
 """Qwen3-TTS for many at once: requests -> ``qwen3_jax.service``, whose engine speaks for all of them in one batch.
 
 The event loop owns what is here; two threads of its own do what may take long. ``voices`` loads, clones and closes, ``texts`` turns text
-into ids: one of each, so that text stays in order, and a new voice makes nobody wait who speaks in an old one.
+into ids: one of each, so that a new voice makes nobody wait who speaks in an old one. An utterance gives ``texts`` one short job at a
+time, the next when that is done, so that a long text waits for others' and not they for it.
 """
 
 import asyncio
@@ -10,19 +11,20 @@ import logging
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import msgspec
 import numpy as np
 
-from qwen3_jax import Qwen3TTS, Sampling, Voice
+from qwen3_jax import Sampling, Voice
 from qwen3_jax.allocation import settle
 from qwen3_jax.engine import Closed, Options
 from qwen3_jax.engine import OutOfMemory as DeviceFull
 from qwen3_jax.engine.loop import LoopConsumer
 from qwen3_jax.service import LiveUtterance, SpeechService, Utterance
 from qwen3_jax.shapes import NpF32
+from qwen3_jax.tts import load_for
 from server.engines import prompts
 from server.engines.base import EngineClosed, OutOfMemory, Refused, SpeechRequest, State
 from server.engines.qwen3_cloner import Cloner
@@ -32,6 +34,7 @@ from server.settings import Settings
 from server.voices.store import StoredVoice, VoiceStore
 
 WARM_UP, WARM_UP_FRAMES = "Ready.", 6  # a first piece and a later one
+PIECE = 240  # characters of a text in pieces that one job of ``texts`` takes: a few ms
 LONGER = 10.0  # seconds that the engine is more patient than the server, so that it is the server who tells the client
 log = logging.getLogger(__name__)
 
@@ -46,8 +49,8 @@ class Qwen3Handle:
         self.utterance: Utterance | None = None
         self._engine, self._loop = engine, asyncio.get_running_loop()
         self._news = asyncio.Event()
-        self._text: list[str] = []  # that came before `attach`
-        self._text_ended = not request.incremental
+        self._text = request.text if request.incremental else ""  # of a text in pieces, what the engine has not taken
+        self._text_ended, self._more = False, asyncio.Event()
         self._pieces: list[NpF32["F"]] = []  # of a whole one
         self._over = False
 
@@ -58,15 +61,12 @@ class Qwen3Handle:
             await self._news.wait()
 
     def append(self, text: str) -> None:
-        if self.utterance is None:
-            self._text.append(text)
-        elif not self._over:
-            self._engine.write(self, text, last=False)
+        self._text += text
+        self._more.set()
 
     def finish(self) -> None:
         self._text_ended = True
-        if self.utterance is not None and not self._over:
-            self._engine.write(self, "", last=True)
+        self._more.set()
 
     def cancel(self) -> None:
         if self.utterance is not None:
@@ -110,9 +110,16 @@ class Qwen3Handle:
         self._news.set()
         self._news = news
         self._news.set()
-        if self._text or (self.request.incremental and self._text_ended):
-            self._engine.write(self, "".join(self._text), last=self._text_ended)
-        self._text.clear()
+
+    async def piece(self) -> str | None:
+        """What has come of a text in pieces, PIECE characters of it at most; None at its end, or at the utterance's."""
+        while not (self._over or self._text or self._text_ended):
+            self._more.clear()
+            await self._more.wait()
+        if self._over or not self._text:
+            return None
+        piece, self._text = self._text[:PIECE], self._text[PIECE:]
+        return piece
 
     def fail(self, error: BaseException) -> None:
         """It has ended badly."""
@@ -146,6 +153,7 @@ class Qwen3Handle:
     def _end(self) -> None:
         self._over = True
         self._news.set()
+        self._more.set()
         self._engine.leave(self)
 
 
@@ -215,6 +223,10 @@ class Qwen3Engine:
         return 0 if self._service is None else self._service.engine.stats().counters["runaways"]
 
     @property
+    def not_finite(self) -> int:
+        return 0 if self._service is None else self._service.engine.stats().counters["not_finite"]
+
+    @property
     def restarts(self) -> int:
         return 0 if self._service is None else self._service.engine.stats().restarts
 
@@ -250,17 +262,6 @@ class Qwen3Engine:
 
     # For the handles
 
-    def write(self, handle: Qwen3Handle, text: str, *, last: bool) -> None:
-        """More text of an open one."""
-        assert isinstance(handle.utterance, LiveUtterance)
-        written = self._in(self._texts, _write, handle.utterance, text, last)
-
-        def look(done: "asyncio.Future[None]") -> None:
-            if not done.cancelled() and (error := done.exception()) is not None:
-                handle.fail(_named(error))
-
-        written.add_done_callback(look)
-
     def leave(self, handle: Qwen3Handle) -> None:
         """It is over."""
         self._handles.pop(handle, None)
@@ -271,8 +272,13 @@ class Qwen3Engine:
 
     async def _load(self) -> None:
         await self._in(self._voices, self._build)
-        voice = prompts.first_voice(self._settings, self._store, self.presets)
-        prompt = await self._prompt(voice) if isinstance(voice, StoredVoice) else voice or None
+        candidates = prompts.first_voices(self._settings, self._store, self.presets)
+        for voice in candidates:
+            try:
+                prompt = await self._prompt(voice) if isinstance(voice, StoredVoice) else voice or None
+                break
+            except (Refused, OSError) as error:
+                await self._in(self._voices, prompts.pass_over, self._store, voice, error, voice is candidates[-1])
         await self._in(self._voices, self._say_first_words, prompt)
 
     async def _begin(self, handle: Qwen3Handle) -> None:
@@ -281,11 +287,50 @@ class Qwen3Engine:
         try:
             voice = await self._prompt(request.voice) if isinstance(request.voice, StoredVoice) else request.voice or None
             if not handle.over:
-                utterance = await self._in(self._texts, self._speak, request, voice)
-                assert self._consumer is not None
-                handle.attach(utterance, asyncio.Event() if handle.over else self._consumer.listen(utterance.handle))
+                await (self._write if request.incremental else self._speak)(handle, self._how(request, voice))
         except Exception as error:  # noqa: BLE001  # a task nobody awaits: the handle tells its reader, or it would wait for ever
             handle.fail(_named(error))
+
+    async def _speak(self, handle: Qwen3Handle, how: dict[str, Any]) -> None:
+        """A whole text, a part at a time."""
+        options = {name: how.pop(name) for name in ("priority", "notify")}
+        coming, rows = self._running.rows(handle.request.text, **how), []
+        while not handle.over and (row := await self._in(self._texts, next, coming, None)) is not None:
+            rows.append(row)
+        if not handle.over:
+            self._attach(handle, await self._in(self._texts, partial(self._running.submit, rows, **options)))
+
+    async def _write(self, handle: Qwen3Handle, how: dict[str, Any]) -> None:
+        """A text in pieces, as they come."""
+        live: LiveUtterance = await self._in(self._texts, partial(self._running.open, **how))
+        try:
+            if not handle.request.text:
+                self._attach(handle, live)
+            while (piece := await handle.piece()) is not None:
+                await self._in(self._texts, _unless_done, live, live.write, piece)
+                if handle.utterance is None:
+                    self._attach(handle, live)
+            if not handle.over:
+                await self._in(self._texts, _unless_done, live, live.finish)
+        finally:
+            if handle.over or handle.utterance is None:
+                live.cancel()
+
+    def _how(self, request: SpeechRequest, voice: Voice | str | None) -> dict[str, Any]:
+        """Arguments of the service."""
+        assert self._consumer is not None
+        return {
+            "voice": voice,
+            "language": request.language,
+            "seed": request.seed,
+            "sampling": msgspec.structs.replace(Sampling.defaults(self._running.tts.model.generation), **request.draw),
+            "priority": "high" if request.high else "normal",
+            "notify": self._consumer.notify,
+        }
+
+    def _attach(self, handle: Qwen3Handle, utterance: Utterance) -> None:
+        assert self._consumer is not None
+        handle.attach(utterance, asyncio.Event() if handle.over else self._consumer.listen(utterance.handle))
 
     async def _prompt(self, voice: StoredVoice) -> Voice:
         """The voice, cloned once however many wait for it."""
@@ -312,9 +357,7 @@ class Qwen3Engine:
         self._service = self._make(self._settings)
 
     def _clone(self, voice: StoredVoice) -> Voice:
-        tts = self._running.tts
-        prompt: Voice = prompts.prepared(self._store, voice, Cloner(tts))
-        tts.prepare(prompt)
+        prompt: Voice = prompts.prepared(self._store, voice, Cloner(self._running.tts))
         return prompt
 
     def _say_first_words(self, prompt: Voice | str | None) -> None:
@@ -324,23 +367,6 @@ class Qwen3Engine:
         gc.collect()
         gc.freeze()  # what is there now stays: to look through it all stops every voice for 0.2 s
         settle()
-
-    def _speak(self, request: SpeechRequest, voice: Voice | str | None) -> Utterance:
-        service = self._running
-        assert self._consumer is not None
-        how: dict[str, Any] = {
-            "voice": voice,
-            "language": request.language,
-            "seed": request.seed,
-            "sampling": msgspec.structs.replace(Sampling.defaults(service.tts.model.generation), **request.draw),
-            "priority": "high" if request.high else "normal",
-            "notify": self._consumer.notify,
-        }
-        if not request.incremental:
-            return service.speak(request.text, **how)
-        live = service.open(**how)
-        live.write(request.text)
-        return live
 
     def _shut(self) -> None:
         if self._service is not None:
@@ -356,11 +382,9 @@ class Qwen3Engine:
         return self._service
 
 
-def _write(live: LiveUtterance, text: str, last: bool) -> None:
-    if text and not live.handle.done:
-        live.write(text)
-    if last and not live.handle.done:
-        live.finish()
+def _unless_done(live: LiveUtterance, call: Callable[..., None], *given: Any) -> None:
+    if not live.handle.done:
+        call(*given)
 
 
 def _named(error: BaseException) -> BaseException:
@@ -374,8 +398,7 @@ def _named(error: BaseException) -> BaseException:
 
 def load(settings: Settings) -> SpeechService:
     """The configured checkpoint as a service; errors as in ``Qwen3TTS.from_pretrained`` and ``SpeechService``."""
-    read = Qwen3TTS.from_pretrained if settings.slots == 1 else Qwen3TTS.for_many
-    tts = read(settings.model_id, device=settings.device, dtype=settings.dtype)
+    tts = load_for(settings.model_id, rows=settings.slots, device=settings.device, dtype=settings.dtype)
     tts.prepared_voices = settings.voice_cache
     slots = settings.slots or slots_for(tts.model, settings.columns)
     options = Options(

@@ -1,36 +1,40 @@
 """A voice's recording -> what Qwen3-TTS keeps of it, and that as bytes and back; see ``server.engines.prompts.Cloner``."""
 
-import tempfile
 from io import BytesIO
-from pathlib import Path
 
 import soundfile
 
 from qwen3_jax import Qwen3TTS, Voice
+from qwen3_jax.voice import FORMAT
 from server.engines.base import Refused
 
 
 class Cloner:
-    """See ``server.engines.prompts.Cloner``."""
+    """See ``server.engines.prompts.Cloner``. What it returns is ready: its reference has been decoded (``Qwen3TTS.prepare``)."""
 
     def __init__(self, tts: Qwen3TTS) -> None:
         self._tts = tts
 
     @property
     def fingerprint(self) -> str:
-        return self._tts.fingerprint
+        """The checkpoint, and what decides besides what is kept of a voice."""
+        return f"{self._tts.fingerprint} {FORMAT} {self._tts.model.generation.x_vector_only_mode}"
 
     def clone(self, wav: bytes, transcript: str | None, name: str) -> Voice:
-        samples, rate = soundfile.read(BytesIO(wav), dtype="float32")
         try:
-            return self._tts.create_voice((samples, rate), transcript, name=name)
+            samples, rate = soundfile.read(BytesIO(wav), dtype="float32")
+            voice = self._tts.create_voice((samples, rate), transcript, name=name)
+        except soundfile.LibsndfileError as error:
+            raise Refused(f"the recording of voice {name!r} is not a readable sound ({error.error_string})") from error
         except ValueError as error:
             raise Refused(str(error)) from error
+        self._tts.prepare(voice)
+        return voice
 
     def to_bytes(self, prompt: Voice) -> bytes:
         return prompt.to_bytes()
 
     def from_bytes(self, data: bytes) -> Voice:
-        with tempfile.NamedTemporaryFile(suffix=".safetensors") as file:
-            Path(file.name).write_bytes(data)
-            return Voice.load(file.name)
+        voice = Voice.from_bytes(data)
+        self._tts.prepare(voice)  # refuses codes that the checkpoint does not have
+        return voice

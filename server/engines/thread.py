@@ -15,9 +15,10 @@ from concurrent.futures import ThreadPoolExecutor
 from time import monotonic
 from typing import Any, Protocol
 
+from qwen3_jax.audio import check_finite
 from qwen3_jax.shapes import NpF32
 from server.engines import prompts
-from server.engines.base import OutOfMemory, SpeechRequest, State
+from server.engines.base import OutOfMemory, Refused, SpeechRequest, State
 from server.engines.handle import ThreadHandle
 from server.settings import Settings
 from server.voices.store import StoredVoice, VoiceStore
@@ -107,7 +108,7 @@ class ThreadEngine:
     def presets(self) -> tuple[str, ...] | None:
         return None if self._model is None else self._model.presets
 
-    runaways = restarts = 0
+    runaways = restarts = not_finite = 0
 
     @property
     def queued(self) -> int:
@@ -172,7 +173,7 @@ class ThreadEngine:
         prompt = self._prompt(request.voice) if isinstance(request.voice, StoredVoice) else request.voice
         for text in self._sentences(handle):
             speech = model.speak(request, prompt, text)
-            pieces = iter(speech)
+            pieces: Iterator[NpF32["F"]] = map(self._finite, speech)
             if request.whole:
                 pieces = iter(list(pieces))
             for piece in pieces:
@@ -183,6 +184,13 @@ class ThreadEngine:
             handle.finish_reason = speech.finish_reason
         if handle.finish_reason is None:  # its text ended before it had any
             handle.finish_reason = "eos" if handle.wanted else "cancelled"
+
+    def _finite(self, piece: NpF32["F"]) -> NpF32["F"]:
+        try:
+            return check_finite(piece)
+        except FloatingPointError:
+            self.not_finite += 1
+            raise
 
     def _sentences(self, handle: ThreadHandle) -> Iterator[str]:
         """The text whole; one that is still being written by sentences, each as soon as the next has begun."""
@@ -232,7 +240,11 @@ class ThreadEngine:
 
     def _prepare(self) -> None:
         self._model = model = self._make(None)
-        voice = prompts.first_voice(self._settings, self._store, model.presets)
-        request = SpeechRequest(text="Ready.", voice=voice, language="Auto")
-        prompt = self._prompt(voice) if isinstance(voice, StoredVoice) else voice
-        model.warm_up(request, prompt)
+        candidates = prompts.first_voices(self._settings, self._store, model.presets)
+        for voice in candidates:
+            try:
+                prompt = self._prompt(voice) if isinstance(voice, StoredVoice) else voice
+                break
+            except (Refused, OSError) as error:
+                prompts.pass_over(self._store, voice, error, voice is candidates[-1])
+        model.warm_up(SpeechRequest(text="Ready.", voice=voice, language="Auto"), prompt)

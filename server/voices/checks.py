@@ -11,12 +11,14 @@ from typing import NamedTuple
 import numpy as np
 import soundfile
 
+from qwen3_jax.nfc import nfc
 from qwen3_jax.shapes import NpF32
 
 MIN_SECONDS, MAX_SECONDS = 3.0, 30.0
 MIN_RATE, MAX_RATE, MAX_CHANNELS = 8_000, 96_000, 2
 SILENCE_DBFS, CLIPPED_SHARE = -50.0, 0.005  # of the whole clip; share of samples at full scale
 BEST_SECONDS, BEST_RATE, BEST_BITS, BEST_NOISE_DB = (5.0, 10.0), 24_000, 16, 20.0
+MAX_TRANSCRIPT = 2000  # characters
 FASTEST, SLOWEST = 30.0, 2.0  # letters a second that anybody says; a character of CJK counts as three letters
 _BLOCK = 65_536
 _BITS = {"PCM_S8": 8, "PCM_U8": 8, "ALAW": 8, "ULAW": 8, "PCM_16": 16, "PCM_24": 24, "PCM_32": 32, "FLOAT": 24, "DOUBLE": 53}
@@ -81,9 +83,16 @@ def check_transcript(transcript: str, seconds: float) -> str:
     """The transcript, trimmed and in NFC.
 
     Raises:
-        Refusal: empty, or it cannot be what is said in so many seconds.
+        Refusal: too long, empty, or it cannot be what is said in so many seconds.
     """
-    words = unicodedata.normalize("NFC", transcript).strip()
+    if len(transcript) > MAX_TRANSCRIPT:
+        raise Refusal(
+            "TRANSCRIPT_TOO_LONG", f"transcript of {len(transcript)} characters: at most {MAX_TRANSCRIPT} are taken; write what is said"
+        )
+    try:
+        words = nfc(transcript).strip()
+    except ValueError as error:
+        raise Refusal("TRANSCRIPT_INVALID", f"transcript: {error}") from error
     if not words:
         raise Refusal("TRANSCRIPT_EMPTY", "transcript is empty: write exactly what is said, or leave it out for cloning of the timbre only")
     pace = sum(_letters(character) for character in words) / seconds

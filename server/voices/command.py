@@ -6,25 +6,28 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from qwen3_jax.voice_folder import default_folder
+from qwen3_jax.voice_folder import printable
+from qwen3_jax.voice_layers import VoiceLayers
 from server import protocol
 from server.voices import checks
 from server.voices.store import Metadata, VoiceStore
 
 console = Console()
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Voices: recordings that a Base checkpoint clones.")
-OWN = "voices"  # what is added or removed is the user's; those that come with the package are only read
-Folder = Annotated[str, typer.Option("--voices-dir", envvar="TTS_VOICES_DIR", help="The folder of voices, or a bucket.")]
-ReadFolder = Annotated[
-    str,
+Above = Annotated[
+    str | None,
+    typer.Option("--voices-dir", envvar="TTS_VOICES_DIR", help="A folder, or a bucket, above the user's voices and those that ship."),
+]
+Folder = Annotated[
+    str | None,
     typer.Option(
-        "--voices-dir",
-        envvar="TTS_VOICES_DIR",
-        default_factory=lambda: str(default_folder()),
-        show_default="voices, or those that come with the package",
-        help="The folder of voices, or a bucket.",
+        "--voices-dir", envvar="TTS_VOICES_DIR", help="A folder, or a bucket. Default: voices, if it exists, else the user's own."
     ),
+]
+Shipped = Annotated[
+    bool, typer.Option("--shipped-voices/--no-shipped-voices", envvar="TTS_SHIPPED_VOICES", help="Whether those that ship are there.")
 ]
 Recording = Annotated[Path, typer.Argument(help="WAV, FLAC, OGG or MP3; 3 to 30 s, 5 to 10 are best.")]
 Transcript = Annotated[str | None, typer.Option(help="Exactly what it says, or a .txt file; without it only the timbre is cloned.")]
@@ -32,27 +35,33 @@ MAX_BYTES = 100 * 1024 * 1024  # an operator's own file may be larger than an up
 
 
 @app.command("list")
-def list_voices(voices_dir: ReadFolder) -> None:
-    """List the voices."""
-    found = VoiceStore(voices_dir).voices
-    if not found:
-        console.print(f"{voices_dir} holds no voice; install one with: voices add reference.wav --id NAME ...", soft_wrap=True)
-        return
-    table = Table("id", "cloning", "seconds", "name", "language", "licence", "owner")
-    for voice in found.values():
-        about = voice.metadata
-        seconds = f"{about.duration_seconds:.1f}" if about.duration_seconds else ""
-        table.add_row(voice.id, voice.mode, seconds, about.name, about.language, about.licence, about.owner or "everybody")
-    console.print(table)
+def list_voices(voices_dir: Above = None, shipped_voices: Shipped = True) -> None:
+    """List the voices that `say` and the server have, and what looks like one and cannot be used."""
+    layers = VoiceLayers.of(voices_dir, shipped=shipped_voices)
+    found = layers.look()
+    if found.voices:
+        table = Table("id", "cloning", "seconds", "name", "language", "licence", "owner", "folder")
+        for voice in found.voices.values():
+            about = voice.metadata
+            seconds = f"{about.duration_seconds:.1f}" if about.duration_seconds else ""
+            cells = (voice.id, voice.mode, seconds, about.name, about.language, about.licence, about.owner or "everybody")
+            table.add_row(*(Text(printable(cell)) for cell in (*cells, layers.layer_of(voice).kind)))  # nothing of users' is markup
+        console.print(table)
+    else:
+        say("there is no voice; install one with: voices add reference.wav --id NAME ...")
+    for kind, folder in layers.layers:
+        say(f"{kind}: {printable(folder.address)}")
+    for why in (*found.left_out.values(), *found.troubles):
+        say(f"left out: {why}")
 
 
 @app.command()
 def check(recording: Recording, transcript: Transcript = None) -> None:
     """Say whether a recording can be cloned, and what would make it better."""
     clip, _ = _checked(recording, transcript)
-    console.print(f"{recording}: {clip.seconds:.1f} s at {clip.rate} Hz; it can be cloned", soft_wrap=True, highlight=False)
+    say(f"{recording}: {clip.seconds:.1f} s at {clip.rate} Hz; it can be cloned")
     for advice in checks.advise(clip):
-        console.print(f"  {advice}", soft_wrap=True, highlight=False)
+        say(f"  {advice}")
 
 
 @app.command()
@@ -65,9 +74,9 @@ def add(
     language: Annotated[str, typer.Option(help="Of the recording.")] = "",
     licence: Annotated[str, typer.Option(help="Of the recording.")] = "",
     description: Annotated[str, typer.Option()] = "",
-    voices_dir: Folder = OWN,
+    voices_dir: Folder = None,
 ) -> None:
-    """Install a voice for everybody."""
+    """Install a voice for everybody. One with the id of a voice that ships takes its place."""
     if not consent.strip():
         raise ValueError("--consent is required: say that the speaker agrees, or by what right you use the recording")
     known = protocol.language(language) if language else ""
@@ -75,21 +84,34 @@ def add(
         raise ValueError(f"--language {language}: use one of {', '.join(protocol.LANGUAGES)}")
     clip, words = _checked(recording, transcript)
     about = Metadata(name=title or name, language=known, licence=licence, consent=consent.strip(), description=description)
-    if "://" not in voices_dir:
-        Path(voices_dir).mkdir(parents=True, exist_ok=True)
-    voice = VoiceStore(voices_dir).add(clip, words, about, name)
-    console.print(f"{voices_dir}/{voice.id}: {clip.seconds:.1f} s, cloning {voice.mode}", soft_wrap=True, highlight=False)
+    store = _store(voices_dir)
+    try:
+        voice = store.add(clip, words, about, name)
+    except OSError as error:
+        where = store.layers.destination or "no folder"
+        raise ValueError(
+            f"voice {name!r} cannot be kept in {where}: {error.strerror or error}; give --voices-dir a folder that can be written to"
+        ) from error
+    say(f"{voice.folder}/{voice.name}: {clip.seconds:.1f} s, cloning {voice.mode}")
     for advice in checks.advise(clip):
-        console.print(f"  {advice}", soft_wrap=True, highlight=False)
+        say(f"  {advice}")
 
 
 @app.command()
-def remove(name: Annotated[str, typer.Argument(help="The voice's id.")], voices_dir: Folder = OWN) -> None:
-    """Delete a voice, whosever it is."""
-    store = VoiceStore(voices_dir)
-    if name not in store.voices:
-        raise ValueError(f"voice {name!r} is not in {voices_dir} (there is: {', '.join(store.voices) or 'nothing'})")
-    store.remove(name)
+def remove(name: Annotated[str, typer.Argument(help="The voice's id.")], voices_dir: Folder = None) -> None:
+    """Delete a voice, whosever it is. One that ships and has the same id is there again."""
+    store = _store(voices_dir)
+    voice = store.find(name)
+    if voice is None and name in store.left_out:
+        raise ValueError(f"voice {name!r} is left out, and only its folder can be removed: {store.left_out[name]}")
+    if voice is None:
+        raise ValueError(f"voice {name!r} is not in {store.layers} (there is: {', '.join(store.voices) or 'nothing'})")
+    store.remove(voice)
+
+
+def _store(voices_dir: str | None) -> VoiceStore:
+    """The folder that was named, and no other; else all of them."""
+    return VoiceStore(VoiceLayers.of() if voices_dir is None else voices_dir)
 
 
 def _checked(recording: Path, transcript: str | None) -> tuple[checks.Clip, str | None]:
@@ -103,3 +125,8 @@ def _checked(recording: Path, transcript: str | None) -> tuple[checks.Clip, str 
         return clip, None if transcript is None else checks.check_transcript(transcript, clip.seconds)
     except checks.Refusal as error:
         raise ValueError(f"{recording}: {error.code}: {error}") from error
+
+
+def say(line: str) -> None:
+    """A line on stdout, as it is."""
+    console.print(line, soft_wrap=True, highlight=False, markup=False)

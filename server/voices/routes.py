@@ -1,22 +1,25 @@
 """``/api/v1/voices``: list, listen, upload, delete. Voices of other principals do not exist for whoever asks."""
 
 import asyncio
+import contextlib
 import errno
 import logging
+from collections.abc import AsyncIterator
 
 import msgspec
 from quart import Quart, Response, ResponseReturnValue, request
 
+from qwen3_jax.messages import shorten
 from server import protocol
 from server.auth import Principal
 from server.context import Context
-from server.engines.base import Refused
+from server.engines.base import EngineClosed, OutOfMemory, Refused
 from server.voices import checks
-from server.voices.store import Metadata, StoredVoice
+from server.voices.store import Metadata, StoredVoice, VoiceGone
 from server.web import HttpError, authenticated
 
 UPLOADS_AT_ONCE = 2  # each may hold a decoded clip in memory
-MAX_NAME, MAX_CONSENT, MAX_TRANSCRIPT = 100, 1000, 2000
+MAX_NAME, MAX_CONSENT = 100, 1000
 log = logging.getLogger(__name__)
 
 
@@ -74,7 +77,8 @@ def install(app: Quart, context: Context) -> None:
     @authenticated(context)
     async def sample(principal: Principal, voice_id: str) -> ResponseReturnValue:
         voice = await _visible(context, principal, voice_id)
-        return Response(await asyncio.to_thread(store.reference, voice), content_type="audio/wav")
+        async with _storage(context, f"read from {voice.folder}"):
+            return Response(await asyncio.to_thread(store.reference, voice), content_type="audio/wav")
 
     @app.delete("/api/v1/voices/<voice_id>")
     @authenticated(context)
@@ -82,8 +86,11 @@ def install(app: Quart, context: Context) -> None:
         voice = await _visible(context, principal, voice_id)
         if voice.metadata.owner != principal.id:
             raise HttpError(403, "VOICE_PROTECTED", f"voice {voice_id} is built in: only the operator can remove it")
-        await asyncio.to_thread(store.remove, voice.id)
-        context.engine.forget(voice.id)
+        try:
+            async with _storage(context, f"deleted from {voice.folder}"):
+                await asyncio.to_thread(store.remove, voice)
+        finally:
+            context.engine.forget(voice.id)
         return "", 204
 
     @app.post("/api/v1/voices")
@@ -98,16 +105,11 @@ def install(app: Quart, context: Context) -> None:
             try:
                 clip = await asyncio.to_thread(checks.check, data, settings.max_upload_bytes)
                 given = form.get("transcript")
-                transcript = None if given is None else checks.check_transcript(given[: MAX_TRANSCRIPT + 1], clip.seconds)
-                voice = await asyncio.to_thread(store.add, clip, transcript, about)
+                transcript = None if given is None else await asyncio.to_thread(checks.check_transcript, given, clip.seconds)
             except checks.Refusal as error:
                 raise HttpError(error.status, error.code, str(error)) from error
-            except OSError as error:
-                log.error("a voice could not be written", exc_info=error)
-                full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-                raise HttpError(
-                    507 if full else 500, "STORAGE_FULL" if full else "STORAGE_FAILED", "the voice could not be kept"
-                ) from error
+            async with _storage(context, f"kept in {store.layers.destination or 'any folder'}"):
+                voice = await asyncio.to_thread(store.add, clip, transcript, about)
         await _prepare(context, voice)
         return _answer(describe(voice, context.default_voice(principal.id)), 201)
 
@@ -119,17 +121,35 @@ async def _prepare(context: Context, voice: StoredVoice) -> None:
     try:
         await asyncio.wait_for(context.engine.prepare(voice), context.settings.chunk_timeout)
     except Refused as error:
-        await asyncio.to_thread(context.store.remove, voice.id)
+        with contextlib.suppress(VoiceGone):
+            await asyncio.to_thread(context.store.remove, voice)
         raise HttpError(422, "VOICE_REFUSED", str(error)) from error
-    except TimeoutError:
-        log.warning("voice %s is prepared later: the engine is busy", voice.id)
+    except (OSError, OutOfMemory, EngineClosed) as error:  # a TimeoutError is an OSError
+        log.warning("voice %s is prepared later: %s", voice.id, str(error) or "the engine is busy")
+    if not await asyncio.to_thread(context.store.holds, voice):
+        raise HttpError(404, "VOICE_NOT_FOUND", f"voice {voice.id!r} has been deleted while it was being prepared")
+
+
+@contextlib.asynccontextmanager
+async def _storage(context: Context, done: str) -> AsyncIterator[None]:
+    """What goes wrong with a voice's files, as an answer without paths; the log says what could not be done, and where."""
+    try:
+        yield
+    except VoiceGone as error:
+        raise HttpError(404, "VOICE_NOT_FOUND", str(error)) from error
+    except OSError as error:
+        context.store.failures += 1
+        log.error("a voice could not be %s: %s; %s", done, error, "let the server's user write there, or set TTS_VOICES_DIR")
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        said = f"the voice could not be {done.split()[0]}; the server's log says why"
+        raise HttpError(507 if full else 500, "STORAGE_FULL" if full else "STORAGE_FAILED", said) from error
 
 
 async def _body(most: int) -> tuple[bytes, dict[str, str]]:
     files, form = await request.files, await request.form
     if "audio" not in files:
         raise HttpError(400, "AUDIO_MISSING", "the field audio is missing: send multipart/form-data with a file of that name")
-    return files["audio"].read(most + 1), dict(form)
+    return await asyncio.to_thread(files["audio"].read, most + 1), dict(form)
 
 
 def _about(form: dict[str, str], principal: Principal) -> Metadata:
@@ -142,7 +162,9 @@ def _about(form: dict[str, str], principal: Principal) -> Metadata:
     if values["language"]:
         known = protocol.language(values["language"])
         if known is None:
-            raise HttpError(400, "LANGUAGE_UNKNOWN", f"language {values['language']!r}: use one of {', '.join(protocol.LANGUAGES)}")
+            raise HttpError(
+                400, "LANGUAGE_UNKNOWN", f"language {shorten(values['language'])!r}: use one of {', '.join(protocol.LANGUAGES)}"
+            )
         values["language"] = known
     for name in ("description", "licence"):
         if len(values[name]) > MAX_CONSENT:
@@ -153,7 +175,7 @@ def _about(form: dict[str, str], principal: Principal) -> Metadata:
 async def _visible(context: Context, principal: Principal, voice_id: str) -> StoredVoice:
     found = await context.find_voice(voice_id, principal.id)
     if not isinstance(found, StoredVoice):
-        raise HttpError(404, "VOICE_NOT_FOUND", f"voice {voice_id!r} is not here")
+        raise HttpError(404, "VOICE_NOT_FOUND", f"voice {shorten(voice_id)!r} is not here")
     return found
 
 

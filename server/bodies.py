@@ -1,0 +1,126 @@
+"""What is kept of a request's body, by route, and how a form is taken apart: bounded, and with the event loop going round in between."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Any
+
+from quart import Quart, Response, request
+from quart.formparser import FormDataParser, MultiPartParser
+from quart.wrappers.request import Body, Request
+from werkzeug.datastructures import MultiDict
+from werkzeug.exceptions import RequestEntityTooLarge
+
+from qwen3_jax.messages import shorten
+from server.settings import Settings
+from server.web import HttpError
+
+UPLOAD = ("POST", "/api/v1/voices")
+PIECE, MAX_BOUNDARY = 4096, 70  # bytes of a form that are looked at together; of its boundary, as RFC 2046 has it
+REST_SECONDS = 2.0  # for what a client still sends when its request has been refused
+MAX_PARTS, MAX_PART_HEAD, MAX_FIELD = 32, 8192, 16_384  # of a form; bytes
+
+
+class BoundedBody(Body):
+    """A body of at most ``most`` bytes.
+
+    Of a longer one nothing is kept. Up to ``read`` bytes it is read to its end all the same, because a client that is cut off while it
+    sends does not see the answer.
+    """
+
+    def __init__(self, expected: int | None, most: int, read: int) -> None:
+        super().__init__(None, None)
+        self._most, self._read, self._seen = most, max(most, read), 0
+        self._too_big = f"a body of more than {most} bytes: this route takes no more; send less"
+        if expected is not None and expected > self._read:
+            self._refuse()
+
+    def append(self, data: bytes) -> None:
+        self._seen += len(data)
+        if self._seen <= self._most:
+            super().append(data)
+        else:
+            self._data.clear()
+        if self._seen > self._read:
+            self._refuse()
+            self.set_complete()
+
+    def set_complete(self) -> None:
+        if self._seen > self._most:
+            self._refuse()
+        super().set_complete()
+
+    async def discard(self, limit: float) -> None:
+        """Wait for what has not come yet, ``limit`` seconds at most, and keep none of it."""
+        self._most = -1
+        self._data.clear()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._complete.wait(), limit)
+
+    async def __anext__(self) -> bytes:
+        try:
+            return await super().__anext__()
+        except StopAsyncIteration:
+            if self._must_raise is not None:
+                raise self._must_raise from None
+            raise
+
+    def _refuse(self) -> None:
+        self._must_raise = HttpError(413, "BODY_TOO_BIG", self._too_big)
+
+
+class Forms(FormDataParser):
+    """``multipart/form-data``, and no other kind of form."""
+
+    async def parse(
+        self, body: Body, mimetype: str, content_length: int | None, options: dict[str, str] | None = None
+    ) -> tuple[MultiDict, MultiDict]:
+        """(fields, files). Raises HttpError: it cannot be read, or is too big."""
+        if mimetype != "multipart/form-data":
+            return MultiDict(), MultiDict()
+        boundary = (options or {}).get("boundary", "")
+        if not (boundary.isascii() and 1 <= len(boundary) <= MAX_BOUNDARY):
+            raise HttpError(400, "FORM_UNREADABLE", f"the form's boundary must have 1 to {MAX_BOUNDARY} ASCII characters (RFC 2046)")
+        parser = MultiPartParser(
+            max_content_length=MAX_PART_HEAD,  # what the decoder may hold before it knows what it is
+            max_form_memory_size=MAX_FIELD,
+            max_form_parts=MAX_PARTS,
+            stream_factory=self.stream_factory,
+        )
+        try:
+            return await parser.parse(_in_pieces(body), boundary.encode(), content_length or 0)  # type: ignore[arg-type]  # it iterates
+        except RequestEntityTooLarge as error:
+            raise HttpError(
+                413,
+                "FORM_TOO_BIG",
+                f"a form has at most {MAX_PARTS} parts, a part's head {MAX_PART_HEAD} bytes and a field {MAX_FIELD} bytes; send less",
+            ) from error
+        except ValueError as error:
+            raise HttpError(400, "FORM_UNREADABLE", f"the form cannot be read: {shorten(str(error))}") from error
+
+
+async def _in_pieces(body: Body) -> AsyncIterator[bytes]:
+    async for data in body:
+        for start in range(0, len(data), PIECE):
+            yield data[start : start + PIECE]
+            await asyncio.sleep(0)
+
+
+def install(app: Quart, settings: Settings) -> None:
+    """Requests whose bodies are bounded by what their routes take, and answers that are read."""
+
+    class Bounded(Request):
+        form_data_parser_class = Forms
+
+        def __init__(self, method: str, scheme: str, path: str, *more: Any, **named: Any) -> None:
+            super().__init__(method, scheme, path, *more, **named)
+            whole = 2 * settings.max_upload_bytes
+            self.body = BoundedBody(self.content_length, whole if (method, path) == UPLOAD else settings.max_json_bytes, whole)
+
+    app.request_class = Bounded
+
+    @app.after_request
+    async def hear_out(response: Response) -> Response:
+        if response.status_code >= 400 and isinstance(request.body, BoundedBody):
+            await request.body.discard(REST_SECONDS)
+        return response
