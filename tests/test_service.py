@@ -14,6 +14,7 @@ from jax.experimental.compilation_cache.compilation_cache import reset_cache
 from qwen3_jax import Qwen3TTS, Voice, compilation
 from qwen3_jax.engine import Closed, Options
 from qwen3_jax.engine.loop import LoopConsumer
+from qwen3_jax.engine.scheduler import FIRST_MOST
 from qwen3_jax.service import SpeechService, _warm
 from qwen3_jax.split import MOST, split
 from tests.test_tts import FRAMES, WAVE, assert_same_sound
@@ -137,7 +138,7 @@ def test_speech_begins_with_the_first_words(service: SpeechService, voice: Voice
     live = service.open(voice=voice, seed=4)
     live.write("This is the ")
     first = next(live)
-    assert len(first) == 1920
+    assert len(first) in range(1920, 1920 * FIRST_MOST + 1, 1920)  # more than one where prompts take long to read
     live.write("first sentence.")
     live.finish()
     list(live)

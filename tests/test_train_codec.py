@@ -234,13 +234,11 @@ def test_before_its_first_step_a_decoder_is_a_vocoder(begun: Any) -> None:
     noise that is white."""
     fitted, cfg, start = begun
     graph, shapes = vocoder.decoder_definition(cfg.decoder_config)
-    decoder = nnx.merge(graph, unflatten({path: jnp.asarray(value, jnp.float32) for path, value in start.items()}, shapes))
+    params = unflatten({path: jnp.asarray(value, jnp.float32) for path, value in start.items()}, shapes)
     read = fitted.read(sounds(40).astype(np.float32) / 32768, told(40))
     codes = jnp.asarray(read.codes[None])
-    graph, params = nnx.split(decoder)
-    x = jax.jit(lambda params, codes: vocoder.to_columns(nnx.merge(graph, params), codes, 40, vocoder.heard(cfg.decoder_config))[0])(
-        params, codes
-    )
+    past = vocoder.heard(cfg.decoder_config)
+    x = jax.jit(lambda params: vocoder.to_columns(nnx.merge(graph, params), codes, 40, past)[0])(params)
     wanted = loud.wanted(read.levels[None])[:, 0]
     columns = np.asarray(x[: loud.COUNT, 0])
     assert columns.shape == wanted.shape == (56, 160)
@@ -705,9 +703,8 @@ def test_through_the_decoder_come_the_codes_and_gradients_reach_what_was_found(b
         graph, shapes = vocoder.decoder_definition(cfg.decoder_config)
         reader = nnx.merge(graph, unflatten(decoder, shapes))
         alone = loud.columns_of(reader, codes, 12, tuple(0 for _ in vocoder.heard(cfg.decoder_config)))
-        made, back = jax.vjp(
-            lambda found: through.columns(encoder, decoder, found, cfg=cfg.encoder_config, reads=cfg.decoder_config), found
-        )
+        configs = {"cfg": cfg.encoder_config, "reads": cfg.decoder_config}
+        made, back = jax.vjp(lambda found: through.columns(encoder, decoder, found, **configs), found)
         return alone, made, back(slope)[0]
 
     slope = jnp.asarray(noise.standard_normal((loud.COUNT, 2, 48)), jnp.float32)

@@ -293,7 +293,9 @@ def test_the_tokenizer_is_accepted() -> None:
     made = tokenizer.train(texts, pieces=330)
     ids = tokenizer.token_ids(made)
     assert made.get_vocab_size() == 330 and sorted(ids.values()) == list(range(324, 330))
-    reader = Tokenizer(made, parse(ModelConfig, tiny_config() | ids))
+    config = tiny_config() | ids
+    config["talker_config"]["text_vocab_size"] = 330
+    reader = Tokenizer(made, parse(ModelConfig, config))
     turn = reader.assistant("The cat runs home with 3 friends, an assistant, and a café \U0001f431.").tolist()
     opening = [ids["im_start_token_id"], ids["assistant_token_id"], made.token_to_id("Ċ")]
     assert turn[:3] == opening and turn[-5:] == [ids["im_end_token_id"], opening[2], *opening]
