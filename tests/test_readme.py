@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 
 from qwen3_jax.audio import write_wav
 from server.settings import Settings
@@ -73,7 +74,8 @@ def test_command(command: str, folder: Path) -> None:
 
 def test_library_program(folder: Path) -> None:
     (folder / "library.py").write_text(LIBRARY, "utf-8")
-    assert re.match(r"(eos|length) \(\d+, 16\)\n(\d+\n)+$", run(folder, "python library.py"))
+    assert re.match(r"NAME emma george heart makima\n(eos|length) \(\d+, 16\)\n(\d+\n)+$", run(folder, "python library.py"))
+    assert soundfile.info(folder / "hello.mp3").duration > 2
 
 
 def test_many_voices_program(folder: Path) -> None:
