@@ -21,7 +21,7 @@ import numpy as np
 
 from qwen3_jax.atomic import new_folder
 from qwen3_jax.mapping import ConversionError, MisshapedTensor, UnfilledTensor, UnmatchedTensor, flatten, unflatten
-from qwen3_jax.published import Progress
+from qwen3_jax.published import FILE, INDEX, Progress
 from qwen3_jax.tokenizer_files import TOKENIZER_FILES
 
 FORMAT = 1
@@ -38,7 +38,8 @@ class NotConverted(ConversionError):
 
 def is_converted(folder: str | Path) -> bool:
     """Whether ``folder`` holds Orbax weights rather than the published safetensors; it may still be damaged."""
-    return (Path(folder) / FINGERPRINT).is_file() or (Path(folder) / WEIGHTS).is_dir()
+    published = any((Path(folder) / name).is_file() for name in (FILE, INDEX))
+    return (Path(folder) / FINGERPRINT).is_file() or ((Path(folder) / WEIGHTS).is_dir() and not published)
 
 
 def save(folder: str | Path, params: Mapping[str, Any], source: str | Path) -> str:

@@ -5,8 +5,7 @@ An id beyond a table reads NaN, which stays in the KV cache; so every way in com
 
 import numpy as np
 
-from qwen3_jax.config import ModelConfig
-from qwen3_jax.sampling import CONTROLS
+from qwen3_jax.config import CONTROLS, ModelConfig
 from qwen3_jax.shapes import NpF32, NpInt
 from qwen3_jax.voice import Voice, as_codes, as_x_vector
 
@@ -55,7 +54,7 @@ def prompt_codes(config: ModelConfig, values: np.ndarray) -> None:
         ValueError: another shape or type, or a code that the checkpoint does not have.
     """
     codes, talker = np.asarray(values), config.talker_config
-    if codes.ndim != 2 or not np.issubdtype(codes.dtype, np.integer):
+    if codes.ndim != 2 or codes.dtype.kind not in "iu":
         raise ValueError(f"prompt codes of shape {codes.shape}, {codes.dtype}: must be integers [rows, books]")
     _books(codes, talker.num_code_groups, talker.vocab_size, talker.code_predictor_config.vocab_size, "prompt codes", -1)
 
@@ -67,7 +66,7 @@ def text_ids(config: ModelConfig, values: object, what: str, *, least: int = -1)
         ValueError: not one axis of integers, or an id that the checkpoint does not have.
     """
     ids, size = np.asarray(values), config.talker_config.text_vocab_size
-    if ids.ndim != 1 or (len(ids) and not np.issubdtype(ids.dtype, np.integer)):
+    if ids.ndim != 1 or (len(ids) and ids.dtype.kind not in "iu"):
         raise ValueError(f"{what} of shape {ids.shape}, {ids.dtype}: must be one axis of integers")
     bad = np.flatnonzero((ids < least) | (ids >= size))
     if len(bad):

@@ -15,11 +15,12 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 import msgspec
 from msgspec import Meta
 
+CONTROLS = 1024  # the last ids of book 0's vocabulary name no sound
 Values = dict[str, Any]
 T = TypeVar("T")
 Size = Annotated[int, Meta(ge=1)]
 Sizes = tuple[Size, ...]
-Above0 = Annotated[float, Meta(gt=0)]
+Above0 = Annotated[float, Meta(gt=0, le=1e30)]  # no infinity
 
 
 class _Config(msgspec.Struct, frozen=True, kw_only=True):
@@ -52,14 +53,16 @@ def _words(allowed: tuple[Any, ...]) -> str:
 # Attention, as each of the four transformers states it
 
 
-def _plain_rope(values: Values, kinds: tuple[str, ...] = ("default",)) -> Values:
-    """``rope_theta`` from wherever this version of transformers writes it: beside ``rope_scaling``, or in 5's ``rope_parameters``."""
+def _plain_rope(values: Values, kinds: tuple[str, ...] = ("default",), layers: str = "full_attention") -> Values:
+    """``rope_theta`` from wherever this version of transformers writes it: beside ``rope_scaling``, or in 5's ``rope_parameters``.
+
+    The latter may have a block for each kind of layer: that of ``layers`` counts.
+    """
     values = dict(values)
     _whole_rotation(values, "")
     for key in ("rope_scaling", "rope_parameters"):
         block = _get(values, key, dict, {})
-        for layers in ("full_attention", "sliding_attention"):  # a block for each kind of layer
-            block = _get(block, layers, dict, block)
+        block = _get(block, layers, dict, block)
         for name in ("rope_type", "type"):
             _require(block.get(name) in (None, *kinds), f"{key}.{name}", block.get(name), _words(kinds))
         _whole_rotation(block, f"{key}.")
@@ -95,6 +98,11 @@ def _whole_attention(values: Values, positions: int, *, every_layer: bool) -> No
     _require(window is None or harmless or not slides, "sliding_window", window, f"{positions} or more; or use_sliding_window false")
 
 
+def _check_heads(config: Any) -> None:
+    heads, groups = config.num_attention_heads, config.num_key_value_heads
+    _require(heads % groups == 0, "num_key_value_heads", groups, f"a divisor of num_attention_heads {heads}")
+
+
 def _with_head_dim(values: Values, hidden_size: int, heads: int) -> Values:
     """Where the files leave ``head_dim`` out, it is a head's share of ``hidden_size``; defaults are given."""
     share = _get(values, "hidden_size", int, hidden_size) // max(1, _get(values, "num_attention_heads", int, heads))
@@ -124,6 +132,7 @@ class PredictorConfig(_Config, frozen=True, kw_only=True):
         return _plain_rope(values)
 
     def __post_init__(self) -> None:
+        _check_heads(self)
         _require(
             self.max_position_embeddings > self.num_code_groups,
             "max_position_embeddings",
@@ -170,6 +179,7 @@ class TalkerConfig(_Config, frozen=True, kw_only=True):
         return {"code_predictor_config": {}} | _plain_rope(whole, ("default", "mrope"))
 
     def __post_init__(self) -> None:
+        _check_heads(self)
         _require(
             self.num_code_groups == self.code_predictor_config.num_code_groups,
             "num_code_groups",
@@ -217,7 +227,7 @@ class SpeakerEncoderConfig(_Config, frozen=True, kw_only=True):
 class ModelConfig(_Config, frozen=True, kw_only=True):
     """``config.json`` of a checkpoint."""
 
-    FIXED = {"quantization_config": ()}  # the tensors would be packed integers
+    FIXED = {"quantization_config": ({},)}  # the tensors would be packed integers
 
     model_type: Literal["qwen3_tts"] = "qwen3_tts"
     tokenizer_type: Literal["qwen3_tts_tokenizer_12hz"]
@@ -240,6 +250,11 @@ class ModelConfig(_Config, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         encoder, talker = self.speaker_encoder_config, self.talker_config
+        for name in ("im_start", "im_end", "tts_pad", "tts_bos", "tts_eos"):
+            number = getattr(self, f"{name}_token_id")
+            _require(
+                0 <= number < talker.text_vocab_size, f"{name}_token_id", number, f"0 to {talker.text_vocab_size - 1}, text_vocab_size"
+            )
         _require(
             self.tts_model_type != "base" or encoder.enc_dim == talker.hidden_size,
             "speaker_encoder_config.enc_dim", encoder.enc_dim, f"the talker's hidden_size {talker.hidden_size}",
@@ -290,6 +305,7 @@ class CodecEncoderConfig(_Config, frozen=True, kw_only=True):
         return _plain_rope(_with_head_dim(values, 512, 8))
 
     def __post_init__(self) -> None:
+        _check_heads(self)
         _require(
             self.codebook_dim == self.vector_quantization_hidden_dimension,
             "codebook_dim",
@@ -324,13 +340,16 @@ class CodecDecoderConfig(_Config, frozen=True, kw_only=True):
     def prepare(cls, values: Values) -> Values:
         for kind in _get(values, "layer_types", list, []):
             _require(kind == "sliding_attention", "layer_types", kind, '"sliding_attention"')
-        return _plain_rope(_with_head_dim(values, 1024, 16))
+        return _plain_rope(_with_head_dim(values, 1024, 16), layers="sliding_attention")
+
+    def __post_init__(self) -> None:
+        _check_heads(self)
 
 
 class CodecConfig(_Config, frozen=True, kw_only=True):
     """``speech_tokenizer/config.json``."""
 
-    FIXED = {"input_sample_rate": (24000,), "output_sample_rate": (24000,), "quantization_config": ()}
+    FIXED = {"input_sample_rate": (24000,), "output_sample_rate": (24000,), "quantization_config": ({},)}
 
     model_type: Literal["qwen3_tts_tokenizer_12hz"] = "qwen3_tts_tokenizer_12hz"
     encoder_valid_num_quantizers: Size = 16
@@ -363,12 +382,41 @@ class GenerationConfig(_Config, frozen=True, kw_only=True):
     subtalker_temperature: float = 0.9
     subtalker_top_p: float = 1.0
     subtalker_top_k: int = 50
-    max_new_tokens: Size = 2048
+    max_new_tokens: Annotated[int, Meta(ge=2)] = 2048  # the last one never becomes a frame
     # Ours, named after the package's arguments: how a voice is cloned, and whether the whole text is read before the first frame, unless
     # the caller says. None: as the package does for the kind of checkpoint.
     x_vector_only_mode: bool = False
     non_streaming_mode: bool | None = None
     normalize: bool = False  # numbers, abbreviations, Markdown and the like are read as words (spoken/), unless the caller says
+
+    @classmethod
+    def prepare(cls, values: Values) -> Values:
+        greedy = {"temperature": "do_sample", "subtalker_temperature": "subtalker_dosample"}  # where nothing is drawn, 0 says so once more
+        return {name: value for name, value in values.items() if value != 0 or values.get(greedy.get(name, ""), True)}
+
+    def __post_init__(self) -> None:
+        for name in ("temperature", "top_p", "subtalker_temperature", "subtalker_top_p", "repetition_penalty"):
+            _require(getattr(self, name) > 0, name, getattr(self, name), "above 0")
+
+
+def check_together(config: "ModelConfig", codec: "CodecConfig") -> None:
+    """Refuse a talker whose codes the codec does not have.
+
+    Raises:
+        ValueError: they differ in the number of codebooks, or in their sizes.
+    """
+    talker, encoder, decoder = config.talker_config, codec.encoder_config, codec.decoder_config
+    books, entries = talker.num_code_groups, min(talker.vocab_size - CONTROLS, talker.code_predictor_config.vocab_size)
+    most = max(talker.vocab_size - CONTROLS, talker.code_predictor_config.vocab_size)
+    _require(
+        decoder.num_quantizers == books, "decoder_config.num_quantizers", decoder.num_quantizers, f"the talker's num_code_groups {books}"
+    )
+    number = codec.encoder_valid_num_quantizers
+    _require(number == books <= encoder.num_quantizers, "encoder_valid_num_quantizers", number, f"the talker's num_code_groups {books}")
+    _require(decoder.codebook_size >= most, "decoder_config.codebook_size", decoder.codebook_size, f"{most} or more, the talker's entries")
+    _require(
+        encoder.codebook_size <= entries, "encoder_config.codebook_size", encoder.codebook_size, f"{entries} at most, the talker's entries"
+    )
 
 
 C = TypeVar("C", bound=_Config)
@@ -397,9 +445,11 @@ def _parse(kind: type[C], values: Any, where: str) -> C:
     if not isinstance(values, dict):
         raise ValueError(f"{where[:-1] or 'the file'}: a JSON object is needed, found {type(values).__name__}")
     present = {key: _whole(value) for key, value in values.items() if value is not None}  # null is absent, as transformers writes it
+    if values.get("sliding_window", 0) is None:  # but of a window null says that there is none
+        present["use_sliding_window"] = False
     try:
         for key, allowed in kind.FIXED.items():
-            _require(key not in present or present[key] in allowed, key, present.get(key), _words(allowed) or "none")
+            _require(key not in present or present[key] in allowed, key, present.get(key), _words(allowed))
         prepared = kind.prepare(present)
     except ValueError as error:
         raise ValueError(f"{where}{error}") from error
@@ -416,6 +466,8 @@ def _whole(value: Any) -> Any:
     """Numbers without a fraction as whole ones: some writers say 1024.0."""
     if isinstance(value, list):
         return [_whole(each) for each in value]
+    if isinstance(value, dict):
+        return {key: _whole(each) for key, each in value.items()}
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 

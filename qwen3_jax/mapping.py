@@ -56,7 +56,7 @@ RENAMED = (
 
 IGNORED = (
     # pattern, reason
-    (r".+\.rotary_emb\.inv_freq", "computed from rope_theta; older versions of transformers saved it"),
+    (r".+\.rotary_emb\.(?:original_)?inv_freq|.+\.position_ids", "computed from rope_theta; older versions of transformers saved it"),
     (r"encoder\.quantizer\.\w+\.layers\.\d+\.codebook\.initialized", "a flag of the codebooks' training"),
     (r"decoder\.quantizer\.rvq_(first|rest)\.input_proj\.weight", "of the encoding direction, which the decoder does not go"),
     (r"encoder\.quantizer\.\w+\.output_proj\.weight", "of the decoding direction, which the encoder does not go"),

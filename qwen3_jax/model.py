@@ -9,7 +9,7 @@ from flax import nnx
 
 from qwen3_jax import checkpoint, published
 from qwen3_jax.codec import Codec
-from qwen3_jax.config import CodecConfig, GenerationConfig, ModelConfig, read
+from qwen3_jax.config import CodecConfig, GenerationConfig, ModelConfig, check_together, read
 from qwen3_jax.speaker import SpeakerEncoder
 from qwen3_jax.talker import Talker
 
@@ -92,11 +92,12 @@ def read_configs(folder: Path) -> tuple[ModelConfig, CodecConfig, GenerationConf
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder} is not a checkpoint: it has no {name}")
     generation = folder / "generation_config.json"
-    return (
-        read(ModelConfig, folder / "config.json"),
-        read(CodecConfig, folder / "speech_tokenizer" / "config.json"),
-        read(GenerationConfig, generation) if generation.is_file() else GenerationConfig(),
-    )
+    config, codec = read(ModelConfig, folder / "config.json"), read(CodecConfig, folder / "speech_tokenizer" / "config.json")
+    try:
+        check_together(config, codec)
+    except ValueError as error:
+        raise ValueError(f"{folder / 'speech_tokenizer' / 'config.json'}: {error}") from error
+    return config, codec, read(GenerationConfig, generation) if generation.is_file() else GenerationConfig()
 
 
 def load(folder: Path, *, dtype: jnp.dtype = jnp.float32, device: jax.Device | None = None, stored: jnp.dtype | None = None) -> Model:

@@ -82,10 +82,12 @@ def speaker_name(config: ModelConfig, speaker: str) -> str:
         ValueError: the checkpoint has no such speaker.
     """
     known = config.talker_config.spk_id
-    if speaker.lower() not in known:
+    alike = [name for name in known if name.casefold() == speaker.casefold()]
+    found = speaker if speaker in known else alike[0] if len(alike) == 1 else None
+    if found is None:
         have = f"this checkpoint has {', '.join(sorted(known))}" if known else "this checkpoint has no preset speakers; clone a voice"
         raise ValueError(f"unknown speaker {speaker!r}: {have}")
-    return speaker.lower()
+    return found
 
 
 def build(
@@ -148,6 +150,32 @@ def build(
         np.array(rows.speaker, bool),
         x_vector,
         np.array(trailing, np.int32),
+    )
+
+
+def as_arrays(prompt: Prompt) -> Prompt:
+    """A prompt that was laid out by hand, in the arrays that the device takes.
+
+    Raises:
+        ValueError: something that is no Prompt, or an array of another kind.
+    """
+    if not isinstance(prompt, Prompt):
+        raise ValueError(f"prompt of type {type(prompt).__name__}: must be a Prompt")
+    kinds = {"text": "iu", "codes": "iu", "speaker": "b", "trailing": "iu"}
+    arrays = {name: np.asarray(getattr(prompt, name)) for name in kinds}
+    for name, array in arrays.items():
+        if array.size and array.dtype.kind not in kinds[name]:
+            what = "bool" if name == "speaker" else "whole numbers"
+            raise ValueError(f"prompt.{name} of shape {array.shape}, {array.dtype}: must be {what}")
+        if array.dtype.kind != "b" and array.size and not -(2**31) <= array.min() <= array.max() < 2**31:
+            raise ValueError(f"prompt.{name} has numbers beyond int32: must be ids of the checkpoint")
+    x_vector = None if prompt.x_vector is None else checks.as_x_vector(prompt.x_vector)
+    return Prompt(
+        arrays["text"].astype(np.int32, copy=False),
+        arrays["codes"].astype(np.int32, copy=False),
+        arrays["speaker"].astype(bool, copy=False),
+        x_vector,
+        arrays["trailing"].astype(np.int32, copy=False),
     )
 
 

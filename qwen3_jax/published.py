@@ -21,12 +21,15 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from qwen3_jax.atomic import new_folder
-from qwen3_jax.mapping import ConversionError, DuplicateTensor, Plan, Shape, flatten, make_plan, unflatten
+from qwen3_jax.mapping import ConversionError, DuplicateTensor, Ignored, Plan, Shape, flatten, make_plan, target_of, unflatten
 
 FILE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 CODEC_FOLDER = "speech_tokenizer"
 DTYPES = {"F32": np.dtype(np.float32), "BF16": np.dtype(ml_dtypes.bfloat16), "F16": np.dtype(np.float16)}
+_OTHERS = {
+    name: np.dtype(kind) for name, kind in {"F64": "f8", "I64": "i8", "I32": "i4", "U8": "u1", "BOOL": "?"}.items()
+}  # of no parameter
 _CODES = {dtype: code for code, dtype in DTYPES.items()}
 _ALIGNMENT = 64  # what the CPU backend asks of a buffer that it takes over
 _CHUNK = 16 << 20  # bytes read at a time when the dtype changes
@@ -80,7 +83,7 @@ def _scan_part(folder: Path) -> dict[str, Source]:
     if not (folder / INDEX).is_file():
         raise DamagedFile(f"{folder} has neither {FILE} nor {INDEX}; give a folder in the published layout, with {CODEC_FOLDER}/ inside")
     try:
-        index: dict[str, str] = json.loads((folder / INDEX).read_text("utf-8"))["weight_map"]
+        index: dict[str, str] = json.loads((folder / INDEX).read_text("utf-8-sig"))["weight_map"]
     except (ValueError, KeyError, TypeError) as error:
         raise DamagedFile(f"{folder / INDEX} is not an index (JSON with a weight_map): {error!r}; fetch it again") from error
     found: dict[str, Source] = {}
@@ -94,7 +97,7 @@ def _scan_part(folder: Path) -> dict[str, Source]:
             where = f"it is in {found[name].file.name!r}" if name in found else "found in no shard"
             raise DamagedFile(f"{folder / INDEX} expects tensor {name!r} in {shard!r}, {where}; {_DISAGREE}")
     for name, source in found.items():
-        if name not in index:
+        if name not in index and not isinstance(target_of(name), Ignored):
             raise DamagedFile(f"{source.file} holds tensor {name!r}, which {INDEX} does not list; {_DISAGREE}")
     return found
 
@@ -110,12 +113,12 @@ def _header(file: Path) -> dict[str, Source]:
         entries = json.loads(stream.read(length))
     entries.pop("__metadata__", None)
     for name, entry in entries.items():
-        if entry["dtype"] not in DTYPES:
+        if entry["dtype"] not in DTYPES | _OTHERS or (entry["dtype"] in _OTHERS and not isinstance(target_of(name), Ignored)):
             raise DamagedFile(
                 f"{file}: tensor {name!r} has dtype {entry['dtype']}, expected one of {', '.join(DTYPES)}; use the unquantized checkpoint"
             )
     return {
-        name: Source(file, DTYPES[entry["dtype"]], tuple(entry["shape"]), 8 + length + entry["data_offsets"][0])
+        name: Source(file, (DTYPES | _OTHERS)[entry["dtype"]], tuple(entry["shape"]), 8 + length + entry["data_offsets"][0])
         for name, entry in entries.items()
     }
 

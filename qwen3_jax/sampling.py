@@ -12,11 +12,10 @@ import jax.numpy as jnp
 import msgspec
 import numpy as np
 
-from qwen3_jax.config import GenerationConfig
+from qwen3_jax.config import CONTROLS, GenerationConfig
 from qwen3_jax.shapes import F32, Bool, Int, Key
 
 MIN_FRAMES = 2  # min_new_tokens of the published package
-CONTROLS = 1024  # the last ids of book 0's vocabulary name no sound
 # What float32 can divide logits by: below, they overflow; smaller still, the divisor itself is 0.
 TEMPERATURES, PENALTIES, LEAST_TOP_P, MOST_TOP_K = (1e-20, 1e20), (1e-10, 1e10), 1e-20, 2**31 - 1
 

@@ -50,10 +50,11 @@ def read_tokenizer(folder: Path) -> tokenizers.Tokenizer:
         else:
             inner.add_tokens([token])
     for content, number in ids.items():
-        if inner.token_to_id(content) != number:
+        if inner.token_to_id(content) != number or inner.id_to_token(number) != content:
             raise ValueError(
-                f"the tokenizer files in {folder} contradict each other: token {content!r} has the id {number} in {CONFIG} or {ADDED}, "
-                f"and {inner.token_to_id(content)} in the vocabulary; take all of them from one checkpoint"
+                f"the tokenizer files in {folder} contradict each other: token {content!r} has the id {number} in {CONFIG} or {ADDED}; "
+                f"the vocabulary has {inner.token_to_id(content)} for it, and {inner.id_to_token(number)!r} for {number}; take all of them "
+                "from one checkpoint"
             )
     return inner
 
@@ -68,7 +69,7 @@ def _added_tokens(folder: Path) -> tuple[dict[str, dict[str, bool]], dict[str, i
         content = token.get("content") if isinstance(token, dict) else token
         if not isinstance(content, str) or not content:
             return None
-        stated = {name: token[name] for name in _FLAGS if name in token} if isinstance(token, dict) else {}
+        stated = {name: token[name] for name in _FLAGS if isinstance(token.get(name), bool)} if isinstance(token, dict) else {}
         flags[content] = stated | flags.get(content, {}) | more
         return content
 
@@ -81,7 +82,9 @@ def _added_tokens(folder: Path) -> tuple[dict[str, dict[str, bool]], dict[str, i
     for values in (config, special):
         for name in _LISTS:
             listed = values.get(name) or []
-            for token in listed.values() if isinstance(listed, dict) else listed:
+            if not isinstance(listed, (list, dict, str)):
+                raise ValueError(f"{CONFIG}: {name} is a {type(listed).__name__}: a list of tokens is needed; fetch the file again")
+            for token in listed.values() if isinstance(listed, dict) else [listed] if isinstance(listed, str) else listed:
                 add(token, special=True)
         for name in _NAMED:
             add(values.get(name), special=True)
@@ -89,7 +92,7 @@ def _added_tokens(folder: Path) -> tuple[dict[str, dict[str, bool]], dict[str, i
 
 
 def _whole(file: Path, ids: dict[str, int]) -> tokenizers.Tokenizer:
-    data = file.read_bytes()
+    data = file.read_bytes().removeprefix(b"\xef\xbb\xbf")
     try:
         inner = tokenizers.Tokenizer.from_buffer(data)
         if any(inner.token_to_id(content) is None for content in ids):  # a token keeps its id only as an entry of the vocabulary
@@ -108,10 +111,16 @@ def _whole(file: Path, ids: dict[str, int]) -> tokenizers.Tokenizer:
 
 def _byte_pairs(folder: Path, ids: dict[str, int]) -> tokenizers.Tokenizer:
     vocabulary = _object(folder / VOCABULARY)
-    lines = (folder / MERGES).read_text("utf-8-sig").splitlines()
-    merges = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
     try:
-        model = models.BPE(ids | vocabulary, merges)  # type: ignore[arg-type]  # pairs; a longer line is refused here
+        lines = (folder / MERGES).read_text("utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{folder / MERGES} is not UTF-8 ({error}): fetch it again") from error
+    pairs = [tuple(line.split()) for number, line in enumerate(lines) if line.strip() and not (number == 0 and line.startswith("#version"))]
+    odd = next((pair for pair in pairs if len(pair) != 2), None)
+    if odd is not None:
+        raise ValueError(f"{folder / MERGES} has the line {' '.join(odd)!r}: two parts of a token are needed; fetch it again")
+    try:
+        model = models.BPE(ids | vocabulary, pairs)  # type: ignore[arg-type]  # pairs
     except Exception as error:  # see _whole
         raise ValueError(f"{folder / VOCABULARY} and {MERGES} do not fit each other ({error}): fetch both again") from error
     inner = tokenizers.Tokenizer(model)
@@ -144,7 +153,6 @@ def _mapping(values: dict[str, Any], name: str, file: str) -> dict[str, Any]:
 
 
 def _id(number: Any, content: str, file: str) -> int:
-    try:
-        return int(number)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{file}: the id of token {content!r} is {number!r}: a whole number is needed; fetch the file again") from error
+    if isinstance(number, bool) or not (isinstance(number, int) or (isinstance(number, str) and number.isdecimal())):
+        raise ValueError(f"{file}: the id of token {content!r} is {number!r}: a whole number is needed; fetch the file again")
+    return int(number)

@@ -122,7 +122,7 @@ def as_codes(values: np.ndarray) -> NpInt["N K"]:
         ValueError: not [frames, books] of integers from 0 on, or none, or more than MAX_FRAMES.
     """
     array = np.asarray(values)
-    if array.ndim != 2 or 0 in array.shape or not np.issubdtype(array.dtype, np.integer):
+    if array.ndim != 2 or 0 in array.shape or array.dtype.kind not in "iu":
         raise ValueError(
             f"codes of shape {array.shape}, {array.dtype}: must be integers [frames, books] with at least one frame; clone the voice again"
         )

@@ -74,8 +74,6 @@ class VoiceChoice:
         if given is not None and not isinstance(given, (str, os.PathLike)):
             raise ValueError(f"voice of type {type(given).__name__}: give a Voice, a name, a voice's folder, a recording or a saved voice")
         name = None if given is None else os.fspath(given)
-        if name is not None and name.endswith(".safetensors"):
-            return Voice.load(expand(name))
         listing = self._layers.look()
         stored = listing.default(os.environ.get("TTS_DEFAULT_VOICE") or DEFAULT_VOICE) if name is None else listing.find(name)
         if stored is not None and (name is None or transcript is None):
@@ -85,12 +83,14 @@ class VoiceChoice:
             return self._once(voice, lambda: self._create(self._layers.reference(voice), voice))
         if name is None:
             raise FileNotFoundError(f"no voice: there is none in {self._layers}; give a recording to clone")
+        if name.endswith(".safetensors"):
+            return Voice.load(expand(name))
         path = Path(expand(name)).absolute()
-        if (path / REFERENCE).is_file() and transcript is None:
+        if os.path.isfile(path / REFERENCE) and transcript is None:
             own = VoiceFolder(path.parent)
             stored = own.voice(path.name)
             return self._once(stored, lambda: self._create(own.reference(stored), stored))
-        if path.is_file():
+        if os.path.isfile(path):
             words, info = _words_beside(path) if transcript is None else transcript, path.stat()
             return self._once((path, info.st_mtime_ns, info.st_size, words), lambda: self._clone(path, words))
         there = ", ".join(listing.voices) or "nothing"
@@ -128,7 +128,8 @@ def _words_beside(recording: Path) -> str | None:
 def of(tts: Any, voices_dir: str | os.PathLike[str] | None) -> VoiceChoice:
     """The voices for a Qwen3TTS: of the named folder, the user's and those that ship (voice_layers.py)."""
     named = os.environ.get("TTS_VOICES_DIR") or None if voices_dir is None else voices_dir
-    return VoiceChoice(tts.create_voice, VoiceLayers.of(named))
+    shipped = os.environ.get("TTS_SHIPPED_VOICES", "").strip().lower() not in ("0", "false", "no", "off", "f", "n")
+    return VoiceChoice(tts.create_voice, VoiceLayers.of(named, shipped=shipped))
 
 
 def find_voice(

@@ -9,6 +9,7 @@ from typing import Annotated, Literal, TypeAlias
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
+from qwen3_jax.languages import language_name
 from qwen3_jax.messages import shorten
 from qwen3_jax.sampling import LEAST_TOP_P, TEMPERATURES
 
@@ -244,5 +245,5 @@ def error(
 
 def language(name: str) -> str | None:
     """The name as ``capabilities`` spells it, whatever its case; ``Auto`` too. None if there is no such language."""
-    wanted = name.casefold()
+    wanted = language_name(name).casefold()
     return next((known for known in (*LANGUAGES, "Auto") if known.casefold() == wanted), None)

@@ -31,8 +31,11 @@ def origin_allowed(settings: Settings, origin: str | None, host: str) -> bool:
     """
     if origin is None or origin in settings.allowed_origins or "*" in settings.allowed_origins:
         return True
-    own = urlsplit(origin).netloc == host
-    return own and (settings.auth_required or urlsplit(origin).hostname in LOOPBACK)
+    try:
+        parts = urlsplit(origin)
+    except ValueError:  # no browser sends such a one
+        return False
+    return parts.netloc == host and (settings.auth_required or parts.hostname in LOOPBACK)
 
 
 def token_of(headers: Any, query: Any) -> str | None:

@@ -24,7 +24,7 @@ def segment(
     frame, counted from 1, is not finite."""
     prompt = Prompt(
         np.array([frames, loops, breaks][:rows] + [0] * (rows - 3)),
-        np.zeros((rows, 5)),
+        np.zeros((rows, 5), int),
         np.zeros(rows, bool),
         None,
         np.arange(100, 100 + text),

@@ -67,6 +67,6 @@ class FakeService(SpeechService):
         ids = np.array([*self.ids(text), 0])
         frames = ENDLESS if how.get("streaming_text") else LONG if "long" in text else FRAMES
         breaks = 1 if "damaged" in text else 2 if "nan" in text else 0
-        prompt = Prompt(np.array([frames, int("loop" in text), breaks]), np.zeros((3, 5)), np.zeros(3, bool), None, ids)
+        prompt = Prompt(np.array([frames, int("loop" in text), breaks]), np.zeros((3, 5), int), np.zeros(3, bool), None, ids)
         seed = 7 if how.get("seed") is None else how["seed"]
         return Row(prompt, how.get("sampling") or Sampling(), seed, len(ids) if frames == ENDLESS else LONG + 1, None, len(text))

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from qwen3_jax.config import CodecConfig, GenerationConfig, ModelConfig, parse, read
+from qwen3_jax.config import CodecConfig, GenerationConfig, ModelConfig, check_together, parse, read
 from qwen3_jax.testing import tiny_codec_config, tiny_config, written
 from tests.test_mapping import CHECKPOINTS, REFERENCE
 
@@ -81,7 +81,7 @@ HARMLESS: list[tuple[str, Any]] = [
     ("talker_config.rope_scaling", {"type": "mrope", "mrope_section": [4, 2, 2]}),
     ("talker_config.rope_parameters", {"rope_theta": 1e6, "rope_type": "default", "partial_rotary_factor": 1.0}),
     ("talker_config.layer_types", ["full_attention"] * 3),
-    ("talker_config.use_sliding_window", False),
+    ("talker_config.use_sliding_window", True),  # the file says sliding_window null: no window
     ("talker_config.sliding_window", 4096),  # not in use
     (f"{PREDICTOR}.use_sliding_window", True),  # of the layers from max_window_layers on: there is none
     (f"{PREDICTOR}.layer_types", ["full_attention"] * 2),
@@ -91,6 +91,8 @@ HARMLESS: list[tuple[str, Any]] = [
     ("dtype", "bfloat16"),
     ("torch_dtype", "float16"),
     ("quantization_config", None),
+    ("quantization_config", {}),
+    ("talker_config.codec_language_id.english", 2050.0),
 ]
 REFUSED: list[tuple[str, Any, str]] = [
     ("talker_config.attention_bias", True, r"talker_config\.attention_bias = True is not supported \(allowed: false\)"),
@@ -98,7 +100,6 @@ REFUSED: list[tuple[str, Any, str]] = [
     ("talker_config.hidden_act", "gelu", r"talker_config\.hidden_act = 'gelu'.*\"silu\""),
     (f"{PREDICTOR}.hidden_act", "relu", r"code_predictor_config\.hidden_act = 'relu'"),
     ("talker_config.tie_word_embeddings", True, r"talker_config\.tie_word_embeddings = True"),
-    ("talker_config.use_sliding_window", True, r"talker_config\.sliding_window = 4096"),
     ("talker_config.layer_types", ["full_attention", "sliding_attention", "full_attention"], "layer_types = 'sliding_attention'"),
     (f"{PREDICTOR}.layer_types", ["chunked_attention"], "layer_types = 'chunked_attention'"),
     ("talker_config.rope_scaling", {"type": "linear", "factor": 2.0}, r"rope_scaling\.type = 'linear'"),
@@ -107,7 +108,7 @@ REFUSED: list[tuple[str, Any, str]] = [
     (
         "talker_config.rope_parameters",
         {"rope_theta": 5e5, "rope_type": "default"},
-        r"rope_parameters\.rope_theta = 500000.0.*rope_theta's 1000000",
+        r"rope_parameters\.rope_theta = 500000 .*rope_theta's 1000000",
     ),
     (
         "talker_config.rope_parameters",
@@ -115,7 +116,7 @@ REFUSED: list[tuple[str, Any, str]] = [
         r"rope_parameters\.rope_type = 'llama3'",
     ),
     ("talker_config.partial_rotary_factor", 0.5, "partial_rotary_factor = 0.5"),
-    ("quantization_config", {"quant_method": "gptq"}, "quantization_config = .*gptq.*none"),
+    ("quantization_config", {"quant_method": "gptq"}, "quantization_config = .*gptq"),
     ("tokenizer_type", "qwen3_tts_tokenizer_25hz", "qwen3_tts_tokenizer_12hz|tokenizer_type"),
     ("tts_model_type", "singing", "tts_model_type|singing"),
     ("talker_config.hidden_size", "large", "talker_config.*hidden_size"),
@@ -124,6 +125,10 @@ REFUSED: list[tuple[str, Any, str]] = [
     ("talker_config.spk_id", {"ryan": 99999}, r"spk_id\.ryan = 99999.*0 to 3071"),
     ("talker_config.codec_eos_token_id", 4198, "codec_eos_token_id = 4198.*vocab_size"),
     ("talker_config.text_vocab_size", None, "text_vocab_size"),
+    ("tts_pad_token_id", -1, r"tts_pad_token_id = -1.*0 to 319"),
+    ("im_end_token_id", 320, r"im_end_token_id = 320.*0 to 319"),
+    ("talker_config.rope_theta", float("inf"), "rope_theta"),
+    ("talker_config.num_key_value_heads", 3, r"talker_config.*num_key_value_heads = 3.*a divisor of num_attention_heads 4"),
     ("talker_config", [], "talker_config: a JSON object is needed, found list"),
     (f"{PREDICTOR}.num_code_groups", 8, "num_code_groups = 16.*code predictor's 8"),
     ("speaker_encoder_config.sample_rate", 16000, r"speaker_encoder_config.*sample_rate = 16000"),
@@ -154,6 +159,12 @@ CODEC_REFUSED: list[tuple[str, Any, str]] = [
     ("decode_upsample_rate", 960, "decode_upsample_rate = 960.*1920"),
     ("output_sample_rate", 48000, "output_sample_rate = 48000.*24000"),
     ("decoder_config", None, "decoder_config"),
+    (
+        "decoder_config.rope_parameters",
+        {"full_attention": {"rope_theta": 10000}, "sliding_attention": {"rope_theta": 10000, "rope_type": "linear"}},
+        r"rope_type = 'linear'",
+    ),
+    ("encoder_config.num_key_value_heads", 3, "num_key_value_heads = 3"),
 ]
 
 
@@ -186,6 +197,29 @@ def test_the_codecs_refused_values(path: str, value: Any, message: str) -> None:
         parse(CodecConfig, changed(written(tiny_codec_config()), path, value))
 
 
+def test_a_window_in_use_is_refused() -> None:
+    config = changed(written(tiny_config()), "talker_config.sliding_window", 4096)
+    with pytest.raises(ValueError, match=r"talker_config\.sliding_window = 4096"):
+        parse(ModelConfig, changed(config, "talker_config.use_sliding_window", True))
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("decoder_config.num_quantizers", 8, r"decoder_config\.num_quantizers = 8.*num_code_groups 16"),
+        ("decoder_config.codebook_size", 1024, r"decoder_config\.codebook_size = 1024.*2048 or more"),
+        ("encoder_config.codebook_size", 4096, r"encoder_config\.codebook_size = 4096.*2048 at most"),
+        ("encoder_valid_num_quantizers", 8, "encoder_valid_num_quantizers = 8"),
+        ("encoder_valid_num_quantizers", 40, "encoder_valid_num_quantizers = 40"),
+    ],
+)
+def test_a_codec_that_lacks_the_talkers_codes(path: str, value: int, message: str) -> None:
+    model = parse(ModelConfig, tiny_config())
+    check_together(model, parse(CodecConfig, tiny_codec_config()))
+    with pytest.raises(ValueError, match=message):
+        check_together(model, parse(CodecConfig, changed(tiny_codec_config(), path, value)))
+
+
 def test_differences_from_the_defaults_are_completed() -> None:
     """transformers leaves out what equals its class's default: those are the package's, not the tiny checkpoints'."""
     codec = {"encoder_config": None, "decoder_config": {"codebook_dim": 512, "hidden_size": 512, "head_dim": 64, "intermediate_size": 1024}}
@@ -210,6 +244,12 @@ def test_generation_config() -> None:
     assert parse(GenerationConfig, values) == GenerationConfig(temperature=1.0)
     with pytest.raises(ValueError, match=r"top_p"):
         parse(GenerationConfig, {"top_p": "all"})
+    greedy = parse(GenerationConfig, {"do_sample": False, "temperature": 0.0, "subtalker_dosample": False, "subtalker_temperature": 0})
+    assert greedy == GenerationConfig(do_sample=False, subtalker_dosample=False)
+    with pytest.raises(ValueError, match=r"temperature = 0"):
+        parse(GenerationConfig, {"temperature": 0})
+    with pytest.raises(ValueError, match="max_new_tokens"):
+        parse(GenerationConfig, {"max_new_tokens": 1})
 
 
 @pytest.mark.parametrize(("content", "message"), [(b"[]", "the file: a JSON object is needed"), (b"{", "line 1"), (b"\xff\xfe{", "utf-8")])

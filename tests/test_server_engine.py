@@ -17,6 +17,7 @@ from qwen3_jax.audio import to_pcm16, write_wav
 from qwen3_jax.engine import JaxDevice, NotFinite, plan
 from qwen3_jax.model import Model
 from qwen3_jax.service import LiveUtterance
+from qwen3_jax.voice_folder import VoiceGone
 from server.engines import slots as slots_of
 from server.engines.base import EngineClosed, OutOfMemory, Refused, SpeechRequest
 from server.engines.qwen3 import PIECE, Qwen3Engine, load
@@ -123,7 +124,9 @@ async def test_a_voice_that_many_want_is_cloned_once(voices: Path) -> None:
     assert [name for name, _ in tts.cloned] == ["makima", "anna"]
 
 
-async def test_a_voice_that_cannot_be_cloned_is_refused_and_tried_again_next_time(voices: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_voice_that_cannot_be_cloned_any_more_is_left_out_until_its_recording_changes(
+    voices: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with engine_of(voices) as engine:
         with monkeypatch.context() as broken:
 
@@ -131,11 +134,15 @@ async def test_a_voice_that_cannot_be_cloned_is_refused_and_tried_again_next_tim
                 raise ValueError("the recording is silent")
 
             broken.setattr(FakeTTS, "create_voice", refuse)
+            anna = engine._store.voices["anna"]
+            with pytest.raises(Refused, match="silent"):
+                await engine.prepare(anna)
             handle = engine.submit(request(engine, "Hello.", "anna"))
             assert await collect(handle) == []
-            assert isinstance(handle.failure, Refused)
-            with pytest.raises(Refused, match="silent"):
-                await engine.prepare(engine._store.voices["anna"])
+            assert isinstance(handle.failure, VoiceGone) and "cannot be cloned any more: the recording is silent" in str(handle.failure)
+        assert engine._store.find("anna") is None and "silent" in engine._store.left_out["anna"]
+        write_wav(voices / "anna" / "reference.wav", np.full(50_000, 0.2, np.float32))
+        engine._store.refresh(now=True)
         assert await collect(engine.submit(request(engine, "Hello.", "anna")))
 
 

@@ -122,6 +122,19 @@ def test_every_form_gives_the_same_ids(tmp_path: Path, form: Callable[[Path], No
             reader.assistant(f"Hello {token}")
 
 
+def test_merges_with_spaces_at_line_ends_and_a_special_token_that_is_no_list(tmp_path: Path) -> None:
+    vocabulary(tmp_path, merges="#version: 0.2\nH e \n\n")
+    vocab = json.loads((tmp_path / "vocab.json").read_text("utf-8")) | {"He": 300}
+    flags = {"content": "<x>", "special": None}
+    config = {"extra_special_tokens": "<|im_start|>", "added_tokens_decoder": {"301": flags}}
+    write(tmp_path, vocab=vocab, added_tokens=ADDED, tokenizer_config=config)
+    reader = Tokenizer.from_folder(tmp_path, CONFIG)
+    assert 300 in reader.assistant("Hello a")
+    (tmp_path / "merges.txt").write_bytes(b"\xe9 a\n")
+    with pytest.raises(ValueError, match=r"merges.txt is not UTF-8"):
+        read_tokenizer(tmp_path)
+
+
 def test_lines_that_end_as_windows_has_them(tmp_path: Path) -> None:
     carriage_returns(tmp_path)
     assert 300 in Tokenizer.from_folder(tmp_path, CONFIG).assistant("Hello")
@@ -135,6 +148,9 @@ def test_lines_that_end_as_windows_has_them(tmp_path: Path) -> None:
         ({"tokenizer": bare(), "added_tokens": {token: number + 1 for token, number in ADDED.items()}}, "does not fit.*258.*257"),
         ({"tokenizer": {"version": "1.0"}}, "tokenizer.json is not a tokenizer"),
         ({"tokenizer": whole(), "tokenizer_config": []}, "tokenizer_config.json holds a list"),
+        ({"tokenizer": whole(), "tokenizer_config": {"extra_special_tokens": 5}}, "extra_special_tokens is a int: a list"),
+        ({"tokenizer": bare(), "added_tokens": ADDED | {"zz": 257}}, r"contradict.*('zz'|im_start).*257"),
+        ({"tokenizer": bare(), "added_tokens": ADDED | {"zz": 300.7}}, "id of token 'zz' is 300.7"),
         ({"tokenizer": whole(), "tokenizer_config": {"added_tokens_decoder": {"one": {"content": "<x>"}}}}, "id of token '<x>' is 'one'"),
     ],
 )  # fmt: skip
@@ -154,6 +170,9 @@ def test_a_file_cut_short_is_named(tmp_path: Path) -> None:
     (tmp_path / "vocab.json").write_bytes(cut)
     (tmp_path / "merges.txt").write_text("x yz\n")
     with pytest.raises(ValueError, match=r"vocab.json and merges.txt do not fit each other"):
+        read_tokenizer(tmp_path)
+    (tmp_path / "merges.txt").write_text("a b c\n")
+    with pytest.raises(ValueError, match=r"merges.txt has the line 'a b c': two parts"):
         read_tokenizer(tmp_path)
 
 

@@ -273,6 +273,9 @@ def test_a_voice_by_name_file_or_folder(tts: Qwen3TTS, voice: Voice, tmp_path: P
     voice.save(tmp_path / "saved.safetensors")
     expected = tts._chosen("ann")
     assert tts._chosen(None) is tts._chosen("Ann") is expected, "cloned once"
+    (tmp_path / "odd.safetensors").mkdir()
+    (tmp_path / "odd.safetensors" / "reference.wav").write_bytes((own / "reference.wav").read_bytes())
+    np.testing.assert_allclose(tts._chosen("odd.safetensors").x_vector, expected.x_vector, atol=1e-5)
     for given in (own, str(own), recording, str(recording)):
         found = tts._chosen(given)
         np.testing.assert_allclose(found.x_vector, expected.x_vector, atol=1e-5)

@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from qwen3_jax.codec import DecoderState
-from qwen3_jax.prompt import Prompt
+from qwen3_jax.prompt import Prompt, as_arrays
 from qwen3_jax.sampling import Sampling
 from qwen3_jax.shapes import NpF32, NpInt
 
@@ -104,6 +104,7 @@ class Segment:
     pause: float = 0.0
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "prompt", as_arrays(self.prompt))
         _check_count("max_frames", self.max_frames, 1)
         if self.tokens is not None:
             _check_count("tokens", self.tokens, 0)
@@ -142,8 +143,10 @@ class Request:
             raise ValueError(f"sampling of type {type(self.sampling).__name__}: must be a Sampling")
         if not self.segments and not self.open:
             raise ValueError("a request without segments: give at least one, or open it")
-        if not 0 <= self.seed < 2**32:
-            raise ValueError(f"seed = {self.seed}: must be from 0 to {2**32 - 1}")
+        if not isinstance(self.seed, int | np.integer) or not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed = {self.seed!r}: must be a whole number from 0 to {2**32 - 1}")
+        if not isinstance(self.watch, Watch | None):
+            raise ValueError(f"watch of type {type(self.watch).__name__}: must be a Watch or None")
         if self.priority not in ("high", "normal"):
             raise ValueError(f"priority {self.priority!r}: use 'high' or 'normal'")
         if self.deadline is not None and not self.deadline > 0:

@@ -25,6 +25,7 @@ from qwen3_jax.engine.loop import LoopConsumer
 from qwen3_jax.service import LiveUtterance, SpeechService, Utterance
 from qwen3_jax.shapes import NpF32
 from qwen3_jax.tts import load_for
+from qwen3_jax.voice_folder import VoiceGone
 from server.engines import prompts
 from server.engines.base import EngineClosed, OutOfMemory, Refused, SpeechRequest, State
 from server.engines.qwen3_cloner import Cloner
@@ -285,11 +286,19 @@ class Qwen3Engine:
         """Whatever goes wrong is told to the handle's reader."""
         request = handle.request
         try:
-            voice = await self._prompt(request.voice) if isinstance(request.voice, StoredVoice) else request.voice or None
+            voice = await self._voice(request.voice) if isinstance(request.voice, StoredVoice) else request.voice or None
             if not handle.over:
                 await (self._write if request.incremental else self._speak)(handle, self._how(request, voice))
         except Exception as error:  # noqa: BLE001  # a task nobody awaits: the handle tells its reader, or it would wait for ever
             handle.fail(_named(error))
+
+    async def _voice(self, voice: StoredVoice) -> Voice:
+        """The voice of an utterance. Raises VoiceGone where its recording has been changed for one that cannot be cloned."""
+        try:
+            return await self._prompt(voice)
+        except Refused as error:  # as at start, such a voice is left out
+            await self._in(self._voices, self._store.leave_out, voice, str(error))
+            raise VoiceGone(f"voice {voice.id!r} cannot be cloned any more: {error}") from error
 
     async def _speak(self, handle: Qwen3Handle, how: dict[str, Any]) -> None:
         """A whole text, a part at a time."""

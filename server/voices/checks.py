@@ -63,7 +63,9 @@ def check(data: bytes, max_bytes: int) -> Clip:
             samples = _decode(file)
             clip = Clip(samples, file.samplerate, _BITS.get(file.subtype, 0))
     except soundfile.LibsndfileError as error:
-        raise Refusal("AUDIO_UNREADABLE", f"audio begins like {kind} but cannot be decoded ({error}); export it again") from error
+        raise Refusal(
+            "AUDIO_UNREADABLE", f"audio begins like {kind} but cannot be decoded ({error.error_string}); export it again"
+        ) from error
     _check_length(clip.seconds)
     bad = int(np.count_nonzero(~np.isfinite(clip.samples)))
     if bad:

@@ -101,6 +101,9 @@ def add(
 def remove(name: Annotated[str, typer.Argument(help="The voice's id.")], voices_dir: Folder = None) -> None:
     """Delete a voice, whosever it is. One that ships and has the same id is there again."""
     store = _store(voices_dir)
+    if voices_dir is not None and store.find(name) is None and name not in store.left_out:
+        below = VoiceStore(VoiceLayers.of(voices_dir, shipped=False))  # `list` shows the user's own, too
+        store = store if below.find(name) is None else below
     voice = store.find(name)
     if voice is None and name in store.left_out:
         raise ValueError(f"voice {name!r} is left out, and only its folder can be removed: {store.left_out[name]}")
@@ -119,7 +122,10 @@ def _checked(recording: Path, transcript: str | None) -> tuple[checks.Clip, str 
     if not recording.is_file():
         raise FileNotFoundError(f"{recording}: no such audio file")
     if transcript is not None and transcript.endswith(".txt") and Path(transcript).is_file():
-        transcript = Path(transcript).read_text("utf-8")
+        try:
+            transcript = Path(transcript).read_text("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"--transcript {transcript} is not UTF-8 ({error}): save it as UTF-8") from error
     try:
         clip = checks.check(recording.read_bytes(), MAX_BYTES)
         return clip, None if transcript is None else checks.check_transcript(transcript, clip.seconds)
