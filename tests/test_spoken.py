@@ -82,6 +82,7 @@ TABLE = {
     "3.14, 0.5, .5 and 007": "Three point one four, zero point five, point five and zero zero seven",
     "the 1st, 2nd, 3rd, 21st and 112th": "the first, second, third, twenty-first and one hundred twelfth",
     "50%, 2.5 %, 5-10%": "Fifty percent, two point five percent, five to ten percent",
+    "in ½ an hour": "in half an hour",
     "1/2 cup, 3/4, 2 1/2, 3½": "One half cup, three quarters, two and a half, three and a half",
     "8/10, 24/7, 9/11": "Eight out of ten, twenty-four seven, nine eleven",
     "pages 10–15, 3 - 4": "pages ten to fifteen, three to four",
@@ -262,7 +263,8 @@ def test_pauses_are_bounded_in_all() -> None:
 
 FRAGMENTS = [
     *TABLE, *SILENT, *"*_`~[]()<>&|#-+=\"'.,!?:;/\\ \n@$%^0123456789aAzIT", "<b>", "<break/>", "\n- ", "\n1. ", "**", "```",
-    "http://", "www.", "e.g.", "U.S.", "Mr.", "&amp;", "](x)", "\n\n", "St.", "No.", "US", "IT", "STOP", "Part I", "I'm", "Mon,", "Jan.",
+    "http://", "www.", "e.g.", "U.S.", "Mr.", "&amp;", "](x)", "\n\n", "St.", "No.", "US", "IT", "STOP",
+    "XIV", "'tis", "Part I", "I'm", "Mon,", "Jan.",
     "Dr", " ", " ", " ", " ",
 ]  # fmt: skip
 TEXTS = st.lists(st.sampled_from(FRAGMENTS) | st.text(max_size=8), max_size=14).map("".join)
@@ -386,7 +388,7 @@ HEARD = [  # a text, and what a recogniser writes that hears it read well
     ("The house is $1,234.56 a month.", "The house is one thousand two hundred thirty-four dollars and fifty-six cents a month."),
     ("We met on 3/4/2026.", "We met on March 4, 2026."),
     ("Come to the house at 5pm.", "Come to the house at 5 p.m."),
-    ("The train leaves at 10:30 a.m. today.", "The train leaves at 10:30 a.m. today."),
+    ("The train leaves at 10:30 a.m. today.", "The train leaves at 10.30 a.m. today."),
     ("She lives in the U.S.A. now.", "She lives in the USA now."),
     ("He works for NASA in the city.", "He works for NASA in the city."),
     ("It was 20\xb0C in the room.", "It was twenty degrees Celsius in the room."),
@@ -406,30 +408,25 @@ HEARD = [  # a text, and what a recogniser writes that hears it read well
     ("Dr. Smith and Mr. Jones live on Main St. in the city.", "Doctor Smith and Mister Jones live on Main Street in the city."),
     ("The FBI came in 1984, e.g. on the 4th of July.", "The FBI came in nineteen eighty-four, for example on the fourth of July."),
     ("About 50% of them drove 10 km.", "About fifty percent of them drove ten kilometers."),
-    ("It's \xbd an hour, from 9am-5pm.", "It's one half an hour, from 9 AM to 5 PM."),
+    ("It's \xbd an hour, from 9am-5pm.", "It's half an hour, from 9 a.m. to 5 p.m."),
 ]
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*invalid escape sequence")  # whisper_normalizer's
 def test_a_judge_hears_the_words() -> None:
-    """Of the voice that ships, makima's and heart's by turns."""
+    """Two voices of the checkpoint that ships. Measured: .08 (makima .10, heart .06); of the texts as they stand .75."""
     tts = Qwen3TTS.from_pretrained(EMBEDDED)
     entries = voice_folder.find(voice_folder.default_folder())
-    voices = [entries[name].create(tts.create_voice) for name in ("makima", "heart")]
-    pieces = [(number, piece) for number, (text, _) in enumerate(HEARD) for piece in spoken(text)]
-    said = [(number, piece) for number, piece in pieces if isinstance(piece, str)]
-    speeches = iter(
-        tts.generate(
-            [piece for _, piece in said],
-            voice=[voices[number % 2] for number, _ in said],
-            language="English",
-            seed=[number for number, _ in said],
-        )
-    )
-    waves: list[list[np.ndarray]] = [[] for _ in HEARD]
-    for number, piece in pieces:
-        silence = np.zeros(int(piece.seconds * SAMPLE_RATE), np.float32) if isinstance(piece, Pause) else None
-        waves[number].append(next(speeches).pcm if silence is None else silence)
-    figure, hearings = judges.word_errors([np.concatenate(parts) for parts in waves], [words for _, words in HEARD])
+    waves = []
+    for name in ("makima", "heart"):
+        voice = entries[name].create(tts.create_voice)
+        pieces = [(number, piece) for number, (text, _) in enumerate(HEARD) for piece in spoken(text)]
+        said = [(number, piece) for number, piece in pieces if isinstance(piece, str)]
+        speeches = iter(tts.generate([piece for _, piece in said], voice=voice, language="English", seed=[number for number, _ in said]))
+        parts: list[list[np.ndarray]] = [[] for _ in HEARD]
+        for number, piece in pieces:
+            parts[number].append(np.zeros(int(piece.seconds * SAMPLE_RATE), np.float32) if isinstance(piece, Pause) else next(speeches).pcm)
+        waves += [np.concatenate(part) for part in parts]
+    figure, hearings = judges.word_errors(waves, [words for _, words in HEARD] * 2)
     assert figure.value <= WORD_ERRORS, [hearing.heard for hearing in hearings]

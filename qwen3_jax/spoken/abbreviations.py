@@ -164,7 +164,7 @@ def _no_word(low: str, following: str) -> bool:
 
 def _numeral(core: str, name: str, rest: str) -> str | None:
     """A Roman numeral up to 39, where it can be nothing else."""
-    if not core.isupper() or not _NUMERAL.fullmatch(core):
+    if not core.isupper() or not _NUMERAL.fullmatch(core) or ("'" in rest and rest.rstrip('.,;:!?)"') != "'s"):
         return None
     values = [{"I": 1, "V": 5, "X": 10}[letter] for letter in core]
     value = sum(-this if this < following else this for this, following in zip(values, [*values[1:], 0], strict=True))

@@ -71,7 +71,9 @@ def read(word: str, *, shouted: bool = False) -> str:
         return f"{head.lower()}'t"
     if head.isupper() and (tail == "s" or tail in _ENDINGS):
         return f"{head if head == 'I' else _word(head, tail != 's' and head in AMBIGUOUS)}'{tail.lower()}"
-    return word.capitalize() if word.isupper() and len(word) > 2 else word
+    if word.isupper() and len(word) > 2:
+        return word.capitalize()
+    return f"{_word(head, shouted)}'{tail}" if head.isupper() and len(head) > 1 else word
 
 
 def spell(letters: str) -> str:

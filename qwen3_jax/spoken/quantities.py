@@ -16,6 +16,7 @@ _DECADE = re.compile(r"(?<![^\W_])'?((?:1\d|20)?\d0)'?s(?![^\W_])")
 _ORDINAL = re.compile(rf"{START}(\d{{1,3}}(?:,\d{{3}}){{1,4}}|\d{{1,15}})(st|nd|rd|th)(?![^\W_])", re.IGNORECASE)
 _MIXED = r"(?:\d{1,3}[ -])?\d{1,3}/\d{1,3}(?![/\d])"
 _FRACTION = re.compile(rf"{START}{_MIXED}{END}")
+_HALF = re.compile(rf"{START}1/2(?= an?(?![^\W_]))")
 _PERCENT = re.compile(rf"{START}(-?)({_NUMBER}) ?%")
 _UNIT = re.compile(
     rf"{START}(-?)({_NUMBER}|{_MIXED})(?: (hundred|thousand|million|billion|trillion))?"
@@ -60,6 +61,7 @@ def read(text: str) -> str:
     text = _SIGNED.sub(lambda found: f"{_SIGNS[found[1]]} ", text)
     text = _DECADE.sub(_decade, text)
     text = _ORDINAL.sub(lambda found: ordinal(int(found[1].replace(",", ""))), text)
+    text = _HALF.sub("half", text)
     text = _PERCENT.sub(lambda found: f"{_minus(found[1])}{decimal(found[2])} percent", text)
     text = _UNIT.sub(_unit, text)
     text = _FRACTION.sub(lambda found: _amount(found[0]), text)
