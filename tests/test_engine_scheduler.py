@@ -667,3 +667,16 @@ def test_a_pause_goes_before_a_segments_first_packet() -> None:
     assert codes == expected(asked), "silence has no codes"
     with pytest.raises(ValueError, match=r"pause = 61: must be from 0 to 60 seconds"):
         replace(first, pause=61)
+
+
+def test_a_request_of_other_types_is_refused_where_it_is_made() -> None:
+    asked = request(3)
+    for change, message in (
+        ({"watch": {}}, "watch of type dict"),
+        ({"seed": 1.5}, "seed = 1.5: must be a whole number"),
+        ({"seed": "3"}, "seed"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            replace(asked, **change)
+    with pytest.raises(ValueError, match="prompt of type NoneType: must be a Prompt"):
+        replace(asked.segments[0], prompt=None)

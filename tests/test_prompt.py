@@ -1,10 +1,11 @@
 """The layout of a prompt, position by position, in every form."""
 
+import msgspec
 import numpy as np
 import pytest
 
 from qwen3_jax.config import ModelConfig, parse
-from qwen3_jax.prompt import build
+from qwen3_jax.prompt import Prompt, as_arrays, build, speaker_name
 from qwen3_jax.testing import tiny_config
 
 BASE, CUSTOM = (parse(ModelConfig, tiny_config(kind)) for kind in ("base", "custom_voice"))
@@ -92,3 +93,39 @@ def test_bad_input_is_named(changes: dict, message: str) -> None:
 def test_a_base_checkpoint_says_that_it_has_no_speakers() -> None:
     with pytest.raises(ValueError, match="no preset speakers; clone a voice"):
         build(BASE, TURN, speaker="ryan")
+
+
+def test_a_prompt_that_was_laid_out_by_hand_becomes_arrays() -> None:
+    laid = build(BASE, TURN, x_vector=X_VECTOR)
+    lists = Prompt(
+        laid.text.tolist(), laid.codes.astype(np.int16), laid.speaker.tolist(), X_VECTOR.astype(np.float64), laid.trailing.astype(np.uint16)
+    )
+    for ours, expected in zip(as_arrays(lists), laid, strict=True):
+        np.testing.assert_array_equal(ours, expected)
+        assert ours.dtype == expected.dtype
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"text": np.array([1.5])}, r"prompt.text of shape \(1,\), float64: must be whole numbers"),
+        ({"text": np.array([1], "m8[s]")}, "prompt.text .*timedelta64.*whole numbers"),
+        ({"codes": "abc"}, "prompt.codes .*whole numbers"),
+        ({"speaker": np.zeros(3, np.int32)}, "prompt.speaker .*: must be bool"),
+        ({"trailing": np.array([2**40])}, "prompt.trailing has numbers beyond int32"),
+        ({"x_vector": "abc"}, "x_vector"),
+    ],
+)
+def test_what_is_no_prompt_is_refused(change: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        as_arrays(build(BASE, TURN, x_vector=X_VECTOR)._replace(**change))
+    with pytest.raises(ValueError, match="prompt of type tuple: must be a Prompt"):
+        as_arrays((1, 2))
+
+
+def test_a_speaker_in_any_case() -> None:
+    talker = msgspec.structs.replace(CUSTOM.talker_config, spk_id={"Alice_Smith": 3000, "ryan": 3061})
+    named = msgspec.structs.replace(CUSTOM, talker_config=talker)
+    assert [speaker_name(named, name) for name in ("alice_smith", "Alice_Smith", "RYAN")] == ["Alice_Smith", "Alice_Smith", "ryan"]
+    with pytest.raises(ValueError, match="unknown speaker 'bob': this checkpoint has Alice_Smith, ryan"):
+        speaker_name(named, "bob")

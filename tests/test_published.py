@@ -130,6 +130,22 @@ def test_write_without_the_speaker_encoder(tmp_path: Path) -> None:
     assert all(name.startswith("talker.") for name in names)
 
 
+def test_tensors_that_nothing_reads_may_be_of_any_type(tmp_path: Path) -> None:
+    """Flags as bool, positions as int64, an inverse frequency that the index does not list."""
+    unread = {
+        "encoder.quantizer.acoustic_residual_vector_quantizer.layers.0.codebook.initialized": np.ones(1, bool),
+        "talker.model.position_ids": np.arange(4),
+        "talker.model.rotary_emb.original_inv_freq": np.ones(2, np.float32),
+    }
+    folder = write(tmp_path / "a", values() | unread)
+    expected = load_published(write(tmp_path / "plain", values()), tree(jnp.float32))
+    assert same(load_published(folder, tree(jnp.float32)), expected)
+    weight_map = shard(folder)
+    del weight_map["talker.model.rotary_emb.original_inv_freq"]
+    (folder / published.INDEX).write_text(json.dumps({"weight_map": weight_map}), "utf-8-sig")
+    assert same(load_published(folder, tree(jnp.float32)), expected)
+
+
 def test_tensors_that_do_not_fit_are_named(tmp_path: Path) -> None:
     tensors = values()
     for number, (kind, changed) in enumerate(

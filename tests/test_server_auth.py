@@ -244,6 +244,8 @@ async def test_voices_of_others_are_invisible(voices: Path) -> None:
         ("http://127.0.0.1:8000", "127.0.0.1:8000", {}, True),
         ("http://evil.example", "localhost:8000", {}, False),
         ("null", "localhost:8000", {}, False),
+        ("http://[", "localhost:8000", {}, False),  # urlsplit raises
+        ("http://[::1", "[::1:8000", {"jwt_secret": SECRET}, False),
         ("http://evil.example:8000", "evil.example:8000", {}, False),  # DNS rebinding
         ("https://tts.example", "tts.example", {"jwt_secret": SECRET}, True),
         ("https://app.example", "tts.example", {"jwt_secret": SECRET}, False),
