@@ -165,11 +165,13 @@ def as_arrays(prompt: Prompt) -> Prompt:
     arrays = {name: np.asarray(getattr(prompt, name)) for name in kinds}
     for name, array in arrays.items():
         if array.size and array.dtype.kind not in kinds[name]:
-            what = "bool" if name == "speaker" else "whole numbers"
+            what = {"speaker": "bool", "codes": "integers [rows, books]"}.get(name, "one axis of integers")
             raise ValueError(f"prompt.{name} of shape {array.shape}, {array.dtype}: must be {what}")
         if array.dtype.kind != "b" and array.size and not -(2**31) <= array.min() <= array.max() < 2**31:
             raise ValueError(f"prompt.{name} has numbers beyond int32: must be ids of the checkpoint")
-    x_vector = None if prompt.x_vector is None else checks.as_x_vector(prompt.x_vector)
+    x_vector = None if prompt.x_vector is None else np.asarray(prompt.x_vector)
+    if x_vector is not None and x_vector.dtype.name not in ("float16", "bfloat16", "float32", "float64"):
+        raise ValueError(f"prompt.x_vector of shape {x_vector.shape}, {x_vector.dtype}: must be floats of 16 to 64 bits")
     return Prompt(
         arrays["text"].astype(np.int32, copy=False),
         arrays["codes"].astype(np.int32, copy=False),

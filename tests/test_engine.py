@@ -77,8 +77,16 @@ def test_a_fault_is_told_to_all_and_the_engine_serves_again_once(caplog: pytest.
         built.append((slots, on_cpu))
         return devices[len(built) - 1]
 
+    asked, launch = threading.Event(), devices[0].launch
+
+    def launch_when_asked(quotas: list[int], limit: int) -> Any:
+        assert asked.wait(LIMIT)
+        return launch(quotas, limit)
+
+    devices[0].launch = launch_when_asked  # type: ignore[method-assign]
     with Engine(build, slots=2) as engine, caplog.at_level(logging.WARNING):
         handles = [engine.submit(request(500, seed=number)) for number in range(4)]
+        asked.set()
         for handle in handles:
             with pytest.raises(DeviceFailed, match="is being restarted"):
                 heard(handle)
