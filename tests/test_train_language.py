@@ -363,7 +363,7 @@ def test_the_hint_is_learnt_and_speaks_no_word_of_its_own(base: Model, learnt: L
 
 def test_the_quarters_of_frames_are_learnt(learnt: Learnt) -> None:
     first, *_, last = learnt.figures["timing"]
-    assert first == pytest.approx(np.log(hints.SYMBOLS)) and last < 0.7 * first
+    assert first == pytest.approx(np.log(hints.SYMBOLS), rel=1e-5) and last < 0.7 * first
 
 
 def test_spelling_is_taught_at_the_rows_where_words_end(learnt: Learnt) -> None:
