@@ -18,7 +18,7 @@ from convert.verify import Result, verify
 from qwen3_jax import checkpoint, compilation, hub, model, published
 from qwen3_jax.atomic import check_free
 from qwen3_jax.mapping import PARTS, flatten, make_plan
-from qwen3_jax.tokenizer_files import TOKENIZER_FILES
+from qwen3_jax.text.tokenizer_files import TOKENIZER_FILES
 
 console, errors = Console(), Console(stderr=True)
 

@@ -22,7 +22,7 @@ import numpy as np
 from qwen3_jax.atomic import new_folder
 from qwen3_jax.mapping import ConversionError, MisshapedTensor, UnfilledTensor, UnmatchedTensor, flatten, unflatten
 from qwen3_jax.published import FILE, INDEX, Progress
-from qwen3_jax.tokenizer_files import TOKENIZER_FILES
+from qwen3_jax.text.tokenizer_files import TOKENIZER_FILES
 
 FORMAT = 1
 FINGERPRINT = "fingerprint.json"

@@ -7,7 +7,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
 from qwen3_jax.folders import expand
-from qwen3_jax.tokenizer_files import TOKENIZER_FILES
+from qwen3_jax.text.tokenizer_files import TOKENIZER_FILES
 
 # Every file that is read, and nothing else of a repository.
 FILES = (

@@ -21,8 +21,8 @@ import numpy as np
 
 from qwen3_jax import checks
 from qwen3_jax.config import ModelConfig
-from qwen3_jax.languages import MULTILINGUAL, NAMES, language_name
 from qwen3_jax.shapes import NpF32, NpInt
+from qwen3_jax.text.languages import MULTILINGUAL, NAMES, language_name
 
 ROLE = 3  # <|im_start|> assistant \n
 CLOSING = 5  # <|im_end|> \n <|im_start|> assistant \n

@@ -23,12 +23,12 @@ from qwen3_jax import compilation
 from qwen3_jax.engine import Engine, Handle, JaxDevice, Options, Request, Segment, Watch
 from qwen3_jax.engine.device import COLUMNS, FRAMES
 from qwen3_jax.engine.requests import Notify, Priority
-from qwen3_jax.parts import Part, Parts, parts_of
 from qwen3_jax.prompt import AUTO, CLOSING, ROLE
 from qwen3_jax.sampling import Sampling
 from qwen3_jax.session import Request as Row
 from qwen3_jax.shapes import NpF32, NpInt
-from qwen3_jax.split import settled
+from qwen3_jax.text.parts import Part, Parts, parts_of
+from qwen3_jax.text.split import settled
 from qwen3_jax.tts import Qwen3TTS, load_for
 from qwen3_jax.voice import Voice
 

@@ -26,12 +26,12 @@ from qwen3_jax.codec import DecoderState
 from qwen3_jax.encode import encode_codes, encode_x_vector
 from qwen3_jax.generate import PROMPT_BUCKETS
 from qwen3_jax.model import Model, load
-from qwen3_jax.parts import Part, parts_of, whole
 from qwen3_jax.prompt import AUTO, CLOSING, ROLE, build, language_id, speaker_name
 from qwen3_jax.sampling import Draw, Sampling
 from qwen3_jax.session import Request, prime, warm_up
 from qwen3_jax.speech import SpeechStream, speak_batch
-from qwen3_jax.text import Tokenizer
+from qwen3_jax.text.parts import Part, parts_of, whole
+from qwen3_jax.text.tokenizer import Tokenizer
 from qwen3_jax.voice import Voice
 from qwen3_jax.voice_choice import Given, VoiceInfo
 

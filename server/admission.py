@@ -2,7 +2,7 @@
 
 import asyncio
 
-from qwen3_jax.nfc import nfc, slices
+from qwen3_jax.text.nfc import nfc, slices
 
 SHRINKS = 4  # NFC makes one character of so many at most
 

@@ -10,7 +10,7 @@ utterance is live, so a cancel, which ends that at once, lets not one byte follo
 
 from enum import Enum
 
-from qwen3_jax.nfc import nfc, settle
+from qwen3_jax.text.nfc import nfc, settle
 from server.admission import check_length, too_long
 from server.protocol import Cancel, Code, Flush, Speak, Start, Stop
 

@@ -9,9 +9,9 @@ from typing import Annotated, Literal, TypeAlias
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from qwen3_jax.languages import language_name
 from qwen3_jax.messages import shorten
 from qwen3_jax.sampling import LEAST_TOP_P, TEMPERATURES
+from qwen3_jax.text.languages import language_name
 
 LANGUAGES = ("English", "Japanese", "Chinese", "Korean", "German", "French", "Russian", "Portuguese", "Spanish", "Italian")
 ENCODINGS, TRANSPORTS = ("pcm16", "pcm32f"), ("binary", "json")

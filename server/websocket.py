@@ -15,7 +15,7 @@ from typing import Protocol
 import msgspec
 
 from qwen3_jax.messages import shorten
-from qwen3_jax.nfc import SLICE
+from qwen3_jax.text.nfc import SLICE
 from server import protocol
 from server.admission import normal_form
 from server.auth import Principal, Unauthorized

@@ -19,7 +19,7 @@ from convert.verify import verify
 from qwen3_jax import checkpoint, generate, hub
 from qwen3_jax.model import Model, load
 from qwen3_jax.testing import write_checkpoint
-from qwen3_jax.tokenizer_files import TOKENIZER_FILES
+from qwen3_jax.text.tokenizer_files import TOKENIZER_FILES
 from tests.test_published import same
 
 F32 = jnp.dtype(jnp.float32)

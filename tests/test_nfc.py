@@ -1,4 +1,4 @@
-"""qwen3_jax/nfc.py: NFC that is linear, whole and in pieces; and the limit of combining marks that makes it so."""
+"""qwen3_jax/text/nfc.py: NFC that is linear, whole and in pieces; and the limit of combining marks that makes it so."""
 
 import itertools
 import sys
@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qwen3_jax import nfc as module
 from qwen3_jax.messages import shorten
-from qwen3_jax.nfc import MARKS, SLICE, nfc, normalise, settle, slices
+from qwen3_jax.text import nfc as module
+from qwen3_jax.text.nfc import MARKS, SLICE, nfc, normalise, settle, slices
 
 ALPHABET = (
     "ae. \u0301\u0316\u0344\u1100\u1161\u11a8\uac00\u0cc6\u0cc2\u0cd5\u0dd9\u0dcf\u0dca\u0bc6\u0bbe\u0f71\u0f72\u0f73\ufb2c\U0001d160今"

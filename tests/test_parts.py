@@ -2,7 +2,7 @@
 
 import pytest
 
-from qwen3_jax.parts import Part, Parts, parts_of, whole
+from qwen3_jax.text.parts import Part, Parts, parts_of, whole
 
 MARKED = '<speak>Hello <break time="500ms"/> world, it costs **$12**. <break strength="strong"/></speak>'
 

@@ -10,8 +10,8 @@ from typing import Any
 import httpx
 import pytest
 
-from qwen3_jax import nfc
-from qwen3_jax.nfc import MARKS, SLICE
+from qwen3_jax.text import nfc
+from qwen3_jax.text.nfc import MARKS, SLICE
 from server.auth import MAX_TOKEN
 from server.bodies import MAX_BOUNDARY, MAX_FIELD, MAX_PART_HEAD, MAX_PARTS, BoundedBody
 from server.transport import MAX_HEAD, MAX_LINES, MAX_TARGET

@@ -16,7 +16,7 @@ from qwen3_jax.engine import Closed, Options
 from qwen3_jax.engine.loop import LoopConsumer
 from qwen3_jax.engine.scheduler import FIRST_MOST
 from qwen3_jax.service import SpeechService, _warm
-from qwen3_jax.split import MOST, split
+from qwen3_jax.text.split import MOST, split
 from tests.test_tts import FRAMES, WAVE, assert_same_sound
 
 LONG = "This is the first sentence, and it is by far long enough to be a part all by itself, we think. Here is a second one."

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from qwen3_jax.config import ModelConfig, read
 from qwen3_jax.prompt import CLOSING, ROLE
-from qwen3_jax.split import LEAST, MOST, Splitter, settled, split
-from qwen3_jax.text import Tokenizer
+from qwen3_jax.text.split import LEAST, MOST, Splitter, settled, split
+from qwen3_jax.text.tokenizer import Tokenizer
 from tests.qwen_vocabulary import write_folder
 
 STORY = (

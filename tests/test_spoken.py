@@ -16,8 +16,8 @@ from qwen3_jax.audio import SAMPLE_RATE
 from qwen3_jax.evaluate import judges
 from qwen3_jax.evaluate.texts import held_out
 from qwen3_jax.hub import EMBEDDED
-from qwen3_jax.spoken import LONGEST, LONGEST_IN_ALL, Pause, SpokenWriter, joined, spoken
-from qwen3_jax.spoken.numbers import cardinal, ordinal
+from qwen3_jax.text.spoken import LONGEST, LONGEST_IN_ALL, Pause, SpokenWriter, joined, spoken
+from qwen3_jax.text.spoken.numbers import cardinal, ordinal
 
 TABLE = {
     # characters

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from qwen3_jax.config import ModelConfig, parse
-from qwen3_jax.nfc import normalise
 from qwen3_jax.testing import byte_tokenizer, tiny_config
-from qwen3_jax.text import Tokenizer
+from qwen3_jax.text.nfc import normalise
+from qwen3_jax.text.tokenizer import Tokenizer
 from tests.qwen_vocabulary import write_folder
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "tokens.json").read_text("utf-8"))

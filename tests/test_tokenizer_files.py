@@ -10,8 +10,8 @@ from tokenizers import Tokenizer as Inner
 
 from qwen3_jax.config import ModelConfig, parse
 from qwen3_jax.testing import byte_tokenizer, tiny_config
-from qwen3_jax.text import Tokenizer
-from qwen3_jax.tokenizer_files import read_tokenizer
+from qwen3_jax.text.tokenizer import Tokenizer
+from qwen3_jax.text.tokenizer_files import read_tokenizer
 
 CONFIG = parse(ModelConfig, tiny_config())
 TEXT = "Hello, 12 wörlds; it's a good deal longer than eight tokens."

@@ -21,7 +21,7 @@ import pytest
 from qwen3_jax.config import ModelConfig, parse
 from qwen3_jax.evaluate.texts import held_out
 from qwen3_jax.testing import tiny_config
-from qwen3_jax.text import Tokenizer
+from qwen3_jax.text.tokenizer import Tokenizer
 from qwen3_jax.train import corpus, sentences, sources, teachers, tokenizer
 from qwen3_jax.train.corpus import SHARD, make_shard, read_corpus, read_lines, shards, summarise
 from qwen3_jax.train.sentences import Sentence, clean, is_held_out, key, number, unique

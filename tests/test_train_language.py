@@ -21,7 +21,7 @@ from qwen3_jax.prompt import CLOSING, ROLE, build
 from qwen3_jax.sampling import Sampling, rules
 from qwen3_jax.talker import Talker
 from qwen3_jax.testing import byte_tokenizer, tiny_config
-from qwen3_jax.text import Tokenizer
+from qwen3_jax.text.tokenizer import Tokenizer
 from qwen3_jax.train import hints, language, narrator, plan, utterances
 from qwen3_jax.train.corpus import Line
 from qwen3_jax.train.missteps import Missteps

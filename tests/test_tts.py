@@ -17,7 +17,7 @@ from qwen3_jax import Qwen3TTS, Sampling, Speech, Voice
 from qwen3_jax.codec import init_state
 from qwen3_jax.model import Model
 from qwen3_jax.session import Session, decode, prime
-from qwen3_jax.split import split as split_text
+from qwen3_jax.text.split import split as split_text
 from qwen3_jax.voice_choice import VoiceChoice
 from qwen3_jax.voice_layers import VoiceLayers
 

@@ -21,7 +21,7 @@ from qwen3_jax.audio import check_reference, load_audio
 from qwen3_jax.encode import encode_codes, encode_x_vector
 from qwen3_jax.model import Model
 from qwen3_jax.shapes import NpF32, NpInt
-from qwen3_jax.text import Tokenizer, normalise
+from qwen3_jax.text.tokenizer import Tokenizer, normalise
 
 TABLE = "metadata.csv"
 SOUNDS = (".wav", ".flac", ".ogg", ".mp3")

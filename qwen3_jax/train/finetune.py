@@ -35,7 +35,7 @@ from qwen3_jax.generate import bucket
 from qwen3_jax.mapping import flatten
 from qwen3_jax.model import Model, abstract, load, read_configs
 from qwen3_jax.prompt import AUTO, build
-from qwen3_jax.text import Tokenizer
+from qwen3_jax.text.tokenizer import Tokenizer
 from qwen3_jax.train import clips, loop, lora, narrator
 from qwen3_jax.train.narrator import Batch, Taught, Weights
 

@@ -29,7 +29,7 @@ from qwen3_jax.mapping import flatten, unflatten
 from qwen3_jax.model import abstract, read_configs
 from qwen3_jax.prompt import AUTO
 from qwen3_jax.published import CODEC_FOLDER, load_published
-from qwen3_jax.text import Tokenizer
+from qwen3_jax.text.tokenizer import Tokenizer
 from qwen3_jax.train import export, hints, loop, narrator, samples, small, tokenizer, utterances
 from qwen3_jax.train.codec import LATENTS, STEPS, decoder_start
 from qwen3_jax.train.codec import configured as codec_config

@@ -17,7 +17,7 @@ from qwen3_jax.model import Model, abstract
 from qwen3_jax.prompt import build
 from qwen3_jax.sampling import Sampling
 from qwen3_jax.session import Request, Session
-from qwen3_jax.text import Tokenizer
+from qwen3_jax.text.tokenizer import Tokenizer
 from qwen3_jax.train.vocoder import Flat
 
 CHUNK, FRAMES = 16, 112  # frames at a time; at most

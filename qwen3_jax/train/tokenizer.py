@@ -16,7 +16,7 @@ from rich.console import Console
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from qwen3_jax.evaluate.texts import read_sentences
-from qwen3_jax.tokenizer_files import PATTERN
+from qwen3_jax.text.tokenizer_files import PATTERN
 from qwen3_jax.train.sentences import training
 
 ROLE, SPECIAL = "assistant", ("<|im_start|>", "<|im_end|>", "<tts_pad>", "<tts_bos>", "<tts_eos>")

@@ -16,7 +16,7 @@ from qwen3_jax.audio import mel_spectrogram
 from qwen3_jax.config import ModelConfig
 from qwen3_jax.prompt import AUTO, CLOSING, REFERENCE_CLOSING, ROLE, build
 from qwen3_jax.shapes import NpF32, NpInt
-from qwen3_jax.text import Tokenizer
+from qwen3_jax.text.tokenizer import Tokenizer
 from qwen3_jax.train import plan
 from qwen3_jax.train.corpus import Line
 from qwen3_jax.train.data import SAMPLE_RATE, Stream, chosen_lines, load_streams

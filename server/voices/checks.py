@@ -11,8 +11,8 @@ from typing import NamedTuple
 import numpy as np
 import soundfile
 
-from qwen3_jax.nfc import nfc
 from qwen3_jax.shapes import NpF32
+from qwen3_jax.text.nfc import nfc
 
 MIN_SECONDS, MAX_SECONDS = 3.0, 30.0
 MIN_RATE, MAX_RATE, MAX_CHANNELS = 8_000, 96_000, 2

@@ -2,8 +2,8 @@
 
 import re
 
-from qwen3_jax.spoken.dates import END, START
-from qwen3_jax.spoken.numbers import MOST_DIGITS, cardinal, digits, pair, plain, whole
+from qwen3_jax.text.spoken.dates import END, START
+from qwen3_jax.text.spoken.numbers import MOST_DIGITS, cardinal, digits, pair, plain, whole
 
 _ALONE = r"(?<![\w.,$-])"
 _INTERNATIONAL = re.compile(rf"(?<![\w.,])\+\d{{1,3}}(?:[ .-]?\(?\d{{1,5}}\)?){{2,6}}{END}")

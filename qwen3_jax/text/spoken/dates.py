@@ -2,7 +2,7 @@
 
 import re
 
-from qwen3_jax.spoken.numbers import cardinal, ordinal, year
+from qwen3_jax.text.spoken.numbers import cardinal, ordinal, year
 
 MAYBE = "\x01"  # a full stop that may belong to an abbreviation only; no text has this character
 START = r"(?<![^\W_])(?<![^\W_][.,:])"  # of a number: not inside of a word or another number

@@ -2,10 +2,10 @@
 
 import re
 
-from qwen3_jax.spoken.dates import MAYBE, MONTHS
-from qwen3_jax.spoken.letters import spell
-from qwen3_jax.spoken.numbers import cardinal, ordinal
-from qwen3_jax.spoken.units import UNITS
+from qwen3_jax.text.spoken.dates import MAYBE, MONTHS
+from qwen3_jax.text.spoken.letters import spell
+from qwen3_jax.text.spoken.numbers import cardinal, ordinal
+from qwen3_jax.text.spoken.units import UNITS
 
 # Before a name; with a full stop or without.
 _TITLES = {"mr": "Mister", "mrs": "Missus", "ms": "Miss", "dr": "Doctor", "st": "Saint"}

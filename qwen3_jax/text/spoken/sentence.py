@@ -3,8 +3,8 @@
 A mark waits for the word after it, which may decide what it is; at the end of the text it is written as it is.
 """
 
-from qwen3_jax.spoken import abbreviations
-from qwen3_jax.spoken.pause import LONGEST, LONGEST_IN_ALL, Pause
+from qwen3_jax.text.spoken import abbreviations
+from qwen3_jax.text.spoken.pause import LONGEST, LONGEST_IN_ALL, Pause
 
 _RANKS = {"": 0, "maybe": 1, "aside": 2, ",": 3, ":": 4, ";": 5, "more": 6, ".": 7, "!": 8, "?": 9}
 _OPEN = frozenset(("", "maybe", "aside", "more"))  # no mark that was written

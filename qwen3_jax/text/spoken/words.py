@@ -5,8 +5,8 @@ A run ends with the first token that nothing after it can change, and at most at
 
 import re
 
-from qwen3_jax.spoken import abbreviations, addresses, codes, dates, letters, quantities
-from qwen3_jax.spoken.sentence import Sentence
+from qwen3_jax.text.spoken import abbreviations, addresses, codes, dates, letters, quantities
+from qwen3_jax.text.spoken.sentence import Sentence
 
 RUN, RUN_LENGTH, TOKEN = 12, 200, 400  # tokens and characters of a run, characters of a token: longer ones are cut
 

@@ -10,11 +10,11 @@ quantities.py, abbreviations.py, addresses.py and letters.py -> words and marks 
 What comes out has letters, spaces and ,.;:!?'- only, and is left alone if it is given again.
 """
 
-from qwen3_jax.spoken.characters import clean
-from qwen3_jax.spoken.markup import Markup
-from qwen3_jax.spoken.pause import LONGEST, LONGEST_IN_ALL, Pause
-from qwen3_jax.spoken.sentence import Sentence
-from qwen3_jax.spoken.words import Words
+from qwen3_jax.text.spoken.characters import clean
+from qwen3_jax.text.spoken.markup import Markup
+from qwen3_jax.text.spoken.pause import LONGEST, LONGEST_IN_ALL, Pause
+from qwen3_jax.text.spoken.sentence import Sentence
+from qwen3_jax.text.spoken.words import Words
 
 __all__ = ["LONGEST", "LONGEST_IN_ALL", "Pause", "SpokenWriter", "spoken"]
 

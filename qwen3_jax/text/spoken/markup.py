@@ -8,9 +8,9 @@ No rule depends on where the pieces end.
 import html
 import re
 
-from qwen3_jax.spoken.characters import clean
-from qwen3_jax.spoken.numbers import cardinal
-from qwen3_jax.spoken.pause import Pause, seconds
+from qwen3_jax.text.spoken.characters import clean
+from qwen3_jax.text.spoken.numbers import cardinal
+from qwen3_jax.text.spoken.pause import Pause, seconds
 
 LOOK = 600  # characters: a longer tag or target is read as it stands
 SHORT_LINE = 40  # characters: a shorter line, with a capital at the head of the next, was ended on purpose

@@ -2,9 +2,9 @@
 
 import re
 
-from qwen3_jax.spoken.dates import END, MAYBE, START
-from qwen3_jax.spoken.numbers import cardinal, decimal, ordinal, plain, plural
-from qwen3_jax.spoken.units import CODE, DOTTED, MONEY, NAMES, POWERS, SCALE, SCALES, SIGN, TIGHT, UNCOUNTED, UNITS
+from qwen3_jax.text.spoken.dates import END, MAYBE, START
+from qwen3_jax.text.spoken.numbers import cardinal, decimal, ordinal, plain, plural
+from qwen3_jax.text.spoken.units import CODE, DOTTED, MONEY, NAMES, POWERS, SCALE, SCALES, SIGN, TIGHT, UNCOUNTED, UNITS
 
 _NUMBER = r"(?:\d{1,3}(?:,\d{3}){1,8}(?:\.\d{1,40})?|\d{1,40}(?:\.\d{1,40})?|\.\d{1,40})"
 _HEIGHT = re.compile(rf"{START}(\d{{1,2}})' ?(\d{{1,2}})(?:\"|'')?(?![^\W_])")

@@ -9,7 +9,7 @@ import unicodedata
 
 import sentencex
 
-from qwen3_jax.languages import NAMES, language_name
+from qwen3_jax.text.languages import NAMES, language_name
 
 LEAST, MOST = 80, 240  # characters; at 240 about 16 s of English
 FED = 1024  # characters that a Splitter looks at together: for each part, what is left of them is copied

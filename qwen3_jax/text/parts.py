@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from qwen3_jax.nfc import nfc, normalise, settle
-from qwen3_jax.split import FED, Splitter
-from qwen3_jax.spoken import Pause, SpokenWriter, spoken
+from qwen3_jax.text.nfc import nfc, normalise, settle
+from qwen3_jax.text.split import FED, Splitter
+from qwen3_jax.text.spoken import Pause, SpokenWriter, spoken
 
 
 class Part(NamedTuple):

@@ -2,8 +2,8 @@
 
 import re
 
-from qwen3_jax.spoken.letters import spell
-from qwen3_jax.spoken.numbers import cardinal, digits
+from qwen3_jax.text.spoken.letters import spell
+from qwen3_jax.text.spoken.numbers import cardinal, digits
 
 _OPENERS, _CLOSERS = "\"'([{<", "\"')]}>.,;:!?…"
 _MAIL = re.compile(r"[\w.+%-]{1,64}@[A-Za-z0-9-]{1,63}(?:\.[A-Za-z0-9-]{1,63}){1,5}")

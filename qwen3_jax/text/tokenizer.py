@@ -9,9 +9,9 @@ import numpy as np
 import tokenizers
 
 from qwen3_jax.config import ModelConfig
-from qwen3_jax.nfc import normalise
 from qwen3_jax.shapes import NpInt
-from qwen3_jax.tokenizer_files import TOKENIZER_FILES, read_tokenizer
+from qwen3_jax.text.nfc import normalise
+from qwen3_jax.text.tokenizer_files import TOKENIZER_FILES, read_tokenizer
 
 _CONTROL = {"im_start_token_id": "<|im_start|>", "im_end_token_id": "<|im_end|>"}  # written in turns
 
