@@ -81,7 +81,7 @@ EVERYDAY = [
 @pytest.mark.filterwarnings("ignore:.*invalid escape sequence")  # whisper_normalizer's
 @pytest.mark.parametrize("name", ["makima", "heart"])
 def test_a_judge_hears_what_it_was_given(tts: Qwen3TTS, name: str) -> None:
-    """Everyday sentences; for what becomes of rarer words see docs/embedded-log.md."""
+    """Everyday sentences; for what becomes of rarer words see training/log.md."""
     voice = voice_of(tts, name)
     texts = EVERYDAY * 3
     waves = [tts.generate(text, voice=voice, language="English", seed=number).pcm for number, text in enumerate(texts)]

@@ -154,7 +154,7 @@ def naturalness(waves: Waves) -> Figure:
 
 def embeddings(waves: Waves) -> NpF32["B 256"]:
     """Resemblyzer's embedding of each wave, of length 1. All are heard equally loud, at its own -30 dBFS; it raises what is softer itself
-    but leaves what is louder, and so the same recording, half as loud, is like itself by .93 only (docs/embedded-log.md).
+    but leaves what is louder, and so the same recording, half as loud, is like itself by .93 only (training/log.md).
 
     Raises:
         ValueError: packages are missing, or there is no wave.

@@ -301,7 +301,7 @@ def mean(
     out: Annotated[Path, Argument(help="A folder to be made.")],
     exports: Annotated[list[Path], Argument(help="Of `export`: a run's at different steps, or of runs that went on from one.")],
 ) -> None:
-    """Write the mean of exports' weights, which may err less than each of them (arXiv 2203.05482; docs/embedded-log.md); all else is the
+    """Write the mean of exports' weights, which may err less than each of them (arXiv 2203.05482; training/log.md); all else is the
     last one's.
 
     Raises:

@@ -3,7 +3,7 @@
 An error of levels, however it is weighted, is mostly of loud and steady sounds; words are lost with what is soft and short. So what
 reads codes (loud.py) and what finds them (through.py) are also to make levels in which this recogniser, which has heard true ones
 only, finds the same as in those that were said: the same phonemes (`Difference.symbols`), and the same on the way to them
-(`features`: arXiv 1603.08155). It is small, hears both ways, and is no judge: Whisper is (docs/embedded-log.md).
+(`features`: arXiv 1603.08155). It is small, hears both ways, and is no judge: Whisper is (training/log.md).
 """
 
 import functools

@@ -3,7 +3,7 @@
 A frame is eight moments of 28 levels (levels.py): 224 numbers. Their main components are the first part of the latent, what a
 `locking.PitchBook` says of the frame's pitch is the second. Book 1 is that pitch book, books 2 to 15 are k-means, each of some
 components only (`shared_out`): a product quantiser (Jegou et al., TPAMI 2011), whose books say each their own. What a residual quantiser's
-late books say depends on every entry before, and the predictor did not learn it (docs/embedded-log.md). Entries are zero elsewhere, so that
+late books say depends on every entry before, and the predictor did not learn it (training/log.md). Entries are zero elsewhere, so that
 the published sum of books puts them side by side, and the published search, nearest to what is left, finds each book's own. Book 0 says
 which phonemes come next (plan.py), and nothing of how they sound. How much is lost: `Report`, printed when the books are fitted.
 """

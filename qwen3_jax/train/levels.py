@@ -43,7 +43,7 @@ def levels(wave: NpF32["N*1920"], entry: NpInt["N"], book: PitchBook) -> NpF32["
 
     A harmonic moves as far as it keeps its phase for 70 ms: DistillMOS 2.6 and 2.9 (heart, makima) of what the vocoder makes of the
     levels before they are coded; with the plain magnitude 2.2 and 2.5. But in the mean of 90 ms it is as loud as all that is there, since
-    between harmonics there is nothing else: without that, heart is 3 dB too soft at 3 kHz (docs/embedded-log.md).
+    between harmonics there is nothing else: without that, heart is 3 dB too soft at 3 kHz (training/log.md).
     """
     found = np.concatenate([_tones(wave, entry, book), UNIT * _noise(wave, entry)], axis=1)
     return weighted(compressed(found).reshape(len(entry), MOMENTS, LEVELS))

@@ -8,7 +8,7 @@ right than elsewhere, and only in-context cloning reads it.
 
 Its first convolutions, from 24 kHz to 200 Hz, are most of the work. They are kept as they are once they hear well enough (`lower`), and
 what they make of the corpus is computed once; what follows them (`upper`) then learns from several times as much speech in the same time
-(docs/embedded-log.md).
+(training/log.md).
 """
 
 import functools

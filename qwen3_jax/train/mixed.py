@@ -1,7 +1,7 @@
 """Mixed precision: linear layers whose products multiply in bfloat16 and add up in float32; everything between them stays float32.
 
 A CPU with AVX512-BF16 multiplies so twice as fast. Activations in bfloat16 as well gain nothing there: each operation on them widens them
-first. Figures: docs/embedded.md, "What a step costs".
+first. Figures: training/README.md, "What a step costs".
 """
 
 import jax

@@ -6,7 +6,7 @@ Moshi's (arXiv 2410.00037, 3.4.3). The teachers state how long each phoneme last
 hear the next frame, has to guess it.
 
 With book 0 as k-means of a vector that predicts the phonemes from a spectrogram, six tenths of its quarters were right, with this nine
-tenths (512 entries; 2048: .98). What the true plan is worth: see docs/embedded-log.md.
+tenths (512 entries; 2048: .98). What the true plan is worth: see training/log.md.
 """
 
 import numpy as np

@@ -58,7 +58,7 @@ class Utterance(msgspec.Struct, frozen=True):
 SPEAKERS = {
     speaker.name: speaker
     for speaker in (
-        # Both at about 130 words a minute: frames of 80 ms say fast speech less clearly (docs/embedded-log.md).
+        # Both at about 130 words a minute: frames of 80 ms say fast speech less clearly (training/log.md).
         Speaker("heart", "female, US English, warm and clear", speed=0.82),
         # Less of af_heart, so that she is told from heart: Resemblyzer's cosine .67, of jf_alpha with as much af_bella .74.
         Speaker(
