@@ -1,8 +1,8 @@
 """Markdown -> its blocks, and a page's blocks run from top to bottom as a reader runs them.
 
-A block of ``sh`` or ``python`` is run, unless the line before it is a comment that says why not: ``<!-- not run: needs a GPU -->``. The ``sh`` blocks of
-a page are run in their order, then its ``python`` blocks as one program, all in one folder. ``python -m qwen3_jax serve ...`` is started, waited for,
-and ended like an operator ends it, after everything else; the page's port 8000 becomes a free one.
+A block of ``sh`` or ``python`` is run, unless the line before it says why not: ``<!-- not run: needs a GPU -->``. The ``sh`` blocks of
+a page are run in their order, then its ``python`` blocks as one program, all in one folder. ``python -m qwen3_jax serve ...`` is started at
+its place, waited for, and ended as an operator ends it, after everything else; the page's port 8000 becomes a free one.
 """
 
 import os
@@ -13,7 +13,7 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -109,18 +109,18 @@ def run_blocks(found: Iterable[Block], folder: Path) -> str:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = str(free.getsockname()[1])
 
-    def do() -> Iterator[str]:
-        for text in shell:
-            yield run(folder, _SERVE.sub("", text).replace("8000", port))
-        if program:
-            (folder / "program.py").write_text(program.replace("8000", port) if serving else program, "utf-8")
-            yield run(folder, "python program.py")
+    def here(text: str) -> str:
+        return text.replace("8000", port) if serving else text
 
-    if serving:
-        with server(serving[0], folder, port):
-            printed = "".join(do())
-    else:
-        printed = "".join(do())
+    printed = ""
+    with ExitStack() as stack:
+        for text in shell:
+            for line in _SERVE.findall(text):
+                stack.enter_context(server(line, folder, port))
+            printed += run(folder, here(_SERVE.sub("", text)))
+        if program:
+            (folder / "program.py").write_text(here(program), "utf-8")
+            printed += run(folder, "python program.py")
     for text in (*shell, program):
         for name in _WRITTEN.findall(text):
             assert (folder / name).is_file() and (folder / name).stat().st_size > 0, f"{name} was not written"
