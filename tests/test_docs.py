@@ -88,7 +88,7 @@ def test_a_command_has_the_options_that_it_is_given(page: Path, line: str) -> No
     command = get_command(app)
     context = command.make_context("python", list(arguments))
     if isinstance(getattr(command, "commands", None), dict):
-        named, found, rest = command.resolve_command(context, [*context._protected_args, *context.args])  # type: ignore[attr-defined]  # a group
+        named, found, rest = command.resolve_command(context, [*context._protected_args, *context.args])
         assert found is not None, named
         found.make_context(named, rest, parent=context)
 
