@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import IO, Any
 
 from hypercorn.typing import ASGIReceiveCallable
 from quart import Quart, Response, request
@@ -96,14 +96,24 @@ class Forms(FormDataParser):
         boundary = (options or {}).get("boundary", "")
         if not (boundary.isascii() and 1 <= len(boundary) <= MAX_BOUNDARY):
             raise HttpError(400, "FORM_UNREADABLE", f"the form's boundary must have 1 to {MAX_BOUNDARY} ASCII characters (RFC 2046)")
+        opened = contextlib.ExitStack()  # what is left of a form that does not end
+
+        def stream(*about: Any) -> IO[bytes]:
+            made: IO[bytes] = self.stream_factory(*about)
+            opened.callback(made.close)
+            return made
+
         parser = MultiPartParser(
             max_content_length=MAX_PART_HEAD,  # what the decoder may hold before it knows what it is
             max_form_memory_size=MAX_FIELD,
             max_form_parts=MAX_PARTS,
-            stream_factory=self.stream_factory,
+            stream_factory=stream,
         )
         try:
-            return await parser.parse(_in_pieces(body), boundary.encode(), content_length or 0)  # type: ignore[arg-type]  # it iterates
+            with opened:
+                form = await parser.parse(_in_pieces(body), boundary.encode(), content_length or 0)  # type: ignore[arg-type]  # it iterates
+                opened.pop_all()
+            return form
         except RequestEntityTooLarge as error:
             raise HttpError(
                 413,

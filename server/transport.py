@@ -35,6 +35,7 @@ from server.settings import Settings
 
 SEND_BUFFER = 32 * 1024  # bytes in the kernel for each connection, which doubles it: less than two seconds of audio
 STALLED_MS, WATCH_SECONDS = 20_000, 1.0
+HEAD_SECONDS = 5.0  # from connecting, or from the last answer, to the end of a request's head
 WRITE_SECONDS = 60.0  # that a client may take to make room for one piece: about 1 kB/s, whatever it reads
 QUEUE = 2  # messages between Hypercorn and Quart
 TOO_MANY = b"HTTP/1.1 503 \r\nRetry-After: 1\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
@@ -137,6 +138,7 @@ def configuration(settings: Settings) -> QuietSockets:
     config.bind = [f"{settings.host}:{settings.port}"]
     config.alpn_protocols = ["http/1.1"]
     config.websocket_max_message_size = settings.max_message_bytes
+    config.keep_alive_timeout = HEAD_SECONDS
     config.max_app_queue_size = QUEUE
     config.graceful_timeout = 2.0
     config.loglevel = "WARNING"

@@ -141,6 +141,11 @@ class Session:
         finally:
             self._held.close()
 
+    @property
+    def known(self) -> bool:
+        """Whether the client has said who it is, if it has to."""
+        return self._principal is not None
+
     async def drain(self, grace: float) -> None:
         """The server goes down: what is spoken may end within ``grace`` seconds, what waits may not; then goodbye."""
         waiting = [utterance for utterance in self.machine.live if not utterance.begun]
