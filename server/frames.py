@@ -54,11 +54,13 @@ class Stream(ws_stream.WSStream):
     Nothing of what it sends meanwhile is looked at.
     """
 
-    _told = False
+    _told = _flood = False
 
     async def handle(self, event: Event) -> None:
         if isinstance(event, Data) and self.handshake.accepted:
             if self._told:
+                if self._flood:  # what is not read cannot be sent
+                    await self.context.sleep(CLOSE_SECONDS)
                 return
             if not here().takes_bytes(len(event.data)):
                 await self._tell(CloseReason.POLICY_VIOLATION, "too many bytes", "flood")
@@ -95,7 +97,7 @@ class Stream(ws_stream.WSStream):
         await self.send(StreamClosed(stream_id=self.stream_id))
 
     async def _tell(self, code: CloseReason, reason: str | None, counted: str) -> None:
-        self._told = True
+        self._told, self._flood = True, counted == "flood"
         here().closed(counted)
         await self._send_wsproto_event(CloseConnection(code=code, reason=reason))
         self.task_group.spawn(self._end, int(code))

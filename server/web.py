@@ -1,5 +1,6 @@
 """What all HTTP routes share: who asks, which browser origins may, and errors as JSON."""
 
+import logging
 from collections.abc import Awaitable, Callable
 from functools import wraps
 from typing import Any
@@ -15,6 +16,9 @@ from server.limits import Limited
 from server.origins import EXPOSED, Refusal, page_of, preflight, refusal
 from server.protocol import MOST_SAID
 from server.settings import Settings
+
+MOST_LOGGED = 100  # hosts and origins that were refused
+log = logging.getLogger(__name__)
 
 
 class HttpError(Exception):
@@ -62,7 +66,7 @@ def authenticated(context: Context) -> Callable[[Callable[..., Awaitable[Any]]],
 
 
 def _refusal(settings: Settings, asked: Any) -> Refusal | None:
-    """Why a request or handshake is not taken; the log says it once."""
+    """Why a request or handshake is not taken."""
     target = asked.scope["raw_path"].decode("latin1")
     elsewhere = [asked.scope.get("state", {}).get("host", "")]
     if not target.startswith("/") and "://" in target:
@@ -72,11 +76,19 @@ def _refusal(settings: Settings, asked: Any) -> Refusal | None:
 
 def install(app: Quart, context: Context) -> None:
     """Hosts, origins and errors, for every route."""
-    settings = context.settings
+    settings, logged = context.settings, set[str]()
+
+    def told(why: Refusal) -> Refusal:
+        """Once in the log, for a page cannot show its user what it is told."""
+        if why.message not in logged and len(logged) < MOST_LOGGED:
+            logged.add(why.message)
+            log.warning("refused: %s", why.message)
+        return why
 
     @app.before_request
     async def check_request() -> ResponseReturnValue | None:
         if (why := _refusal(settings, request)) is not None:
+            told(why)
             raise HttpError(403, *why)
         if request.method == "OPTIONS" and "Origin" in request.headers and "Access-Control-Request-Method" in request.headers:
             return Response(status=204, headers=preflight(request.headers))
@@ -85,7 +97,7 @@ def install(app: Quart, context: Context) -> None:
     @app.before_websocket
     async def check_handshake() -> ResponseReturnValue | None:
         why = _refusal(settings, websocket)
-        return None if why is None else answer(403, *why)
+        return None if why is None else answer(403, *told(why))
 
     @app.after_request
     async def tell_browsers(response: Response) -> Response:
@@ -100,7 +112,7 @@ def install(app: Quart, context: Context) -> None:
         return response
 
     @app.errorhandler(HttpError)
-    async def told(error: HttpError) -> ResponseReturnValue:
+    async def failed_with(error: HttpError) -> ResponseReturnValue:
         return answer(error.status, error.code, str(error), error.retry_after_ms)
 
     @app.errorhandler(Limited)

@@ -16,7 +16,7 @@ from hypercorn.protocol import ws_stream
 from quart import Quart
 
 from qwen3_jax.audio import write_wav
-from server import connections, frames, http1, transport, upstream
+from server import bodies, connections, frames, http1, transport, upstream
 from server.connections import STRANGER_FRAMES, Connections
 from server.crowd import Bucket, Crowd, Full, Guest, network_of
 from server.frames import TURN
@@ -298,9 +298,10 @@ def upload(body: bytes) -> bytes:
     return head % (15 * 1024 * 1024) + b'--x\r\nContent-Disposition: form-data; name="audio"; filename="a"\r\n\r\n' + body
 
 
-async def test_bodies_that_do_not_end_take_little_memory_and_no_places(voices: Path) -> None:
+async def test_bodies_that_do_not_end_take_little_memory_and_no_places(voices: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Uploads go to disk as they come, at most so many of one client at once; of JSON no more is kept than is meant; others upload."""
     most = PLACES["upload"][1]
+    monkeypatch.setattr(bodies, "REST_SECONDS", 0.1)
     async with running(voices, FakeEngine(), limit_uploads=100) as server, server.http_client() as http:
         before = psutil.Process().memory_info().rss
         async with contextlib.AsyncExitStack() as stack:

@@ -230,7 +230,9 @@ async def test_a_page_that_is_developed_here_works_without_a_setting(voices: Pat
 
 
 @pytest.mark.parametrize(("origin", "said"), [("https://evil.example", "TTS_ALLOWED_ORIGINS"), ("null", "TTS_ALLOWED_ORIGINS=null")])
-async def test_who_is_refused_is_told_the_setting_by_http_and_websocket(voices: Path, origin: str, said: str) -> None:
+async def test_who_is_refused_is_told_the_setting_and_so_is_the_log_once(
+    voices: Path, caplog: pytest.LogCaptureFixture, origin: str, said: str
+) -> None:
     async with running(voices, FakeEngine()) as server, server.http_client() as http:
         for method in ("GET", "OPTIONS", "POST"):
             answer = await http.request(method, "/v1/models", headers={"Origin": origin, "Access-Control-Request-Method": "GET"})
@@ -239,6 +241,7 @@ async def test_who_is_refused_is_told_the_setting_by_http_and_websocket(voices: 
         with pytest.raises(InvalidStatus) as refused:
             await connect(server.url, origin=origin)
         assert said.encode() in (refused.value.response.body or b"")
+    assert [said in record.message for record in caplog.records if record.name == "server.web"] == [True]
 
 
 async def test_a_preflight_is_answered_with_what_it_asks_for(voices: Path) -> None:
