@@ -19,7 +19,7 @@ from server.transport import bounded
 from server.voices import routes as voices
 from server.voices.store import VoiceStore
 from server.voices.watch import watch
-from server.web import address_of, origin_allowed, token_of
+from server.web import address_of, token_of
 from server.websocket import handle
 
 log = logging.getLogger(__name__)
@@ -41,10 +41,11 @@ def create_app(settings: Settings | None = None, make_engine: MakeEngine = facto
     log.info("voices: %s; new ones go to %s", store.layers, store.layers.destination or "no folder: set TTS_VOICES_DIR")
     engine = make_engine(chosen, store)
     context = Context(chosen, engine, store, Authenticator(chosen), Limits(chosen), Metrics())
-    app = Quart("server")
+    app = Quart("server", static_folder=None)
+    app.url_map.strict_slashes = app.url_map.merge_slashes = False  # a redirect would go wherever Host says
     app.asgi_websocket_class = bounded(chosen.max_inbound)
     bodies.install(app, chosen)
-    app.config |= {"RESPONSE_TIMEOUT": None, "BODY_TIMEOUT": 60}
+    app.config |= {"RESPONSE_TIMEOUT": 120, "BODY_TIMEOUT": 60}
     app.extensions["context"] = context
     web.install(app, context)
     voices.install(app, context)
@@ -86,8 +87,6 @@ def create_app(settings: Settings | None = None, make_engine: MakeEngine = facto
         here = websocket._get_current_object()  # type: ignore[attr-defined]  # a proxy, typed as what it stands for; it knows its socket in this task only
         if context.draining.is_set():
             return web.answer(503, "GOING_AWAY", "the server goes down: connect again", 5000)
-        if not origin_allowed(chosen, here.headers.get("Origin"), here.headers.get("Host", "")):
-            return web.answer(403, "ORIGIN_NOT_ALLOWED", "pages of this origin may not ask here")
         await here.accept()
         await handle(here, context, address_of(here.scope.get("client")), token_of(here.headers, here.args))
         return None

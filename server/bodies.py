@@ -3,33 +3,39 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import IO, Any
 
+from hypercorn.typing import ASGIReceiveCallable
 from quart import Quart, Response, request
+from quart.asgi import ASGIHTTPConnection
 from quart.formparser import FormDataParser, MultiPartParser
 from quart.wrappers.request import Body, Request
 from werkzeug.datastructures import MultiDict
 from werkzeug.exceptions import RequestEntityTooLarge
 
 from qwen3_jax.messages import shorten
+from server import upstream
 from server.settings import Settings
 from server.web import HttpError
 
 UPLOAD = ("POST", "/api/v1/voices")
 PIECE, MAX_BOUNDARY = 4096, 70  # bytes of a form that are looked at together; of its boundary, as RFC 2046 has it
+HELD = 128 * 1024  # bytes of a form that wait to be taken apart; then the client has to wait
 REST_SECONDS = 2.0  # for what a client still sends when its request has been refused
 MAX_PARTS, MAX_PART_HEAD, MAX_FIELD = 32, 8192, 16_384  # of a form; bytes
+upstream.check()  # before its classes are taken for what they were
 
 
 class BoundedBody(Body):
     """A body of at most ``most`` bytes.
 
     Of a longer one nothing is kept. Up to ``read`` bytes it is read to its end all the same, because a client that is cut off while it
-    sends does not see the answer.
+    sends does not see the answer. More than ``held`` bytes are not kept at a time: ``room`` waits until some of them have been taken.
     """
 
-    def __init__(self, expected: int | None, most: int, read: int) -> None:
+    def __init__(self, expected: int | None, most: int, read: int, held: int | None = None) -> None:
         super().__init__(None, None)
+        self._held, self._taken = held, asyncio.Event()
         self._most, self._read, self._seen = most, max(most, read), 0
         self._too_big = f"a body of more than {most} bytes: this route takes no more; send less"
         if expected is not None and expected > self._read:
@@ -50,10 +56,17 @@ class BoundedBody(Body):
             self._refuse()
         super().set_complete()
 
+    async def room(self) -> None:
+        """Wait until more may come."""
+        while self._held is not None and len(self._data) > self._held:
+            self._taken.clear()
+            await self._taken.wait()
+
     async def discard(self, limit: float) -> None:
         """Wait for what has not come yet, ``limit`` seconds at most, and keep none of it."""
         self._most = -1
         self._data.clear()
+        self._taken.set()
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._complete.wait(), limit)
 
@@ -64,6 +77,8 @@ class BoundedBody(Body):
             if self._must_raise is not None:
                 raise self._must_raise from None
             raise
+        finally:
+            self._taken.set()
 
     def _refuse(self) -> None:
         self._must_raise = HttpError(413, "BODY_TOO_BIG", self._too_big)
@@ -81,14 +96,24 @@ class Forms(FormDataParser):
         boundary = (options or {}).get("boundary", "")
         if not (boundary.isascii() and 1 <= len(boundary) <= MAX_BOUNDARY):
             raise HttpError(400, "FORM_UNREADABLE", f"the form's boundary must have 1 to {MAX_BOUNDARY} ASCII characters (RFC 2046)")
+        opened = contextlib.ExitStack()  # what is left of a form that does not end
+
+        def stream(*about: Any) -> IO[bytes]:
+            made: IO[bytes] = self.stream_factory(*about)
+            opened.callback(made.close)
+            return made
+
         parser = MultiPartParser(
             max_content_length=MAX_PART_HEAD,  # what the decoder may hold before it knows what it is
             max_form_memory_size=MAX_FIELD,
             max_form_parts=MAX_PARTS,
-            stream_factory=self.stream_factory,
+            stream_factory=stream,
         )
         try:
-            return await parser.parse(_in_pieces(body), boundary.encode(), content_length or 0)  # type: ignore[arg-type]  # it iterates
+            with opened:
+                form = await parser.parse(_in_pieces(body), boundary.encode(), content_length or 0)  # type: ignore[arg-type]  # it iterates
+                opened.pop_all()
+            return form
         except RequestEntityTooLarge as error:
             raise HttpError(
                 413,
@@ -115,9 +140,24 @@ def install(app: Quart, settings: Settings) -> None:
         def __init__(self, method: str, scheme: str, path: str, *more: Any, **named: Any) -> None:
             super().__init__(method, scheme, path, *more, **named)
             whole = 2 * settings.max_upload_bytes
-            self.body = BoundedBody(self.content_length, whole if (method, path) == UPLOAD else settings.max_json_bytes, whole)
+            if (method, path.rstrip("/")) == UPLOAD:
+                self.body = BoundedBody(self.content_length, whole, whole, HELD)
+            else:
+                self.body = BoundedBody(self.content_length, settings.max_json_bytes, whole)
+
+    class Waiting(ASGIHTTPConnection):
+        """As Quart's, but reads no more than the body has room for."""
+
+        async def handle_messages(self, request: Request, receive: ASGIReceiveCallable) -> None:
+            while (message := await receive())["type"] == "http.request":
+                request.body.append(message.get("body", b""))
+                if not message.get("more_body", False):
+                    request.body.set_complete()
+                if isinstance(request.body, BoundedBody):
+                    await request.body.room()
 
     app.request_class = Bounded
+    app.asgi_http_class = Waiting
 
     @app.after_request
     async def hear_out(response: Response) -> Response:

@@ -5,16 +5,19 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal
+from typing import Any, Literal
 
 from limits import RateLimitItem, RateLimitItemPerHour, RateLimitItemPerMinute
 from limits.storage import MemoryStorage
 from limits.strategies import SlidingWindowCounterRateLimiter
 
 from server.auth import Principal
+from server.crowd import Crowd
 from server.settings import Settings
 
 What = Literal["connects", "utterances", "characters", "uploads"]
+Work = Literal["upload", "recording"]
+PLACES: dict[Work, tuple[int, int]] = {"upload": (8, 4), "recording": (32, 8)}  # under way: in all, of one principal
 
 
 class Limited(ValueError):
@@ -25,8 +28,12 @@ class Limited(ValueError):
         self.retry_after_ms = retry_after_ms
 
 
+class Overloaded(Limited):
+    """All of the server's sessions are held, by whomever."""
+
+
 class Limits:
-    """The counts of one process."""
+    """The counts of one process; ``newcomers`` are the sessions of clients that have not said who they are."""
 
     def __init__(self, settings: Settings) -> None:
         self._windows = SlidingWindowCounterRateLimiter(MemoryStorage())
@@ -37,7 +44,9 @@ class Limits:
             "uploads": RateLimitItemPerHour(settings.limit_uploads, namespace="uploads"),
         }
         self._sessions: Counter[str] = Counter()
-        self._most_sessions = settings.limit_sessions
+        self._most_sessions, self._most_in_all = settings.limit_sessions, settings.max_sessions
+        self._work: Counter[tuple[Work, str]] = Counter()
+        self.newcomers = Crowd(settings.max_unauthorized)
 
     def count(self, principal: Principal, what: What, amount: int = 1) -> None:
         """Take note of a use.
@@ -56,14 +65,37 @@ class Limits:
         """Hold one of the principal's sessions.
 
         Raises:
-            Limited: all are held.
+            Limited: the principal holds all that it may; Overloaded: all of the server's are held.
         """
+        if self._sessions.total() >= self._most_in_all:
+            raise Overloaded(f"{self._most_in_all} sessions are open already", 5000)
         if self._sessions[principal.bucket] >= self._most_sessions:
             raise Limited(f"more than {self._most_sessions} sessions at once", 1000)
-        self._sessions[principal.bucket] += 1
-        try:
+        with _counted(self._sessions, principal.bucket):
             yield
-        finally:
-            self._sessions[principal.bucket] -= 1
-            if not self._sessions[principal.bucket]:
-                del self._sessions[principal.bucket]
+
+    @contextmanager
+    def place(self, principal: Principal, what: Work) -> Iterator[None]:
+        """Hold one of the places for work that takes memory, or room on the disk, for as long as the client likes.
+
+        Raises:
+            Limited: the principal holds all that it may, or all are held.
+        """
+        in_all, of_one = PLACES[what]
+        if self._work[what, principal.bucket] >= of_one:
+            raise Limited(f"more than {of_one} of your {what}s are under way: let one of them end", 1000)
+        if sum(number for (kind, _), number in self._work.items() if kind == what) >= in_all:
+            raise Limited(f"{in_all} {what}s are under way: try again in a moment", 5000)
+        with _counted(self._work, (what, principal.bucket)):
+            yield
+
+
+@contextmanager
+def _counted(counts: Counter[Any], key: Any) -> Iterator[None]:
+    counts[key] += 1
+    try:
+        yield
+    finally:
+        counts[key] -= 1
+        if not counts[key]:
+            del counts[key]

@@ -27,6 +27,8 @@ class Metrics:
         self.errors = Counter("tts_errors", "Errors sent, by code", ["code"], registry=registry)
         self.cancellations = Counter("tts_cancellations", "Utterances cancelled by clients", registry=registry)
         self.retries = Counter("tts_retries", "Utterances made again after a failure", registry=registry)
+        self.refused = Counter("tts_connections_refused", "TCP connections not taken, by reason", ["reason"], registry=registry)
+        self.closed = Counter("tts_connections_closed", "Connections that the server cut, by reason", ["reason"], registry=registry)
         self._gauges: list[Gauge] = []
 
     def watch(self, name: str, text: str, source: Callable[[], float]) -> None:

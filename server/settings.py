@@ -1,5 +1,6 @@
 """The environment (``TTS_*``) -> one frozen Settings. Every setting is listed in the README."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -51,6 +52,8 @@ class Settings(BaseSettings):
     max_inbound: Count = 32  # messages read from a socket but not yet looked at
     max_buffer_ms: Annotated[int, Field(ge=100)] = 30_000  # audio made but not yet sent, of one utterance
     max_upload_bytes: Annotated[int, Field(ge=1024)] = 10 * 1024 * 1024
+    max_connections: Count = 500  # TCP; a quarter of them from one address, three quarters from this machine
+    max_unauthorized: Count = 40  # WebSockets without a valid token yet, besides max_sessions; shares as of connections
 
     turn_timeout: Seconds = 60.0  # waiting while others speak
     chunk_timeout: Seconds = 300.0  # one piece of audio; the first may include compiling
@@ -70,7 +73,8 @@ class Settings(BaseSettings):
     supabase_url: Annotated[str | None, _alias("supabase_url", "SUPABASE_URL")] = None  # stands for its JWKS and its issuer
     jwt_audience: str | None = None
     jwt_issuer: str | None = None
-    allowed_origins: Names = ()  # of browsers, besides the server's own; * is any
+    allowed_origins: Names = ()  # of browsers, besides the server's own; * is any part of a name
+    allowed_hosts: Names = ()  # names that clients may call the server by, besides its own; see docs/security.md
 
     limit_sessions: Count = 20  # of one principal at once
     limit_connects: Count = 120  # a minute
@@ -83,10 +87,28 @@ class Settings(BaseSettings):
     log_texts: bool = False  # what users say, in the log
     voice_aliases: Annotated[dict[str, str], NoDecode] = {}  # alloy=makima,nova=anna; other names of OpenAI's are the default voice
 
-    @field_validator("allowed_origins", mode="before")
+    @field_validator("allowed_origins", "allowed_hosts", mode="before")
     @classmethod
     def _listed(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @field_validator("allowed_origins")
+    @classmethod
+    def _origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        """As browsers send them."""
+        for origin in value:
+            if origin not in ("*", "null") and not re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*://[^/\s?#]+/?", origin):
+                raise ValueError(f"{origin!r} is no origin: write scheme://host or scheme://host:port, null, or *")
+        return tuple(origin.removesuffix("/").lower() for origin in value)
+
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _hosts(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        """Without ports, in small letters."""
+        for host in value:
+            if not re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[^\s:/?#@\[\]]+)(:\d+)?", host):
+                raise ValueError(f"{host!r} is no host: write its name, such as tts.example.com, without http://")
+        return tuple(re.sub(r":\d+$", "", host).strip("[]").lower() for host in value)
 
     @field_validator("voice_aliases", mode="before")
     @classmethod

@@ -13,122 +13,67 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
-import h11
 from hypercorn import protocol as hypercorn_protocol
 from hypercorn.asyncio import run as hypercorn_run
 from hypercorn.asyncio import serve as hypercorn_serve
 from hypercorn.config import Config, Sockets
+from hypercorn.events import Event, RawData
 from hypercorn.middleware import ProxyFixMiddleware
 from hypercorn.protocol import h11 as h11_protocol
 from hypercorn.protocol import ws_stream
-from hypercorn.protocol.events import StreamClosed
-from hypercorn.typing import WebsocketScope
+from hypercorn.typing import ASGIFramework, Scope, WebsocketScope
 from quart import Quart
 from quart.asgi import ASGIWebsocketConnection
-from wsproto.events import Message
 
+from server import frames, http1, upstream
+from server.connections import Connection, Connections, begin, here
 from server.context import Context
 from server.drain import drain
+from server.frames import CLOSE_SECONDS
+from server.origins import asked_host
 from server.settings import Settings
 
-MAX_HEAD, MAX_TARGET, MAX_LINES = 16 * 1024, 8 * 1024, 128  # of a request's head: bytes, bytes of its first line, lines
 SEND_BUFFER = 32 * 1024  # bytes in the kernel for each connection, which doubles it: less than two seconds of audio
-CLOSE_SECONDS, STALLED_MS, WATCH_SECONDS = 1.0, 20_000, 1.0
+STALLED_MS, WATCH_SECONDS = 20_000, 1.0
+HEAD_SECONDS = 5.0  # from connecting, or from the last answer, to the end of a request's head
+WRITE_SECONDS = 60.0  # that a client may take to make room for one piece: about 1 kB/s, whatever it reads
+QUEUE = 2  # messages between Hypercorn and Quart
+TOO_MANY = b"HTTP/1.1 503 \r\nRetry-After: 1\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 log = logging.getLogger(__name__)
 
 
-class _PlainHandshake(ws_stream.Handshake):
-    """As Hypercorn's, but deaf to the extensions that a client offers."""
-
-    def __init__(self, headers: list[tuple[bytes, bytes]], http_version: str) -> None:
-        super().__init__(headers, http_version)
-        self.extensions = None
-
-    def is_valid(self) -> bool:
-        return self.upgrade is not None and super().is_valid()
-
-
-class _Buffer(ws_stream.WebsocketBuffer):
-    """As Hypercorn's, but counts bytes of text, too, and keeps nothing of a message that is too big, nor of what follows it."""
-
-    _bytes = 0
-
-    def extend(self, event: Message) -> None:
-        self._bytes += len(event.data if isinstance(event.data, bytes) or event.data.isascii() else event.data.encode())
-        if self._bytes > self.max_length:
-            self.value, self.length = None, self.max_length + 1
-            raise ws_stream.FrameTooLargeError
-        super().extend(event)
-
-    def clear(self) -> None:
-        super().clear()
-        self._bytes = 0
-
-
-class _Stream(ws_stream.WSStream):
-    """As Hypercorn's, but a refused handshake closes its connection, and a message that is too big ends its session.
-
-    The client has a second to read why before the connection goes, for what it has under way would make its system throw the reason away.
-    """
-
-    _told = False
-
-    async def _send_error_response(self, status_code: int) -> None:
-        await super()._send_error_response(status_code)
-        await self.send(StreamClosed(stream_id=self.stream_id))
-
-    async def _handle_events(self) -> None:
-        await super()._handle_events()
-        if self.buffer.length > self.buffer.max_length and not self._told:
-            self._told = True
-            self.task_group.spawn(self._end)
-
-    async def _end(self) -> None:
-        await self.context.sleep(CLOSE_SECONDS)
-        if not self.closed and self.app_put is not None:
-            await self.app_put({"type": "websocket.disconnect", "code": 1009})
-
-
-class _Requests(h11.Connection):
-    """As h11's, but a request's head is measured before it is taken apart; h11 does that only while the head is incomplete."""
-
-    _refused: h11.RemoteProtocolError | None = None
-
-    def next_event(self) -> Any:
-        if self._refused is None and self.our_state is self.their_state is h11.IDLE:
-            head = self.trailing_data[0]
-            ends = [end for end in (head.find(b"\n\r\n"), head.find(b"\n\n")) if end >= 0]
-            head = head[: min(ends)] if ends else head
-            if len(head) > MAX_HEAD or head.count(b"\n") >= MAX_LINES:
-                self._refused = h11.RemoteProtocolError("the head of the request is too long", error_status_hint=431)
-            elif len(head.partition(b"\n")[0]) > MAX_TARGET:
-                self._refused = h11.RemoteProtocolError("the first line of the request is too long", error_status_hint=414)
-        if self._refused is not None:
-            raise self._refused
-        return super().next_event()
-
-
-class _Http11(h11_protocol.H11Protocol):
-    """As Hypercorn's, but with bounded heads, and without offers of HTTP/2.
-
-    ``Upgrade: h2c`` is ignored, as HTTP allows, and the preface of HTTP/2 is an odd request.
-    """
-
-    def __init__(self, *arguments: Any) -> None:
-        super().__init__(*arguments)
-        self.connection = _Requests(h11.SERVER, max_incomplete_event_size=MAX_HEAD)
-
-    async def _check_protocol(self, event: h11.Request) -> None:
-        pass
-
-
 class _Connection(hypercorn_run.TCPServer):
-    """As Hypercorn's, but known to the configuration, so that the end can cut it."""
+    """As Hypercorn's, but counted before anything is read, known to the configuration, so that the end can cut it, and not for a
+    client that stalls."""
 
-    def __init__(self, *arguments: Any) -> None:
-        super().__init__(*arguments)
-        if isinstance(self.config, QuietSockets):  # else Hypercorn was started by others
-            self.config.connections.add(self.writer)
+    async def run(self) -> None:
+        config = self.config
+        if not isinstance(config, QuietSockets) or (counted := config.counted) is None:  # Hypercorn was started by others
+            begin(Connection())
+            await super().run()
+            return
+        peer = self.writer.get_extra_info("peername")
+        connection = counted.open(peer[0] if isinstance(peer, tuple) else "localhost", self.writer.transport)
+        if connection is None:
+            self.writer.write(TOO_MANY)
+            self.writer.close()
+            return
+        config.connections.add(self.writer)
+        try:
+            await super().run()
+        finally:
+            counted.close(connection)
+
+    async def protocol_send(self, event: Event) -> None:
+        if not isinstance(event, RawData):
+            await super().protocol_send(event)
+            return
+        try:
+            async with asyncio.timeout(WRITE_SECONDS):
+                await super().protocol_send(event)
+        except TimeoutError:
+            here().closed("stalled")
+            self.writer.transport.abort()
 
 
 class QuietSockets(Config):
@@ -136,6 +81,7 @@ class QuietSockets(Config):
 
     def __init__(self) -> None:
         super().__init__()
+        self.counted: Connections | None = None
         self.connections: weakref.WeakSet[asyncio.StreamWriter] = weakref.WeakSet()
 
     def cut(self) -> None:
@@ -164,13 +110,26 @@ def bounded(messages: int) -> type[ASGIWebsocketConnection]:
     return Bounded
 
 
+class _Proxied:
+    """Hypercorn's ProxyFixMiddleware; the Host that really came stays known, for a browser's page can make up X-Forwarded-Host."""
+
+    def __init__(self, app: ASGIFramework, hops: int) -> None:
+        self._fixed = ProxyFixMiddleware(app, "legacy", hops)
+
+    async def __call__(self, scope: Scope, receive: Callable[..., Any], send: Callable[..., Any]) -> None:
+        if scope["type"] in ("http", "websocket"):
+            scope["state"]["host"] = asked_host(scope["headers"])
+        await self._fixed(scope, receive, send)
+
+
 def harden() -> None:
-    """Put our classes in the place of Hypercorn's, which has no switches for them."""
-    ws_stream.Handshake = _PlainHandshake  # type: ignore[misc]  # a class in the place of another
-    ws_stream.WebsocketBuffer = _Buffer  # type: ignore[misc]  # a class in the place of another
-    hypercorn_run.TCPServer = _Connection  # type: ignore[misc, assignment]  # the same
-    h11_protocol.WSStream = _Stream  # type: ignore[misc]  # a class in the place of another
-    hypercorn_protocol.H11Protocol = _Http11  # type: ignore[misc, assignment]  # the same
+    """Put our classes in the place of Hypercorn's, which has no switches for them. Raises RuntimeError where that does not do."""
+    upstream.check()
+    ws_stream.Handshake = frames.PlainHandshake  # type: ignore[misc]  # a class in the place of another
+    ws_stream.WebsocketBuffer = frames.Buffer  # type: ignore[misc]  # a class in the place of another
+    hypercorn_run.TCPServer = _Connection  # type: ignore[misc]  # the same
+    h11_protocol.WSStream = frames.Stream  # type: ignore[misc]  # a class in the place of another
+    hypercorn_protocol.H11Protocol = http1.Http11  # type: ignore[misc, assignment]  # the same
 
 
 def configuration(settings: Settings) -> QuietSockets:
@@ -179,6 +138,8 @@ def configuration(settings: Settings) -> QuietSockets:
     config.bind = [f"{settings.host}:{settings.port}"]
     config.alpn_protocols = ["http/1.1"]
     config.websocket_max_message_size = settings.max_message_bytes
+    config.keep_alive_timeout = HEAD_SECONDS
+    config.max_app_queue_size = QUEUE
     config.graceful_timeout = 2.0
     config.loglevel = "WARNING"
     config.include_server_header = False
@@ -202,6 +163,10 @@ async def serve(
     if bound is not None:
         bound(config)
     context: Context = app.extensions["context"]
+    counted = config.counted = Connections(
+        settings.max_connections, settings.max_message_bytes, context.metrics, behind_proxy=settings.proxies > 0
+    )
+    context.metrics.watch("tts_connections", "Open TCP connections", lambda: len(counted))
     ended = stop or asyncio.Event()
     loop = asyncio.get_running_loop()
     handled = (signal.SIGTERM, signal.SIGINT) if stop is None else ()
@@ -223,7 +188,7 @@ async def serve(
         loop.call_later(CLOSE_SECONDS, config.cut)
 
     try:
-        served = ProxyFixMiddleware(app, "legacy", settings.proxies) if settings.proxies else app
+        served = _Proxied(app, settings.proxies) if settings.proxies else app
         await hypercorn_serve(served, config, shutdown_trigger=until_the_end)
     finally:
         for number in handled:

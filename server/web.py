@@ -1,19 +1,24 @@
 """What all HTTP routes share: who asks, which browser origins may, and errors as JSON."""
 
+import logging
 from collections.abc import Awaitable, Callable
 from functools import wraps
 from typing import Any
-from urllib.parse import urlsplit
 
-from quart import Quart, Response, ResponseReturnValue, jsonify, request
+from quart import Quart, Response, ResponseReturnValue, jsonify, request, websocket
 from werkzeug.exceptions import HTTPException
 
 from qwen3_jax.messages import shorten
 from server.auth import Principal, Unauthorized
+from server.connections import here
 from server.context import Context
 from server.limits import Limited
+from server.origins import EXPOSED, Refusal, page_of, preflight, refusal
 from server.protocol import MOST_SAID
-from server.settings import LOOPBACK, Settings
+from server.settings import Settings
+
+MOST_LOGGED = 100  # hosts and origins that were refused
+log = logging.getLogger(__name__)
 
 
 class HttpError(Exception):
@@ -22,20 +27,6 @@ class HttpError(Exception):
     def __init__(self, status: int, code: str, message: str, retry_after_ms: int | None = None) -> None:
         super().__init__(message)
         self.status, self.code, self.retry_after_ms = status, code, retry_after_ms
-
-
-def origin_allowed(settings: Settings, origin: str | None, host: str) -> bool:
-    """Whether a browser page of that origin may ask. What is no browser sends none.
-
-    Where nobody has to say who he is, "the server's own origin" means its loopback names, so that no page can come by a name of its own.
-    """
-    if origin is None or origin in settings.allowed_origins or "*" in settings.allowed_origins:
-        return True
-    try:
-        parts = urlsplit(origin)
-    except ValueError:  # no browser sends such a one
-        return False
-    return parts.netloc == host and (settings.auth_required or parts.hostname in LOOPBACK)
 
 
 def token_of(headers: Any, query: Any) -> str | None:
@@ -51,12 +42,14 @@ def address_of(client: Any) -> str:
 
 async def principal_of(context: Context) -> Principal:
     """Who asks. Raises HttpError 401."""
-    if not context.auth.required:
-        return context.auth.anonymous(address_of(request.scope.get("client")))
-    try:
-        return await context.auth.authenticate(token_of(request.headers, {}))
-    except Unauthorized as error:
-        raise HttpError(401, "UNAUTHORIZED", str(error)) from error
+    principal = context.auth.anonymous(address_of(request.scope.get("client")))
+    if context.auth.required:
+        try:
+            principal = await context.auth.authenticate(token_of(request.headers, {}))
+        except Unauthorized as error:
+            raise HttpError(401, "UNAUTHORIZED", str(error)) from error
+    here().welcome()
+    return principal
 
 
 def authenticated(context: Context) -> Callable[[Callable[..., Awaitable[Any]]], Callable[..., Awaitable[Any]]]:
@@ -72,36 +65,54 @@ def authenticated(context: Context) -> Callable[[Callable[..., Awaitable[Any]]],
     return wrap
 
 
+def _refusal(settings: Settings, asked: Any) -> Refusal | None:
+    """Why a request or handshake is not taken."""
+    target = asked.scope["raw_path"].decode("latin1")
+    elsewhere = [asked.scope.get("state", {}).get("host", "")]
+    if not target.startswith("/") and "://" in target:
+        elsewhere.append(target.partition("://")[2].partition("/")[0])
+    return refusal(settings, asked.headers, *elsewhere)
+
+
 def install(app: Quart, context: Context) -> None:
-    """Origins and errors, for every route."""
-    settings = context.settings
+    """Hosts, origins and errors, for every route."""
+    settings, logged = context.settings, set[str]()
+
+    def told(why: Refusal) -> Refusal:
+        """Once in the log, for a page cannot show its user what it is told."""
+        if why.message not in logged and len(logged) < MOST_LOGGED:
+            logged.add(why.message)
+            log.warning("refused: %s", why.message)
+        return why
 
     @app.before_request
-    async def check_origin() -> ResponseReturnValue | None:
-        origin = request.headers.get("Origin")
-        if not origin_allowed(settings, origin, request.headers.get("Host", "")):
-            raise HttpError(
-                403,
-                "ORIGIN_NOT_ALLOWED",
-                f"pages of {shorten(origin or '')} may not ask here: the operator can add it to TTS_ALLOWED_ORIGINS",
-            )
-        if request.method == "OPTIONS" and origin is not None:
-            return "", 204
+    async def check_request() -> ResponseReturnValue | None:
+        if (why := _refusal(settings, request)) is not None:
+            told(why)
+            raise HttpError(403, *why)
+        if request.method == "OPTIONS" and "Origin" in request.headers and "Access-Control-Request-Method" in request.headers:
+            return Response(status=204, headers=preflight(request.headers))
         return None
+
+    @app.before_websocket
+    async def check_handshake() -> ResponseReturnValue | None:
+        why = _refusal(settings, websocket)
+        return None if why is None else answer(403, *told(why))
 
     @app.after_request
     async def tell_browsers(response: Response) -> Response:
-        origin = request.headers.get("Origin")
-        if origin is not None and origin_allowed(settings, origin, request.headers.get("Host", "")):
-            response.headers["Access-Control-Allow-Origin"] = origin
-            response.headers["Access-Control-Allow-Headers"] = "Authorization, Content-Type"
-            response.headers["Access-Control-Allow-Methods"] = "GET, POST, DELETE"
-            response.headers["Vary"] = "Origin"
-        response.headers.setdefault("X-Content-Type-Options", "nosniff")
+        origin, headers = page_of(request.headers), response.headers
+        allowed = origin is not None and _refusal(settings, request) is None
+        if allowed and "Origin" in request.headers:
+            headers["Access-Control-Allow-Origin"] = origin
+            headers["Access-Control-Expose-Headers"] = EXPOSED
+        headers.setdefault("Vary", "Origin")
+        headers["Cross-Origin-Resource-Policy"] = "cross-origin" if allowed else "same-origin"
+        headers["X-Content-Type-Options"] = "nosniff"
         return response
 
     @app.errorhandler(HttpError)
-    async def told(error: HttpError) -> ResponseReturnValue:
+    async def failed_with(error: HttpError) -> ResponseReturnValue:
         return answer(error.status, error.code, str(error), error.retry_after_ms)
 
     @app.errorhandler(Limited)

@@ -19,14 +19,17 @@ from qwen3_jax.text.nfc import SLICE
 from server import protocol
 from server.admission import normal_form
 from server.auth import Principal, Unauthorized
+from server.connections import here
 from server.context import Context
-from server.limits import Limited
+from server.crowd import Full
+from server.limits import Limited, Overloaded
 from server.logs import session_id
 from server.machine import Machine, Refusal, State, Utterance
 from server.protocol import Cancel, Close, Flush, Speak, Start
 from server.speaker import Configuration, Speaker, Turn
 from server.voices.store import StoredVoice
 
+UNKNOWN = "too many clients have not said who they are: connect again, with a token in the handshake or in start at once"
 log = logging.getLogger(__name__)
 
 
@@ -106,7 +109,9 @@ class Session:
         self._socket, self._context, self._settings = socket, context, settings
         self._address, self._token = address, token
         self._principal: Principal | None = None  # until a token says so
-        self._held = contextlib.ExitStack()  # a session of the principal's
+        self._held = contextlib.ExitStack()  # a session of the principal's, or a place of those who have not said who they are
+        self._reading: asyncio.Timeout | None = None
+        self._displaced = False
         self._out = Outgoing(socket, context)
         self._configuration = Configuration(language=protocol.language(settings.default_language) or "Auto")
         self._speaker = Speaker(self.machine, self._out, context, self.id)
@@ -136,6 +141,11 @@ class Session:
         finally:
             self._held.close()
 
+    @property
+    def known(self) -> bool:
+        """Whether the client has said who it is, if it has to."""
+        return self._principal is not None
+
     async def drain(self, grace: float) -> None:
         """The server goes down: what is spoken may end within ``grace`` seconds, what waits may not; then goodbye."""
         waiting = [utterance for utterance in self.machine.live if not utterance.begun]
@@ -160,28 +170,43 @@ class Session:
 
     async def _admit(self) -> None:
         """Count the connection. Raises Ended where that is one too many, or its token no good."""
-        if len(self._context.sessions) > self._settings.max_sessions:
-            last = protocol.error("RATE_LIMITED", f"{self._settings.max_sessions} sessions are open already", retry_after_ms=5000)
-            raise Ended(Close.OVERLOADED, last)
-        auth = self._context.auth
+        auth, principal = self._context.auth, None
         somebody = auth.anonymous(self._address)
         if not auth.required:
-            self._principal = somebody
+            principal = somebody
         elif self._token is not None:
             with contextlib.suppress(Unauthorized):  # it is asked again below, after the connection has been counted
-                self._principal = await auth.authenticate(self._token)
+                principal = await auth.authenticate(self._token)
         try:
-            self._context.limits.count(self._principal or somebody, "connects")
-            self._hold(self._principal or somebody)
+            self._context.limits.count(principal or somebody, "connects")
         except Limited as error:
-            raise Ended(Close.RATE_LIMITED, protocol.error("RATE_LIMITED", str(error), retry_after_ms=error.retry_after_ms)) from error
-        if self._principal is None and self._token is not None:
+            raise _limited(error) from error
+        if principal is not None:
+            self._welcome(principal)
+            return
+        try:
+            guest = self._context.limits.newcomers.enter(self._address, self._displace)
+        except Full as error:
+            raise Ended(Close.OVERLOADED, protocol.error("RATE_LIMITED", UNKNOWN, retry_after_ms=5000)) from error
+        self._held.callback(guest.gone)
+        if self._token is not None:
             await self._authenticate(self._token)
 
-    def _hold(self, principal: Principal) -> None:
-        """Count the session as the principal's."""
+    def _welcome(self, principal: Principal) -> None:
+        """Know who it is: the session is the principal's, and no stranger's any more. Raises Ended if that is one too many."""
         self._held.close()
-        self._held.enter_context(self._context.limits.session(principal))
+        try:
+            self._held.enter_context(self._context.limits.session(principal))
+        except Limited as error:
+            raise _limited(error) from error
+        self._principal = principal
+        here().welcome()
+
+    def _displace(self) -> None:
+        """Somebody else has got the place."""
+        self._displaced = True
+        if self._reading is not None:
+            self._reading.reschedule(asyncio.get_running_loop().time())
 
     # Reading
 
@@ -213,12 +238,19 @@ class Session:
     async def _next_frame(self) -> str | bytes | None:
         """The next frame. Raises Ended if a deadline passes first."""
         while True:
+            wait = max(0.0, self._deadline()[0] - monotonic())
             try:
-                return await asyncio.wait_for(self._socket.receive(), max(0.0, self._deadline()[0] - monotonic()))
+                async with asyncio.timeout(0 if self._displaced else wait) as self._reading:
+                    return await self._socket.receive()
             except TimeoutError:
+                if self._displaced and self._principal is None:
+                    raise Ended(Close.OVERLOADED, protocol.error("RATE_LIMITED", UNKNOWN, retry_after_ms=5000)) from None
+                self._displaced = False  # it came too late
                 deadline, why = self._deadline()
                 if monotonic() >= deadline:
                     raise Ended(Close.IDLE, protocol.error("TIMEOUT", why, recoverable=False)) from None
+            finally:
+                self._reading = None
 
     def _deadline(self) -> tuple[float, str]:
         chosen = self._settings
@@ -264,11 +296,7 @@ class Session:
             principal = await self._context.auth.authenticate(token)
         except Unauthorized as error:
             raise Ended(Close.UNAUTHORIZED, protocol.error("UNAUTHORIZED", str(error), recoverable=False)) from error
-        self._principal = principal
-        try:
-            self._hold(principal)
-        except Limited as error:
-            raise Ended(Close.RATE_LIMITED, protocol.error("RATE_LIMITED", str(error), retry_after_ms=error.retry_after_ms)) from error
+        self._welcome(principal)
 
     async def _speak(self, message: Speak) -> None:
         request_id, principal = message.request_id, self._principal
@@ -385,6 +413,12 @@ class Session:
                 idle_timeout_ms=round(chosen.idle_timeout * 1000),
             ),
         )
+
+
+def _limited(error: Limited) -> Ended:
+    """How a session ends that is one too many."""
+    code = Close.OVERLOADED if isinstance(error, Overloaded) else Close.RATE_LIMITED
+    return Ended(code, protocol.error("RATE_LIMITED", str(error), retry_after_ms=error.retry_after_ms))
 
 
 Sitting = tuple[Session, "asyncio.Task[None]"]

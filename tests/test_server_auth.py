@@ -16,8 +16,8 @@ from websockets.exceptions import InvalidStatus
 
 from server.auth import LEEWAY, Authenticator, Unauthorized, new_key, read_keys
 from server.limits import Limited, Limits
+from server.origins import origin_allowed
 from server.settings import Settings
-from server.web import origin_allowed
 from tests.fake_engine import LIMIT, FakeEngine
 from tests.serving import client, closed, connect, hear, running, say, utterance
 from tests.test_server_voices import CONSENT, sound, speech

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from quart import Quart, websocket
 
+from server.connections import here
 from server.transport import bounded
 from tests.fake_engine import FakeEngine
 from tests.serving import running
@@ -44,6 +45,7 @@ async def test_autobahn(voices: Path, tmp_path: Path) -> None:
 
         @app.websocket("/echo")
         async def handler() -> None:
+            here().welcome()
             while True:
                 data = await websocket.receive()
                 await websocket.send(b"" if data is None else data)

@@ -17,6 +17,7 @@ import psutil
 import pytest
 from quart import Quart, websocket
 
+from server.connections import here
 from tests.fake_engine import FRAME, LIMIT, FakeEngine, pcm16
 from tests.serving import audio, client, closed, connect, hear, running, say, until, utterance
 
@@ -79,6 +80,7 @@ async def test_a_handler_that_does_not_read_bounds_what_is_taken(voices: Path) -
     def deaf(app: Quart) -> None:
         @app.websocket("/deaf")
         async def handler() -> None:
+            here().welcome()
             await websocket.accept()
             await stay.wait()
 

@@ -4,14 +4,16 @@ import asyncio
 import contextlib
 import errno
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 
 import msgspec
 from quart import Quart, Response, ResponseReturnValue, request
+from quart.datastructures import FileStorage
 
 from qwen3_jax.messages import shorten
 from server import protocol
 from server.auth import Principal
+from server.connections import here
 from server.context import Context
 from server.engines.base import EngineClosed, OutOfMemory, Refused
 from server.voices import checks
@@ -20,6 +22,7 @@ from server.web import HttpError, authenticated
 
 UPLOADS_AT_ONCE = 2  # each may hold a decoded clip in memory
 MAX_NAME, MAX_CONSENT = 100, 1000
+PIECE = 64 * 1024  # bytes of a recording that are sent at a time
 log = logging.getLogger(__name__)
 
 
@@ -61,7 +64,7 @@ def describe(voice: StoredVoice, default: str) -> VoiceInfo:
 
 def install(app: Quart, context: Context) -> None:
     """Add the routes."""
-    store, settings = context.store, context.settings
+    store = context.store
     uploading = asyncio.Semaphore(UPLOADS_AT_ONCE)
 
     @app.get("/api/v1/voices")
@@ -77,8 +80,12 @@ def install(app: Quart, context: Context) -> None:
     @authenticated(context)
     async def sample(principal: Principal, voice_id: str) -> ResponseReturnValue:
         voice = await _visible(context, principal, voice_id)
+        here().keep(context.limits.place(principal, "recording"))
         async with _storage(context, f"read from {voice.folder}"):
-            return Response(await asyncio.to_thread(store.reference, voice), content_type="audio/wav")
+            data = await asyncio.to_thread(store.reference, voice)
+        response = Response(_pieces(data), content_type="audio/wav")
+        response.content_length = len(data)
+        return response
 
     @app.delete("/api/v1/voices/<voice_id>")
     @authenticated(context)
@@ -99,19 +106,26 @@ def install(app: Quart, context: Context) -> None:
         context.limits.count(principal, "uploads")
         if context.engine.presets is not None:
             raise HttpError(409, "VOICES_FIXED", f"this model speaks in its own voices: {', '.join(context.engine.presets) or 'none'}")
-        async with uploading:
-            data, form = await _body(settings.max_upload_bytes)
+        with context.limits.place(principal, "upload"):
+            async with _storage(context, "kept for a moment in the temporary folder"):
+                audio, form = await _form()
             about = _about(form, principal)
-            try:
-                clip = await asyncio.to_thread(checks.check, data, settings.max_upload_bytes)
-                given = form.get("transcript")
-                transcript = None if given is None else await asyncio.to_thread(checks.check_transcript, given, clip.seconds)
-            except checks.Refusal as error:
-                raise HttpError(error.status, error.code, str(error)) from error
-            async with _storage(context, f"kept in {store.layers.destination or 'any folder'}"):
-                voice = await asyncio.to_thread(store.add, clip, transcript, about)
+            async with uploading:  # when the body is there: a client that sends none holds nobody up
+                voice = await _keep(context, audio, form.get("transcript"), about)
         await _prepare(context, voice)
         return _answer(describe(voice, context.default_voice(principal.id)), 201)
+
+
+async def _keep(context: Context, audio: FileStorage, given: str | None, about: Metadata) -> StoredVoice:
+    """Check a recording and its transcript, and store them. Raises HttpError."""
+    most, store = context.settings.max_upload_bytes, context.store
+    try:
+        clip = await asyncio.to_thread(checks.check, await asyncio.to_thread(audio.read, most + 1), most)
+        transcript = None if given is None else await asyncio.to_thread(checks.check_transcript, given, clip.seconds)
+    except checks.Refusal as error:
+        raise HttpError(error.status, error.code, str(error)) from error
+    async with _storage(context, f"kept in {store.layers.destination or 'any folder'}"):
+        return await asyncio.to_thread(store.add, clip, transcript, about)
 
 
 async def _prepare(context: Context, voice: StoredVoice) -> None:
@@ -145,11 +159,18 @@ async def _storage(context: Context, done: str) -> AsyncIterator[None]:
         raise HttpError(507 if full else 500, "STORAGE_FULL" if full else "STORAGE_FAILED", said) from error
 
 
-async def _body(most: int) -> tuple[bytes, dict[str, str]]:
+async def _form() -> tuple[FileStorage, dict[str, str]]:
+    """The recording and the other fields. Of a long form the recording goes to a temporary file as it comes."""
     files, form = await request.files, await request.form
     if "audio" not in files:
         raise HttpError(400, "AUDIO_MISSING", "the field audio is missing: send multipart/form-data with a file of that name")
-    return await asyncio.to_thread(files["audio"].read, most + 1), dict(form)
+    return files["audio"], dict(form)
+
+
+async def _pieces(data: bytes) -> AsyncGenerator[bytes, None]:
+    """What a client that reads slowly gets piece by piece."""
+    for start in range(0, len(data), PIECE):
+        yield data[start : start + PIECE]
 
 
 def _about(form: dict[str, str], principal: Principal) -> Metadata:

@@ -1,0 +1,108 @@
+"""WebSockets as Hypercorn and wsproto read them, with bounds: no extensions, messages by bytes, frames and bytes by the second.
+
+Frames of control, empty ones and fragments cost as much as others and reach no queue, so each is counted before anything is done for it.
+"""
+
+import asyncio
+
+from hypercorn.protocol import ws_stream
+from hypercorn.protocol.events import Data, Event, StreamClosed
+from wsproto.connection import ConnectionState
+from wsproto.events import CloseConnection, Message, Ping
+from wsproto.frame_protocol import CloseReason
+
+from server import upstream
+from server.connections import here
+
+CLOSE_SECONDS = 1.0  # for a client to read why its connection is closed
+TURN = 16  # frames, after which the event loop goes round
+upstream.check()  # before its classes are taken for what they were
+
+
+class PlainHandshake(ws_stream.Handshake):
+    """As Hypercorn's, but deaf to the extensions that a client offers."""
+
+    def __init__(self, headers: list[tuple[bytes, bytes]], http_version: str) -> None:
+        super().__init__(headers, http_version)
+        self.extensions = None
+
+    def is_valid(self) -> bool:
+        return self.upgrade is not None and super().is_valid()
+
+
+class Buffer(ws_stream.WebsocketBuffer):
+    """As Hypercorn's, but counts bytes of text, too, and keeps nothing of a message that is too big, nor of what follows it."""
+
+    _bytes = 0
+
+    def extend(self, event: Message) -> None:
+        self._bytes += len(event.data if isinstance(event.data, bytes) or event.data.isascii() else event.data.encode())
+        if self._bytes > self.max_length:
+            self.value, self.length = None, self.max_length + 1
+            raise ws_stream.FrameTooLargeError
+        super().extend(event)
+
+    def clear(self) -> None:
+        super().clear()
+        self._bytes = 0
+
+
+class Stream(ws_stream.WSStream):
+    """As Hypercorn's, but a refused handshake closes its connection, and a message that is too big, or a flood, ends the session.
+
+    The client has a second to read why before the connection goes, for what it has under way would make its system throw the reason away.
+    Nothing of what it sends meanwhile is looked at.
+    """
+
+    _told = _flood = False
+
+    async def handle(self, event: Event) -> None:
+        if isinstance(event, Data) and self.handshake.accepted:
+            if self._told:
+                if self._flood:  # what is not read cannot be sent
+                    await self.context.sleep(CLOSE_SECONDS)
+                return
+            if not here().takes_bytes(len(event.data)):
+                await self._tell(CloseReason.POLICY_VIOLATION, "too many bytes", "flood")
+                return
+        await super().handle(event)
+
+    async def _handle_events(self) -> None:
+        connection = here()
+        for number, event in enumerate(self.connection.events(), 1):
+            if not connection.takes_frame():
+                await self._tell(CloseReason.POLICY_VIOLATION, "too many frames", "flood")
+                return
+            if isinstance(event, Message):
+                try:
+                    self.buffer.extend(event)
+                except ws_stream.FrameTooLargeError:
+                    await self._tell(CloseReason.MESSAGE_TOO_BIG, None, "message too big")
+                    return
+                if event.message_finished:
+                    assert self.app_put is not None
+                    await self.app_put(self.buffer.to_message())
+                    self.buffer.clear()
+            elif isinstance(event, Ping):
+                await self._send_wsproto_event(event.response())
+            elif isinstance(event, CloseConnection):
+                if self.connection.state == ConnectionState.REMOTE_CLOSING:
+                    await self._send_wsproto_event(event.response())
+                await self.send(StreamClosed(stream_id=self.stream_id))
+            if number % TURN == 0:
+                await asyncio.sleep(0)
+
+    async def _send_error_response(self, status_code: int) -> None:
+        await super()._send_error_response(status_code)
+        await self.send(StreamClosed(stream_id=self.stream_id))
+
+    async def _tell(self, code: CloseReason, reason: str | None, counted: str) -> None:
+        self._told, self._flood = True, counted == "flood"
+        here().closed(counted)
+        await self._send_wsproto_event(CloseConnection(code=code, reason=reason))
+        self.task_group.spawn(self._end, int(code))
+
+    async def _end(self, code: int) -> None:
+        await self.context.sleep(CLOSE_SECONDS)
+        if not self.closed and self.app_put is not None:
+            await self.app_put({"type": "websocket.disconnect", "code": code})
