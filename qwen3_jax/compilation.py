@@ -5,6 +5,7 @@ All programs, the small ones as well: a server that finds every one begins in 4.
 
 import logging
 import os
+from pathlib import Path
 
 import jax
 
@@ -26,6 +27,12 @@ def use_persistent_cache() -> None:
         jax.config.update("jax_compilation_cache_dir", str(base / "xla"))
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
+def folder() -> Path | None:
+    """Where compiled programs are kept; None if nowhere, or not on a file system."""
+    chosen = jax.config.jax_compilation_cache_dir
+    return Path(chosen) if chosen and "://" not in chosen else None
 
 
 def compiled() -> int:

@@ -20,7 +20,7 @@ from server.voices import routes as voices
 from server.voices.store import VoiceStore
 from server.voices.watch import watch
 from server.web import address_of, origin_allowed, token_of
-from server.websocket import handle
+from server.websocket import SPEAK, handle
 
 log = logging.getLogger(__name__)
 MakeEngine = Callable[[Settings, VoiceStore], TtsEngine]
@@ -64,6 +64,7 @@ def create_app(settings: Settings | None = None, make_engine: MakeEngine = facto
     async def close() -> None:
         for task in watching:
             task.cancel()
+        context.access.summarise()
         engine.close()
 
     @app.get("/healthz")
@@ -81,13 +82,19 @@ def create_app(settings: Settings | None = None, make_engine: MakeEngine = facto
             await web.principal_of(context)
         return Response(context.metrics.render(), content_type=metrics.CONTENT_TYPE)
 
-    @app.websocket("/api/v1/speak")
+    @app.websocket(SPEAK)
     async def speak() -> ResponseReturnValue | None:
+        def refused(status: int, code: str, message: str, retry_after_ms: int | None = None, **fields: object) -> ResponseReturnValue:
+            address = address_of(here.scope.get("client"))
+            context.access.refused(route=SPEAK, status=status, reason=code, address=address, why=message, **fields)
+            return web.answer(status, code, message, retry_after_ms)
+
         here = websocket._get_current_object()  # type: ignore[attr-defined]  # a proxy, typed as what it stands for; it knows its socket in this task only
         if context.draining.is_set():
-            return web.answer(503, "GOING_AWAY", "the server goes down: connect again", 5000)
-        if not origin_allowed(chosen, here.headers.get("Origin"), here.headers.get("Host", "")):
-            return web.answer(403, "ORIGIN_NOT_ALLOWED", "pages of this origin may not ask here")
+            return refused(503, "GOING_AWAY", "the server goes down: connect again", 5000)
+        origin = here.headers.get("Origin")
+        if not origin_allowed(chosen, origin, here.headers.get("Host", "")):
+            return refused(403, "ORIGIN_NOT_ALLOWED", web.origin_refusal(origin), origin=origin)
         await here.accept()
         await handle(here, context, address_of(here.scope.get("client")), token_of(here.headers, here.args))
         return None

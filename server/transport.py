@@ -7,10 +7,10 @@ with it; what follows an oversize message is still kept; 4 MB of audio are accep
 
 import asyncio
 import logging
-import signal
 import socket
 import weakref
 from collections.abc import Callable
+from time import monotonic
 from typing import Any
 
 import h11
@@ -27,9 +27,13 @@ from quart import Quart
 from quart.asgi import ASGIWebsocketConnection
 from wsproto.events import Message
 
+from server import BEGUN, signals
+from server.access import AccessLog
+from server.address import WILDCARDS, listen, url_of
 from server.context import Context
 from server.drain import drain
 from server.settings import Settings
+from server.websocket import SPEAK
 
 MAX_HEAD, MAX_TARGET, MAX_LINES = 16 * 1024, 8 * 1024, 128  # of a request's head: bytes, bytes of its first line, lines
 SEND_BUFFER = 32 * 1024  # bytes in the kernel for each connection, which doubles it: less than two seconds of audio
@@ -82,6 +86,9 @@ class _Stream(ws_stream.WSStream):
         if self.buffer.length > self.buffer.max_length and not self._told:
             self._told = True
             self.task_group.spawn(self._end)
+            if isinstance(self.config, QuietSockets) and self.config.access is not None and self.client is not None:
+                most = f"a message of more than {self.buffer.max_length} bytes; TTS_MAX_MESSAGE_BYTES would allow it"
+                self.config.access.refused(route=SPEAK, status=1009, reason="MESSAGE_TOO_BIG", address=self.client[0], why=most)
 
     async def _end(self) -> None:
         await self.context.sleep(CLOSE_SECONDS)
@@ -132,11 +139,13 @@ class _Connection(hypercorn_run.TCPServer):
 
 
 class QuietSockets(Config):
-    """Hypercorn's configuration with small send buffers, and the connections that are open."""
+    """Hypercorn's configuration with small send buffers, and the connections that are open; ``access`` hears of refused messages."""
 
     def __init__(self) -> None:
         super().__init__()
         self.connections: weakref.WeakSet[asyncio.StreamWriter] = weakref.WeakSet()
+        self.access: AccessLog | None = None
+        self._made: Sockets | None = None
 
     def cut(self) -> None:
         """Everybody has been told: what is still open would hold the end up for ever (Python 3.12.1 and later wait for it)."""
@@ -144,7 +153,10 @@ class QuietSockets(Config):
             writer.transport.abort()
 
     def create_sockets(self) -> Sockets:
-        made = super().create_sockets()
+        """The sockets of ``bind``, the same ones each time."""
+        if self._made is not None:
+            return self._made
+        made = self._made = super().create_sockets()
         for one in (*made.secure_sockets, *made.insecure_sockets):
             if one.family != socket.AF_UNIX:
                 one.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)  # inherited by what it accepts
@@ -180,33 +192,45 @@ def configuration(settings: Settings) -> QuietSockets:
     config.alpn_protocols = ["http/1.1"]
     config.websocket_max_message_size = settings.max_message_bytes
     config.graceful_timeout = 2.0
-    config.loglevel = "WARNING"
+    config.errorlog = logging.getLogger("hypercorn.error")  # as ours is written, not in a format of its own
     config.include_server_header = False
     return config
 
 
 async def serve(
-    app: Quart, settings: Settings, *, stop: asyncio.Event | None = None, bound: Callable[[Config], None] | None = None
+    app: Quart,
+    settings: Settings,
+    *,
+    listener: socket.socket | None = None,
+    stop: asyncio.Event | None = None,
+    bound: Callable[[Config], None] | None = None,
 ) -> None:
-    """Serve until SIGTERM, SIGINT or ``stop``; then say goodbye to every session.
+    """Serve until a signal that ends the process (server.signals), or ``stop``; then say goodbye to every session.
 
     Args:
+        listener: a socket that listens, which is taken over. Default: one as the settings say.
+        stop: ends it in the place of signals.
         bound: called with the configuration just before serving starts; a test can put in a socket of its own.
 
     Raises:
         FileNotFoundError, ValueError: the model could not be loaded; whatever else made loading fail.
+        OSError: the address cannot be listened on; see server.address.
         RuntimeError: the engine died for good while it served, so that whoever watches the process starts it anew.
     """
     harden()
     config = configuration(settings)
     if bound is not None:
         bound(config)
+    else:
+        config.bind = [f"fd://{(listener or listen(settings.host, settings.port)).detach()}"]
+    made = config.create_sockets()
     context: Context = app.extensions["context"]
+    config.access = context.access
     ended = stop or asyncio.Event()
     loop = asyncio.get_running_loop()
-    handled = (signal.SIGTERM, signal.SIGINT) if stop is None else ()
-    for number in handled:
-        loop.add_signal_handler(number, ended.set)
+    if stop is None:
+        signals.while_serving(lambda: loop.call_soon_threadsafe(ended.set))
+    announcing = asyncio.create_task(_announce(context, made.insecure_sockets[0].getsockname()))
 
     died = False  # a closed engine has failed, too; what counts is how it was when the end came
 
@@ -226,13 +250,35 @@ async def serve(
         served = ProxyFixMiddleware(app, "legacy", settings.proxies) if settings.proxies else app
         await hypercorn_serve(served, config, shutdown_trigger=until_the_end)
     finally:
-        for number in handled:
-            loop.remove_signal_handler(number)
+        if stop is None:
+            signals.while_ending()
+        announcing.cancel()
+        for one in made.insecure_sockets:
+            one.close()  # where serving did not even begin
     loaded = context.engine.loaded
     if loaded is not None and loaded.done() and not loaded.cancelled():
         loaded.result()
     if died:
         raise RuntimeError("the engine died and could not be restarted; the log says why")
+
+
+async def _announce(context: Context, name: Any) -> None:
+    """Log where the server is, once it can speak; or at once, where the model is loaded only when somebody speaks."""
+    fields: dict[str, object] = {"url": url_of(name), "on_every_address": True if name[0] in WILDCARDS else None}
+    if context.settings.load == "lazy":
+        log.info("listening; the model is loaded when a client speaks", extra={"fields": fields})
+    await context.loading.wait()
+    if context.engine.loaded is not None:
+        await asyncio.wait({context.engine.loaded})
+    if context.engine.is_ready:
+        fields |= {
+            "model": context.settings.model_id,
+            "voices": len(context.store.voices) if context.engine.presets is None else len(context.engine.presets),
+            "default_voice": context.default_voice(None),
+            "slots": context.engine.slots,
+            "seconds": round(monotonic() - BEGUN, 1),
+        }
+        log.info("ready", extra={"fields": fields})
 
 
 async def _failure(context: Context) -> None:

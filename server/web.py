@@ -5,15 +5,17 @@ from functools import wraps
 from typing import Any
 from urllib.parse import urlsplit
 
-from quart import Quart, Response, ResponseReturnValue, jsonify, request
+from quart import Quart, Request, Response, ResponseReturnValue, jsonify, request
 from werkzeug.exceptions import HTTPException
 
 from qwen3_jax.messages import shorten
+from server.access import EXPLAINED
+from server.address import is_loopback
 from server.auth import Principal, Unauthorized
 from server.context import Context
 from server.limits import Limited
 from server.protocol import MOST_SAID
-from server.settings import LOOPBACK, Settings
+from server.settings import Settings
 
 
 class HttpError(Exception):
@@ -35,13 +37,23 @@ def origin_allowed(settings: Settings, origin: str | None, host: str) -> bool:
         parts = urlsplit(origin)
     except ValueError:  # no browser sends such a one
         return False
-    return parts.netloc == host and (settings.auth_required or parts.hostname in LOOPBACK)
+    return parts.netloc == host and (settings.auth_required or is_loopback(parts.hostname))
+
+
+def origin_refusal(origin: str | None) -> str:
+    """What is told of an origin that is not allowed."""
+    return f"pages of {shorten(origin or '')} may not ask here: the operator can add it to TTS_ALLOWED_ORIGINS"
 
 
 def token_of(headers: Any, query: Any) -> str | None:
     """The token of a request: the Authorization header's, or for browsers' WebSockets the query's."""
     kind, _, token = headers.get("Authorization", "").partition(" ")
     return token.strip() if kind.lower() == "bearer" else query.get("token")
+
+
+def route_of(asked: Request) -> str:
+    """The route as it was declared, without what a client put into it; ``other`` where there is none."""
+    return asked.url_rule.rule if asked.url_rule is not None else "other"
 
 
 def address_of(client: Any) -> str:
@@ -80,11 +92,7 @@ def install(app: Quart, context: Context) -> None:
     async def check_origin() -> ResponseReturnValue | None:
         origin = request.headers.get("Origin")
         if not origin_allowed(settings, origin, request.headers.get("Host", "")):
-            raise HttpError(
-                403,
-                "ORIGIN_NOT_ALLOWED",
-                f"pages of {shorten(origin or '')} may not ask here: the operator can add it to TTS_ALLOWED_ORIGINS",
-            )
+            raise HttpError(403, "ORIGIN_NOT_ALLOWED", origin_refusal(origin))
         if request.method == "OPTIONS" and origin is not None:
             return "", 204
         return None
@@ -100,18 +108,35 @@ def install(app: Quart, context: Context) -> None:
         response.headers.setdefault("X-Content-Type-Options", "nosniff")
         return response
 
+    def noted(status: int, reason: str, why: str) -> None:
+        """For the log: a refusal, and not a fault of ours."""
+        if status < 500 or status in EXPLAINED:
+            context.access.refused(
+                route=route_of(request),
+                status=status,
+                reason=reason,
+                address=address_of(request.scope.get("client")),
+                method=request.method,
+                path=request.path,
+                origin=request.headers.get("Origin") if status == 403 else None,
+                why=why if status in EXPLAINED else "",
+            )
+
     @app.errorhandler(HttpError)
     async def told(error: HttpError) -> ResponseReturnValue:
+        noted(error.status, error.code, str(error))
         return answer(error.status, error.code, str(error), error.retry_after_ms)
 
     @app.errorhandler(Limited)
     async def limited(error: Limited) -> ResponseReturnValue:
+        noted(429, "RATE_LIMITED", str(error))
         return answer(429, "RATE_LIMITED", str(error), error.retry_after_ms)
 
     @app.errorhandler(HTTPException)
     async def http(error: HTTPException) -> ResponseReturnValue:
-        status = error.code or 500
-        response = answer(status, error.name.upper().replace(" ", "_"), error.description or error.name)
+        status, reason = error.code or 500, error.name.upper().replace(" ", "_")
+        noted(status, reason, error.description or "")
+        response = answer(status, reason, error.description or error.name)
         if status == 405 and (allowed := getattr(error, "valid_methods", None)):
             response.headers["Allow"] = ", ".join(sorted(allowed))
         return response
