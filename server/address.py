@@ -55,7 +55,7 @@ def listen(host: str, port: int) -> socket.socket:
         listener.listen(BACKLOG)
     except OSError as error:
         listener.close()
-        raise OSError(error.errno, _why(error, host, port)) from error
+        raise OSError(_why(error, host, port)) from error
     return listener
 
 

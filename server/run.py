@@ -80,6 +80,10 @@ def _leave() -> None:
         thread.join(max(0.0, end - monotonic()))
     if any(thread.is_alive() for thread in working):
         log.info("a thread is still at work, compiling perhaps: leaving without it")
+        if "jax" in sys.modules:  # else nothing has been compiled, and importing it would take a second
+            from qwen3_jax.compilation import drop_unfinished
+
+            drop_unfinished()
         logging.shutdown()
         sys.stdout.flush()
         os._exit(0)  # a native compile cannot be interrupted, and Python would wait for its thread, a minute perhaps

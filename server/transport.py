@@ -271,7 +271,7 @@ async def _announce(context: Context, name: Any) -> None:
     if context.engine.loaded is not None:
         await asyncio.wait({context.engine.loaded})
     if context.engine.is_ready:
-        fields |= {
+        fields = fields | {
             "model": context.settings.model_id,
             "voices": len(context.store.voices) if context.engine.presets is None else len(context.engine.presets),
             "default_voice": context.default_voice(None),

@@ -5,7 +5,7 @@ from functools import wraps
 from typing import Any
 from urllib.parse import urlsplit
 
-from quart import Quart, Request, Response, ResponseReturnValue, jsonify, request
+from quart import Quart, Request, Response, ResponseReturnValue, g, jsonify, request
 from werkzeug.exceptions import HTTPException
 
 from qwen3_jax.messages import shorten
@@ -77,7 +77,9 @@ def authenticated(context: Context) -> Callable[[Callable[..., Awaitable[Any]]],
     def wrap(route: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
         @wraps(route)
         async def asked(**values: Any) -> Any:
-            return await route(await principal_of(context), **values)
+            principal = await principal_of(context)
+            g.principal_id = principal.id  # for the log
+            return await route(principal, **values)
 
         return asked
 
@@ -116,6 +118,7 @@ def install(app: Quart, context: Context) -> None:
                 status=status,
                 reason=reason,
                 address=address_of(request.scope.get("client")),
+                principal=g.get("principal_id"),
                 method=request.method,
                 path=request.path,
                 origin=request.headers.get("Origin") if status == 403 else None,

@@ -88,18 +88,20 @@ LAYERS = [
         "convert",
         "convert.golden",
         "server",
+        "server.address",
         "server.admission",
-        "server.settings",
+        "server.signals",
         "server.protocol",
         "server.logs",
         "server.metrics",
         "server.audio_out",
         "server.encode",
     },
-    {"convert.verify", "server.machine", "server.auth", "server.voices", "server.engines"},
+    {"convert.verify", "server.access", "server.machine", "server.settings", "server.voices", "server.engines"},
+    {"server.auth", "server.environment", "server.reference"},
     {"convert.__main__", "server.limits", "server.voices.cache", "server.voices.checks"},
     {"server.voices.store"},
-    {"server.engines.base", "server.voices.command"},
+    {"server.engines.base", "server.engines.kept", "server.voices.command"},
     {"server.engines.handle", "server.engines.prompts", "server.engines.qwen3_cloner", "server.engines.slots"},
     {"server.engines.thread", "server.engines.qwen3"},
     {"server.engines.chatterbox"},
@@ -120,7 +122,7 @@ RANK = {module: rank for rank, row in enumerate(LAYERS) for module in row}
 # (importer, imported): why it may go up all the same
 EXCEPTIONS = {
     ("qwen3_jax.checkpoint", "qwen3_jax"): "only __version__, inside the function that writes it into a checkpoint",
-    **{("server", f"server.{name}"): "when hypercorn's command line calls it" for name in ("app", "logs", "run", "transport")},
+    **{("server", f"server.{name}"): "when hypercorn's command line calls it" for name in ("app", "run", "transport")},
 }
 PACKAGES = ("qwen3_jax", "server", "convert")
 

@@ -454,7 +454,7 @@ def test_the_best_of_several_timings_counts(model: Callable[[str], Model], monke
 
     monkeypatch.setattr(slots_of, "JaxDevice", Timed)
     monkeypatch.setattr(slots_of, "time", SimpleNamespace(perf_counter=clock))
-    assert slots_of.step_seconds(model("base"), 2, 320, 0.05) == pytest.approx(0.06)
+    assert slots_of.step_seconds(model("base"), 4, 320, 0.05) == pytest.approx(0.06)
     assert next(launches) == slots_of.TIMINGS * slots_of.LAUNCHES + 1
 
 
@@ -482,7 +482,7 @@ def test_what_was_timed_is_kept_and_beside_other_work_never_lowered(
     assert "5 slots, timed while other programs took 1.9 of 2 cores (load average 3.0)" in caplog.text
     step = 0.02
     assert start() == (5, [10]), "once more, but fewer than before are not even tried"
-    step = 0.007
+    step = 0.0069
     assert start() == (8, [10, 8]), "room that other work had hidden"
     assert start() == (8, []), "three starts beside other work are enough"
     assert start("b") == (8, [10, 8]), "another checkpoint"

@@ -107,6 +107,7 @@ async def test_refusals_over_http(voices: Path, lines: Lines) -> None:
     assert refused[413]["reason"] == "BODY_TOO_BIG"
     assert (refused[404]["route"], len(refused[404]["path"])) == ("other", 80 + len("... (209 characters)"))
     assert "more than 1 utterances in one minute" in refused[429]["why"]
+    assert (refused[429]["principal"], refused[401].get("principal")) == ("jwt:user", None)
     everything = json.dumps(lines)
     assert "not-to-be-seen" not in everything and "private" not in everything and "Traceback" not in everything
     assert "healthz" not in everything and "readyz" not in everything
@@ -120,7 +121,7 @@ async def test_refusals_over_websockets(voices: Path, lines: Lines) -> None:
     chosen = {"jwt_secret": SECRET, "limit_utterances": 1, "limit_sessions": 1, "max_message_bytes": 1024}
     async with running(voices, FakeEngine(), **chosen) as server:
         with pytest.raises(InvalidStatus):
-            await connect(server.url, origin="http://evil.example\x1b[31m")
+            await connect(server.url, origin="http://evil.example")
         async with connect(f"{server.url}?token=not-to-be-seen") as connection:
             assert await closed(connection) == 4401
         async with client(f"{server.url}?token={token()}") as connection:
@@ -144,7 +145,7 @@ async def test_refusals_over_websockets(voices: Path, lines: Lines) -> None:
         (503, "GOING_AWAY"),
     ]
     origin = of(lines, "refused")[0]
-    assert "evil.example" in origin["origin"] and "TTS_ALLOWED_ORIGINS" in origin["why"]
+    assert origin["origin"] == "http://evil.example" and "TTS_ALLOWED_ORIGINS" in origin["why"]
     assert all(line["route"] == "/api/v1/speak" for line in of(lines, "refused"))
     everything = json.dumps(lines)
     assert "not-to-be-seen" not in everything and "private" not in everything and "Traceback" not in everything
@@ -177,6 +178,7 @@ def test_a_record_is_one_line_whatever_a_client_sent() -> None:
             "args": (evil,),
             "fields": {"voice": evil, "n": 2, "none": None, "path": Path("/a b")},
             "session": "s",
+            "levelname": "INFO",
             "name": "server",
         }
     )
@@ -184,13 +186,13 @@ def test_a_record_is_one_line_whatever_a_client_sent() -> None:
     assert text.isprintable() and "none" not in text and text.endswith("n=2 path='/a b'")
     line = json.loads(logs.JsonLines().format(record))
     assert line["message"] == "said " + printable(evil) and line["voice"] == "a\\n2026 INFO b\\x1b[31m\\x9b\\u2028\\ud800"
-    assert (line["n"], line["path"], line["level"], line["logger"]) == (2, "/a b", "NOTSET", "server")
+    assert (line["n"], line["path"], line["level"], line["logger"]) == (2, "/a b", "INFO", "server")
     assert line["time"].endswith("Z")
 
 
 def test_a_field_does_not_take_a_name_that_every_line_has() -> None:
-    record = logging.makeLogRecord({"msg": "refused", "fields": {"message": "x", "level": "x", "status": 401}})
-    assert {"message": "refused", "level": "NOTSET", "status": 401}.items() <= json.loads(logs.JsonLines().format(record)).items()
+    record = logging.makeLogRecord({"msg": "refused", "levelname": "INFO", "fields": {"message": "x", "level": "x", "status": 401}})
+    assert {"message": "refused", "level": "INFO", "status": 401}.items() <= json.loads(logs.JsonLines().format(record)).items()
 
 
 def test_hypercorn_writes_as_we_do(capsys: pytest.CaptureFixture[str]) -> None:
