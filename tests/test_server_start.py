@@ -54,6 +54,11 @@ def environment(**more: str) -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith("TTS_")} | more
 
 
+def begin(program: str, **more: str) -> "subprocess.Popen[str]":
+    command, given = [sys.executable, "-c", program], environment(**more)
+    return subprocess.Popen(command, cwd=ROOT, env=given, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
 def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         return int(taken.getsockname()[1])
@@ -232,27 +237,22 @@ async def test_a_signal_ends_a_server_that_loads(voices: Path) -> None:
 
     async def one(number: signal.Signals) -> str:
         port = free_port()
-        given = environment(TTS_PORT=str(port), TTS_VOICES_DIR=str(voices))
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-c", BLOCKED, cwd=ROOT, env=given, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-        )
-        try:
-            assert process.stdout is not None and process.stderr is not None
-            assert await asyncio.wait_for(process.stdout.readline(), LIMIT) == b"loading\n"
-            async with connect(f"ws://127.0.0.1:{port}/api/v1/speak") as connection:
-                assert (await hear(connection))["type"] == "ready"
-                process.send_signal(number)
-                assert await hear(connection) == {"type": "stopped", "reason": "server_shutdown"}
-                assert await closed(connection) == 1012
-            said = asyncio.ensure_future(process.stderr.read())
-            async with asyncio.timeout(LIMIT):
-                while process.returncode is None:
-                    process.send_signal(signal.SIGTERM)
-                    await asyncio.sleep(0.005)  # so that one comes in every part of the end
-            assert process.returncode == 0, number
-            return (await said).decode()
-        finally:
-            if process.returncode is None:
+        with begin(BLOCKED, TTS_PORT=str(port), TTS_VOICES_DIR=str(voices)) as process:
+            try:
+                assert process.stdout is not None and process.stderr is not None
+                assert await asyncio.to_thread(process.stdout.readline) == "loading\n", process.stderr.read()
+                async with connect(f"ws://127.0.0.1:{port}/api/v1/speak") as connection:
+                    assert (await hear(connection))["type"] == "ready"
+                    process.send_signal(number)
+                    assert await hear(connection) == {"type": "stopped", "reason": "server_shutdown"}
+                    assert await closed(connection) == 1012
+                async with asyncio.timeout(LIMIT):
+                    while process.poll() is None:
+                        process.send_signal(signal.SIGTERM)
+                        await asyncio.sleep(0.005)  # so that one comes in every part of the end
+                assert process.returncode == 0, number
+                return process.stderr.read()
+            finally:
                 process.kill()
 
     for said in await asyncio.gather(*map(one, signals.ENDING)):
