@@ -477,24 +477,28 @@ def test_what_was_timed_is_kept_and_beside_other_work_never_lowered(
 
     monkeypatch.setattr(slots_of, "step_seconds", paced)
     monkeypatch.setattr(slots_of, "Machine", Watched)
+    monkeypatch.setattr(slots_of, "LOOK", 0.0)
     monkeypatch.setattr(kept.compilation, "folder", lambda: tmp_path / "compiled")
     assert start() == (5, [10, 5])
     assert "5 slots, timed while other programs took 1.9 of 2 cores (load average 3.0)" in caplog.text
-    step = 0.02
-    assert start() == (5, [10]), "once more, but fewer than before are not even tried"
-    step = 0.0069
+    others, step = 1.0, 0.0
+    assert start() == (5, []), "not timed again beside the same work"
+    others, step = 0.9, 0.0069
     assert start() == (8, [10, 8]), "room that other work had hidden"
-    assert start() == (8, []), "three starts beside other work are enough"
     assert start("b") == (8, [10, 8]), "another checkpoint"
-    others, step = 0.1, 0.0
+    others, step = 0.1, 0.02
+    assert start() == (8, [10]), "fewer than before are not even tried"
+    step = 0.0
+    assert start() == (8, []), "for good: nobody else was at work"
     assert start("b") == (10, [10])
+    others = 1.9
     assert start("b") == (10, []), "for good: all slots"
-    step = 0.01
+    others, step = 0.1, 0.01
     assert start("c") == (5, [10, 5])
-    assert start("c") == (5, []), "for good: nobody else was at work"
+    assert start("c") == (5, [])
     files = sorted((tmp_path / "compiled").iterdir())
     assert len(files) == 3, "and nothing else is left there"
-    for damaged in (b"", b"{", b'{"slots": 5}', b'{"slots":99,"quiet":true,"starts":1,"others":0.0,"load":[]}', b"\xff"):
+    for damaged in (b"", b"{", b'{"slots": 5}', b'{"slots":99,"quiet":true,"others":0.0,"load":[]}', b"\xff"):
         for file in files:
             file.write_bytes(damaged)
         assert start("c") == (5, [10, 5])

@@ -24,14 +24,10 @@ log = logging.getLogger(__name__)
 
 
 class Figure(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Slots that were smooth, after so many ``starts`` have timed them.
-
-    In the last one other programs took ``others`` cores, and the load averages were ``load``; ``quiet``: that made no difference.
-    """
+    """Slots that were smooth; meanwhile other programs took ``others`` cores, which is little if ``quiet``. ``load``: the load averages."""
 
     slots: int
     quiet: bool
-    starts: int
     others: float
     load: list[float]
 

@@ -20,7 +20,7 @@ from server.engines.kept import Figure, Kept, Machine
 SLOTS, CPU_SLOTS, CPU_SLOTS_LARGE, LARGE = 16, 10, 4, 200_000_000  # parameters of a model that two cores cannot speak ten times
 BUSY = 0.7  # of a frame's 80 ms, for a step of all slots; the rest is for prompts, and for whatever else the machine does
 LAUNCHES, TIMINGS = 12, 3  # launches of a timing; timings, of which the best counts, for other work only makes them longer
-STARTS = 3  # that time the slots where each was beside other work; then the best of them counts for good
+LOOK = 0.5  # seconds for which a machine is looked at before it is timed again
 log = logging.getLogger(__name__)
 
 
@@ -46,24 +46,34 @@ def slots_for(model: Model, columns: int, fingerprint: str) -> int:
 
 
 def remembered(model: Model, slots: int, columns: int, kept: Kept) -> int:
-    """As ``smooth``, of which what was timed before is kept: it is timed again only where other work may have made it too few.
+    """As ``smooth``, of which what was timed before is kept.
 
-    A start beside other work never lowers what was kept.
+    It is timed again where it was timed beside other work, of which there is no more, or half as much; it never becomes less.
     """
     before = kept.load()
-    if before is not None and (before.quiet or before.slots >= slots or before.starts >= STARTS):
+    if before is not None and (before.quiet or before.slots >= slots or not _calmer(before)):
         log.info("%d slots, as timed before (%s)", before.slots, kept.path)
         return before.slots
     log.info("timing how many slots this machine can speak without gaps; TTS_SLOTS says it at once")
     with Machine() as machine:
         timed = smooth(model, slots, columns, 1 if before is None else before.slots)
-    kept.save(Figure(timed, machine.quiet, 1 if before is None else before.starts + 1, round(machine.others, 2), list(machine.load)))
+    kept.save(Figure(timed, machine.quiet, round(machine.others, 2), list(machine.load)))
     if not machine.quiet and timed < slots:
         log.warning(
             "%d slots, timed while other programs took %.1f of %d cores (load average %.1f); TTS_SLOTS says how many it should be",
-            timed, machine.others, machine.cores, machine.load[0],
-        )  # fmt: skip
+            timed,
+            machine.others,
+            machine.cores,
+            machine.load[0],
+        )
     return timed
+
+
+def _calmer(before: Figure) -> bool:
+    """Whether the machine has less to do now than when it was timed."""
+    with Machine() as now:
+        time.sleep(LOOK)
+    return now.quiet or now.others <= before.others / 2
 
 
 def smooth(model: Model, slots: int, columns: int, least: int = 1) -> int:
