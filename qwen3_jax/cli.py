@@ -198,7 +198,7 @@ def serve(
     device: DeviceOption = None,
     voices_dir: Annotated[str | None, Option(help="Default: TTS_VOICES_DIR, else voices, if it exists; new voices go there.")] = None,
 ) -> None:
-    """Serve /api/v1/speak; all other settings are TTS_* variables."""
+    """Serve /api/v1/speak. All other settings are TTS_* variables: `python -m server --help` lists them."""
     from server.run import main as run
 
     run(model_id=model, host=host, port=port, device=device, voices_dir=voices_dir)

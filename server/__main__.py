@@ -1,4 +1,4 @@
-"""``python -m server``: serve with the settings of the environment, in large pages. ``python -m server key NAME``: make an API key."""
+"""``python -m server``: serve with the settings of the environment, in large pages; ``--help`` lists them and the other commands."""
 
 import sys
 
@@ -14,16 +14,37 @@ def make_key(name: str) -> None:
     print(line)
 
 
-if __name__ == "__main__":
-    if len(sys.argv) == 3 and sys.argv[1] == "key":
-        make_key(sys.argv[2])
-    elif len(sys.argv) > 1:
-        sys.exit("usage: python -m server, or python -m server key NAME >> keys; everything else is said by TTS_* variables")
-    else:
-        restart_with_large_pages()
-        from server.run import main
+def serve() -> None:
+    """Serve. What the operator can put right ends the process with one line and status 1."""
+    from server import signals  # not server.run: its imports take long enough for a signal
 
-        try:
-            main()
-        except (ValueError, OSError) as error:
-            sys.exit(f"error: {error}")
+    signals.while_starting()
+    from server.run import main
+
+    try:
+        main()
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+
+
+def command(arguments: list[str]) -> None:
+    """Do what the command line says."""
+    if not arguments:
+        restart_with_large_pages()
+        serve()
+    elif arguments in (["--help"], ["-h"], ["help"]):
+        from server.reference import help_text
+
+        print(help_text())
+    elif arguments == ["settings"]:
+        from server.reference import markdown
+
+        print(markdown(), end="")
+    elif len(arguments) == 2 and arguments[0] == "key":
+        make_key(arguments[1])
+    else:
+        sys.exit("usage: python -m server, python -m server key NAME >> keys, or python -m server --help, which lists all settings")
+
+
+if __name__ == "__main__":
+    command(sys.argv[1:])

@@ -14,6 +14,7 @@ from server.engines import factory
 from server.engines.base import TtsEngine
 from server.limits import Limits
 from server.metrics import Metrics
+from server.protocol import SPEAK
 from server.settings import Settings
 from server.transport import bounded
 from server.voices import routes as voices
@@ -65,6 +66,7 @@ def create_app(settings: Settings | None = None, make_engine: MakeEngine = facto
     async def close() -> None:
         for task in watching:
             task.cancel()
+        context.access.summarise()
         engine.close()
 
     @app.get("/healthz")
@@ -82,11 +84,16 @@ def create_app(settings: Settings | None = None, make_engine: MakeEngine = facto
             await web.principal_of(context)
         return Response(context.metrics.render(), content_type=metrics.CONTENT_TYPE)
 
-    @app.websocket("/api/v1/speak")
+    @app.websocket(SPEAK)
     async def speak() -> ResponseReturnValue | None:
+        def refused(status: int, code: str, message: str, retry_after_ms: int | None = None, **fields: object) -> ResponseReturnValue:
+            address = address_of(here.scope.get("client"))
+            context.access.refused(route=SPEAK, status=status, reason=code, address=address, why=message, **fields)
+            return web.answer(status, code, message, retry_after_ms)
+
         here = websocket._get_current_object()  # type: ignore[attr-defined]  # a proxy, typed as what it stands for; it knows its socket in this task only
         if context.draining.is_set():
-            return web.answer(503, "GOING_AWAY", "the server goes down: connect again", 5000)
+            return refused(503, "GOING_AWAY", "the server goes down: connect again", 5000)
         await here.accept()
         await handle(here, context, address_of(here.scope.get("client")), token_of(here.headers, here.args))
         return None

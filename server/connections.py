@@ -4,7 +4,8 @@ from contextlib import AbstractContextManager, ExitStack
 from contextvars import ContextVar
 from typing import Protocol
 
-from server.crowd import Bucket, Crowd, Full, Guest, is_loopback, network_of
+from server.address import is_loopback
+from server.crowd import Bucket, Crowd, Full, Guest, network_of
 from server.metrics import Metrics
 
 STRANGER_FRAMES = (100.0, 10.0)  # WebSocket frames of a client that has not said who it is: at once, and more a second

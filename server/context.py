@@ -2,8 +2,10 @@
 
 import asyncio
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
+from server.access import AccessLog
 from server.auth import Authenticator
 from server.engines.base import Handle, TtsEngine
 from server.limits import Limits
@@ -26,6 +28,11 @@ class Context:
     streams: "dict[Handle, asyncio.Future[None]]" = field(default_factory=dict)  # on their way to HTTP clients -> their ends
     draining: asyncio.Event = field(default_factory=asyncio.Event)
     loading: asyncio.Event = field(default_factory=asyncio.Event)  # set as soon as the engine begins to load
+
+    @cached_property
+    def access(self) -> AccessLog:
+        """Who was served, and who was refused."""
+        return AccessLog(self.metrics)
 
     def load(self) -> None:
         """Begin to load the engine, unless that has begun already."""

@@ -5,6 +5,8 @@ from collections import Counter
 from collections.abc import Callable
 from time import monotonic
 
+from server.address import is_loopback
+
 SHARE = 0.25  # of all places, for the guests of one address
 LOOPBACK_SHARE = 0.75  # the same for this machine: a proxy, or all of its users, come from there
 
@@ -139,13 +141,3 @@ def network_of(address: str) -> str:
             return str(found.ipv4_mapped)
         return address if found.is_loopback else str(ipaddress.ip_network((found, 64), strict=False).network_address)
     return str(found)
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a name or address is this machine's own: localhost and what is below it, 127.0.0.0/8, ::1."""
-    try:
-        found = ipaddress.ip_address(host)
-    except ValueError:
-        return host == "localhost" or host.endswith(".localhost")
-    mapped = getattr(found, "ipv4_mapped", None)
-    return (mapped or found).is_loopback

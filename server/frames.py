@@ -13,6 +13,7 @@ from wsproto.frame_protocol import CloseReason
 
 from server import upstream
 from server.connections import here
+from server.protocol import SPEAK
 
 CLOSE_SECONDS = 1.0  # for a client to read why its connection is closed
 TURN = 16  # frames, after which the event loop goes round
@@ -99,8 +100,16 @@ class Stream(ws_stream.WSStream):
     async def _tell(self, code: CloseReason, reason: str | None, counted: str) -> None:
         self._told, self._flood = True, counted == "flood"
         here().closed(counted)
+        access = getattr(self.config, "access", None)  # None: Hypercorn was started by others
+        if access is not None and self.client is not None:
+            access.refused(
+                route=SPEAK, status=int(code), reason=counted.upper().replace(" ", "_"), address=self.client[0], why=self._why(reason)
+            )
         await self._send_wsproto_event(CloseConnection(code=code, reason=reason))
         self.task_group.spawn(self._end, int(code))
+
+    def _why(self, reason: str | None) -> str:
+        return reason or f"a message of more than {self.buffer.max_length} bytes; TTS_MAX_MESSAGE_BYTES would allow it"
 
     async def _end(self, code: int) -> None:
         await self.context.sleep(CLOSE_SECONDS)

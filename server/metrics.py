@@ -24,6 +24,8 @@ class Metrics:
         self.underrun = Counter("tts_underrun_seconds", "Silence that a listener heard inside utterances", registry=registry)
         self.audio = Counter("tts_audio_seconds", "Audio sent", registry=registry)
         self.utterances = Counter("tts_utterances", "Utterances by end", ["finish_reason"], registry=registry)
+        self.requests = Counter("tts_requests", "HTTP requests for speech", ["route", "status"], registry=registry)
+        self.refusals = Counter("tts_refusals", "Refusals, by HTTP status or close code", ["route", "status", "reason"], registry=registry)
         self.errors = Counter("tts_errors", "Errors sent, by code", ["code"], registry=registry)
         self.cancellations = Counter("tts_cancellations", "Utterances cancelled by clients", registry=registry)
         self.retries = Counter("tts_retries", "Utterances made again after a failure", registry=registry)

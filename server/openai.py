@@ -26,8 +26,9 @@ from server.context import Context
 from server.encode import CONTENT_TYPES, Encoder, Tempo, Unavailable, encoder
 from server.engines.base import Handle, OutOfMemory, Refused, SpeechRequest
 from server.voices.store import StoredVoice, VoiceGone
-from server.web import HttpError, authenticated
+from server.web import HttpError, authenticated, route_of
 
+SPEECH = "/v1/audio/speech"
 MODELS = ("tts-1", "tts-1-hd", "gpt-4o-mini-tts")  # what clients have in their menus; all are this server's one engine
 VOICES = ("alloy", "ash", "ballad", "cedar", "coral", "echo", "fable", "marin", "nova", "onyx", "sage", "shimmer", "verse")
 log = logging.getLogger(__name__)
@@ -68,7 +69,13 @@ def install(app: Quart, context: Context) -> None:
         await asyncio.to_thread(context.store.refresh)
         return {"voices": [{"id": name, "name": _title(context, name)} for name in context.voices(principal.id)]}
 
-    @app.post("/v1/audio/speech")
+    @app.after_request
+    async def count(response: Response) -> Response:
+        if request.method == "POST" and route_of(request) == SPEECH:
+            context.access.answered(SPEECH, response.status_code)
+        return response
+
+    @app.post(SPEECH)
     @authenticated(context)
     async def speech(principal: Principal) -> ResponseReturnValue:
         wanted = _parse(await request.get_data(as_text=False))
@@ -81,7 +88,8 @@ def install(app: Quart, context: Context) -> None:
             encoding, tempo = encoder(wanted.response_format), None if wanted.speed == 1 else Tempo(wanted.speed)
         except Unavailable as error:
             raise HttpError(400, "FORMAT_UNAVAILABLE", str(error)) from error
-        work = _Work(context, SpeechRequest(text=text, voice=voice, language=language, seed=wanted.seed), encoding, tempo)
+        asked = SpeechRequest(text=text, voice=voice, language=language, seed=wanted.seed)
+        work = _Work(context, asked, encoding, tempo, principal.id)
         first = await work.first()
         body = work.rest(first) if wanted.stream_format == "audio" else _events(work.rest(first), text)
         kind = CONTENT_TYPES[wanted.response_format] if wanted.stream_format == "audio" else "text/event-stream"
@@ -96,10 +104,13 @@ def install(app: Quart, context: Context) -> None:
 class _Work:
     """One utterance on its way through an encoder."""
 
-    def __init__(self, context: Context, wanted: SpeechRequest, encoding: Encoder, tempo: Tempo | None) -> None:
+    def __init__(self, context: Context, wanted: SpeechRequest, encoding: Encoder, tempo: Tempo | None, principal_id: str) -> None:
         self._context, self._wanted, self._encoding, self._tempo = context, wanted, encoding, tempo
+        self._principal_id = principal_id
         self._handle: Handle | None = None
         self._begun = monotonic()
+        self._first: float | None = None  # when its first bytes went out
+        self._seconds = 0.0  # of audio that has been encoded
 
     async def first(self) -> NpF32["F"] | None:
         """The first piece, so that what goes wrong before any sound is an HTTP error; one failure is made good by another try."""
@@ -127,6 +138,7 @@ class _Work:
             if isinstance(failure, VoiceGone):
                 raise HttpError(404, "VOICE_NOT_FOUND", str(failure))
             log.error("an utterance failed", exc_info=failure)
+        self._tell(500, "error")
         if isinstance(handle.failure, OutOfMemory):
             raise HttpError(503, "GPU_OUT_OF_MEMORY", "the device ran out of memory; try again", 2000)
         raise HttpError(500, "SYNTHESIS_ERROR", "failed to generate audio; the server's log says more")
@@ -136,25 +148,52 @@ class _Work:
         handle = self._handle
         assert handle is not None
         ended = self._context.streams[handle] = asyncio.get_running_loop().create_future()
+        reason = "client_left"  # unless we come to an end of ours
         try:
             while piece is not None:
                 sound = piece if self._tempo is None else await asyncio.to_thread(self._tempo.write, piece)
-                self._context.metrics.audio.inc(len(sound) / self._context.engine.sample_rate)
+                seconds = len(sound) / self._context.engine.sample_rate
+                self._seconds += seconds
+                self._context.metrics.audio.inc(seconds)
                 if data := await asyncio.to_thread(self._encoding.write, sound):
+                    self._first = self._first or monotonic()
                     yield data
                 piece = await self._next(handle)
             if handle.failure is not None:
+                reason = "error"
                 raise handle.failure
             if handle.finish_reason == "cancelled":
+                reason = "cancelled"
                 raise ConnectionAbortedError("the server goes down")
             if self._tempo is not None:
                 yield await asyncio.to_thread(self._encoding.write, await asyncio.to_thread(self._tempo.finish))
             yield await asyncio.to_thread(self._encoding.finish)
-            self._context.metrics.utterances.labels(handle.finish_reason or "eos").inc()
+            reason = handle.finish_reason or "eos"
+            self._context.metrics.utterances.labels(reason).inc()
+        except (TimeoutError, FloatingPointError):
+            reason = "error"
+            raise
         finally:
+            self._tell(200, reason)
             handle.cancel()
             del self._context.streams[handle]
             ended.set_result(None)
+
+    def _tell(self, status: int, reason: str) -> None:
+        """One line of the log, with what an utterance of a session has, too."""
+        voice, settings = self._wanted.voice, self._context.settings
+        fields: dict[str, object] = {
+            "route": SPEECH,
+            "principal": shorten(self._principal_id),
+            "voice": shorten(voice.id if isinstance(voice, StoredVoice) else voice),
+            "characters": len(self._wanted.text),
+            "audio_ms": round(1000 * self._seconds),
+            "ttfa_ms": None if self._first is None else round(1000 * (self._first - self._begun)),
+            "status": status,
+            "finish_reason": reason,
+            "text": self._wanted.text if settings.log_texts else None,
+        }
+        self._context.access.spoke(fields, complete=reason in ("eos", "length"))
 
     async def _next(self, handle: Handle) -> NpF32["F"] | None:
         try:

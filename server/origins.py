@@ -11,7 +11,7 @@ from typing import NamedTuple, Protocol
 from urllib.parse import urlsplit
 
 from qwen3_jax.messages import shorten
-from server.crowd import is_loopback
+from server.address import is_loopback
 from server.settings import Settings
 
 LOCAL_ENDS = (".local", ".internal", ".lan", ".home.arpa")  # nobody can own such a name on the Internet
@@ -104,7 +104,7 @@ def origin_allowed(settings: Settings, origin: str | None, host: str) -> bool:
         return False
     if parts.netloc.lower() == host.lower():
         return True
-    return settings.proxies == 0 and is_loopback(name) and is_loopback(hostname(host) or "")
+    return settings.proxies == 0 and is_loopback(name) and is_loopback(hostname(host))
 
 
 def preflight(headers: Headers) -> dict[str, str]:

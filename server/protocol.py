@@ -13,6 +13,7 @@ from qwen3_jax.messages import shorten
 from qwen3_jax.sampling import LEAST_TOP_P, TEMPERATURES
 from qwen3_jax.text.languages import language_name
 
+SPEAK = "/api/v1/speak"  # the route
 LANGUAGES = ("English", "Japanese", "Chinese", "Korean", "German", "French", "Russian", "Portuguese", "Spanish", "Italian")
 ENCODINGS, TRANSPORTS = ("pcm16", "pcm32f"), ("binary", "json")
 SAMPLE_RATES = (8000, 16000, 22050, 24000, 44100, 48000)

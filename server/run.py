@@ -2,16 +2,24 @@
 
 import asyncio
 import logging
+import os
+import sys
+import threading
+from time import monotonic
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from qwen3_jax.hub import described
-from server import logs
+from qwen3_jax.messages import shorten
+from server import logs, signals
+from server.address import listen
 from server.app import create_app
+from server.environment import odd_variables
 from server.settings import Settings
 from server.transport import serve
 
+LEAVE_SECONDS = 0.5  # for threads, once every client has been told
 log = logging.getLogger("server")
 
 
@@ -27,26 +35,55 @@ def settings_of(**chosen: object) -> Settings:
         raise ValueError("; ".join(_said(one) for one in error.errors(include_url=False))) from error
 
 
+def begin(**chosen: object) -> Settings:
+    """The settings, with the log as they say; the log tells of them, and of variables that are none. Errors as in ``settings_of``."""
+    settings = settings_of(**chosen)
+    logs.configure(settings.log_format)
+    for line in odd_variables(os.environ):
+        log.warning("%s", line)
+    log.info("settings: %s", settings.changed() or "all as by default")
+    return settings
+
+
 def _said(error: ErrorDetails) -> str:
-    place, value, message = error["loc"], error["input"], error["msg"]
+    place, value, message = error["loc"], error["input"], error["msg"].removeprefix("Value error, ")
     if not place:
         return str(message)
     name = "_".join(map(str, place)).upper()
-    return f"{name if name.startswith(('TTS_', 'SUPABASE_')) else f'TTS_{name}'} = {value!r}: {message}"
+    return f"{name if name.startswith(('TTS_', 'SUPABASE_')) else f'TTS_{name}'} = {shorten(repr(value))}: {message}"
 
 
 def main(**chosen: object) -> None:
-    """Serve until SIGTERM or SIGINT.
+    """Serve until SIGTERM, SIGINT or SIGHUP.
 
     Args:
         chosen: settings that come before those of the environment.
 
     Raises:
         ValueError, FileNotFoundError: a setting, a voice or a checkpoint that cannot be used.
+        OSError: the address cannot be listened on.
     """
-    settings = settings_of(**chosen)
-    logs.configure(settings.log_format)
-    app = create_app(settings)
-    log.info("http://%s:%d\n%s", settings.host, settings.port, settings.table())
-    log.info("model %s", described(settings.model_id))
-    asyncio.run(serve(app, settings))
+    signals.while_starting()
+    settings = begin(**chosen)
+    with listen(settings.host, settings.port) as listener:
+        app = create_app(settings)
+        log.info("loading model %s", described(settings.model_id))
+        asyncio.run(serve(app, settings, listener=listener))
+    _leave()
+
+
+def _leave() -> None:
+    """Give threads a moment to end; what is still at work then ends with the process."""
+    end = monotonic() + LEAVE_SECONDS
+    working = [thread for thread in threading.enumerate() if thread is not threading.main_thread() and not thread.daemon]
+    for thread in working:
+        thread.join(max(0.0, end - monotonic()))
+    if any(thread.is_alive() for thread in working):
+        log.info("a thread is still at work, compiling perhaps: leaving without it")
+        if "jax" in sys.modules:  # else nothing has been compiled, and importing it would take a second
+            from qwen3_jax.compilation import drop_unfinished
+
+            drop_unfinished()
+        logging.shutdown()
+        sys.stdout.flush()
+        os._exit(0)  # a native compile cannot be interrupted, and Python would wait for its thread, a minute perhaps

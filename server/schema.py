@@ -89,7 +89,7 @@ def asyncapi() -> dict[str, Any]:
         "info": {"title": "Speech over a WebSocket", "version": qwen3_jax.__version__},
         "channels": {
             "speak": {
-                "address": "/api/v1/speak",
+                "address": protocol.SPEAK,
                 "description": "JSON text frames both ways; audio of the transport binary as binary frames of PCM",
                 "messages": {one.__name__: {"$ref": f"#/components/messages/{one.__name__}"} for one in (*CLIENT, *SERVER)},
             }

@@ -1,4 +1,4 @@
-"""The environment (``TTS_*``) -> one frozen Settings. Every setting is listed in the README."""
+"""The environment (``TTS_*``) -> one frozen Settings. What is said of each setting here is also the help and docs/settings.md."""
 
 import re
 from pathlib import Path
@@ -8,11 +8,13 @@ from pydantic import AliasChoices, Field, SecretStr, field_validator, model_vali
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from qwen3_jax.hub import EMBEDDED
+from server.address import check_host, is_loopback
 
 Seconds = Annotated[float, Field(gt=0, le=3600)]
 Count = Annotated[int, Field(ge=1)]
 Names = Annotated[tuple[str, ...], NoDecode]  # from the environment: separated by commas
-LOOPBACK = ("127.0.0.1", "::1", "localhost")
+SERVICE_LINK = re.compile(r"(tcp|udp|sctp)://", re.I)  # TTS_PORT as Kubernetes sets it for a Service called tts
+LONG = ("jwt_public_key", "jwt_rsa_public_key")  # not secret
 
 
 def _alias(name: str, *others: str) -> Any:
@@ -22,70 +24,148 @@ def _alias(name: str, *others: str) -> Any:
 class Settings(BaseSettings):
     """What an operator can choose; ``TTS_PORT=9000`` sets ``port``."""
 
-    model_config = SettingsConfigDict(env_prefix="TTS_", frozen=True, extra="forbid", env_ignore_empty=True, protected_namespaces=())
+    model_config = SettingsConfigDict(
+        env_prefix="TTS_",
+        frozen=True,
+        extra="forbid",
+        env_ignore_empty=True,
+        protected_namespaces=(),
+        use_attribute_docstrings=True,
+    )
 
     engine: Literal["qwen3", "chatterbox"] = "qwen3"
-    model_id: str = EMBEDDED  # a folder, a hub id such as Qwen/Qwen3-TTS-12Hz-0.6B-Base, or the small voice that ships
-    device: str | None = None  # cpu, cuda:0, ...; None: JAX's own choice
+    """Which engine speaks. `chatterbox` needs the extra of that name."""
+    model_id: str = EMBEDDED
+    """A folder, a hub id such as `Qwen/Qwen3-TTS-12Hz-0.6B-Base`, or `embedded`, the small voice that ships."""
+    device: str | None = None
+    """`cpu`, `gpu`, `tpu`, or one of several: `cuda:1`. Unset: JAX's choice."""
     dtype: Literal["float32", "bfloat16"] | None = None
-    slots: Annotated[int, Field(ge=1, le=256)] | None = None  # utterances spoken at a time; None: see server.engines.slots
-    columns: Annotated[int, Field(ge=64, le=32_768, multiple_of=64)] = 1024  # positions of a slot: prompt, and a frame each
-    load: Literal["start", "lazy"] = "start"  # lazy: at the first utterance that an authorised client asks for
-    warmup: Literal["all", "first"] = "all"  # compiled before readyz: every program, or what the default voice's first words need
+    """Of the talker and the predictor. Unset: float32 on a CPU, else bfloat16."""
+    slots: Annotated[int, Field(ge=1, le=256)] | None = None
+    """Utterances spoken at a time, in one batch; more wait. Unset: 16; on a CPU as many of 10 as it can speak without gaps (timed at the
+    first start), or 4 of a large model; in each case fewer if the memory ends."""
+    columns: Annotated[int, Field(ge=64, le=32_768, multiple_of=64)] = 1024
+    """Length of a slot in tokens: the prompt plus one for each 80 ms. Memory use is logged at start."""
+    load: Literal["start", "lazy"] = "start"
+    """When the model is loaded: at `start`, or (`lazy`) at the first utterance that an authorised client asks for."""
+    warmup: Literal["all", "first"] = "all"
+    """Which programs are compiled before `/readyz` answers 200: `all`, or `first`, those for the default voice's first words."""
 
-    voices_dir: str | Path | None = None  # a folder, or a bucket that fsspec knows: s3://bucket/voices; None: ./voices if it exists
-    shipped_voices: bool = True  # the voices of the package are there too, below those of the folder and of the user
+    voices_dir: str | Path | None = None
+    """A folder of voices, or a bucket that fsspec knows (`s3://bucket/voices`), above the user's; uploads go there.
+    Unset: `./voices` if it exists; else uploads go to the user's folder."""
+    shipped_voices: bool = True
+    """Whether the voices that ship are there too, below all others. They are only read."""
     default_voice: str = "makima"
+    """The voice of a client that names none. If it is not there: the first one."""
     default_language: str = "English"
-    normalize: bool | None = None  # numbers, dates, Markdown, SSML and the like are read as words (English); default: the model's
-    voice_cache: Count = 32  # voices kept ready in memory
+    """The language of a client that names none."""
+    normalize: bool | None = None
+    """Whether numbers, dates, abbreviations, Markdown and SSML are read as English words. Unset: the model's choice (`embedded` does)."""
+    voice_cache: Count = 32
+    """Voices kept ready in memory."""
+    voice_aliases: Annotated[dict[str, str], NoDecode] = {}
+    """Other names of voices: `alloy=makima,nova=anna`. OpenAI's names without an alias are the default voice."""
 
     host: str = "127.0.0.1"
+    """The name or address of this machine to listen on; `0.0.0.0` or `::` for all. Other than loopback needs a key, or `TTS_AUTH=off`."""
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
-    grace: Seconds = 20.0  # after SIGTERM, for speech under way
-    lead: Seconds = 1.0  # audio is sent at most so far ahead of real time
+    """The TCP port; 0 takes a free one, which the log names."""
+    proxies: Annotated[int, Field(ge=0, le=10)] = 0
+    """Trusted proxies in front, whose `X-Forwarded-For` is believed."""
+
     max_sessions: Count = 100
+    """WebSocket sessions in all; more are closed with 1013."""
+    max_queue: Count = 200
+    """Utterances of all sessions that wait; more are refused."""
+    max_waiting: Count = 8
+    """Utterances of one session, the spoken one included."""
     max_text_chars: Annotated[int, Field(ge=1, le=100_000)] = 2000
+    """Characters of one utterance, in NFC, with at most 30 combining marks in a row."""
     max_message_bytes: Annotated[int, Field(ge=1024)] = 64 * 1024
-    max_waiting: Count = 8  # utterances of one session, the spoken one included
-    max_queue: Count = 200  # utterances of all sessions
-    max_inbound: Count = 32  # messages read from a socket but not yet looked at
-    max_buffer_ms: Annotated[int, Field(ge=100)] = 30_000  # audio made but not yet sent, of one utterance
+    """Bytes of a WebSocket message; a larger one closes with 1009. A JSON body may have 12 bytes more for each character of
+    the longest text; a larger one gets 413."""
     max_upload_bytes: Annotated[int, Field(ge=1024)] = 10 * 1024 * 1024
-    max_connections: Count = 500  # TCP; a quarter of them from one address, three quarters from this machine
-    max_unauthorized: Count = 40  # WebSockets without a valid token yet, besides max_sessions; shares as of connections
+    """Bytes of an uploaded recording; a larger one gets 413."""
+    max_connections: Count = 500
+    """TCP connections: a quarter of them from one address, three quarters from this machine. More are answered with 503."""
+    max_unauthorized: Count = 40
+    """WebSockets without a valid token yet, besides `TTS_MAX_SESSIONS`; shares of an address as of connections."""
+    max_inbound: Count = 32
+    """Messages read from a socket and not yet looked at; then the client has to wait."""
+    max_buffer_ms: Annotated[int, Field(ge=100)] = 30_000
+    """Milliseconds of audio of one utterance that are made and not yet sent; then the slot waits."""
+    lead: Seconds = 1.0
+    """Seconds that audio is sent ahead of real time, at most (WebSocket)."""
+    limit_sessions: Count = 20
+    """Sessions of one principal at once."""
+    limit_connects: Count = 120
+    """Connects of one principal, or of one address, a minute."""
+    limit_utterances: Count = 240
+    """Utterances of one principal a minute."""
+    limit_characters: Count = 60_000
+    """Characters of one principal a minute."""
+    limit_uploads: Count = 20
+    """Uploads of one principal an hour."""
 
-    turn_timeout: Seconds = 60.0  # waiting while others speak
-    chunk_timeout: Seconds = 300.0  # one piece of audio; the first may include compiling
-    text_timeout: Seconds = 30.0  # an utterance whose text comes in pieces, and no more comes
-    send_timeout: Seconds = 10.0  # a client that does not read
-    start_timeout: Seconds = 60.0  # from connecting to the first start or speak
-    idle_timeout: Seconds = 300.0  # neither speech nor messages
-    auth_timeout: Seconds = 10.0  # from connecting to a valid token
+    turn_timeout: Seconds = 60.0
+    """Seconds that an utterance waits while others speak."""
+    chunk_timeout: Seconds = 300.0
+    """Seconds for one piece of audio; the first may include compiling."""
+    text_timeout: Seconds = 30.0
+    """Seconds that an utterance whose text comes in pieces waits for more of it."""
+    send_timeout: Seconds = 10.0
+    """Seconds for a client to read a message."""
+    start_timeout: Seconds = 60.0
+    """Seconds from connecting to the first `start` or `speak`; then closed with 4408."""
+    idle_timeout: Seconds = 300.0
+    """Seconds of a session with neither speech nor messages; then closed with 4408."""
+    auth_timeout: Seconds = 10.0
+    """Seconds from connecting to a valid token; then closed with 4408."""
+    grace: Seconds = 20.0
+    """Seconds after SIGTERM, SIGINT or SIGHUP for speech under way."""
 
-    proxies: Annotated[int, Field(ge=0, le=10)] = 0  # trusted ones in front, whose X-Forwarded-For is believed
-    auth: Literal["auto", "off"] = "auto"  # auto: on as soon as there is any key below; without one, only loopback is served
-    api_keys: Path | None = None  # lines of name:sha256, made by python -m server key NAME
-    jwt_secret: SecretStr | None = None  # HS256
-    jwt_public_key: Annotated[str | None, _alias("jwt_public_key", "SUPABASE_JWT_PUBLIC_KEY")] = None  # PEM or its file: ES256
-    jwt_rsa_public_key: Annotated[str | None, _alias("jwt_rsa_public_key", "SUPABASE_JWT_RSA_PUBLIC_KEY")] = None  # the same: RS256
-    jwks: str | None = None  # a JWKS file, or its https address; RS256 and ES256
-    supabase_url: Annotated[str | None, _alias("supabase_url", "SUPABASE_URL")] = None  # stands for its JWKS and its issuer
+    auth: Literal["auto", "off"] = "auto"
+    """`auto`: clients need a token as soon as there is any key below; without one, only this machine is served. `off`: everybody is."""
+    api_keys: Path | None = None
+    """File of `name:sha256` lines, made by `python -m server key NAME`."""
+    jwt_secret: SecretStr | None = None
+    """The secret of HS256 tokens."""
+    jwt_public_key: Annotated[str | None, _alias("jwt_public_key", "SUPABASE_JWT_PUBLIC_KEY")] = None
+    """The public key of ES256 tokens: PEM, or its file."""
+    jwt_rsa_public_key: Annotated[str | None, _alias("jwt_rsa_public_key", "SUPABASE_JWT_RSA_PUBLIC_KEY")] = None
+    """The public key of RS256 tokens: PEM, or its file."""
+    jwks: str | None = None
+    """A JWKS file, or its https address, for RS256 and ES256."""
+    supabase_url: Annotated[str | None, _alias("supabase_url", "SUPABASE_URL")] = None
+    """A Supabase project; stands for its JWKS, issuer and audience."""
     jwt_audience: str | None = None
+    """The audience that tokens must have. Unset: any."""
     jwt_issuer: str | None = None
-    allowed_origins: Names = ()  # of browsers, besides the server's own; * is any part of a name
-    allowed_hosts: Names = ()  # names that clients may call the server by, besides its own; see docs/security.md
+    """The issuer that tokens must have. Unset: any."""
+    allowed_origins: Names = ()
+    """Origins whose browser pages may ask, besides the server's own, separated by commas: `https://app.example`.
+    `*` is any part of a name."""
+    allowed_hosts: Names = ()
+    """Names that clients may call the server by, besides its own, separated by commas: `tts.example`.
+    [security.md](security.md) says when that is needed."""
 
-    limit_sessions: Count = 20  # of one principal at once
-    limit_connects: Count = 120  # a minute
-    limit_utterances: Count = 240  # a minute
-    limit_characters: Count = 60_000  # a minute
-    limit_uploads: Count = 20  # an hour
-
-    metrics_open: bool = False  # /metrics without a token, where auth is on
     log_format: Literal["text", "json"] = "text"
-    log_texts: bool = False  # what users say, in the log
-    voice_aliases: Annotated[dict[str, str], NoDecode] = {}  # alloy=makima,nova=anna; other names of OpenAI's are the default voice
+    """Lines of text, or of JSON, on stderr."""
+    log_texts: bool = False
+    """Whether texts that are spoken are logged."""
+    metrics_open: bool = False
+    """Whether `/metrics` answers without a token, where clients need one."""
+
+    @field_validator("port", mode="before")
+    @classmethod
+    def _no_service_link(cls, value: object) -> object:
+        return cls.model_fields["port"].default if isinstance(value, str) and SERVICE_LINK.match(value) else value
+
+    @field_validator("host")
+    @classmethod
+    def _plain(cls, value: str) -> str:
+        return check_host(value)
 
     @field_validator("allowed_origins", "allowed_hosts", mode="before")
     @classmethod
@@ -122,7 +202,7 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _closed(self) -> "Settings":
-        if self.auth == "auto" and not self.auth_required and self.host not in LOOPBACK:
+        if self.auth == "auto" and not self.auth_required and not is_loopback(self.host):
             raise ValueError(
                 f"host {self.host} can be reached from other machines and there is no key: set TTS_API_KEYS, TTS_JWT_SECRET, "
                 "TTS_JWT_PUBLIC_KEY, TTS_JWT_RSA_PUBLIC_KEY or TTS_JWKS, or TTS_AUTH=off if that is meant"
@@ -140,9 +220,18 @@ class Settings(BaseSettings):
         """Of a body of JSON: as much as a message, and room for the longest text with each character escaped (12 bytes)."""
         return self.max_message_bytes + 12 * self.max_text_chars
 
-    def table(self) -> str:
-        """What is in force, a line each, with secrets masked."""
-        shown = {name: getattr(self, name) for name in type(self).model_fields}
-        secret = ("jwt_public_key", "jwt_rsa_public_key")  # not secret, but long
-        lines = [f"TTS_{name.upper():22} {'(set)' if name in secret and value else value}" for name, value in shown.items()]
-        return "\n".join(lines)
+    def changed(self) -> str:
+        """The settings that differ from their defaults, as the environment spells them, on one line; secrets are masked."""
+        values = {name: getattr(self, name) for name, field in type(self).model_fields.items() if getattr(self, name) != field.default}
+        return " ".join(f"TTS_{name.upper()}={'(set)' if name in LONG else spelled(value)}" for name, value in values.items())
+
+
+def spelled(value: object) -> str:
+    """A setting's value as the environment has it; in an address, users, passwords and the query are masked."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, dict):
+        value = ",".join(f"{name}={other}" for name, other in value.items())
+    elif isinstance(value, tuple):
+        value = ",".join(value)
+    return re.sub(r"(://[^?]*\?).*", r"\1***", re.sub(r"://[^/@]*@", "://***@", str(value)))

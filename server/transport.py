@@ -7,10 +7,10 @@ with it; what follows an oversize message is still kept; 4 MB of audio are accep
 
 import asyncio
 import logging
-import signal
 import socket
 import weakref
 from collections.abc import Callable
+from time import monotonic
 from typing import Any
 
 from hypercorn import protocol as hypercorn_protocol
@@ -25,7 +25,9 @@ from hypercorn.typing import ASGIFramework, Scope, WebsocketScope
 from quart import Quart
 from quart.asgi import ASGIWebsocketConnection
 
-from server import frames, http1, upstream
+from server import BEGUN, frames, http1, signals, upstream
+from server.access import AccessLog
+from server.address import WILDCARDS, listen, url_of
 from server.connections import Connection, Connections, begin, here
 from server.context import Context
 from server.drain import drain
@@ -77,12 +79,14 @@ class _Connection(hypercorn_run.TCPServer):
 
 
 class QuietSockets(Config):
-    """Hypercorn's configuration with small send buffers, and the connections that are open."""
+    """Hypercorn's configuration with small send buffers, and the connections that are open; ``access`` hears of refused messages."""
 
     def __init__(self) -> None:
         super().__init__()
         self.counted: Connections | None = None
         self.connections: weakref.WeakSet[asyncio.StreamWriter] = weakref.WeakSet()
+        self.access: AccessLog | None = None
+        self._made: Sockets | None = None
 
     def cut(self) -> None:
         """Everybody has been told: what is still open would hold the end up for ever (Python 3.12.1 and later wait for it)."""
@@ -90,7 +94,10 @@ class QuietSockets(Config):
             writer.transport.abort()
 
     def create_sockets(self) -> Sockets:
-        made = super().create_sockets()
+        """The sockets of ``bind``, the same ones each time."""
+        if self._made is not None:
+            return self._made
+        made = self._made = super().create_sockets()
         for one in (*made.secure_sockets, *made.insecure_sockets):
             if one.family != socket.AF_UNIX:
                 one.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)  # inherited by what it accepts
@@ -141,37 +148,49 @@ def configuration(settings: Settings) -> QuietSockets:
     config.keep_alive_timeout = HEAD_SECONDS
     config.max_app_queue_size = QUEUE
     config.graceful_timeout = 2.0
-    config.loglevel = "WARNING"
+    config.errorlog = logging.getLogger("hypercorn.error")  # as ours is written, not in a format of its own
     config.include_server_header = False
     return config
 
 
 async def serve(
-    app: Quart, settings: Settings, *, stop: asyncio.Event | None = None, bound: Callable[[Config], None] | None = None
+    app: Quart,
+    settings: Settings,
+    *,
+    listener: socket.socket | None = None,
+    stop: asyncio.Event | None = None,
+    bound: Callable[[Config], None] | None = None,
 ) -> None:
-    """Serve until SIGTERM, SIGINT or ``stop``; then say goodbye to every session.
+    """Serve until a signal that ends the process (server.signals), or ``stop``; then say goodbye to every session.
 
     Args:
+        listener: a socket that listens, which is taken over. Default: one as the settings say.
+        stop: ends it in the place of signals.
         bound: called with the configuration just before serving starts; a test can put in a socket of its own.
 
     Raises:
         FileNotFoundError, ValueError: the model could not be loaded; whatever else made loading fail.
+        OSError: the address cannot be listened on; see server.address.
         RuntimeError: the engine died for good while it served, so that whoever watches the process starts it anew.
     """
     harden()
     config = configuration(settings)
     if bound is not None:
         bound(config)
+    else:
+        config.bind = [f"fd://{(listener or listen(settings.host, settings.port)).detach()}"]
+    made = config.create_sockets()
     context: Context = app.extensions["context"]
     counted = config.counted = Connections(
         settings.max_connections, settings.max_message_bytes, context.metrics, behind_proxy=settings.proxies > 0
     )
     context.metrics.watch("tts_connections", "Open TCP connections", lambda: len(counted))
+    config.access = context.access
     ended = stop or asyncio.Event()
     loop = asyncio.get_running_loop()
-    handled = (signal.SIGTERM, signal.SIGINT) if stop is None else ()
-    for number in handled:
-        loop.add_signal_handler(number, ended.set)
+    if stop is None:
+        signals.while_serving(lambda: loop.call_soon_threadsafe(ended.set))
+    announcing = asyncio.create_task(_announce(context, made.insecure_sockets[0].getsockname()))
 
     died = False  # a closed engine has failed, too; what counts is how it was when the end came
 
@@ -191,13 +210,35 @@ async def serve(
         served = _Proxied(app, settings.proxies) if settings.proxies else app
         await hypercorn_serve(served, config, shutdown_trigger=until_the_end)
     finally:
-        for number in handled:
-            loop.remove_signal_handler(number)
+        if stop is None:
+            signals.while_ending()
+        announcing.cancel()
+        for one in made.insecure_sockets:
+            one.close()  # where serving did not even begin
     loaded = context.engine.loaded
     if loaded is not None and loaded.done() and not loaded.cancelled():
         loaded.result()
     if died:
         raise RuntimeError("the engine died and could not be restarted; the log says why")
+
+
+async def _announce(context: Context, name: Any) -> None:
+    """Log where the server is, once it can speak; or at once, where the model is loaded only when somebody speaks."""
+    fields: dict[str, object] = {"url": url_of(name), "on_every_address": True if name[0] in WILDCARDS else None}
+    if context.settings.load == "lazy":
+        log.info("listening; the model is loaded when a client speaks", extra={"fields": fields})
+    await context.loading.wait()
+    if context.engine.loaded is not None:
+        await asyncio.wait({context.engine.loaded})
+    if context.engine.is_ready:
+        fields = fields | {
+            "model": context.settings.model_id,
+            "voices": len(context.store.voices) if context.engine.presets is None else len(context.engine.presets),
+            "default_voice": context.default_voice(None),
+            "slots": context.engine.slots,
+            "seconds": round(monotonic() - BEGUN, 1),
+        }
+        log.info("ready", extra={"fields": fields})
 
 
 async def _failure(context: Context) -> None:

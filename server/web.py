@@ -1,24 +1,21 @@
 """What all HTTP routes share: who asks, which browser origins may, and errors as JSON."""
 
-import logging
 from collections.abc import Awaitable, Callable
 from functools import wraps
 from typing import Any
 
-from quart import Quart, Response, ResponseReturnValue, jsonify, request, websocket
+from quart import Quart, Request, Response, ResponseReturnValue, g, jsonify, request, websocket
 from werkzeug.exceptions import HTTPException
 
 from qwen3_jax.messages import shorten
+from server.access import EXPLAINED
 from server.auth import Principal, Unauthorized
 from server.connections import here
 from server.context import Context
 from server.limits import Limited
 from server.origins import EXPOSED, Refusal, page_of, preflight, refusal
-from server.protocol import MOST_SAID
+from server.protocol import MOST_SAID, SPEAK
 from server.settings import Settings
-
-MOST_LOGGED = 100  # hosts and origins that were refused
-log = logging.getLogger(__name__)
 
 
 class HttpError(Exception):
@@ -33,6 +30,11 @@ def token_of(headers: Any, query: Any) -> str | None:
     """The token of a request: the Authorization header's, or for browsers' WebSockets the query's."""
     kind, _, token = headers.get("Authorization", "").partition(" ")
     return token.strip() if kind.lower() == "bearer" else query.get("token")
+
+
+def route_of(asked: Request) -> str:
+    """The route as it was declared, without what a client put into it; ``other`` where there is none."""
+    return asked.url_rule.rule if asked.url_rule is not None else "other"
 
 
 def address_of(client: Any) -> str:
@@ -58,7 +60,9 @@ def authenticated(context: Context) -> Callable[[Callable[..., Awaitable[Any]]],
     def wrap(route: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
         @wraps(route)
         async def asked(**values: Any) -> Any:
-            return await route(await principal_of(context), **values)
+            principal = await principal_of(context)
+            g.principal_id = principal.id  # for the log
+            return await route(principal, **values)
 
         return asked
 
@@ -76,19 +80,11 @@ def _refusal(settings: Settings, asked: Any) -> Refusal | None:
 
 def install(app: Quart, context: Context) -> None:
     """Hosts, origins and errors, for every route."""
-    settings, logged = context.settings, set[str]()
-
-    def told(why: Refusal) -> Refusal:
-        """Once in the log, for a page cannot show its user what it is told."""
-        if why.message not in logged and len(logged) < MOST_LOGGED:
-            logged.add(why.message)
-            log.warning("refused: %s", why.message)
-        return why
+    settings = context.settings
 
     @app.before_request
     async def check_request() -> ResponseReturnValue | None:
         if (why := _refusal(settings, request)) is not None:
-            told(why)
             raise HttpError(403, *why)
         if request.method == "OPTIONS" and "Origin" in request.headers and "Access-Control-Request-Method" in request.headers:
             return Response(status=204, headers=preflight(request.headers))
@@ -97,7 +93,11 @@ def install(app: Quart, context: Context) -> None:
     @app.before_websocket
     async def check_handshake() -> ResponseReturnValue | None:
         why = _refusal(settings, websocket)
-        return None if why is None else answer(403, *told(why))
+        if why is None:
+            return None
+        address, origin = address_of(websocket.scope.get("client")), websocket.headers.get("Origin")
+        context.access.refused(route=SPEAK, status=403, reason=why.code, address=address, why=why.message, origin=origin)
+        return answer(403, *why)
 
     @app.after_request
     async def tell_browsers(response: Response) -> Response:
@@ -111,18 +111,36 @@ def install(app: Quart, context: Context) -> None:
         headers["X-Content-Type-Options"] = "nosniff"
         return response
 
+    def noted(status: int, reason: str, why: str) -> None:
+        """For the log: a refusal, and not a fault of ours."""
+        if status < 500 or status in EXPLAINED:
+            context.access.refused(
+                route=route_of(request),
+                status=status,
+                reason=reason,
+                address=address_of(request.scope.get("client")),
+                principal=g.get("principal_id"),
+                method=request.method,
+                path=request.path,
+                origin=request.headers.get("Origin") if status == 403 else None,
+                why=why if status in EXPLAINED else "",
+            )
+
     @app.errorhandler(HttpError)
     async def failed_with(error: HttpError) -> ResponseReturnValue:
+        noted(error.status, error.code, str(error))
         return answer(error.status, error.code, str(error), error.retry_after_ms)
 
     @app.errorhandler(Limited)
     async def limited(error: Limited) -> ResponseReturnValue:
+        noted(429, "RATE_LIMITED", str(error))
         return answer(429, "RATE_LIMITED", str(error), error.retry_after_ms)
 
     @app.errorhandler(HTTPException)
     async def http(error: HTTPException) -> ResponseReturnValue:
-        status = error.code or 500
-        response = answer(status, error.name.upper().replace(" ", "_"), error.description or error.name)
+        status, reason = error.code or 500, error.name.upper().replace(" ", "_")
+        noted(status, reason, error.description or "")
+        response = answer(status, reason, error.description or error.name)
         if status == 405 and (allowed := getattr(error, "valid_methods", None)):
             response.headers["Allow"] = ", ".join(sorted(allowed))
         return response

@@ -25,11 +25,12 @@ from server.crowd import Full
 from server.limits import Limited, Overloaded
 from server.logs import session_id
 from server.machine import Machine, Refusal, State, Utterance
-from server.protocol import Cancel, Close, Flush, Speak, Start
+from server.protocol import SPEAK, Cancel, Close, Flush, Speak, Start
 from server.speaker import Configuration, Speaker, Turn
 from server.voices.store import StoredVoice
 
 UNKNOWN = "too many clients have not said who they are: connect again, with a token in the handshake or in start at once"
+TURNED_AWAY = ("UNAUTHORIZED", "RATE_LIMITED", "MODEL_LOADING")  # errors that are refusals: not of a text, but of who asks, or now
 log = logging.getLogger(__name__)
 
 
@@ -165,8 +166,16 @@ class Session:
 
     async def _leave(self, last: protocol.ServerMessage, code: Close) -> None:
         self.machine.stop()
+        if isinstance(last, protocol.Error):
+            self._note(last.code, last.message, int(code))
         await self._out.send(last)
         await self._out.close(code)
+
+    def _note(self, reason: str, why: str, status: int | str = "-") -> None:
+        """For the log, if that is a refusal; a client that never said who it is has been refused, too."""
+        if reason in TURNED_AWAY or (reason == "TIMEOUT" and self._principal is None):
+            principal = None if self._principal is None else self._principal.id
+            self._context.access.refused(route=SPEAK, status=status, reason=reason, address=self._address, why=why, principal=principal)
 
     async def _admit(self) -> None:
         """Count the connection. Raises Ended where that is one too many, or its token no good."""
@@ -230,9 +239,11 @@ class Session:
                 raise Ended(Close.NORMAL, protocol.Stopped(reason=message.reason))
         except Refusal as error:
             self._speaker.wake()  # an open text that turned out empty has ended
+            self._note(error.code, str(error))
             await self._out.send(protocol.error(error.code, str(error), error.request_id, retry_after_ms=error.retry_after_ms))
         except Limited as error:
             request_id = getattr(message, "request_id", None)
+            self._note("RATE_LIMITED", str(error))
             await self._out.send(protocol.error("RATE_LIMITED", str(error), request_id, retry_after_ms=error.retry_after_ms))
 
     async def _next_frame(self) -> str | bytes | None:

@@ -77,6 +77,7 @@ class FakeEngine:
         return sum(not handle.over for handle in self.handles)
 
     runaways, restarts, not_finite = 2, 1, 3
+    slots = 10
 
     def load(self) -> "asyncio.Future[None]":
         if self.loaded is None:

@@ -88,20 +88,21 @@ LAYERS = [
         "convert",
         "convert.golden",
         "server",
+        "server.address",
         "server.admission",
-        "server.crowd",
         "server.upstream",
-        "server.settings",
+        "server.signals",
         "server.protocol",
         "server.logs",
         "server.metrics",
         "server.audio_out",
         "server.encode",
     },
-    {"convert.verify", "server.machine", "server.auth", "server.voices", "server.engines", "server.connections", "server.origins"},
+    {"convert.verify", "server.crowd", "server.access", "server.machine", "server.settings", "server.voices", "server.engines"},
+    {"server.auth", "server.environment", "server.reference", "server.connections", "server.origins"},
     {"convert.__main__", "server.limits", "server.http1", "server.frames", "server.voices.cache", "server.voices.checks"},
     {"server.voices.store"},
-    {"server.engines.base", "server.voices.command"},
+    {"server.engines.base", "server.engines.kept", "server.voices.command"},
     {"server.engines.handle", "server.engines.prompts", "server.engines.qwen3_cloner", "server.engines.slots"},
     {"server.engines.thread", "server.engines.qwen3"},
     {"server.engines.chatterbox"},
@@ -122,7 +123,7 @@ RANK = {module: rank for rank, row in enumerate(LAYERS) for module in row}
 # (importer, imported): why it may go up all the same
 EXCEPTIONS = {
     ("qwen3_jax.checkpoint", "qwen3_jax"): "only __version__, inside the function that writes it into a checkpoint",
-    **{("server", f"server.{name}"): "when hypercorn's command line calls it" for name in ("app", "logs", "run", "transport")},
+    **{("server", f"server.{name}"): "when hypercorn's command line calls it" for name in ("app", "run", "transport")},
 }
 PACKAGES = ("qwen3_jax", "server", "convert")
 

@@ -90,12 +90,16 @@ async def test_underruns_are_counted(voices: Path, clock: Clock) -> None:
 def test_settings_come_from_the_environment_and_are_shown_without_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TTS_VOICE_ALIASES", "alloy=makima, nova=anna")
     monkeypatch.setenv("TTS_JWT_SECRET", "not to be shown")
+    monkeypatch.setenv("TTS_JWKS", "https://user:secret@a.example/keys?key=secret")
+    monkeypatch.setenv("TTS_ALLOWED_ORIGINS", "https://a.example, https://b.example")
     monkeypatch.setenv("TTS_PORT", "9000")
     chosen = settings_of(host=None, model_id="here")
     assert (chosen.port, chosen.model_id, chosen.voice_aliases) == (9000, "here", {"alloy": "makima", "nova": "anna"})
-    table = chosen.table()
-    assert "not to be shown" not in table
-    assert len(table.splitlines()) == len(Settings.model_fields)
+    assert chosen.changed() == (
+        "TTS_MODEL_ID=here TTS_VOICE_ALIASES=alloy=makima,nova=anna TTS_PORT=9000 TTS_JWT_SECRET=********** "
+        "TTS_JWKS=https://***@a.example/keys?*** TTS_ALLOWED_ORIGINS=https://a.example,https://b.example"
+    )
+    assert Settings(jwt_secret=None, jwks=None, voice_aliases={}, allowed_origins=(), port=8000).changed() == ""
     monkeypatch.setenv("TTS_PORT", "no")
     with pytest.raises(ValueError, match=r"^TTS_PORT = 'no': "):
         settings_of()

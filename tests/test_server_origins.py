@@ -241,7 +241,7 @@ async def test_who_is_refused_is_told_the_setting_and_so_is_the_log_once(
         with pytest.raises(InvalidStatus) as refused:
             await connect(server.url, origin=origin)
         assert said.encode() in (refused.value.response.body or b"")
-    assert [said in record.message for record in caplog.records if record.name == "server.web"] == [True]
+    assert [said in str(vars(record)["fields"]["why"]) for record in caplog.records if record.message == "refused"] == [True]
 
 
 async def test_a_preflight_is_answered_with_what_it_asks_for(voices: Path) -> None:

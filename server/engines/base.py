@@ -93,6 +93,10 @@ class TtsEngine(Protocol):
         """Voices of the model's own, if it speaks in those; None if it clones. Empty if it takes no voice."""
 
     @property
+    def slots(self) -> int:
+        """Utterances that can be spoken at a time, once it is loaded."""
+
+    @property
     def queued(self) -> int:
         """Utterances that wait for their turn."""
 

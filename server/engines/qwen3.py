@@ -211,6 +211,10 @@ class Qwen3Engine:
         return self._service.tts.speakers
 
     @property
+    def slots(self) -> int:
+        return 0 if self._service is None else self._service.engine.stats().slots
+
+    @property
     def queued(self) -> int:
         coming = sum(handle.utterance is None for handle in self._handles)
         return coming if self._service is None else coming + self._service.engine.stats().waiting
@@ -410,7 +414,8 @@ def load(settings: Settings) -> SpeechService:
     """The configured checkpoint as a service; errors as in ``Qwen3TTS.from_pretrained`` and ``SpeechService``."""
     tts = load_for(settings.model_id, rows=settings.slots, device=settings.device, dtype=settings.dtype)
     tts.prepared_voices = settings.voice_cache
-    slots = settings.slots or slots_for(tts.model, settings.columns)
+    slots = settings.slots or slots_for(tts.model, settings.columns, tts.fingerprint)
+    log.info("preparing %d slots: programs that this machine has not compiled yet are compiled, and kept", slots)
     options = Options(
         buffer_ms=settings.max_buffer_ms,
         max_waiting=settings.max_queue + settings.max_sessions,  # the server counts first; sessions may each try once more

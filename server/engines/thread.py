@@ -109,6 +109,7 @@ class ThreadEngine:
         return None if self._model is None else self._model.presets
 
     runaways = restarts = not_finite = 0
+    slots = 1
 
     @property
     def queued(self) -> int:

@@ -1,0 +1,34 @@
+"""Variables called ``TTS_*`` that are no settings -> what the operator is told of them."""
+
+import difflib
+import re
+from collections.abc import Iterator, Mapping
+
+from qwen3_jax.messages import shorten
+from server.settings import SERVICE_LINK, Settings
+
+_KUBERNETES = re.compile(r"TTS_(\w+_)?(SERVICE_(HOST|PORT(_\w+)?)|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)")
+_PORT = re.compile(r"TTS_(\w+_)?PORT")
+_SECRET = re.compile(r"KEY|SECRET|TOKEN|PASS|JWT|AUTH|CRED")
+
+
+def odd_variables(environment: Mapping[str, str]) -> Iterator[str]:
+    """A line for each variable that is no setting, and one for all that Kubernetes sets for Services of that name."""
+    known = {f"TTS_{name.upper()}" for name in Settings.model_fields}
+    links = []
+    for variable, value in sorted(environment.items()):
+        name = variable.upper()  # settings are found whatever their case
+        if not name.startswith("TTS_") or not value:
+            continue
+        if (name not in known and _KUBERNETES.fullmatch(name)) or (_PORT.fullmatch(name) and SERVICE_LINK.match(value)):
+            links.append(name)
+        elif name not in known:
+            nearest = difflib.get_close_matches(name, known, 1)
+            advice = f"did you mean {nearest[0]}?" if nearest else "python -m server --help lists all"
+            given = variable if _SECRET.search(name) else f"{variable}={shorten(value)}"
+            yield f"{given}: no such setting; {advice}"
+    if links:
+        yield (
+            f"{shorten(', '.join(links))}: a Kubernetes Service whose name begins with tts has set what is no setting; it is ignored; "
+            "enableServiceLinks: false in the pod's spec keeps it away"
+        )
