@@ -46,7 +46,7 @@ class Newcomer:
 
     def run(self, *command: str, status: int = 0, folder: Path | None = None) -> tuple[str, str]:
         """stdout and stderr of a command of VENV that ends with ``status``."""
-        print("+", *command, flush=True)
+        print("+", *(part for part in command if "import " not in part), flush=True)
         began = time.monotonic()
         program = [str(self.bin / command[0]), *command[1:]]
         ended = subprocess.run(

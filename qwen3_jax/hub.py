@@ -48,8 +48,10 @@ def _download(name: str, revision: str | None, files: tuple[str, ...]) -> Path:
     from huggingface_hub import snapshot_download  # a third of a second, which a folder does not need
     from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
-    # the bases: the error class of whichever HTTP client the hub library uses
-    network = (OSError, *(base for base in HfHubHTTPError.__bases__ if issubclass(base, Exception)))
+    network: tuple[type[Exception], ...] = (
+        OSError,
+        *(base for base in HfHubHTTPError.__bases__ if issubclass(base, Exception)),
+    )  # the bases: the error class of whichever HTTP client the hub library uses
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=list(files)))
     except (RepositoryNotFoundError, RevisionNotFoundError) as error:

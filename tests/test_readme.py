@@ -63,7 +63,9 @@ def test_ci_runs_the_two_commands() -> None:
         assert re.search(pattern, command)
     assert "&& .venv/bin/python -m pytest" in test
     assert 'slow=".venv/bin/python -m pytest -m slow"' in script, "what is left out by default"
-    assert script.index('bash -c "$say"') < script.index("python3 .ci/wheel.py .venv") < script.index('bash -c "$test"'), "before dev is there"
+    assert script.index('bash -c "$say"') < script.index("python3 .ci/wheel.py .venv") < script.index('bash -c "$test"'), (
+        "before dev is there"
+    )
     assert (ROOT / ".github" / "workflows" / "ci.yml").read_text("utf-8").count("run: .ci/run") == 1
 
 
