@@ -1,9 +1,17 @@
-"""``python -m qwen3_jax``: the command line of cli.py, in large pages."""
+"""``qwen3-jax``, ``python -m qwen3_jax``: the command line of cli.py, in large pages."""
 
-from qwen3_jax.allocation import restart_with_large_pages
+import sys
+
+from qwen3_jax.allocation import KEEPING, TUNABLES, restart_with_large_pages
+
+
+def main(name: str = "qwen3-jax") -> None:
+    """Run the program that is installed as ``qwen3-jax``."""
+    restart_with_large_pages(KEEPING if sys.argv[1:2] == ["finetune"] else TUNABLES)
+    from qwen3_jax import cli  # after the restart: see restart_with_large_pages
+
+    cli.main(name)
+
 
 if __name__ == "__main__":
-    restart_with_large_pages()
-    from qwen3_jax.cli import main
-
-    main()
+    main("python -m qwen3_jax")

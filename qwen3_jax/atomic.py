@@ -1,7 +1,6 @@
 """Write a whole folder or nothing: work goes into a temporary sibling that is renamed when everything is on the disk."""
 
 import contextlib
-import fcntl
 import os
 import secrets
 import shutil
@@ -9,6 +8,13 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from qwen3_jax.extras import NotHere
+
+try:
+    import fcntl
+except ModuleNotFoundError as error:
+    raise NotHere("qwen3-jax runs on Linux and macOS, and this Python has no fcntl: on Windows, install it in WSL") from error
 
 
 @contextmanager

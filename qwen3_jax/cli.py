@@ -1,31 +1,30 @@
-"""``python -m qwen3_jax``: say, voices, info, convert, evaluate, serve. The program above the packages; nothing imports it.
+"""``qwen3-jax``, or ``python -m qwen3_jax``: the commands. The program above the packages; nothing but ``__main__`` imports it.
 
-What the user can put right is one line on stderr and exit status 2. ``convert`` and ``serve`` belong to packages that stand above
-this one and ``evaluate`` is asked for seldom, so they are imported inside their commands (tests/test_imports.py knows).
+What the user can put right is one line on stderr and exit status 2. Commands import what they need when they are given: ``--help`` and
+``--version`` need no JAX, ``serve``, ``finetune`` and ``evaluate`` need an extra, and what lies in other rooms has a program of its own.
 """
 
 import os
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import jax
-import numpy as np
 import typer
 from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 import qwen3_jax
-from qwen3_jax import Qwen3TTS, SpeechStream, Voice, audio, hub, model
-from qwen3_jax.mapping import PARTS, flatten
-from qwen3_jax.sound_files import check_name, write_sound
-from qwen3_jax.voice_choice import find_voice
-from qwen3_jax.voice_layers import VoiceLayers
+from qwen3_jax import hub
+from qwen3_jax.extras import needed
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from qwen3_jax import SpeechStream, Voice
 
 console, errors = Console(), Console(stderr=True)
-app = typer.Typer(no_args_is_help=True, add_completion=False, help="Qwen3-TTS in JAX: text to speech, streaming, cloning, serving.")
+app = typer.Typer(no_args_is_help=True, add_completion=False)
 
 ModelOption = Annotated[str, typer.Option("--model", envvar="TTS_MODEL_ID", help="A checkpoint's folder, a hub id, or embedded.")]
 DeviceOption = Annotated[str | None, typer.Option(envvar="TTS_DEVICE", help="cpu, gpu, tpu, or one of several: cuda:1.")]
@@ -40,6 +39,17 @@ ShippedOption = Annotated[
     bool, typer.Option("--shipped-voices/--no-shipped-voices", envvar="TTS_SHIPPED_VOICES", help="Whether those that ship are there.")
 ]
 Option = typer.Option
+
+
+def _version(given: bool) -> None:
+    if given:
+        console.print(f"qwen3-jax {qwen3_jax.__version__}", highlight=False)
+        raise typer.Exit
+
+
+@app.callback()
+def options(version: Annotated[bool, Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False) -> None:
+    """Qwen3-TTS in JAX: text to speech, streaming, cloning, serving."""
 
 
 @app.command()
@@ -72,6 +82,13 @@ def say(
     shipped_voices: ShippedOption = True,
 ) -> None:
     """Speak a text of any length into a file, or to stdout as it is made."""
+    import numpy as np
+
+    from qwen3_jax import Qwen3TTS
+    from qwen3_jax.sound_files import check_name, write_sound
+    from qwen3_jax.voice_choice import find_voice
+    from qwen3_jax.voice_layers import VoiceLayers
+
     if stream == (output is not None):
         raise ValueError("where to? give either -o FILE or --stream")
     if output is not None:
@@ -85,7 +102,7 @@ def say(
     with errors.status("loading the model"):
         tts = Qwen3TTS.from_pretrained(model, device=device, dtype=dtype)
     if reference:
-        speaker: Voice | str | None = tts.create_voice(reference, transcript, x_vector_only_mode=x_vector)
+        speaker: "Voice | str | None" = tts.create_voice(reference, transcript, x_vector_only_mode=x_vector)
     else:
         speaker = find_voice(tts, voice, layers, x_vector, tell)
     errors.print(f"model: {hub.described(model)}", highlight=False, soft_wrap=True)
@@ -111,8 +128,10 @@ def tell(line: str) -> None:
     errors.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
-def watched(pieces: SpeechStream) -> Iterator[np.ndarray]:
+def watched(pieces: "SpeechStream") -> "Iterator[np.ndarray]":
     """The pieces, with the seconds spoken so far on stderr."""
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     with Progress(*columns, console=errors, transient=True) as progress:
         task, samples = progress.add_task("speaking"), 0
@@ -122,11 +141,13 @@ def watched(pieces: SpeechStream) -> Iterator[np.ndarray]:
             yield pcm
 
 
-def play(pieces: Iterable[np.ndarray]) -> None:
+def play(pieces: "Iterable[np.ndarray]") -> None:
     """Raw PCM to stdout; a reader that has heard enough is no error."""
+    from qwen3_jax.audio import to_pcm16
+
     try:
         for pcm in pieces:
-            sys.stdout.buffer.write(audio.to_pcm16(pcm))
+            sys.stdout.buffer.write(to_pcm16(pcm))
             sys.stdout.buffer.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the interpreter's last flush does not fail as well
@@ -138,6 +159,8 @@ def info(
     dtype: Annotated[str, Option(help="For the sizes: float32 or bfloat16.")] = "float32",
 ) -> None:
     """Versions and devices; with --model, what the checkpoint is and how large (from its configs: no weights are read)."""
+    import jax
+
     table = Table(show_header=False)
     table.add_row("qwen3-jax", f"{qwen3_jax.__version__}, jax {jax.__version__}, Python {sys.version.split()[0]}")
     table.add_row("devices", ", ".join(f"{device.platform}:{device.id} {device.device_kind}" for device in jax.devices()))
@@ -149,6 +172,11 @@ def info(
 
 def describe(checkpoint: str, dtype: str) -> Iterator[tuple[str, str]]:
     """Rows about a checkpoint."""
+    from jax import numpy as jnp
+
+    from qwen3_jax import model
+    from qwen3_jax.mapping import PARTS, flatten
+
     config, codec, generation = model.read_configs(hub.local_folder(checkpoint))
     yield "type", f"{config.tts_model_type}, {config.tts_model_size}, {codec.output_sample_rate} Hz"
     yield "languages", ", ".join(config.talker_config.languages)
@@ -157,7 +185,7 @@ def describe(checkpoint: str, dtype: str) -> Iterator[tuple[str, str]]:
     yield "longest speech", f"{generation.max_new_tokens * 0.08:.0f} s"
     if dtype not in ("float32", "bfloat16"):
         raise ValueError(f"--dtype {dtype}: use float32 or bfloat16")
-    leaves = flatten(model.abstract(config, codec, jax.numpy.dtype(dtype))[1])
+    leaves = flatten(model.abstract(config, codec, jnp.dtype(dtype))[1])
     for place in PARTS.values():
         part: list[Any] = [leaf for path, leaf in leaves.items() if path.startswith(place)]
         if part:
@@ -165,29 +193,44 @@ def describe(checkpoint: str, dtype: str) -> Iterator[tuple[str, str]]:
             yield place.rstrip("."), f"{parameters:,} parameters, {size / 1e6:,.1f} MB"
 
 
-@app.command(add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+OF_ITS_OWN: dict[str, Any] = {"add_help_option": False, "context_settings": {"allow_extra_args": True, "ignore_unknown_options": True}}
+
+
+@app.command(**OF_ITS_OWN)
 def convert(context: typer.Context) -> None:
-    """Convert a published checkpoint: SRC DST (the same as python -m convert)."""
-    from convert.__main__ import app as program
-
-    program(context.args, prog_name="python -m qwen3_jax convert")
+    """Convert a published checkpoint: SRC DST."""
+    run_program(context, "convert.__main__")
 
 
-@app.command(add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
-def evaluate(context: typer.Context) -> None:
-    """Judge a checkpoint's speech, its codec, or a folder of wavs, by independent judges (extra `eval`)."""
-    from qwen3_jax.evaluate.command import app as program
-
-    program(context.args, prog_name="python -m qwen3_jax evaluate")
+@app.command(**OF_ITS_OWN)
+def verify(context: typer.Context) -> None:
+    """Compare a checkpoint with recorded results of the official package: CHECKPOINT GOLDEN."""
+    run_program(context, "convert.__main__", "verify")
 
 
-@app.command(add_help_option=False, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+@app.command(**OF_ITS_OWN)
 def voices(context: typer.Context) -> None:
     """The folder of voices: list, add, check, remove; without a word: list."""
-    from server.voices.command import app as program
-
     listing = not context.args or (context.args[0].startswith("-") and context.args[0] != "--help")
-    program(["list", *context.args] if listing else context.args, prog_name="python -m qwen3_jax voices")
+    run_program(context, "server.voices.command", *(["list"] if listing else []))
+
+
+@app.command(**OF_ITS_OWN)
+def finetune(context: typer.Context) -> None:
+    """Tune a Base checkpoint to a speaker: run; write what was learnt as a checkpoint: export (extra `finetune`)."""
+    run_program(context, "qwen3_jax.train.finetune", extra="finetune")
+
+
+@app.command(**OF_ITS_OWN)
+def evaluate(context: typer.Context) -> None:
+    """Judge a checkpoint's speech, its codec, or a folder of wavs, by independent judges (extra `eval`)."""
+    run_program(context, "qwen3_jax.evaluate.command", extra="eval")
+
+
+def run_program(context: typer.Context, module: str, *first: str, extra: str | None = None) -> None:
+    """Run the typer app of another module with ``first`` and the arguments that the user gave. Raises NotHere."""
+    program = needed(module, extra, str(context.info_name)).app
+    program([*first, *context.args], prog_name=context.command_path.removesuffix(" verify"))  # which that program adds itself
 
 
 @app.command()
@@ -199,15 +242,14 @@ def serve(
     voices_dir: Annotated[str | None, Option(help="Default: TTS_VOICES_DIR, else voices, if it exists; new voices go there.")] = None,
 ) -> None:
     """Serve /api/v1/speak. All other settings are TTS_* variables: `python -m server --help` lists them."""
-    from server.run import main as run
-
+    run = needed("server.run", "server", "serve").main
     run(model_id=model, host=host, port=port, device=device, voices_dir=voices_dir)
 
 
-def main() -> None:
-    """Run the command line."""
+def main(name: str = "python -m qwen3_jax") -> None:
+    """Run the command line. ``name``: of the program, as it was called."""
     try:
-        app(prog_name="python -m qwen3_jax")
+        app(prog_name=name)
     except (ValueError, OSError, FloatingPointError) as error:
         errors.print(f"error: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
         sys.exit(2)

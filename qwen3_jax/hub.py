@@ -3,9 +3,6 @@
 import re
 from pathlib import Path
 
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
-
 from qwen3_jax.folders import expand
 from qwen3_jax.text.tokenizer_files import TOKENIZER_FILES
 
@@ -16,10 +13,6 @@ FILES = (
     "speech_tokenizer/config.json", "speech_tokenizer/model.safetensors",
     "speech_tokenizer/model.safetensors.index.json", "speech_tokenizer/model-*.safetensors",
 )  # fmt: skip
-_NETWORK: tuple[type[Exception], ...] = (
-    OSError,
-    *(base for base in HfHubHTTPError.__bases__ if issubclass(base, Exception)),
-)  # the bases: the error class of whichever HTTP client the hub library uses
 EMBEDDED = "embedded"  # the small voice that comes with the package
 EMBEDDED_FOLDER = Path(__file__).with_name(EMBEDDED)
 PUBLISHED = "Qwen/Qwen3-TTS-12Hz-0.6B-Base"
@@ -47,6 +40,18 @@ def local_folder(path: str | Path, revision: str | None = None, files: tuple[str
         raise FileNotFoundError(f"there is no embedded voice in {EMBEDDED_FOLDER}: install the package anew, or give {PUBLISHED}")
     if not _ID.fullmatch(name):
         raise FileNotFoundError(f"{name} is not a folder, and not a hub id (org/name) either; give the folder of a checkpoint")
+    return _download(name, revision, files)
+
+
+def _download(name: str, revision: str | None, files: tuple[str, ...]) -> Path:
+    """Errors as in ``local_folder``."""
+    from huggingface_hub import snapshot_download  # a third of a second, which a folder does not need
+    from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+
+    network: tuple[type[Exception], ...] = (
+        OSError,
+        *(base for base in HfHubHTTPError.__bases__ if issubclass(base, Exception)),
+    )  # the bases: the error class of whichever HTTP client the hub library uses
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=list(files)))
     except (RepositoryNotFoundError, RevisionNotFoundError) as error:
@@ -55,7 +60,7 @@ def local_folder(path: str | Path, revision: str | None = None, files: tuple[str
             f"{name}{at} is neither a folder here nor a repository on the hub that can be read; "
             "check the spelling (and, if it is private, log in)"
         ) from error
-    except _NETWORK as error:
+    except network as error:
         why = f"{name} is not a folder here, and the hub cannot be reached ({type(error).__name__})"
         raise FileNotFoundError(f"{why}. {by_hand(name)}") from error
 

@@ -3,13 +3,12 @@
 import sys
 
 from qwen3_jax.allocation import restart_with_large_pages
+from qwen3_jax.extras import needed
 
 
 def make_key(name: str) -> None:
     """Print a fresh key on stderr, once, and the line for the key file on stdout."""
-    from server.auth import new_key
-
-    key, line = new_key(name)
+    key, line = needed("server.auth", "server", "python -m server key").new_key(name)
     print(f"the key of {name}, shown this once: {key}", file=sys.stderr)
     print(line)
 
@@ -19,10 +18,8 @@ def serve() -> None:
     from server import signals  # not server.run: its imports take long enough for a signal
 
     signals.while_starting()
-    from server.run import main
-
     try:
-        main()
+        needed("server.run", "server", "python -m server").main()
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
 
@@ -33,13 +30,9 @@ def command(arguments: list[str]) -> None:
         restart_with_large_pages()
         serve()
     elif arguments in (["--help"], ["-h"], ["help"]):
-        from server.reference import help_text
-
-        print(help_text())
+        print(needed("server.reference", "server", "python -m server --help").help_text())
     elif arguments == ["settings"]:
-        from server.reference import markdown
-
-        print(markdown(), end="")
+        print(needed("server.reference", "server", "python -m server settings").markdown(), end="")
     elif len(arguments) == 2 and arguments[0] == "key":
         make_key(arguments[1])
     else:
@@ -47,4 +40,7 @@ def command(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    command(sys.argv[1:])
+    try:
+        command(sys.argv[1:])
+    except ValueError as error:
+        sys.exit(f"error: {error}")

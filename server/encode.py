@@ -1,7 +1,7 @@
 """pcm as it comes (float32, mono, 24 kHz) -> a file as it is made: mp3, opus, aac, flac, wav or pcm. Every format is streamed.
 
 libsndfile writes to a Sink; where it goes back to mend a header that has left already, the mend is dropped: such a header says that the
-length is not known, which players of streams expect. AAC (ADTS), and any speed but 1, need PyAV (the extra ``aac``).
+length is not known, which players of streams expect. AAC (ADTS), and any speed but 1, need PyAV (the extra ``audio``).
 """
 
 import io
@@ -213,5 +213,5 @@ def _av(what: str) -> Any:
         import av
         import av.filter
     except ImportError as error:
-        raise Unavailable(f"{what} needs PyAV, which this server has not: the operator can install the extra 'aac'") from error
+        raise Unavailable(f"{what} needs PyAV, which this server has not: the operator can install the extra 'audio'") from error
     return av

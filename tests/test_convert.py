@@ -102,7 +102,7 @@ def test_the_hub_out_of_reach(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, c
     def offline(*_: object, **__: object) -> str:
         raise LocalEntryNotFoundError("no connection\nand two lines about it")
 
-    monkeypatch.setattr(hub, "snapshot_download", offline)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", offline)
     assert run(monkeypatch, "Qwen/Qwen3-TTS-12Hz-0.6B-Base", tmp_path / "c") == 2
     shown = one_line(capsys.readouterr().err)
     for words in ("hub cannot be reached", "./Qwen3-TTS-12Hz-0.6B-Base/ (config.json", "/speech_tokenizer/ inside", "merges.txt"):
@@ -116,7 +116,7 @@ def test_the_hub_downloads_what_is_read_and_no_more(monkeypatch: pytest.MonkeyPa
         asked.update(options, name=name)
         return str(published)
 
-    monkeypatch.setattr(hub, "snapshot_download", download)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     assert hub.local_folder("Qwen/x", "v1") == published
     assert (asked["name"], asked["revision"]) == ("Qwen/x", "v1")
     assert {"config.json", "model.safetensors", "speech_tokenizer/model.safetensors", "merges.txt"} <= set(asked["allow_patterns"])

@@ -114,6 +114,14 @@ def test_a_missing_judge_names_the_extra() -> None:
         judges.needed("a_package_that_is_not_there")
 
 
+def test_packages_are_looked_for_before_anything_is_spoken(run: "Run", monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "distillmos", None)
+    code, said = run("--model", tmp_path / "none", "--out", tmp_path / "out")
+    assert code == 2 and "evaluate needs the extra eval (distillmos is not installed): pip install 'qwen3-jax[eval]'" in said
+    assert not (tmp_path / "out").exists()
+    assert "none is not a folder" in run("--model", tmp_path / "none", "--judges", "wer")[1], "a judge that is not asked is not missed"
+
+
 # Other judges.
 
 
@@ -272,7 +280,9 @@ def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> R
         return np.array([voices.get(one, [0.0, 1.0]) for one in pitch], np.float32)
 
     monkeypatch.setattr(judges, "embeddings", embeddings)
-    module(monkeypatch, "matplotlib")
+    for name in ("distillmos", "resemblyzer", "pystoi", "pesq", "matplotlib"):
+        module(monkeypatch, name)
+    module(monkeypatch, "torch", Tensor=type("Tensor", (), {}))
     module(monkeypatch, "matplotlib.image", imsave=lambda buffer, *_, **__: buffer.write(b"PNG"))
     for name in ("stoi", "pesq"):
         monkeypatch.setattr(

@@ -8,7 +8,14 @@ ROOT = Path(__file__).parent.parent
 # Lowest first. Modules of one row do not import each other.
 LAYERS = [
     {"qwen3_jax.text"},  # only what the room is for
-    {"qwen3_jax.allocation", "qwen3_jax.folders", "qwen3_jax.text.languages", "qwen3_jax.messages", "qwen3_jax.text.tokenizer_files"},
+    {
+        "qwen3_jax.allocation",
+        "qwen3_jax.extras",
+        "qwen3_jax.folders",
+        "qwen3_jax.text.languages",
+        "qwen3_jax.messages",
+        "qwen3_jax.text.tokenizer_files",
+    },
     {"qwen3_jax.text.nfc"},
     {"qwen3_jax.shapes", "qwen3_jax.config", "qwen3_jax.mapping", "qwen3_jax.atomic", "qwen3_jax.compilation", "qwen3_jax.hub"},
     {f"qwen3_jax.text.spoken.{name}" for name in ("characters", "numbers", "letters", "pause", "units")},

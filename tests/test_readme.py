@@ -1,9 +1,8 @@
-"""What the README says works: its commands and programs run as they stand, on a tiny checkpoint."""
+"""The README: short, and run by CI: its two commands by .ci/run, its blocks by .ci/wheel.py in a venv without the extra dev."""
 
 import re
-from pathlib import Path
 
-from tests.documents import ROOT, MakeCheckpoint, blocks, furnish, run_blocks
+from tests.documents import ROOT, blocks
 
 README = (ROOT / "README.md").read_text("utf-8")
 BLOCKS = blocks(ROOT / "README.md")
@@ -19,12 +18,11 @@ def test_ci_runs_the_two_commands() -> None:
         assert re.search(pattern, command)
     assert "&& .venv/bin/python -m pytest" in test
     assert 'slow=".venv/bin/python -m pytest -m slow"' in script, "what is left out by default"
+    assert script.index('bash -c "$say"') < script.index("python3 .ci/wheel.py .venv") < script.index('bash -c "$test"'), (
+        "before dev is there"
+    )
     assert (ROOT / ".github" / "workflows" / "ci.yml").read_text("utf-8").count("run: .ci/run") == 1
 
 
-def test_blocks_run(tmp_path: Path, checkpoint: MakeCheckpoint) -> None:
-    """All but the two commands, which CI runs."""
-    run = [block._replace(text="\n".join(line for line in block.text.splitlines() if line not in INSTALL)) for block in BLOCKS]
-    printed = run_blocks(run, furnish(tmp_path, checkpoint("base")))
-    if any("/api/v1/speak" in block.text for block in run if block.language == "python"):
-        assert re.findall(r'"type":"(\w+)"', printed) == ["ready", "started", "complete"]
+def test_it_is_short() -> None:
+    assert len(README.splitlines()) <= 120

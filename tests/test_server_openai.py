@@ -35,7 +35,7 @@ def decoded(kind: str, data: bytes) -> tuple[np.ndarray, int]:
     """Samples and rate, by an independent reader (FFmpeg, as PyAV has it)."""
     if kind == "pcm":
         return np.frombuffer(data, "<i2") / 32768, 24000
-    av = pytest.importorskip("av", reason="the extra aac")
+    av = pytest.importorskip("av", reason="the extra audio")
     with av.open(io.BytesIO(data)) as container:
         frames = list(container.decode(audio=0))
         samples = [frame.to_ndarray().reshape(len(frame.layout.channels), -1)[0].astype(np.float64) for frame in frames]
@@ -62,7 +62,7 @@ def test_every_format_is_streamed_and_says_what_went_in(kind: str) -> None:
 @pytest.mark.parametrize("kind", sorted(CONTENT_TYPES))
 def test_no_format_takes_what_is_not_finite(kind: str) -> None:
     if kind == "aac":
-        pytest.importorskip("av", reason="the extra aac")
+        pytest.importorskip("av", reason="the extra audio")
     sound = wave()
     sound[5] = np.nan
     with pytest.raises(FloatingPointError, match="audio has 1 NaN or infinite samples of 24000"):
@@ -78,7 +78,7 @@ def test_a_streamed_wav_has_one_header() -> None:
 
 @pytest.mark.parametrize("speed", [0.25, 0.8, 1.5, 4.0])
 def test_speed_changes_the_length_and_not_the_pitch(speed: float) -> None:
-    pytest.importorskip("av", reason="the extra aac")
+    pytest.importorskip("av", reason="the extra audio")
     tempo, sound = Tempo(speed), wave(3.0)
     made = np.concatenate([*(tempo.write(sound[start : start + 1920]) for start in range(0, len(sound), 1920)), tempo.finish()])
     assert abs(len(made) / 24000 - 3.0 / speed) < 0.1
@@ -89,7 +89,7 @@ def test_speed_changes_the_length_and_not_the_pitch(speed: float) -> None:
 def test_without_pyav_the_answer_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "av", None)
     for make in (lambda: encoder("aac"), lambda: Tempo(2.0)):
-        with pytest.raises(Unavailable, match="the extra 'aac'"):
+        with pytest.raises(Unavailable, match="the extra 'audio'"):
             make()
 
 

@@ -26,7 +26,7 @@ from qwen3_jax.shapes import NpF32
 from qwen3_jax.voice_choice import find_voice
 from qwen3_jax.voice_layers import VoiceLayers, decode
 
-KNOWN = ("wer", "mos", "similarity", "stoi", "pesq")
+KNOWN, OF_ORIGINALS = tuple(judges.PACKAGES), ("stoi", "pesq")
 console, errors = Console(), Console(stderr=True)
 app = typer.Typer(add_completion=False)
 Option = typer.Option
@@ -59,6 +59,7 @@ def evaluate(
         raise ValueError(f"--judges {', '.join(unknown)}: use some of {', '.join(KNOWN)}")
     if judge is not None and (codec_only is not None or model is not None):
         raise ValueError("--judge judges wavs as they are: leave --model and --codec-only out")
+    judges.check_installed(name for name in chosen if codec_only is not None or name not in OF_ORIGINALS)  # before anything is spoken
     if judge is None:
         model = model or hub.EMBEDDED
     layers = VoiceLayers.of(voices_dir, shipped=shipped_voices)

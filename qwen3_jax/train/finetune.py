@@ -46,7 +46,9 @@ LENGTHS = (64, 128, 256, 512, 1024, 2048)  # rows of prompt and frames; a trace 
 ROW = 952  # after the entries of book 0: row 3000 of the published table of 2048 and 1024
 SETTINGS, SPEECH = "settings.json", "speech"
 State = dict[str, Any]
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Tune a published Base checkpoint to one speaker."
+)
 Option = typer.Option
 Argument = typer.Argument
 Source = Annotated[str, Argument(metavar="CHECKPOINT", help="A Base checkpoint in the published layout: a folder or a hub id.")]
@@ -258,6 +260,7 @@ def run_command(
     save_minutes: Annotated[float, Option(help="Between saves.")] = 5.0, seed: int = 0,
 ) -> None:  # fmt: skip
     """Fine-tune, or go on."""
+    use_persistent_cache()
     rank = 0 if lora_rank is None else lora_rank
     at_least = {"--batch": batch, "--accumulate": accumulate, "--evaluate-every": evaluate_every, "--steps": 1 if steps is None else steps}
     for option, value in (at_least | {"--lora": 1 if lora_rank is None else lora_rank}).items():
@@ -349,7 +352,6 @@ def export_command(
 
 if __name__ == "__main__":
     restart_with_large_pages(KEEPING)
-    use_persistent_cache()
     try:
         app(prog_name="python -m qwen3_jax.train.finetune")
     except (ValueError, OSError) as error:

@@ -6,7 +6,6 @@ sum of such vectors, so blends are new speakers.
 """
 
 import functools
-import importlib
 import json
 import random
 import re
@@ -18,6 +17,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from qwen3_jax import extras
 from qwen3_jax.shapes import NpF32
 
 SAMPLE_RATE = 24000
@@ -215,11 +215,8 @@ def prepare(voices: list[Speaker]) -> None:
 
 
 def needed(module: str) -> Any:
-    """Import a package of the extra `train`; ValueError that names it if it is missing."""
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        raise ValueError(f"{error.name} is not installed: teachers need the extra, pip install 'qwen3-jax[train]'") from error
+    """Import a package of the extra `train`. Raises MissingExtra."""
+    return extras.needed(module, "train", "a teacher")
 
 
 def versions() -> dict[str, str]:

@@ -22,6 +22,7 @@ from tokenizers import Tokenizer
 
 from qwen3_jax import audio
 from qwen3_jax.checkpoint import digest_files
+from qwen3_jax.extras import needed
 from qwen3_jax.hub import local_folder
 from qwen3_jax.shapes import NpF32
 from server.engines.base import OutOfMemory, Refused, SpeechRequest
@@ -209,11 +210,8 @@ def part_of(folder: Path, name: str) -> Path:
 
 
 def load(settings: Settings, device: str | None) -> ChatterboxSynthesiser:
-    """The configured parts. Raises FileNotFoundError, or ValueError if onnxruntime is missing."""
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise ValueError("TTS_ENGINE=chatterbox needs onnxruntime: install the extra 'chatterbox'") from error
+    """The configured parts. Raises FileNotFoundError, or MissingExtra."""
+    onnxruntime = needed("onnxruntime", "chatterbox", "TTS_ENGINE=chatterbox")
     name = MODEL_ID if settings.model_id == type(settings).model_fields["model_id"].default else settings.model_id
     folder = local_folder(name, files=(*(f"onnx/{part}.onnx*" for part in PARTS), "tokenizer.json"))
     chosen, there = device or settings.device or "cuda", onnxruntime.get_available_providers()

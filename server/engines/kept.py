@@ -7,10 +7,10 @@ import os
 import platform
 import secrets
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 import jax
-import jaxlib
 import msgspec
 
 import qwen3_jax
@@ -40,7 +40,7 @@ class Kept:
     """
 
     def __init__(self, fingerprint: str, dtypes: str, most: int, columns: int) -> None:
-        versions = (qwen3_jax.__version__, jax.__version__, jaxlib.__version__, os.environ.get("XLA_FLAGS", ""))
+        versions = (qwen3_jax.__version__, jax.__version__, version("jaxlib"), os.environ.get("XLA_FLAGS", ""))
         key = "\n".join(map(str, (fingerprint, dtypes, most, columns, *versions, *_machine())))
         folder = compilation.folder()
         self.path = None if folder is None else folder / f"slots-{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
