@@ -18,6 +18,7 @@ from convert.verify import Result, verify
 from qwen3_jax import checkpoint, compilation, hub, model, published
 from qwen3_jax.atomic import check_free
 from qwen3_jax.mapping import PARTS, flatten, make_plan
+from qwen3_jax.terminal import path_argument
 from qwen3_jax.text.tokenizer_files import TOKENIZER_FILES
 
 console, errors = Console(), Console(stderr=True)
@@ -45,7 +46,7 @@ app = typer.Typer(cls=_DefaultIsConvert, no_args_is_help=True, add_completion=Fa
 @app.command("convert")
 def convert_command(
     source: Annotated[str, typer.Argument(metavar="SRC", help="A folder in the published layout, or a hub id (org/name).")],
-    destination: Annotated[Path, typer.Argument(metavar="DST", help="The folder to make.")],
+    destination: Annotated[Path, path_argument("The folder to make.", "DST")],
     dtype: Annotated[Dtype | None, typer.Option(help="Of the talker; default: the file's. Codec and speaker encoder: float32.")] = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of the hub repository.")] = None,
 ) -> None:
@@ -56,8 +57,8 @@ def convert_command(
 
 @app.command("verify")
 def verify_command(
-    folder: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="A converted checkpoint, or a folder in the published layout.")],
-    golden: Annotated[Path, typer.Argument(metavar="GOLDEN", help="A safetensors file of what the reference computed with it.")],
+    folder: Annotated[Path, path_argument("A converted checkpoint, or a folder in the published layout.", "CHECKPOINT")],
+    golden: Annotated[Path, path_argument("A safetensors file of what the reference computed with it.", "GOLDEN")],
 ) -> None:
     """Compare with results of the reference implementation, in float32; exit status 1 past a tolerance."""
     compilation.use_persistent_cache()

@@ -1,4 +1,6 @@
-"""Values for error messages, cut to a length."""
+"""Values for people: cut to a length, and with nothing in them that a terminal would obey."""
+
+import unicodedata
 
 SHOWN = 80  # characters of a value that a message repeats
 
@@ -6,3 +8,13 @@ SHOWN = 80  # characters of a value that a message repeats
 def shorten(text: str, most: int = SHOWN) -> str:
     """The text; of a longer one its first ``most`` characters, three dots and its length."""
     return text if len(text) <= most else f"{text[:most]}... ({len(text)} characters)"
+
+
+def printable(text: str) -> str:
+    """The text with everything escaped that a terminal, or a log, would take for more than letters."""
+    return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
+
+
+def is_control(character: str) -> bool:
+    """Whether it is a control character, a separator of lines or paragraphs, or half of a surrogate pair: nothing that people write."""
+    return unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp")

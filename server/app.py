@@ -42,6 +42,7 @@ def create_app(settings: Settings | None = None, make_engine: MakeEngine = facto
     engine = make_engine(chosen, store)
     context = Context(chosen, engine, store, Authenticator(chosen), Limits(chosen), Metrics())
     app = Quart("server")
+    app.url_map.strict_slashes = False  # a slash at the end means nothing
     app.asgi_websocket_class = bounded(chosen.max_inbound)
     bodies.install(app, chosen)
     app.config |= {"RESPONSE_TIMEOUT": None, "BODY_TIMEOUT": 60}

@@ -115,7 +115,7 @@ def install(app: Quart, settings: Settings) -> None:
         def __init__(self, method: str, scheme: str, path: str, *more: Any, **named: Any) -> None:
             super().__init__(method, scheme, path, *more, **named)
             whole = 2 * settings.max_upload_bytes
-            self.body = BoundedBody(self.content_length, whole if (method, path) == UPLOAD else settings.max_json_bytes, whole)
+            self.body = BoundedBody(self.content_length, whole if (method, path.rstrip("/")) == UPLOAD else settings.max_json_bytes, whole)
 
     app.request_class = Bounded
 

@@ -146,6 +146,10 @@ class Machine:
             self.ended(utterance)
         return dropped
 
+    def speaks(self, request_id: str | None) -> bool:
+        """Whether something of that requestId, or without any, is live."""
+        return any(utterance.request_id == request_id for utterance in self.live)
+
     def ended(self, utterance: Utterance) -> None:
         """Nothing of it follows but its last message."""
         utterance.live = utterance.text_open = False

@@ -44,7 +44,7 @@ class Settings(BaseSettings):
     grace: Seconds = 20.0  # after SIGTERM, for speech under way
     lead: Seconds = 1.0  # audio is sent at most so far ahead of real time
     max_sessions: Count = 100
-    max_text_chars: Annotated[int, Field(ge=1, le=100_000)] = 2000
+    max_text_chars: Annotated[int, Field(ge=1, le=100_000)] = 4096  # as OpenAI's
     max_message_bytes: Annotated[int, Field(ge=1024)] = 64 * 1024
     max_waiting: Count = 8  # utterances of one session, the spoken one included
     max_queue: Count = 200  # utterances of all sessions
@@ -81,7 +81,7 @@ class Settings(BaseSettings):
     metrics_open: bool = False  # /metrics without a token, where auth is on
     log_format: Literal["text", "json"] = "text"
     log_texts: bool = False  # what users say, in the log
-    voice_aliases: Annotated[dict[str, str], NoDecode] = {}  # alloy=makima,nova=anna; other names of OpenAI's are the default voice
+    voice_aliases: Annotated[dict[str, str], NoDecode] = {}  # alloy=makima,nova=anna; other names of OpenAI's: server/voices/names.py
 
     @field_validator("allowed_origins", mode="before")
     @classmethod

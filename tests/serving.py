@@ -29,7 +29,7 @@ PATIENT = {"auth_timeout": LIMIT, "send_timeout": LIMIT, "text_timeout": LIMIT} 
 
 def make_voices(folder: Path) -> Path:
     """Two voices, one with a transcript."""
-    samples = np.random.default_rng(1).normal(0, 0.1, 36000).astype(np.float32)
+    samples = np.random.default_rng(1).normal(0, 0.1, 84000).astype(np.float32)
     for name in ("anna", "makima"):
         (folder / name).mkdir(parents=True)
         write_wav(folder / name / "reference.wav", samples)

@@ -30,7 +30,7 @@ LIMIT = 900.0  # seconds; for hangs
 def folder(tmp_path_factory: pytest.TempPathFactory, checkpoint: Callable[[str], Path]) -> Path:
     """A working folder with the files that the README's commands name."""
     folder = tmp_path_factory.mktemp("readme")
-    samples = np.random.default_rng(0).normal(0, 0.1, 36000).astype(np.float32)
+    samples = np.random.default_rng(0).normal(0, 0.1, 84000).astype(np.float32)
     (folder / "voices" / "NAME").mkdir(parents=True)
     for place in (folder, folder / "voices" / "NAME"):
         write_wav(place / "reference.wav", samples)

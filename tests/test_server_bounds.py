@@ -48,7 +48,7 @@ async def refused(http: httpx.AsyncClient, path: str, **request: Any) -> tuple[i
 LONG_SPEECH = [
     (speech(run(2000)), 400, "INVALID_TEXT", "more than 30 combining marks"),
     (speech("a" + run(MARKS + 1)), 400, "INVALID_TEXT", "more than 30 combining marks"),
-    (speech(run(20_000)), 400, "INVALID_TEXT", "text of 20000 characters: must be 1 to 2000"),
+    (speech(run(20_000)), 400, "INVALID_TEXT", "text of 20000 characters: must be 1 to 4096"),
     (speech("x" * 2001), 400, "INVALID_TEXT", "text of 2001 characters"),
     (speech("\U0001d160" * 1000), 400, "INVALID_TEXT", "text of 3000 characters"),  # NFC makes three of each
     (speech(" " * 60_000), 400, "INVALID_TEXT", "text of 0 characters"),

@@ -114,7 +114,7 @@ async def test_bad_messages_are_answered_and_the_session_lives_on(voices: Path) 
             ('{"type": "start", "sampleRate": 11025}', "INVALID_MESSAGE", "sampleRate 11025"),
             ('{"type": "start", "encoding": "mp3"}', "INVALID_MESSAGE", "encoding 'mp3'"),
             ('{"type": "start", "transport": "smoke"}', "INVALID_MESSAGE", "transport 'smoke'"),
-            ('{"type": "start", "language": "Klingon"}', "INVALID_TEXT", "English, Japanese"),
+            ('{"type": "start", "language": "Klingon"}', "INVALID_MESSAGE", "English, Japanese"),
             ('{"type": "speak", "text": " "}', "INVALID_TEXT", "1 to 10"),
             ('{"type": "speak", "text": "eleven char"}', "INVALID_TEXT", "1 to 10"),
             ('{"type": "speak", "text": "refuse"}', "INVALID_TEXT", "say something else"),
@@ -414,5 +414,5 @@ async def test_an_engine_of_fewer_languages_names_them(voices: Path) -> None:
     async with running(voices, FakeEngine(languages=("English",))) as server, client(server.url) as connection:
         await say(connection, type="start", language="German")
         error = await hear(connection)
-        assert error["code"] == "INVALID_TEXT"
+        assert error["code"] == "INVALID_MESSAGE"
         assert error["message"].endswith("use one of English")

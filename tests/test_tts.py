@@ -21,7 +21,7 @@ from qwen3_jax.text.split import split as split_text
 from qwen3_jax.voice_choice import VoiceChoice
 from qwen3_jax.voice_layers import VoiceLayers
 
-SECONDS = 2
+SECONDS = 4
 WAVE = (0.1 * np.random.RandomState(0).standard_normal(24000 * SECONDS)).astype(np.float32)
 TEXT = "Hello there."
 LONG = "The first sentence goes on for a while, so that it fills a part of its own and a bit more. " * 3

@@ -23,6 +23,7 @@ from qwen3_jax.evaluate.judges import Figure
 from qwen3_jax.evaluate.report import Report, Row, table, write
 from qwen3_jax.evaluate.texts import SENTENCES, held_out, read_sentences, wavs_and_sentences
 from qwen3_jax.shapes import NpF32
+from qwen3_jax.terminal import path_option
 from qwen3_jax.voice_choice import find_voice
 from qwen3_jax.voice_layers import VoiceLayers, decode
 
@@ -39,14 +40,17 @@ def evaluate(
     voice: Annotated[str | None, Option(help="As for `say`.")] = None,
     x_vector: Annotated[bool | None, Option("--x-vector/--in-context", help="As for `say`.")] = None,
     language: Annotated[str, Option(help="As for `say`.")] = "English",
-    sentences: Annotated[Path | None, Option(help="One a line (default: 100 that no training saw).")] = None,
+    sentences: Annotated[Path | None, path_option("One a line (default: 100 that no training saw).")] = None,
     limit: Annotated[int | None, Option(help="The first so many of them only.")] = None,
-    teacher: Annotated[Path | None, Option(help="WAVS: the teacher's reading of the same sentences.")] = None,
-    other: Annotated[list[Path] | None, Option(help="WAVS of another voice, to tell it from (default: the others in its folder).")] = None,
-    codec_only: Annotated[Path | None, Option(help="WAVS to encode and decode.")] = None,
-    judge: Annotated[Path | None, Option(help="WAVS to judge as they are.")] = None,
+    teacher: Annotated[Path | None, path_option("WAVS: the teacher's reading of the same sentences.", metavar="WAVS")] = None,
+    other: Annotated[
+        list[Path] | None,
+        path_option("WAVS of another voice, to tell it from (default: the others in its folder).", metavar="WAVS"),
+    ] = None,
+    codec_only: Annotated[Path | None, path_option("WAVS to encode and decode.", metavar="WAVS")] = None,
+    judge: Annotated[Path | None, path_option("WAVS to judge as they are.", metavar="WAVS")] = None,
     judging: Annotated[str, Option("--judges", help="Some of " + ", ".join(KNOWN) + ".")] = ",".join(KNOWN),
-    out: Annotated[Path, Option(help="Where wavs, figures.json and index.html go.")] = Path("evaluation"),
+    out: Annotated[Path, path_option("Where wavs, figures.json and index.html go.", metavar="FOLDER")] = Path("evaluation"),
     seed: Annotated[int, Option(help="Of the first sentence; then one more each.")] = 0,
     device: Annotated[str | None, Option(envvar="TTS_DEVICE", help="As for `say`.")] = None,
     dtype: Annotated[str | None, Option(help="float32 or bfloat16.")] = None,

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import errno
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 import msgspec
 from quart import Quart, Response, ResponseReturnValue, request
@@ -15,6 +15,8 @@ from server.auth import Principal
 from server.context import Context
 from server.engines.base import EngineClosed, OutOfMemory, Refused
 from server.voices import checks
+from server.voices.names import aliases
+from server.voices.sample import respond
 from server.voices.store import Metadata, StoredVoice, VoiceGone
 from server.web import HttpError, authenticated
 
@@ -35,6 +37,7 @@ class VoiceInfo(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     duration_seconds: float = 0.0
     licence: str = ""
     consent: str = ""
+    aliases: list[str] = []  # other names that it answers to: OpenAI's, and those of TTS_VOICE_ALIASES
 
 
 class VoiceList(msgspec.Struct, frozen=True):
@@ -43,8 +46,8 @@ class VoiceList(msgspec.Struct, frozen=True):
     voices: list[VoiceInfo]
 
 
-def describe(voice: StoredVoice, default: str) -> VoiceInfo:
-    """A voice as the list shows it."""
+def describe(voice: StoredVoice, default: str, others: Sequence[str] = ()) -> VoiceInfo:
+    """A voice as the list shows it, with the other names that it answers to."""
     about = voice.metadata
     return VoiceInfo(
         id=voice.id,
@@ -56,6 +59,7 @@ def describe(voice: StoredVoice, default: str) -> VoiceInfo:
         duration_seconds=about.duration_seconds,
         licence=about.licence,
         consent=about.consent,
+        aliases=list(others),
     )
 
 
@@ -69,16 +73,22 @@ def install(app: Quart, context: Context) -> None:
     async def list_voices(principal: Principal) -> ResponseReturnValue:
         await asyncio.to_thread(store.refresh)
         default = context.default_voice(principal.id)
+        others = aliases(context.voices(principal.id), default, settings.voice_aliases)
         if context.engine.presets is not None:
-            return _answer(VoiceList([VoiceInfo(id=name, name=name, is_default=name == default) for name in context.engine.presets]))
-        return _answer(VoiceList([describe(voice, default) for voice in store.voices.values() if voice.visible_to(principal.id)]))
+            presets = context.engine.presets
+            return _answer(
+                VoiceList([VoiceInfo(id=name, name=name, is_default=name == default, aliases=others.get(name, [])) for name in presets])
+            )
+        visible = [voice for voice in store.voices.values() if voice.visible_to(principal.id)]
+        return _answer(VoiceList([describe(voice, default, others.get(voice.id, ())) for voice in visible]))
 
     @app.get("/api/v1/voices/<voice_id>/sample.wav")
     @authenticated(context)
     async def sample(principal: Principal, voice_id: str) -> ResponseReturnValue:
         voice = await _visible(context, principal, voice_id)
         async with _storage(context, f"read from {voice.folder}"):
-            return Response(await asyncio.to_thread(store.reference, voice), content_type="audio/wav")
+            file = await asyncio.to_thread(store.open_reference, voice)
+        return respond(request._get_current_object(), file)  # type: ignore[attr-defined]  # a proxy, typed as what it stands for
 
     @app.delete("/api/v1/voices/<voice_id>")
     @authenticated(context)
@@ -101,11 +111,11 @@ def install(app: Quart, context: Context) -> None:
             raise HttpError(409, "VOICES_FIXED", f"this model speaks in its own voices: {', '.join(context.engine.presets) or 'none'}")
         async with uploading:
             data, form = await _body(settings.max_upload_bytes)
-            about = _about(form, principal)
             try:
+                about = _about(form, principal)
+                given = checks.check_words("transcript", form.get("transcript", ""))  # a form's empty field is none
                 clip = await asyncio.to_thread(checks.check, data, settings.max_upload_bytes)
-                given = form.get("transcript")
-                transcript = None if given is None else await asyncio.to_thread(checks.check_transcript, given, clip.seconds)
+                transcript = await asyncio.to_thread(checks.check_transcript, given, clip.seconds) if given else None
             except checks.Refusal as error:
                 raise HttpError(error.status, error.code, str(error)) from error
             async with _storage(context, f"kept in {store.layers.destination or 'any folder'}"):
@@ -153,8 +163,9 @@ async def _body(most: int) -> tuple[bytes, dict[str, str]]:
 
 
 def _about(form: dict[str, str], principal: Principal) -> Metadata:
-    """The fields that describe a voice, checked. Raises HttpError 400."""
-    values = {name: form.get(name, "").strip() for name in ("name", "consent", "language", "description", "licence")}
+    """The fields that describe a voice, checked. Raises HttpError 400 or Refusal."""
+    names = ("name", "consent", "language", "description", "licence")
+    values = {name: checks.check_words(name, form.get(name, ""), lines=name in ("consent", "description")) for name in names}
     for name, most in (("name", MAX_NAME), ("consent", MAX_CONSENT)):
         if not 1 <= len(values[name]) <= most:
             what = "a statement that the speaker agrees" if name == "consent" else "what people call the voice"
