@@ -75,7 +75,8 @@ def _read_file(path: Path) -> tuple[NpF32, int]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such audio file")
     try:
-        return soundfile.read(path, dtype="float32", always_2d=True)
+        with path.open("rb") as file:
+            return soundfile.read(recording.finished(file), dtype="float32", always_2d=True)
     except (soundfile.SoundFileError, ValueError):  # ValueError: a header that does not know how long it is
         try:
             with path.open("rb") as file:

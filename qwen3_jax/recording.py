@@ -106,10 +106,8 @@ def read(source: bytes | BinaryIO, longest: float = MAX_SECONDS) -> Clip:
     kind = next((kind for fits, kind in _KINDS if fits(head)), None)
     if kind is None:
         raise Refusal("AUDIO_FORMAT", f"audio is not {TAKEN} by its first bytes; convert it to one of them", 415)
-    if kind.name == "WAV":
-        file = _finished(file)
+    file = finished(file)
     if kind.by_soundfile:
-        file.seek(0)
         try:
             with soundfile.SoundFile(file) as sound:
                 _check_header(sound.channels, sound.samplerate)
@@ -223,12 +221,12 @@ def _rms(samples: np.ndarray) -> float:
     return float(np.sqrt(np.mean(np.square(samples, dtype=np.float64))))
 
 
-# WAV
-
-
-def _finished(file: BinaryIO) -> BinaryIO:
-    """The file; of a WAV whose writer never came back to say how much there is (0 bytes of data), a copy that says: until its end."""
+def finished(file: BinaryIO) -> BinaryIO:
+    """The file, at its beginning; of a WAV whose writer never came back to say how much there is (0 bytes), a copy that says: all."""
     place, end = 12, file.seek(0, io.SEEK_END)
+    file.seek(0)
+    if not _KINDS[0][0](file.read(16)):
+        place = end
     while place + 8 <= end:
         file.seek(place)
         name, size = struct.unpack("<4sI", file.read(8))
@@ -240,10 +238,8 @@ def _finished(file: BinaryIO) -> BinaryIO:
             data[4:8] = data[place + 4 : place + 8] = b"\xff" * 4
             return io.BytesIO(bytes(data))
         place += 8 + size + size % 2
+    file.seek(0)
     return file
-
-
-# PyAV
 
 
 def _by_pyav(file: BinaryIO, kind: _Kind, why: str, longest: float) -> Clip:

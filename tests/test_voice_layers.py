@@ -361,7 +361,7 @@ def test_a_voice_that_is_gone_is_told_without_a_path(tmp_path: Path) -> None:
     own = voice(folder, "anna")
     layers = VoiceLayers.single(folder)
     one = layers.look().voices["anna"]
-    assert soundfile.info(own / "reference.wav").duration == 1.5 and layers.reference(one) == (own / "reference.wav").read_bytes()
+    assert soundfile.info(own / "reference.wav").duration == 3.5 and layers.reference(one) == (own / "reference.wav").read_bytes()
     layers.folder_of(one).files.remove("anna")
     assert os.listdir(folder) == []
     with pytest.raises(VoiceGone) as gone:
