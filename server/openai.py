@@ -19,6 +19,7 @@ from quart import Quart, Response, ResponseReturnValue, request
 from qwen3_jax.audio import check_finite
 from qwen3_jax.messages import shorten
 from qwen3_jax.shapes import NpF32
+from qwen3_jax.text.nfc import AROUND
 from server import protocol, reading
 from server.admission import normal_form, too_long
 from server.auth import Principal
@@ -201,7 +202,7 @@ def _parse(body: str | bytes) -> Speech:
 async def _text(context: Context, wanted: Speech) -> str:
     most = context.settings.max_text_chars
     try:
-        text = (await normal_form(wanted.input, most)).strip()
+        text = (await normal_form(wanted.input, most)).strip(AROUND)
         if not 1 <= len(text) <= most:
             raise too_long(len(text), most)
     except ValueError as error:

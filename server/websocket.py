@@ -15,7 +15,7 @@ from typing import Protocol
 import msgspec
 
 from qwen3_jax.messages import shorten
-from qwen3_jax.text.nfc import SLICE
+from qwen3_jax.text.nfc import AROUND, SLICE
 from server import protocol
 from server.admission import normal_form
 from server.auth import Principal, Unauthorized
@@ -290,8 +290,8 @@ class Session:
         self._check_engine(request_id)
         if len(message.text) > SLICE:
             message = await self._normalised(message)
-        if self.machine.state is State.SPEAKING or message.text.strip():  # else there is nothing to count: the machine refuses it
-            self._context.limits.count(principal, "characters", len(message.text.strip()))
+        if self.machine.state is State.SPEAKING or message.text.strip(AROUND):  # else there is nothing to count: the machine refuses it
+            self._context.limits.count(principal, "characters", len(message.text.strip(AROUND)))
         utterance, settled, new = self.machine.speak(message)
         if not new:
             self._speaker.more(utterance, settled)

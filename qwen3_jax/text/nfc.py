@@ -16,7 +16,7 @@ SLICE = 2048  # characters that are normalised at a time
 CLOSED = frozenset(" \t\r\n.,;:!?")  # no mark composes with these
 _MARK = "\u0301"
 _SURROGATE = re.compile("[\ud800-\udfff]")
-_AROUND = "".join(character for character in map(chr, range(0x3001)) if character.isspace()) + "\ufeff"  # white space, byte order marks
+AROUND = "".join(character for character in map(chr, range(0x3001)) if character.isspace()) + "\ufeff"  # white space, byte order marks
 _LONG_RUN = re.compile(rb"[^\0]{%d}" % (MARKS + 1))  # in the combining classes of a text's characters
 
 
@@ -48,7 +48,7 @@ def normalise(text: str) -> str:
         raise ValueError(f"text of type {type(text).__name__}: must be a string")
     if half := _SURROGATE.search(text):
         raise ValueError(f"the text contains U+{ord(half[0]):04X}, half of a surrogate pair, which is no character: decode it as UTF-8")
-    clean = nfc(text).strip(_AROUND)
+    clean = nfc(text).strip(AROUND)
     if not clean:
         raise ValueError(f"the text {shorten(text)!r} is empty: give at least one character that is spoken")
     return clean
