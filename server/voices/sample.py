@@ -24,7 +24,7 @@ def respond(request: Request, file: BinaryIO) -> Response:
         return _described(Response("", status=304, content_type=KIND), etag)
     asked = request.range
     if asked is not None and asked.units == "bytes" and len(asked.ranges) == 1 and _applies(request, etag):
-        found = asked.range_for_length(size)
+        found = _part(asked.ranges[0], size)
         if found is None:
             file.close()
             refused = answer(416, "RANGE_NOT_SATISFIABLE", f"the recording has {size} bytes: ask for a range of these")
@@ -57,6 +57,14 @@ class _Pieces(AsyncIterator[bytes]):
 
     async def aclose(self) -> None:
         self._file.close()
+
+
+def _part(asked: tuple[int, int | None], size: int) -> tuple[int, int] | None:
+    """(first byte, the one after the last) of what a range asks for, a negative start from the end on; None if none of it is there."""
+    start, stop = asked
+    if start < 0:
+        start = max(0, size + start)
+    return (start, size if stop is None else min(stop, size)) if start < size else None
 
 
 def _applies(request: Request, etag: str) -> bool:
