@@ -7,6 +7,7 @@ import sys
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -162,14 +163,14 @@ REFUSED: dict[str, tuple[Callable[[], bytes], str, str]] = {
 
 
 @pytest.fixture(scope="session")
-def base_tts(checkpoint: Callable[[str], Path]) -> object:
+def base_tts(checkpoint: Callable[[str], Path]) -> Any:
     from qwen3_jax import Qwen3TTS
 
     return Qwen3TTS.from_pretrained(checkpoint("base"))
 
 
 @pytest.mark.parametrize("fault", REFUSED)
-def test_library_shell_and_server_refuse_with_the_same_words(fault: str, tmp_path: Path, base_tts: object) -> None:
+def test_library_shell_and_server_refuse_with_the_same_words(fault: str, tmp_path: Path, base_tts: Any) -> None:
     make, code, said = REFUSED[fault]
     data, file = make(), tmp_path / "clip"
     file.write_bytes(data)
@@ -177,7 +178,7 @@ def test_library_shell_and_server_refuse_with_the_same_words(fault: str, tmp_pat
         checks.check(data, MOST)
     assert said in str(server.value) and server.value.code == code and 400 <= server.value.status < 500
     with pytest.raises(Refusal) as library:
-        base_tts.create_voice(file)  # type: ignore[attr-defined]
+        base_tts.create_voice(file)
     assert str(library.value) == f"{file}: {server.value}"
     with pytest.raises(ValueError, match=f"^{code}: ") as shell:
         app(["check", str(file)], standalone_mode=False)

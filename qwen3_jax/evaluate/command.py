@@ -12,7 +12,6 @@ from typing import Annotated, Any
 
 import jax
 import typer
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 import qwen3_jax
@@ -23,12 +22,11 @@ from qwen3_jax.evaluate.judges import Figure
 from qwen3_jax.evaluate.report import Report, Row, table, write
 from qwen3_jax.evaluate.texts import SENTENCES, held_out, read_sentences, wavs_and_sentences
 from qwen3_jax.shapes import NpF32
-from qwen3_jax.terminal import path_option
+from qwen3_jax.terminal import console, errors, path_option, tell
 from qwen3_jax.voice_choice import find_voice
 from qwen3_jax.voice_layers import VoiceLayers, decode
 
 KNOWN = ("wer", "mos", "similarity", "stoi", "pesq")
-console, errors = Console(), Console(stderr=True)
 app = typer.Typer(add_completion=False)
 Option = typer.Option
 Waves = list[NpF32["F"]]
@@ -82,7 +80,7 @@ def evaluate(
             title = f"Codec of {Path(str(model)).name}"
         else:
             texts = (read_sentences(sentences) if sentences else held_out())[:limit]
-            who = find_voice(tts, voice, layers, x_vector, lambda line: errors.print(line, highlight=False, markup=False, soft_wrap=True))
+            who = find_voice(tts, voice, layers, x_vector, tell)
             about |= {
                 "voice": who if isinstance(who, str) else who.name if who else "-",
                 "cloning": who.mode if isinstance(who, Voice) else "-",
@@ -125,7 +123,7 @@ def evaluate(
     )
     write(report, out, columns)
     console.print(table(report))
-    errors.print(f"{out / 'index.html'}: to listen to and look at", highlight=False, soft_wrap=True)
+    tell(f"{out / 'index.html'}: to listen to and look at")
 
 
 def watched(what: str, total: int, work: Callable[[Callable[[int], None]], Any]) -> Any:
