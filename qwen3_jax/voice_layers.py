@@ -146,7 +146,10 @@ class VoiceLayers:
 
 def create(content: bytes, voice: StoredVoice, create_voice: CreateVoice, x_vector_only_mode: bool | None = None) -> Voice:
     """Clone a stored voice from its recording. Raises ValueError as ``Qwen3TTS.create_voice``, or if it is no sound."""
-    return create_voice(decode(content, voice.id), voice.transcript, name=voice.id, x_vector_only_mode=x_vector_only_mode)
+    try:
+        return create_voice(decode(content, voice.id), voice.transcript, name=voice.id, x_vector_only_mode=x_vector_only_mode)
+    except recording.Refusal as error:
+        raise ValueError(f"the recording of voice {voice.id!r}: {error}") from error
 
 
 def decode(content: bytes, voice_id: str) -> tuple[np.ndarray, int]:

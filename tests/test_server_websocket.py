@@ -473,7 +473,7 @@ async def test_a_refused_piece_leaves_its_text_open(voices: Path) -> None:
 
 async def test_a_speak_in_a_language_and_by_a_name_of_openais(voices: Path) -> None:
     engine = FakeEngine()
-    async with running(voices, engine, voice_aliases={"Nova": "anna"}) as server, client(server.url) as connection:
+    async with running(voices, engine, voice_aliases={"Nova": "anna"}) as server, client(f"{server.url}/") as connection:
         for language, voice in (("de-DE", "NOVA"), ("en_US", "onyx"), (None, "Anna")):
             await say(connection, type="speak", text="Hello.", language=language, voice=voice, seed=-1)
             assert (await utterance(connection))[1]["type"] == "complete"
