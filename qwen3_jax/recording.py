@@ -27,7 +27,11 @@ CANCELLED_DB = 8.0  # a mean so far below its loudest channel is no mix: channel
 PYAV = 'install PyAV: pip install "qwen3-jax[audio]"'
 TAKEN = "WAV, FLAC, OGG (Vorbis or Opus), MP3, AIFF, CAF, AU, M4A/MP4, WebM, AAC or AMR"
 _BLOCK = 65_536  # samples of all channels that are decoded at a time
-_MOST_PACKETS = 1_000_000  # of an MP4: six hours of AAC; FFmpeg keeps 24 bytes of each before anything is decoded
+_MOST_PACKETS = 1_000_000  # six hours of AAC; FFmpeg keeps 24 bytes of each before anything is decoded
+_COUNTS = {  # where a file says how many there are: name of the box, bytes from there to the number, bytes of the number
+    "MP4": ((b"stsz", 8, 4), (b"stz2", 8, 4), (b"trun", 4, 4)),
+    "CAF": ((b"pakt", 8, 8),),
+}
 _WHOLE = 2**28  # bytes that are read of a WAV whose header was never finished
 _BITS = {"PCM_S8": 8, "PCM_U8": 8, "ALAW": 8, "ULAW": 8, "PCM_16": 16, "PCM_24": 24, "PCM_32": 32, "FLOAT": 24, "DOUBLE": 53}
 _UNKNOWN_FRAMES = 2**62  # soundfile's way to say that a header does not tell
@@ -249,7 +253,7 @@ def _by_pyav(file: BinaryIO, kind: _Kind, why: str, longest: float) -> Clip:
         if kind.by_soundfile:
             raise _unreadable(kind, why) from error
         raise Refusal("AUDIO_NEEDS_PYAV", f"audio is {kind.name}, which needs PyAV here: {PYAV}, or convert it to WAV", 415) from error
-    if kind.name == "MP4":
+    if kind.name in _COUNTS:
         _check_packets(file, kind)
     found: dict[str, int] = {}
 
@@ -287,13 +291,32 @@ def _unreadable(kind: _Kind, why: str) -> Refusal:
 
 
 def _check_packets(file: BinaryIO, kind: _Kind) -> None:
-    """FFmpeg makes a table of all packets that an MP4 says it has, before it reads one of them."""
-    file.seek(0)
-    content = file.read(_WHOLE)
+    """FFmpeg makes a table of all packets that an MP4, or a CAF, says it has, before it reads one of them."""
     packets = 0
-    for name, skipped in ((b"stsz", 8), (b"stz2", 8), (b"trun", 4)):
-        for found in re.finditer(name, content):
-            count = content[found.end() + skipped : found.end() + skipped + 4]
-            packets += int.from_bytes(count, "big") if len(count) == 4 else 0
+    for content in _boxes(file) if kind.name == "MP4" else (_whole(file),):
+        for name, skipped, size in _COUNTS[kind.name]:
+            for found in re.finditer(name, content):
+                start = found.end() + skipped
+                packets += int.from_bytes(content[start : start + size], "big")
     if packets > _MOST_PACKETS:
         raise _unreadable(kind, f"it says that it has {packets} packets")
+
+
+def _boxes(file: BinaryIO) -> Generator[bytes, None, None]:
+    """The outermost boxes of an MP4 but those that hold its sound."""
+    place, end = 0, file.seek(0, io.SEEK_END)
+    while place + 8 <= end:
+        file.seek(place)
+        size, name, large = struct.unpack(">I4sQ", file.read(16).ljust(16, b"\0"))
+        size = large if size == 1 else size or end - place
+        if size < 8:
+            size = end - place
+        if name != b"mdat":
+            file.seek(place)
+            yield file.read(min(size, _WHOLE))
+        place += size
+
+
+def _whole(file: BinaryIO) -> bytes:
+    file.seek(0)
+    return file.read(_WHOLE)

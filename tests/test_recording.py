@@ -217,6 +217,15 @@ def test_tables_of_packets_without_end_are_refused_before_they_are_made() -> Non
         checks.check(bytes(data), MOST)
     assert tracemalloc.get_traced_memory()[1] < 5_000_000
     tracemalloc.stop()
+    caf = sound(speech(), kind="CAF", subtype="ALAC_16").replace(b"alac", b"xlac")  # so that soundfile does not read it
+    place = caf.index(b"pakt") + 12
+    with pytest.raises(Refusal, match="it says that it has 80000000 packets"):
+        checks.check(caf[:place] + struct.pack(">Q", 80_000_000) + caf[place + 8 :], MOST)
+    sounding = KINDS["m4a"][0]()
+    place = sounding.index(b"mdat") + 1000
+    with pytest.raises(Refusal) as refused:  # a damaged packet, and no table
+        checks.check(sounding[:place] + b"stsz" + b"\xff" * 12 + sounding[place + 16 :], MOST)
+    assert "packets" not in str(refused.value)
 
 
 DAMAGED = [KINDS[kind][0] for kind in ("m4a", "WebM of a browser", "AAC", "AMR", "CAF", "AIFF", "AU", "OGG of a browser")]
