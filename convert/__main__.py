@@ -9,7 +9,6 @@ from typing import Annotated, Any
 import jax
 import numpy as np
 import typer
-from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
 from typer.core import TyperGroup
@@ -18,9 +17,8 @@ from convert.verify import Result, verify
 from qwen3_jax import checkpoint, compilation, hub, model, published
 from qwen3_jax.atomic import check_free
 from qwen3_jax.mapping import PARTS, flatten, make_plan
+from qwen3_jax.terminal import console, path_argument, say, tell
 from qwen3_jax.text.tokenizer_files import TOKENIZER_FILES
-
-console, errors = Console(), Console(stderr=True)
 
 
 class Dtype(StrEnum):
@@ -45,7 +43,7 @@ app = typer.Typer(cls=_DefaultIsConvert, no_args_is_help=True, add_completion=Fa
 @app.command("convert")
 def convert_command(
     source: Annotated[str, typer.Argument(metavar="SRC", help="A folder in the published layout, or a hub id (org/name).")],
-    destination: Annotated[Path, typer.Argument(metavar="DST", help="The folder to make.")],
+    destination: Annotated[Path, path_argument("The folder to make.", "DST")],
     dtype: Annotated[Dtype | None, typer.Option(help="Of the talker; default: the file's. Codec and speaker encoder: float32.")] = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of the hub repository.")] = None,
 ) -> None:
@@ -56,8 +54,8 @@ def convert_command(
 
 @app.command("verify")
 def verify_command(
-    folder: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="A converted checkpoint, or a folder in the published layout.")],
-    golden: Annotated[Path, typer.Argument(metavar="GOLDEN", help="A safetensors file of what the reference computed with it.")],
+    folder: Annotated[Path, path_argument("A converted checkpoint, or a folder in the published layout.", "CHECKPOINT")],
+    golden: Annotated[Path, path_argument("A safetensors file of what the reference computed with it.", "GOLDEN")],
 ) -> None:
     """Compare with results of the reference implementation, in float32; exit status 1 past a tolerance."""
     compilation.use_persistent_cache()
@@ -65,7 +63,7 @@ def verify_command(
     console.print(_verdicts(results))
     failed = [result.part for result in results if not result.passed]
     if failed:
-        errors.print(f"{len(failed)} of {len(results)} parts differ: {', '.join(failed)}", style="red", highlight=False, soft_wrap=True)
+        tell(f"{len(failed)} of {len(results)} parts differ: {', '.join(failed)}", "red")
         raise typer.Exit(1)
 
 
@@ -90,8 +88,8 @@ def convert(source: str, destination: Path, dtype: str | None = None, revision: 
         fingerprint = checkpoint.save(destination, params, folder)
     console.print(_parts(params, plan.sources, plan.ignored))
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
-        console.print(f"note: {folder} has no tokenizer files, so the checkpoint cannot read text until they are copied in", soft_wrap=True)
-    console.print(f"{destination}: {config.tts_model_type}, sha256 {fingerprint}", highlight=False, soft_wrap=True)
+        say(f"note: {folder} has no tokenizer files, so the checkpoint cannot read text until they are copied in")
+    say(f"{destination}: {config.tts_model_type}, sha256 {fingerprint}")
     return fingerprint
 
 
@@ -139,7 +137,7 @@ def main() -> None:
     try:
         app()
     except (ValueError, OSError) as error:
-        errors.print(f"error: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
+        tell(f"error: {error}", "red")
         sys.exit(2)
 
 

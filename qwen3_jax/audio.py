@@ -5,6 +5,7 @@ Auditory Toolbox bank (linear below 1 kHz, logarithmic above, triangles of equal
 """
 
 import functools
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,12 @@ import numpy as np
 import soundfile
 import soxr
 
+from qwen3_jax import recording
+from qwen3_jax.folders import expand
 from qwen3_jax.shapes import NpF32
 
 SAMPLE_RATE = 24000
-MIN_SECONDS, MAX_SECONDS = 1.0, 60.0
-LOUDEST = 100.0  # of a sample, whose full scale is 1: more is another unit, as a rule that of 16-bit integers
 RATES = (1_000, 1_000_000)  # Hz of what is read; the resampler crashes at NaN and fills the memory at 1
-SILENCE_DBFS = -60.0  # root mean square of the whole clip; speech recorded at a sane level is above -40
 
 _FFT, _HOP, _MELS = 1024, 256, 128
 
@@ -30,21 +30,44 @@ def load_audio(source: Source) -> NpF32:
     """Read a sound and make it mono float32 at 24 kHz.
 
     Args:
-        source: a path to any format that soundfile reads, or (samples, rate): samples [F] or [F channels], floats in
-            [-1, 1] or signed integers of full scale; rate in Hz.
+        source: a path to any format that soundfile, or PyAV where it is installed, reads; or (samples, rate): samples [F] or
+            [F channels], floats in [-1, 1] or signed integers of full scale; rate in Hz.
 
     Returns:
-        [F] float32; channels are averaged, other rates are resampled by soxr (HQ).
+        [F] float32; channels are averaged (of such that cancel each other, one is taken), other rates are resampled by soxr (HQ).
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is not a sound that soundfile reads, or the array's shape, type or rate is not one of the above.
+        ValueError: the file is not a sound that can be read, or the array's shape, type or rate is not one of the above.
     """
-    samples, rate = _check_array(*source) if isinstance(source, tuple) else _read_file(Path(source))
+    samples, rate = _check_array(*source) if isinstance(source, tuple) else _read_file(Path(expand(source)))
     if not RATES[0] <= rate <= RATES[1]:
         raise ValueError(f"audio at {rate:g} Hz: must be from {RATES[0]} to {RATES[1]} Hz; give the rate that the sound was recorded at")
-    with np.errstate(over="ignore", invalid="ignore"):  # as in `_check_array`
-        mono = samples if samples.ndim == 1 else samples.mean(axis=1)
+    return _resampled(samples if samples.ndim == 1 else recording.mix(samples), rate)
+
+
+def load_reference(source: Source) -> NpF32:
+    """Read a recording of a voice and check it: see recording.py.
+
+    Args:
+        source: as in ``load_audio``.
+
+    Returns:
+        [F] float32, mono, 24 kHz.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: as in ``load_audio``; or ``recording.Refusal``, which names the rule, what was found and the fix.
+    """
+    if not isinstance(source, tuple):
+        clip = recording.load(Path(expand(source)))
+        return _resampled(clip.samples, clip.rate)
+    samples, rate = _check_array(*source)
+    mono = samples if samples.ndim == 1 else recording.mix(samples)
+    return _resampled(recording.check(recording.Clip(mono, rate, 0)).samples, rate)
+
+
+def _resampled(mono: NpF32, rate: Any) -> NpF32:
     return mono if rate == SAMPLE_RATE or not len(mono) else soxr.resample(mono, rate, SAMPLE_RATE, quality="HQ")
 
 
@@ -52,10 +75,16 @@ def _read_file(path: Path) -> tuple[NpF32, int]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such audio file")
     try:
-        return soundfile.read(path, dtype="float32", always_2d=True)
-    except soundfile.LibsndfileError as error:
-        known = ", ".join(sorted(soundfile.available_formats()))
-        raise ValueError(f"{path}: not a readable sound ({error}); convert it to one of {known}") from error
+        with path.open("rb") as file:
+            return soundfile.read(recording.finished(file), dtype="float32", always_2d=True)
+    except (soundfile.SoundFileError, ValueError):  # ValueError: a header that does not know how long it is
+        try:
+            with path.open("rb") as file:
+                clip = recording.read(file, math.inf)
+        except recording.Refusal as error:
+            known = ", ".join(sorted(soundfile.available_formats()))
+            raise ValueError(f"{path}: not a readable sound ({error}); convert it to one of {known}") from error
+        return clip.samples, clip.rate
 
 
 def _check_array(samples: np.ndarray, rate: Any) -> tuple[NpF32, Any]:
@@ -68,51 +97,15 @@ def _check_array(samples: np.ndarray, rate: Any) -> tuple[NpF32, Any]:
         samples = samples / -float(np.iinfo(samples.dtype).min)
     elif not np.issubdtype(samples.dtype, np.floating):
         raise ValueError(f"audio array: dtype {samples.dtype} is not a float or signed integer type; convert it to float32 in [-1, 1]")
-    with np.errstate(over="ignore"):  # `check_reference` counts what is infinite then
+    with np.errstate(over="ignore"):  # `recording.check` counts what is infinite then
         return samples.astype(np.float32), rate
-
-
-def check_reference(wave: NpF32) -> None:
-    """Refuse a reference clip that no voice can be cloned from.
-
-    Args:
-        wave: [F] float32, 24 kHz mono, as `load_audio` returns it.
-
-    Raises:
-        ValueError: empty, NaN or infinite, more than 100 times full scale, shorter than 1 s, longer than 60 s, or below -60 dBFS RMS;
-            says which and the fix.
-    """
-    seconds = len(wave) / SAMPLE_RATE
-    if not len(wave):
-        raise ValueError("reference audio is empty (0 samples); pass 3 to 30 s of clear speech")
-    bad = int(np.count_nonzero(~np.isfinite(wave)))
-    if bad:
-        raise ValueError(
-            f"reference audio has {bad} NaN or infinite samples of {len(wave)}; every sample must be finite, so export the clip again"
-        )
-    peak = float(np.abs(wave).max())
-    if peak > LOUDEST:
-        raise ValueError(
-            f"reference audio peaks at {peak:g}; full scale is 1 and {LOUDEST:g} the most, so divide the samples by theirs (32768 "
-            "for 16 bits)"
-        )
-    if seconds < MIN_SECONDS:
-        raise ValueError(f"reference audio lasts {seconds:.2f} s; the minimum is {MIN_SECONDS:g} s, so pass 3 s or more of clear speech")
-    if seconds > MAX_SECONDS:
-        raise ValueError(f"reference audio lasts {seconds:.1f} s; the maximum is {MAX_SECONDS:g} s, so cut it to 3 to 30 s of clear speech")
-    rms = float(np.sqrt(np.mean(np.square(wave, dtype=np.float64))))
-    level = 20 * np.log10(max(rms, 1e-10))
-    if level < SILENCE_DBFS:
-        raise ValueError(
-            f"reference audio is silent: {level:.0f} dBFS RMS, the minimum is {SILENCE_DBFS:g}; pass a clip with audible speech"
-        )
 
 
 def mel_spectrogram(wave: NpF32) -> NpF32:
     """Log-mel spectrogram of the speaker encoder.
 
     Args:
-        wave: [F] float32, 24 kHz mono, at least 385 samples (`check_reference` asks for more).
+        wave: [F] float32, 24 kHz mono, at least 385 samples (`load_reference` asks for more).
 
     Returns:
         [frames 128] float32, frames = F // 256 from 1024 samples on: natural logarithm of the mel magnitude, floor 1e-5.

@@ -11,19 +11,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 import qwen3_jax
 from qwen3_jax import hub
 from qwen3_jax.extras import needed
+from qwen3_jax.terminal import add_row, console, errors, path_option, stdin, tell
 
 if TYPE_CHECKING:
     import numpy as np
 
     from qwen3_jax import SpeechStream, Voice
 
-console, errors = Console(), Console(stderr=True)
 app = typer.Typer(no_args_is_help=True, add_completion=False)
 
 ModelOption = Annotated[str, typer.Option("--model", envvar="TTS_MODEL_ID", help="A checkpoint's folder, a hub id, or embedded.")]
@@ -55,19 +54,19 @@ def options(version: Annotated[bool, Option("--version", callback=_version, is_e
 @app.command()
 def say(
     text: Annotated[str, typer.Argument(help="What to say; - reads it from stdin.")],
-    output: Annotated[Path | None, Option("-o", "--output", help="The file to write: .wav, .flac, .mp3, .ogg or .opus.")] = None,
+    output: Annotated[Path | None, path_option("The file to write: .wav, .flac, .mp3, .ogg or .opus.", "-o", "--output")] = None,
     stream: Annotated[bool, Option("--stream", help="Write raw 16-bit little-endian mono PCM to stdout as it is made.")] = False,
     model: ModelOption = hub.EMBEDDED,
     voice: Annotated[str | None, Option(help="A voice of the folder, a .safetensors file, or a preset speaker.")] = None,
-    reference: Annotated[Path | None, Option(help="A recording to clone, 3 to 30 s.")] = None,
+    reference: Annotated[Path | None, path_option("A recording to clone, 3 to 30 s.")] = None,
     transcript: Annotated[str | None, Option(help="Exactly what the recording says; without it only the timbre is cloned.")] = None,
     x_vector: Annotated[
         bool | None, Option("--x-vector/--in-context", help="Clone the timbre only, or go on from the recording. Default: the model's.")
     ] = None,
     language: Annotated[str, Option(help="One of `info`'s languages, or Auto.")] = "Auto",
     instruct: Annotated[str | None, Option(help="How to speak, in words (voice_design and custom_voice checkpoints).")] = None,
-    seed: Annotated[int | None, Option(help="The same seed gives the same audio.")] = None,
-    temperature: Annotated[float | None, Option(help="Default: the checkpoint's.")] = None,
+    seed: Annotated[int | None, Option(help="The same seed gives the same audio. Default, and -1: a fresh one.")] = None,
+    temperature: Annotated[float | None, Option(help="0 = always the most likely (greedy). Default: the checkpoint's.")] = None,
     top_k: Annotated[int | None, Option(help="0 = off.")] = None,
     top_p: Annotated[float | None, Option(help="1 = off.")] = None,
     repetition_penalty: Annotated[float | None, Option(help="1 = off.")] = None,
@@ -98,17 +97,17 @@ def say(
     if voice is not None and reference is not None:
         raise ValueError("give either --voice or --reference")
     layers = VoiceLayers.of(voices_dir, shipped=shipped_voices)
-    words = sys.stdin.read() if text == "-" else text
+    words = stdin() if text == "-" else text
     with errors.status("loading the model"):
         tts = Qwen3TTS.from_pretrained(model, device=device, dtype=dtype)
     if reference:
         speaker: "Voice | str | None" = tts.create_voice(reference, transcript, x_vector_only_mode=x_vector)
     else:
         speaker = find_voice(tts, voice, layers, x_vector, tell)
-    errors.print(f"model: {hub.described(model)}", highlight=False, soft_wrap=True)
-    given = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "repetition_penalty": repetition_penalty}
+    tell(f"model: {hub.described(model)}")
+    given = {**_temperature(temperature), "top_k": top_k, "top_p": top_p, "repetition_penalty": repetition_penalty}
     draw: Any = {name: value for name, value in given.items() if value is not None}
-    how: Any = {"language": language, "instruct": instruct, "seed": seed, "max_frames": max_frames, "split": split}
+    how: Any = {"language": language, "instruct": instruct, "seed": None if seed == -1 else seed, "max_frames": max_frames, "split": split}
     how["normalize"] = normalize
     pieces = tts.stream(words, voice=speaker, **how, **draw)
     if output is None:
@@ -117,15 +116,23 @@ def say(
         pcm = np.concatenate([np.zeros(0, np.float32), *watched(pieces)])
         write_sound(output, pcm, pieces.sample_rate)
     made = f"{len(pieces.frames) * 0.08:.2f} s, ended by {pieces.finish_reason}, seed {pieces.seed}"
-    errors.print(made if output is None else f"{output}: {made}", highlight=False, soft_wrap=True)
+    tell(made if output is None else f"{output}: {made}")
     if pieces.finish_reason == "length" and max_frames is None:
-        errors.print("error: speech was cut: a sentence did not come to its end; try another --seed, or shorter sentences", soft_wrap=True)
+        tell("error: speech was cut: a sentence did not come to its end; try another --seed, or shorter sentences")
         raise typer.Exit(1)
 
 
-def tell(line: str) -> None:
-    """A line on stderr, as it is."""
-    errors.print(line, highlight=False, markup=False, soft_wrap=True)
+def _temperature(given: float | None) -> dict[str, Any]:
+    """``--temperature`` as fields of Sampling; 0 is greedy decoding, of all books."""
+    from qwen3_jax.sampling import TEMPERATURES
+
+    if given is None:
+        return {}
+    if given == 0:
+        return {"do_sample": False, "subtalker_dosample": False}
+    if not TEMPERATURES[0] <= given <= TEMPERATURES[1]:
+        raise ValueError(f"--temperature {given:g}: use 0 (greedy decoding), or a number from {TEMPERATURES[0]:g} to {TEMPERATURES[1]:g}")
+    return {"temperature": given}
 
 
 def watched(pieces: "SpeechStream") -> "Iterator[np.ndarray]":
@@ -162,11 +169,11 @@ def info(
     import jax
 
     table = Table(show_header=False)
-    table.add_row("qwen3-jax", f"{qwen3_jax.__version__}, jax {jax.__version__}, Python {sys.version.split()[0]}")
-    table.add_row("devices", ", ".join(f"{device.platform}:{device.id} {device.device_kind}" for device in jax.devices()))
+    add_row(table, "qwen3-jax", f"{qwen3_jax.__version__}, jax {jax.__version__}, Python {sys.version.split()[0]}")
+    add_row(table, "devices", ", ".join(f"{device.platform}:{device.id} {device.device_kind}" for device in jax.devices()))
     if model is not None:
         for row in describe(model, dtype):
-            table.add_row(*row)
+            add_row(table, *row)
     console.print(table)
 
 
@@ -251,5 +258,5 @@ def main(name: str = "python -m qwen3_jax") -> None:
     try:
         app(prog_name=name)
     except (ValueError, OSError, FloatingPointError) as error:
-        errors.print(f"error: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
+        tell(f"error: {error}", "red")
         sys.exit(2)

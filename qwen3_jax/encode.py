@@ -11,9 +11,10 @@ import jax
 import numpy as np
 from flax import nnx
 
-from qwen3_jax.audio import LOUDEST, SAMPLE_RATE, mel_spectrogram
+from qwen3_jax.audio import SAMPLE_RATE, mel_spectrogram
 from qwen3_jax.generate import bucket
 from qwen3_jax.model import Model
+from qwen3_jax.recording import LOUDEST
 from qwen3_jax.shapes import F32, Int, NpF32, NpInt
 
 SECOND_BUCKETS = (4, 8, 16, 32, 64)  # one trace each

@@ -21,6 +21,11 @@ def expand(location: str | os.PathLike[str]) -> str:
     return os.path.expanduser(os.fspath(location))
 
 
+def home_path(location: str | os.PathLike[str]) -> Path:
+    """The same as a Path: the parser of every option that names a file or a folder. The shell leaves ``--option=~/x`` as it is."""
+    return Path(expand(location))
+
+
 def _base(variable: str, below_home: str) -> Path | None:
     chosen = os.environ.get(variable, "")
     if os.path.isabs(chosen):  # the XDG specification: a relative path is to be ignored

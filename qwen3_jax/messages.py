@@ -1,4 +1,6 @@
-"""Values for messages and logs: cut to a length, and without what would move a terminal's cursor."""
+"""Values for people: cut to a length, and with nothing in them that a terminal would obey."""
+
+import unicodedata
 
 SHOWN = 80  # characters of a value that a message repeats
 
@@ -9,7 +11,12 @@ def shorten(text: str, most: int = SHOWN) -> str:
 
 
 def printable(text: str, kept: str = "") -> str:
-    """The text with control characters, line breaks and lone surrogates escaped (ESC: ``\\x1b``), but for those of ``kept``."""
+    """The text with everything escaped that a terminal, or a log, would take for more than letters (ESC: ``\\x1b``), but for ``kept``."""
     if text.isprintable():
         return text
     return "".join(one if one.isprintable() or one in kept else one.encode("unicode_escape").decode() for one in text)
+
+
+def is_control(character: str) -> bool:
+    """Whether it is a control character, a separator of lines or paragraphs, or half of a surrogate pair: nothing that people write."""
+    return unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp")

@@ -23,6 +23,7 @@ from qwen3_jax import checks
 from qwen3_jax.config import ModelConfig
 from qwen3_jax.shapes import NpF32, NpInt
 from qwen3_jax.text.languages import MULTILINGUAL, NAMES, language_name
+from qwen3_jax.voice import spelling
 
 ROLE = 3  # <|im_start|> assistant \n
 CLOSING = 5  # <|im_end|> \n <|im_start|> assistant \n
@@ -82,8 +83,7 @@ def speaker_name(config: ModelConfig, speaker: str) -> str:
         ValueError: the checkpoint has no such speaker.
     """
     known = config.talker_config.spk_id
-    alike = [name for name in known if name.casefold() == speaker.casefold()]
-    found = speaker if speaker in known else alike[0] if len(alike) == 1 else None
+    found = spelling(speaker, known)
     if found is None:
         have = f"this checkpoint has {', '.join(sorted(known))}" if known else "this checkpoint has no preset speakers; clone a voice"
         raise ValueError(f"unknown speaker {speaker!r}: {have}")

@@ -1,14 +1,19 @@
 """A wave [F] float32 -> a file in the format that its name ends in. libsndfile writes all of them."""
 
+import io
 import os
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import soundfile
 
 from qwen3_jax.audio import check_finite, pcm16
+from qwen3_jax.folders import home_path
 from qwen3_jax.shapes import NpF32
 
+MP3_LEVEL = 0.6  # of libsndfile's scale from 0 (best) to 1: 64 kbit/s at 24 kHz
+BLOCK = 65_536  # samples that are encoded at a time
 FORMATS = {  # ending -> container and encoding
     ".wav": ("WAV", "PCM_16"),
     ".flac": ("FLAC", "PCM_16"),
@@ -26,7 +31,7 @@ def check_name(path: str | os.PathLike[str]) -> Path:
         FileNotFoundError: its folder is not there.
         IsADirectoryError: it is a folder.
     """
-    file = Path(path).expanduser()
+    file = home_path(path)
     if file.is_dir():
         raise IsADirectoryError(f"{path} is a folder: give the name of a file in it, such as {file / 'speech.wav'}")
     if file.suffix.lower() not in FORMATS:
@@ -34,6 +39,17 @@ def check_name(path: str | os.PathLike[str]) -> Path:
     if not file.parent.is_dir():
         raise FileNotFoundError(f"{path}: there is no folder {file.parent}; make it first")
     return file
+
+
+def open_sound(where: IO[bytes] | io.RawIOBase, ending: str, sample_rate: int) -> soundfile.SoundFile:
+    """A mono file to write to, in the format of an ending.
+
+    MP3 has a constant bit rate: without it, readers of a stream, which has no table of contents, guess a length that is a fraction of
+    the true one as soon as there are pauses.
+    """
+    container, encoding = FORMATS[ending]
+    constant = {"bitrate_mode": "CONSTANT", "compression_level": MP3_LEVEL} if container == "MP3" else {}
+    return soundfile.SoundFile(where, "w", sample_rate, 1, encoding, format=container, **constant)
 
 
 def write_sound(path: str | os.PathLike[str], pcm: NpF32["F"], sample_rate: int) -> None:
@@ -48,6 +64,8 @@ def write_sound(path: str | os.PathLike[str], pcm: NpF32["F"], sample_rate: int)
         FloatingPointError: a sample is NaN or infinite.
     """
     file = check_name(path)
-    container, encoding = FORMATS[file.suffix.lower()]
-    samples = pcm16(pcm) if encoding == "PCM_16" else np.clip(check_finite(pcm), -1, 1)
-    soundfile.write(file, samples, sample_rate, encoding, format=container)
+    ending = file.suffix.lower()
+    samples = pcm16(pcm) if FORMATS[ending][1] == "PCM_16" else np.clip(check_finite(pcm), -1, 1)
+    with file.open("wb") as opened, open_sound(opened, ending, sample_rate) as sound:
+        for start in range(0, len(samples), BLOCK):  # libvorbis crashes at a block of minutes
+            sound.write(samples[start : start + BLOCK])

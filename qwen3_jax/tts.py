@@ -114,7 +114,8 @@ class Qwen3TTS:
         """Clone a voice from a recording.
 
         Args:
-            audio_in: a file that soundfile reads, or (samples [F] or [F, channels], rate in Hz). Resampled, mixed to mono.
+            audio_in: a file that soundfile, or PyAV where it is installed, reads, or (samples [F] or [F, channels], rate in Hz).
+                3 to 30 s; resampled, mixed to mono.
             transcript: exactly what is said, for in-context cloning; None for x-vector cloning (timbre only).
             name: for people.
             x_vector_only_mode: True, x-vector cloning also where there is a transcript; None: as the checkpoint prefers
@@ -122,7 +123,7 @@ class Qwen3TTS:
 
         Raises:
             FileNotFoundError: no such file.
-            ValueError: not a Base checkpoint; or audio that is silent, too short, too long or not finite.
+            ValueError: not a Base checkpoint; or audio that is silent, clipped, too short, too long or not finite.
         """
         if self.model_type != "base":
             raise ValueError(f"a {self.model_type} checkpoint cannot clone voices: load a Base checkpoint")
@@ -130,8 +131,7 @@ class Qwen3TTS:
             self._reader(transcript, "transcript").reference(transcript)  # refuse a bad one before any other work
         if self.model.generation.x_vector_only_mode if x_vector_only_mode is None else x_vector_only_mode:
             transcript = None
-        wave = audio.load_audio(audio_in)
-        audio.check_reference(wave)
+        wave = audio.load_reference(audio_in)
         x_vector = encode_x_vector(self.model, wave)
         codes = None if transcript is None else encode_codes(self.model, wave)
         if name is None:

@@ -1,6 +1,7 @@
 """A cloned voice: x-vector [H], and for in-context cloning the reference's codes [N 16] and transcript. Saved as safetensors."""
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
+from qwen3_jax.folders import home_path
 from qwen3_jax.shapes import NpF32, NpInt
 
 FORMAT = "qwen3-jax-voice-1"
@@ -52,7 +54,7 @@ class Voice:
 
     def save(self, path: str | Path) -> None:
         """Write one safetensors file."""
-        Path(path).write_bytes(self.to_bytes())
+        home_path(path).write_bytes(self.to_bytes())
 
     def to_bytes(self) -> bytes:
         """The content of that file."""
@@ -71,9 +73,10 @@ class Voice:
             FileNotFoundError: no such file.
             ValueError: the file is not a voice.
         """
-        if not Path(path).is_file():
+        file = home_path(path)
+        if not file.is_file():
             raise FileNotFoundError(f"there is no voice file {path}")
-        return cls.from_bytes(Path(path).read_bytes(), str(path))
+        return cls.from_bytes(file.read_bytes(), str(path))
 
     @classmethod
     def from_bytes(cls, data: bytes, what: str = "the file") -> "Voice":
@@ -95,6 +98,15 @@ class Voice:
             return cls(arrays["x_vector"], arrays.get("codes"), metadata.get("transcript"), metadata.get("name", "voice"))
         except (SafetensorError, ValueError, TypeError, KeyError) as error:  # TypeError, KeyError: a dtype that NumPy has not
             raise ValueError(f"{what} is not a voice file: {error}") from error
+
+
+def spelling(name: str, known: Iterable[str]) -> str | None:
+    """How a voice or a speaker that is called so is spelt among those that are known: any case does, unless two differ by case alone."""
+    names = tuple(known)
+    if name in names:
+        return name
+    alike = [one for one in names if one.casefold() == name.casefold()]
+    return alike[0] if len(alike) == 1 else None
 
 
 def as_x_vector(values: np.ndarray) -> NpF32["H"]:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from qwen3_jax.folders import expand
+from qwen3_jax.text.files import read
 from qwen3_jax.voice import Voice
 from qwen3_jax.voice_files import REFERENCE, TRANSCRIPT
 from qwen3_jax.voice_folder import StoredVoice, VoiceFolder
@@ -84,7 +85,7 @@ class VoiceChoice:
         if name is None:
             raise FileNotFoundError(f"no voice: there is none in {self._layers}; give a recording to clone")
         if name.endswith(".safetensors"):
-            return Voice.load(expand(name))
+            return Voice.load(name)
         path = Path(expand(name)).absolute()
         if os.path.isfile(path / REFERENCE) and transcript is None:
             own = VoiceFolder(path.parent)
@@ -118,10 +119,7 @@ class VoiceChoice:
 def _words_beside(recording: Path) -> str | None:
     for file in (recording.with_suffix(".txt"), recording.with_name(TRANSCRIPT)):
         if file.is_file():
-            try:
-                return file.read_text("utf-8-sig").strip() or None
-            except UnicodeDecodeError as error:
-                raise ValueError(f"{file} is not UTF-8 ({error}): save it as UTF-8") from error
+            return read(file).strip() or None
     return None
 
 

@@ -5,12 +5,13 @@ written last and removed first: a voice without it is none.
 """
 
 import contextlib
+import io
 import os
 import stat
 import time
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple, Protocol
+from typing import Any, BinaryIO, NamedTuple, Protocol
 
 import fsspec
 
@@ -58,6 +59,9 @@ class Files(Protocol):
     def read(self, name: str, file: str) -> bytes:
         """The content of a file."""
 
+    def open(self, name: str, file: str) -> BinaryIO:
+        """A file to read piece by piece, where it lies on a disk; of a bucket, a copy in memory."""
+
     def exists(self, name: str) -> bool:
         """Whether there is such a voice now."""
 
@@ -75,10 +79,14 @@ def open_files(location: str | os.PathLike[str]) -> Files:
     """A path, whose ``~`` is expanded, or an fsspec address.
 
     Raises:
-        ValueError: an address that fsspec does not know, or whose package is missing.
+        ValueError: nothing, a chain of fsspec's (``a::b``), an address that fsspec does not know, or whose package is missing.
     """
     address = expand(location)
-    if "://" not in address and "::" not in address:
+    if not address.strip():
+        raise ValueError(f"a folder of voices named {address!r}: give a folder, or an address such as s3://bucket/voices")
+    if "::" in address:
+        raise ValueError(f"voices in {address}: chains of addresses (a::b) are not taken; give one folder, or one address")
+    if "://" not in address:
         return Disk(Path(address))
     try:
         system, root = fsspec.core.url_to_fs(address)
@@ -121,6 +129,12 @@ class Disk:
     def read(self, name: str, file: str) -> bytes:
         try:
             return (self.root / name / file).read_bytes()
+        except NotADirectoryError as error:
+            raise FileNotFoundError(str(error)) from error
+
+    def open(self, name: str, file: str) -> BinaryIO:
+        try:
+            return (self.root / name / file).open("rb")
         except NotADirectoryError as error:
             raise FileNotFoundError(str(error)) from error
 
@@ -167,6 +181,9 @@ class Bucket:
         with self._errors():
             data: bytes = self._system.cat_file(self._path(name, file))
         return data
+
+    def open(self, name: str, file: str) -> BinaryIO:
+        return io.BytesIO(self.read(name, file))
 
     def exists(self, name: str) -> bool:
         with self._errors():

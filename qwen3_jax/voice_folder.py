@@ -6,21 +6,21 @@ cannot be used is left out and named, with the reason; it never hides others.
 
 import errno
 import hashlib
-import io
 import os
 import unicodedata
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import msgspec
-import soundfile
 
-from qwen3_jax.audio import MAX_SECONDS, MIN_SECONDS
+from qwen3_jax import recording
+from qwen3_jax.messages import printable
+from qwen3_jax.text.files import decode
+from qwen3_jax.voice import spelling
 from qwen3_jax.voice_files import METADATA, REFERENCE, TRANSCRIPT, Files, Found, Stamp, open_files
 
 MAX_ID, MAX_ID_BYTES = 64, 200  # characters; in UTF-8, so that a temporary sibling's name fits into 255 bytes
 ID_RULE = "an id is 1 to 64 letters, digits, spaces, _ . - (of any script); it begins with a letter or digit and does not end with a space"
 MAX_REFERENCE, MAX_TEXT = 100 * 1024 * 1024, 1024 * 1024  # bytes
-_UNKNOWN_FRAMES = 2**62  # soundfile's way to say that a header does not tell
 _LASTING = (PermissionError, IsADirectoryError, NotADirectoryError)  # a voice's own fault, not a moment's of the disk
 _LASTING_CODES = (errno.ELOOP, errno.ENAMETOOLONG)
 
@@ -76,11 +76,8 @@ class Listing(NamedTuple):
         """The voice of that id, in any Unicode form; else the only one whose id differs by case alone."""
         if len(name) > 4 * MAX_ID:  # no form of an id, and a client's: normalising it would take time
             return None
-        wanted = _composed(name)
-        if wanted in self.voices:
-            return self.voices[wanted]
-        alike = [voice for name, voice in self.voices.items() if name.casefold() == wanted.casefold()]
-        return alike[0] if len(alike) == 1 else None
+        found = spelling(_composed(name), self.voices)
+        return None if found is None else self.voices[found]
 
     def default(self, wanted: str) -> StoredVoice | None:
         """The voice of that id, else the first; None if there is none."""
@@ -176,6 +173,13 @@ class VoiceFolder:
         except FileNotFoundError as error:
             raise VoiceGone(f"voice {voice.id!r} is not here any more") from error
 
+    def open_reference(self, voice: StoredVoice) -> BinaryIO:
+        """The same, to be read piece by piece."""
+        try:
+            return self.files.open(voice.name, REFERENCE)
+        except FileNotFoundError as error:
+            raise VoiceGone(f"voice {voice.id!r} is not here any more") from error
+
     def _path(self, name: str, file: str = "") -> str:
         return f"{self.address}/{name}{file and '/'}{file}"
 
@@ -215,9 +219,9 @@ class VoiceFolder:
         transcript = self._transcript(name) if TRANSCRIPT in stamps else None
         content, told = f"{stamps[REFERENCE]}".encode(), bool(stamps[REFERENCE].version) and not self.files.nearby
         if not told or not metadata.duration_seconds:
-            recording = self.files.read(name, REFERENCE)
-            metadata = msgspec.structs.replace(metadata, duration_seconds=self._seconds(name, recording))
-            content = content if told else recording  # a bucket tells whether the content has changed
+            sound = self.files.read(name, REFERENCE)
+            metadata = msgspec.structs.replace(metadata, duration_seconds=self._seconds(name, sound))
+            content = content if told else sound  # a bucket tells whether the content has changed
         return StoredVoice(
             id=_composed(name),
             metadata=metadata,
@@ -228,36 +232,26 @@ class VoiceFolder:
         )
 
     def _metadata(self, name: str) -> Metadata:
-        data = self.files.read(name, METADATA).removeprefix(b"\xef\xbb\xbf")
+        where = self._path(name, METADATA)
+        text = decode(self.files.read(name, METADATA), where)
         try:
-            return msgspec.json.decode(data, type=Metadata)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise ValueError(f"{self._path(name, METADATA)} is not a voice's metadata ({error}): mend it, or remove it") from error
+            return msgspec.json.decode(text, type=Metadata)
+        except (msgspec.DecodeError, RecursionError) as error:
+            raise ValueError(f"{where} is not a voice's metadata ({error}): mend it, or remove it") from error
 
     def _transcript(self, name: str) -> str:
         where = self._path(name, TRANSCRIPT)
-        try:
-            words = self.files.read(name, TRANSCRIPT).decode("utf-8-sig").strip()
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{where} is not UTF-8 ({error}): save it as UTF-8") from error
+        words = decode(self.files.read(name, TRANSCRIPT), where).strip()
         if not words:
             raise ValueError(f"{where} is empty: write what the reference says, or remove the file for x-vector cloning")
         return words
 
-    def _seconds(self, name: str, recording: bytes) -> float:
+    def _seconds(self, name: str, content: bytes) -> float:
         """How long it is, by its header."""
-        where = self._path(name, REFERENCE)
         try:
-            with soundfile.SoundFile(io.BytesIO(recording)) as sound:
-                frames, seconds = sound.frames, sound.frames / sound.samplerate
-        except soundfile.SoundFileError as error:
-            why = getattr(error, "error_string", error)  # the whole message names a buffer's address
-            raise ValueError(f"{where} is not a readable sound ({why}): replace it, or remove the voice") from error
-        if frames >= _UNKNOWN_FRAMES:
-            return 0.0
-        if not MIN_SECONDS <= seconds <= MAX_SECONDS:
-            raise ValueError(f"{where} lasts {seconds:.2f} s: {MIN_SECONDS:g} to {MAX_SECONDS:g} s can be cloned; replace it")
-        return round(seconds, 3)
+            return round(recording.length(content), 3)
+        except recording.Refusal as error:
+            raise ValueError(f"{self._path(name, REFERENCE)}: {error}") from error
 
 
 def revision(content: bytes, transcript: str | None) -> str:
@@ -278,11 +272,6 @@ def is_id(name: str) -> bool:
         and not name.endswith(" ")
         and len(name.encode()) <= MAX_ID_BYTES
     )
-
-
-def printable(text: str) -> str:
-    """The text with everything escaped that a terminal, or a log, would take for more than letters."""
-    return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
 
 
 def _composed(name: str) -> str:

@@ -9,7 +9,6 @@ A voice takes the place of one with the same id in a folder below; nothing else 
     cloned = layers.create(voice, tts.create_voice)
 """
 
-import io
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,8 +16,8 @@ from types import MappingProxyType
 from typing import Literal, NamedTuple
 
 import numpy as np
-import soundfile
 
+from qwen3_jax import recording
 from qwen3_jax.folders import data_folder
 from qwen3_jax.voice import Voice
 from qwen3_jax.voice_files import Disk
@@ -112,6 +111,11 @@ class VoiceLayers:
         """Whether its folder had that very voice at the last look."""
         return any(listing.voices.get(voice.id) == voice for listing in self._last.values())
 
+    def listed(self, folder: VoiceFolder) -> tuple[str, ...]:
+        """The ids that one of the folders had at the last look, hidden ones included."""
+        last = self._last.get(folder.address)
+        return () if last is None else tuple(last.voices)
+
     def reference(self, voice: StoredVoice) -> bytes:
         """The recording, a WAV file.
 
@@ -140,18 +144,21 @@ class VoiceLayers:
         return ", ".join(f"{layer.folder.address} ({layer.kind})" for layer in self.layers) or "no folder"
 
 
-def create(recording: bytes, voice: StoredVoice, create_voice: CreateVoice, x_vector_only_mode: bool | None = None) -> Voice:
+def create(content: bytes, voice: StoredVoice, create_voice: CreateVoice, x_vector_only_mode: bool | None = None) -> Voice:
     """Clone a stored voice from its recording. Raises ValueError as ``Qwen3TTS.create_voice``, or if it is no sound."""
-    return create_voice(decode(recording, voice.id), voice.transcript, name=voice.id, x_vector_only_mode=x_vector_only_mode)
-
-
-def decode(recording: bytes, voice_id: str) -> tuple[np.ndarray, int]:
-    """A voice's recording -> (float32 [F channels], rate in Hz). Raises ValueError if it is no sound."""
     try:
-        samples, rate = soundfile.read(io.BytesIO(recording), dtype="float32", always_2d=True)
-    except soundfile.LibsndfileError as error:
-        raise ValueError(f"the recording of voice {voice_id!r} is not a readable sound ({error.error_string}): replace it") from error
-    return samples, rate
+        return create_voice(decode(content, voice.id), voice.transcript, name=voice.id, x_vector_only_mode=x_vector_only_mode)
+    except recording.Refusal as error:
+        raise ValueError(f"the recording of voice {voice.id!r}: {error}") from error
+
+
+def decode(content: bytes, voice_id: str) -> tuple[np.ndarray, int]:
+    """A voice's recording -> (float32 [F], rate in Hz). Raises ValueError if it is no sound that can be cloned."""
+    try:
+        clip = recording.read(content)
+    except recording.Refusal as error:
+        raise ValueError(f"the recording of voice {voice_id!r}: {error}") from error
+    return clip.samples, clip.rate
 
 
 def shipped_folder() -> Path | None:

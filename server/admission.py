@@ -2,7 +2,7 @@
 
 import asyncio
 
-from qwen3_jax.text.nfc import nfc, slices
+from qwen3_jax.text.nfc import AROUND, nfc, slices
 
 SHRINKS = 4  # NFC makes one character of so many at most
 
@@ -26,7 +26,7 @@ async def normal_form(text: str, most: int) -> str:
 
 def check_length(text: str, most: int) -> None:
     """Raises ValueError if the text cannot come down to ``most`` characters by trimming and NFC."""
-    characters = len(text.strip())
+    characters = len(text.strip(AROUND))
     if characters > SHRINKS * most:
         raise too_long(characters, most)
 

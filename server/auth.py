@@ -16,7 +16,9 @@ from typing import Any
 import jwt
 import msgspec
 
+from qwen3_jax.folders import expand
 from qwen3_jax.messages import shorten
+from qwen3_jax.text import files
 from server.settings import Settings
 
 ANONYMOUS = "anonymous"
@@ -133,7 +135,7 @@ def _find(keys: jwt.PyJWKSet | None, algorithm: str, kid: Any) -> jwt.PyJWK | No
 
 def _read(location: str) -> bytes:
     if "://" not in location:
-        return Path(location).read_bytes()
+        return files.read(Path(expand(location))).encode()
     with urllib.request.urlopen(location, timeout=JWKS_TIMEOUT) as answer:  # https, see Authenticator
         data: bytes = answer.read(1_000_000)
         return data
@@ -143,7 +145,7 @@ def _pem(value: str | None) -> str | None:
     """A PEM, or the file of one; ``\\n`` in an environment variable is a line break."""
     if value is None:
         return None
-    text = value.replace("\\n", "\n") if value.lstrip().startswith("-----BEGIN") else Path(value).read_text("utf-8")
+    text = value.replace("\\n", "\n") if value.lstrip().startswith("-----BEGIN") else files.read(Path(expand(value)))
     if "PUBLIC KEY" not in text:
         raise ValueError("a JWT public key must be PEM (-----BEGIN PUBLIC KEY-----), or the path of such a file")
     return text
@@ -162,7 +164,7 @@ def read_keys(path: Path) -> dict[str, str]:
         ValueError: a line that is not name:sha256.
     """
     found = {}
-    for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
+    for number, line in enumerate(files.read(Path(expand(path))).splitlines(), 1):
         name, _, digest = line.strip().partition(":")
         if not line.strip() or line.startswith("#"):
             continue

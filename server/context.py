@@ -5,12 +5,14 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from qwen3_jax.voice import spelling
 from server.access import AccessLog
 from server.auth import Authenticator
 from server.engines.base import Handle, TtsEngine
 from server.limits import Limits
 from server.metrics import Metrics
 from server.settings import Settings
+from server.voices.names import stands_for
 from server.voices.store import StoredVoice, VoiceStore
 
 
@@ -48,18 +50,30 @@ class Context:
     def default_voice(self, principal_id: str | None) -> str:
         """The configured one if it is there, else the first; empty if there is none (voice_design)."""
         voices, wanted = self.voices(principal_id), self.settings.default_voice
-        if self.engine.presets is None and (found := self.store.find(wanted)) is not None:
+        if self.engine.presets is not None:
+            wanted = spelling(wanted, voices) or ""
+        elif (found := self.store.find(wanted)) is not None:
             wanted = found.id
         return wanted if wanted in voices else next(iter(voices), "")
 
     async def find_voice(self, name: str, principal_id: str | None) -> StoredVoice | str | None:
         """What an engine takes for the voice of that id; None if there is none that the principal can see."""
         if self.engine.presets is not None:
-            return name if name in self.engine.presets or name == "" else None
+            return "" if name == "" else spelling(name, self.engine.presets)
         if self.store.find(name) is None:
             await asyncio.to_thread(self.store.refresh)  # another process may have added it
         voice = self.store.find(name)
         return voice if voice is not None and voice.visible_to(principal_id) else None
+
+    async def named_voice(self, name: str, principal_id: str | None) -> StoredVoice | str | None:
+        """Whatever a client calls a voice: its id, else the operator's alias, else a name of OpenAI's (server/voices/names.py)."""
+        if name and (found := await self.find_voice(name, principal_id)) is not None:
+            return found
+        own = self.settings.voice_aliases
+        if (alias := spelling(name, own)) is not None and (found := await self.find_voice(own[alias], principal_id)) is not None:
+            return found
+        other = stands_for(name, self.voices(principal_id), self.default_voice(principal_id))
+        return None if other is None else await self.find_voice(other, principal_id)
 
     async def fallback(self, principal_id: str | None) -> StoredVoice | str | None:
         """The default voice of those that are there now; None if there is none."""

@@ -1,7 +1,9 @@
-"""pcm as it comes (float32, mono, 24 kHz) -> a file as it is made: mp3, opus, aac, flac, wav or pcm. Every format is streamed.
+"""pcm as it comes (float32, mono, 24 kHz) -> a file as it is made: mp3, opus, aac, flac, wav or pcm.
 
-libsndfile writes to a Sink; where it goes back to mend a header that has left already, the mend is dropped: such a header says that the
-length is not known, which players of streams expect. AAC (ADTS), and any speed but 1, need PyAV (the extra ``audio``).
+Every format but FLAC is streamed. libsndfile writes to a Sink; where it goes back to mend a header that has left already, the mend is
+dropped, so the length must follow from the rest: MP3 has a constant bit rate, OGG tells its length at its end, a WAV header says that it
+is not known. A FLAC header that does not know makes a file that soundfile cannot read, so FLAC leaves when it is whole. AAC (ADTS), and
+any speed but 1, need PyAV.
 """
 
 import io
@@ -10,10 +12,11 @@ from fractions import Fraction
 from typing import Any, Protocol
 
 import numpy as np
-import soundfile
 
 from qwen3_jax.audio import SAMPLE_RATE, check_finite, to_pcm16
+from qwen3_jax.recording import PYAV
 from qwen3_jax.shapes import NpF32
+from qwen3_jax.sound_files import open_sound
 
 CONTENT_TYPES = {
     "mp3": "audio/mpeg",
@@ -24,7 +27,7 @@ CONTENT_TYPES = {
     "pcm": "audio/pcm",
 }
 UNKNOWN = 0xFFFFFFFF  # a length that nobody knows yet
-_SOUNDFILE = {"mp3": ("MP3", "MPEG_LAYER_III"), "opus": ("OGG", "OPUS"), "flac": ("FLAC", "PCM_16")}
+_SOUNDFILE = {"mp3": ".mp3", "opus": ".opus", "flac": ".flac"}
 
 
 class Unavailable(ValueError):
@@ -96,12 +99,11 @@ class Sink(io.RawIOBase):
 
 
 class Sound:
-    """libsndfile's formats."""
+    """libsndfile's formats, streamed."""
 
     def __init__(self, kind: str) -> None:
         self._sink = Sink()
-        container, codec = _SOUNDFILE[kind]
-        self._file = soundfile.SoundFile(self._sink, "w", SAMPLE_RATE, 1, codec, format=container)
+        self._file = open_sound(self._sink, _SOUNDFILE[kind], SAMPLE_RATE)
 
     def write(self, pcm: NpF32["F"]) -> bytes:
         self._file.write(np.clip(check_finite(pcm), -1, 1))
@@ -110,6 +112,22 @@ class Sound:
     def finish(self) -> bytes:
         self._file.close()
         return self._sink.take()
+
+
+class Whole:
+    """libsndfile's formats, whole at the end."""
+
+    def __init__(self, kind: str) -> None:
+        self._sink = io.BytesIO()
+        self._file = open_sound(self._sink, _SOUNDFILE[kind], SAMPLE_RATE)
+
+    def write(self, pcm: NpF32["F"]) -> bytes:
+        self._file.write(np.clip(check_finite(pcm), -1, 1))
+        return b""
+
+    def finish(self) -> bytes:
+        self._file.close()
+        return self._sink.getvalue()
 
 
 class Aac:
@@ -197,6 +215,8 @@ def encoder(kind: str) -> Encoder:
     """A fresh encoder for one of CONTENT_TYPES. Raises Unavailable."""
     if kind == "aac":
         return Aac()
+    if kind == "flac":
+        return Whole(kind)
     if kind in _SOUNDFILE:
         return Sound(kind)
     return Raw(wav_header() if kind == "wav" else b"")
@@ -213,5 +233,5 @@ def _av(what: str) -> Any:
         import av
         import av.filter
     except ImportError as error:
-        raise Unavailable(f"{what} needs PyAV, which this server has not: the operator can install the extra 'audio'") from error
+        raise Unavailable(f"{what} needs PyAV, which this server has not; its operator can {PYAV}") from error
     return av

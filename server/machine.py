@@ -10,7 +10,7 @@ utterance is live, so a cancel, which ends that at once, lets not one byte follo
 
 from enum import Enum
 
-from qwen3_jax.text.nfc import nfc, settle
+from qwen3_jax.text.nfc import AROUND, nfc, settle
 from server.admission import check_length, too_long
 from server.protocol import Cancel, Code, Flush, Speak, Start, Stop
 
@@ -68,9 +68,9 @@ class Utterance:
             done, held = (nfc(self._held + piece), "") if last else settle(self._held, piece)
             coming = len(nfc(held))
             if self.characters == 0:
-                done = done.lstrip()
+                done = done.lstrip(AROUND)
             if last:
-                done = done.rstrip()
+                done = done.rstrip(AROUND)
             characters = self.characters + len(done)
             if characters + coming > self._max_chars or (last and characters == 0):
                 raise too_long(characters + coming, self._max_chars)
@@ -145,6 +145,10 @@ class Machine:
         for utterance in dropped:
             self.ended(utterance)
         return dropped
+
+    def speaks(self, request_id: str | None) -> bool:
+        """Whether something of that requestId, or without any, is live."""
+        return any(utterance.request_id == request_id for utterance in self.live)
 
     def ended(self, utterance: Utterance) -> None:
         """Nothing of it follows but its last message."""

@@ -19,7 +19,8 @@ from quart import Quart, Response, ResponseReturnValue, request
 from qwen3_jax.audio import check_finite
 from qwen3_jax.messages import shorten
 from qwen3_jax.shapes import NpF32
-from server import protocol
+from qwen3_jax.text.nfc import AROUND
+from server import protocol, reading
 from server.admission import normal_form, too_long
 from server.auth import Principal
 from server.context import Context
@@ -30,28 +31,31 @@ from server.web import HttpError, authenticated, route_of
 
 SPEECH = "/v1/audio/speech"
 MODELS = ("tts-1", "tts-1-hd", "gpt-4o-mini-tts")  # what clients have in their menus; all are this server's one engine
-VOICES = ("alloy", "ash", "ballad", "cedar", "coral", "echo", "fable", "marin", "nova", "onyx", "sage", "shimmer", "verse")
 log = logging.getLogger(__name__)
 
 
 class VoiceId(msgspec.Struct):
     """``voice`` as an object."""
 
-    id: protocol.Name
+    id: protocol.Name = ""
 
 
 class Speech(msgspec.Struct, kw_only=True):
     """The body of ``POST /v1/audio/speech``. ``instructions`` are taken and not followed: a Base model has none."""
 
     input: str
-    model: str = ""
-    voice: protocol.Name | VoiceId = ""
+    model: str | None = None
+    voice: protocol.Name | VoiceId | None = None
     instructions: str | None = None
     response_format: Literal["mp3", "opus", "aac", "flac", "wav", "pcm"] = "mp3"
     speed: Annotated[float, Meta(ge=0.25, le=4)] = 1.0
     stream_format: Literal["audio", "sse"] = "audio"
     language: protocol.Name | None = None  # ours
-    seed: Annotated[int, Meta(ge=0, lt=2**32)] | None = None  # ours
+    seed: protocol.Seed | None = None  # ours
+
+    def __post_init__(self) -> None:
+        if self.seed == -1:
+            self.seed = None
 
 
 def install(app: Quart, context: Context) -> None:
@@ -60,8 +64,16 @@ def install(app: Quart, context: Context) -> None:
     @app.get("/v1/models")
     @authenticated(context)
     async def models(principal: Principal) -> ResponseReturnValue:
+        return {"object": "list", "data": [_model(name) for name in (context.settings.model_id, *MODELS)]}
+
+    @app.get("/v1/models/<path:model_id>")
+    @authenticated(context)
+    async def model(principal: Principal, model_id: str) -> ResponseReturnValue:
         names = (context.settings.model_id, *MODELS)
-        return {"object": "list", "data": [{"id": name, "object": "model", "created": 0, "owned_by": "qwen3-jax"} for name in names]}
+        for name in names:
+            if name.strip("/").casefold() == model_id.strip("/").casefold():
+                return _model(name)
+        raise HttpError(404, "MODEL_NOT_FOUND", f"model {shorten(model_id)!r} is not here: {', '.join(names)}")
 
     @app.get("/v1/audio/voices")
     @authenticated(context)
@@ -220,15 +232,16 @@ def _event(value: dict[str, Any]) -> bytes:
 
 def _parse(body: str | bytes) -> Speech:
     try:
-        return msgspec.json.decode(body, type=Speech)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise HttpError(400, "INVALID_MESSAGE", shorten(str(error))) from error
+        wanted: Speech = reading.convert(reading.decode(body), Speech)
+        return wanted
+    except reading.BAD as error:
+        raise HttpError(400, "INVALID_MESSAGE", reading.said(error)) from error
 
 
 async def _text(context: Context, wanted: Speech) -> str:
     most = context.settings.max_text_chars
     try:
-        text = (await normal_form(wanted.input, most)).strip()
+        text = (await normal_form(wanted.input, most)).strip(AROUND)
         if not 1 <= len(text) <= most:
             raise too_long(len(text), most)
     except ValueError as error:
@@ -237,13 +250,8 @@ async def _text(context: Context, wanted: Speech) -> str:
 
 
 async def _voice(context: Context, wanted: Speech, principal: Principal) -> StoredVoice | str:
-    """Ours by id; then the operator's aliases; OpenAI's own names are the default voice."""
-    name = wanted.voice if isinstance(wanted.voice, str) else wanted.voice.id
-    found = await context.find_voice(name, principal.id) if name else None
-    if found is None and name in context.settings.voice_aliases:
-        found = await context.find_voice(context.settings.voice_aliases[name], principal.id)
-    if found is None and (name in VOICES or name in ("", "default")):
-        found = await context.find_voice(context.default_voice(principal.id), principal.id)
+    name = wanted.voice.id.strip() if isinstance(wanted.voice, VoiceId) else wanted.voice or ""
+    found = await context.named_voice(name, principal.id)
     if found is None:
         raise HttpError(
             404,
@@ -259,7 +267,7 @@ def _language(context: Context, wanted: Speech) -> str:
         return protocol.language(context.settings.default_language) or "Auto"
     found = protocol.language(wanted.language)
     if found is None or found not in (*known, "Auto"):
-        raise HttpError(400, "INVALID_TEXT", f"language {shorten(wanted.language)!r} is not known: use one of {', '.join(known)}")
+        raise HttpError(400, "INVALID_MESSAGE", f"language {shorten(wanted.language)!r} is not known: use one of {', '.join(known)}")
     return found
 
 
@@ -274,6 +282,10 @@ def _check_engine(context: Context) -> None:
         raise HttpError(500, "SYNTHESIS_ERROR", "the model could not be loaded; the log says why")
     if context.engine.queued >= context.settings.max_queue:
         raise HttpError(503, "RATE_LIMITED", f"{context.settings.max_queue} utterances wait for their turn", 5000)
+
+
+def _model(name: str) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": 0, "owned_by": "qwen3-jax"}
 
 
 def _title(context: Context, name: str) -> str:

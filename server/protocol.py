@@ -12,14 +12,17 @@ from msgspec import UNSET, Meta, UnsetType
 from qwen3_jax.messages import shorten
 from qwen3_jax.sampling import LEAST_TOP_P, TEMPERATURES
 from qwen3_jax.text.languages import language_name
+from server import reading
 
 SPEAK = "/api/v1/speak"  # the route
 LANGUAGES = ("English", "Japanese", "Chinese", "Korean", "German", "French", "Russian", "Portuguese", "Spanish", "Italian")
 ENCODINGS, TRANSPORTS = ("pcm16", "pcm32f"), ("binary", "json")
 SAMPLE_RATES = (8000, 16000, 22050, 24000, 44100, 48000)
 
+MOST_NAME = 128  # characters
 MOST_SAID = 2000  # characters of an error's message, whatever it repeats
-Name: TypeAlias = Annotated[str, Meta(max_length=128)]
+Name: TypeAlias = Annotated[str, Meta(max_length=MOST_NAME)]
+Seed: TypeAlias = Annotated[int, Meta(ge=-1, lt=2**32, description="-1, like null, is a fresh one")]
 Code: TypeAlias = Literal[
     "MODEL_LOADING",
     "SYNTHESIS_ERROR",
@@ -82,10 +85,15 @@ class Speak(_Message, tag="speak", frozen=True, kw_only=True):
     voice: Name | None = None
     request_id: Name | None = None
     continue_: bool = msgspec.field(default=False, name="continue")
-    seed: Annotated[int, Meta(ge=0, lt=2**32)] | None = None
+    language: Name | None = None
+    seed: Seed | None = None
     temperature: Annotated[float, Meta(ge=TEMPERATURES[0], le=10)] | None = None
     top_k: Annotated[int, Meta(ge=0, le=2048)] | None = None
     top_p: Annotated[float, Meta(ge=LEAST_TOP_P, le=1)] | None = None
+
+    def __post_init__(self) -> None:
+        if self.seed == -1:
+            msgspec.structs.force_setattr(self, "seed", None)
 
 
 class Flush(_Message, tag="flush", frozen=True, kw_only=True):
@@ -174,6 +182,7 @@ class Error(_Message, tag="error", frozen=True, kw_only=True):
     code: Code
     message: str
     recoverable: bool
+    final: bool  # whether nothing more follows of what it answers; False: the session, or the utterance, goes on as it was
     request_id: str | UnsetType = UNSET
     retry_after_ms: int | UnsetType = UNSET
 
@@ -187,19 +196,12 @@ class Stopped(_Message, tag="stopped", frozen=True, kw_only=True):
 ServerMessage: TypeAlias = Ready | Started | AudioChunk | Complete | Error | Stopped
 
 
-class _Kind(msgspec.Struct):
-    type: str
-
-
 class _Identified(msgspec.Struct, rename="camel"):
     request_id: Name | None = None
 
 
-_KNOWN = frozenset({"start", "speak", "flush", "cancel", "stop"})
-_kind = msgspec.json.Decoder(_Kind)
-_message = msgspec.json.Decoder(ClientMessage)
 _identified = msgspec.json.Decoder(_Identified)
-_BAD = (msgspec.DecodeError, UnicodeEncodeError, RecursionError)  # a lone surrogate cannot be encoded
+_KNOWN = frozenset({"start", "speak", "flush", "cancel", "stop"})
 
 
 def parse(data: str | bytes | None) -> ClientMessage | None:
@@ -211,18 +213,20 @@ def parse(data: str | bytes | None) -> ClientMessage | None:
     if not isinstance(data, str):
         raise InvalidMessage("binary frames are not expected here: send JSON text")
     try:
-        if _kind.decode(data).type not in _KNOWN:
+        value = reading.decode(data)
+        if isinstance(value, dict) and isinstance(value.get("type"), str) and value["type"] not in _KNOWN:
             return None
-        return _message.decode(data)
-    except _BAD as error:
-        raise InvalidMessage(shorten(str(error)), _request_id(data)) from error
+        message: ClientMessage = reading.convert(value, ClientMessage)
+        return message
+    except reading.BAD as error:
+        raise InvalidMessage(reading.said(error), _request_id(data)) from error
 
 
 def _request_id(data: str) -> str | None:
-    """That of a message with something else wrong."""
+    """That of a message with something else wrong, be it a number that is none of JSON's."""
     try:
-        return _identified.decode(data).request_id
-    except _BAD:
+        return _identified.decode(data.removeprefix(reading.BOM)).request_id
+    except reading.BAD:
         return None
 
 
@@ -232,13 +236,20 @@ def encode(message: ServerMessage) -> str:
 
 
 def error(
-    code: Code, message: str, request_id: str | None = None, *, recoverable: bool | None = None, retry_after_ms: int | None = None
+    code: Code,
+    message: str,
+    request_id: str | None = None,
+    *,
+    recoverable: bool | None = None,
+    final: bool = True,
+    retry_after_ms: int | None = None,
 ) -> Error:
     """An ``error`` with the code's own ``recoverable``, unless told otherwise."""
     return Error(
         code=code,
         message=shorten(message, MOST_SAID),
         recoverable=code not in UNRECOVERABLE if recoverable is None else recoverable,
+        final=final,
         request_id=UNSET if request_id is None else request_id,
         retry_after_ms=UNSET if retry_after_ms is None else retry_after_ms,
     )

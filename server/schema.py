@@ -148,10 +148,20 @@ def openapi() -> dict[str, Any]:
         "/api/v1/voices/{voice_id}/sample.wav": {
             "parameters": [voice_id],
             "get": _operation(
-                "The recording", {"200": {"description": "WAV", "content": {"audio/wav": sounds["audio/wav"]}}}, 401, 404, 500
+                "The recording, or a range of it",
+                {
+                    "200": {"description": "WAV", "content": {"audio/wav": sounds["audio/wav"]}},
+                    "206": {"description": "a range of it", "content": {"audio/wav": sounds["audio/wav"]}},
+                    "304": {"description": "the client has it"},
+                },
+                *(401, 404, 416, 500),
             ),
         },
         "/v1/models": {"get": _operation("OpenAI: models", _json("200", "Models"), 401)},
+        "/v1/models/{model_id}": {
+            "parameters": [{"name": "model_id", "in": "path", "required": True, "schema": text}],
+            "get": _operation("OpenAI: a model", _json("200", "Model"), 401, 404),
+        },
         "/v1/audio/voices": {"get": _operation("OpenAI's neighbours: voices", _json("200", "SpeechVoices"), 401)},
         "/v1/audio/speech": {
             "post": _operation(
@@ -167,7 +177,7 @@ def openapi() -> dict[str, Any]:
         "info": {"title": "Speech", "version": qwen3_jax.__version__},
         "paths": paths,
         "components": {
-            "schemas": schemas((Status, ErrorAnswer, VoiceList, VoiceInfo, Models, SpeechVoices, openai.Speech)),
+            "schemas": schemas((Status, ErrorAnswer, VoiceList, VoiceInfo, Model, Models, SpeechVoices, openai.Speech)),
             "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
         },
         "security": [{}, {"token": []}],

@@ -65,7 +65,7 @@ class Settings(BaseSettings):
     voice_cache: Count = 32
     """Voices kept ready in memory."""
     voice_aliases: Annotated[dict[str, str], NoDecode] = {}
-    """Other names of voices: `alloy=makima,nova=anna`. OpenAI's names without an alias are the default voice."""
+    """Other names of voices: `alloy=makima,nova=anna`. OpenAI's names without an alias are voices of the same sex."""
 
     host: str = "127.0.0.1"
     """The name or address of this machine to listen on; `0.0.0.0` or `::` for all. Other than loopback needs a key, or `TTS_AUTH=off`."""
@@ -75,13 +75,14 @@ class Settings(BaseSettings):
     """Trusted proxies in front, whose `X-Forwarded-For` is believed."""
 
     max_sessions: Count = 100
-    """WebSocket sessions in all; more are closed with 1013."""
+    """WebSocket sessions of clients that have said who they are; more are closed with 1013."""
     max_queue: Count = 200
     """Utterances of all sessions that wait; more are refused."""
     max_waiting: Count = 8
     """Utterances of one session, the spoken one included."""
-    max_text_chars: Annotated[int, Field(ge=1, le=100_000)] = 2000
-    """Characters of one utterance, in NFC, with at most 30 combining marks in a row."""
+    max_text_chars: Annotated[int, Field(ge=1, le=100_000)] = 4096
+    """Characters of one utterance, in NFC, with at most 30 combining marks in a row; blanks around it are not counted.
+    OpenAI takes 4096."""
     max_message_bytes: Annotated[int, Field(ge=1024)] = 64 * 1024
     """Bytes of a WebSocket message; a larger one closes with 1009. A JSON body may have 12 bytes more for each character of
     the longest text; a larger one gets 413."""

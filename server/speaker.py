@@ -153,7 +153,7 @@ class Speaker:
             return None
         if voice is None or voice == turn.voice:
             return _voice_gone(turn, "there is no other")
-        await self._out.send(_voice_gone(turn, "the default voice is used"))
+        await self._out.send(_voice_gone(turn, "the default voice is used", final=False))
         turn.voice = voice
         return await self._attempt(turn, whole=False)
 
@@ -261,9 +261,9 @@ class Speaker:
         return message
 
 
-def _voice_gone(turn: Turn, then: str) -> protocol.Error:
+def _voice_gone(turn: Turn, then: str, *, final: bool = True) -> protocol.Error:
     name = turn.voice.id if isinstance(turn.voice, StoredVoice) else turn.voice
-    return protocol.error("VOICE_NOT_FOUND", f"voice {name!r} is not here any more: {then}", turn.utterance.request_id)
+    return protocol.error("VOICE_NOT_FOUND", f"voice {name!r} is not here any more: {then}", turn.utterance.request_id, final=final)
 
 
 def _chunk(turn: Turn, data: bytes, *, final: bool) -> str:

@@ -15,7 +15,7 @@ from typing import Protocol
 import msgspec
 
 from qwen3_jax.messages import shorten
-from qwen3_jax.text.nfc import SLICE
+from qwen3_jax.text.nfc import AROUND, SLICE
 from server import protocol
 from server.admission import normal_form
 from server.auth import Principal, Unauthorized
@@ -223,7 +223,9 @@ class Session:
         try:
             message = protocol.parse(await self._next_frame())
         except protocol.InvalidMessage as error:
-            await self._out.send(protocol.error("INVALID_MESSAGE", str(error), error.request_id))
+            await self._out.send(
+                protocol.error("INVALID_MESSAGE", str(error), error.request_id, final=not self.machine.speaks(error.request_id))
+            )
             return
         self._active = monotonic()
         try:
@@ -239,12 +241,16 @@ class Session:
                 raise Ended(Close.NORMAL, protocol.Stopped(reason=message.reason))
         except Refusal as error:
             self._speaker.wake()  # an open text that turned out empty has ended
-            self._note(error.code, str(error))
-            await self._out.send(protocol.error(error.code, str(error), error.request_id, retry_after_ms=error.retry_after_ms))
+            await self._refuse(message, error.code, error, error.request_id)
         except Limited as error:
-            request_id = getattr(message, "request_id", None)
-            self._note("RATE_LIMITED", str(error))
-            await self._out.send(protocol.error("RATE_LIMITED", str(error), request_id, retry_after_ms=error.retry_after_ms))
+            await self._refuse(message, "RATE_LIMITED", error, getattr(message, "request_id", None))
+
+    async def _refuse(
+        self, message: protocol.ClientMessage | None, code: protocol.Code, error: Refusal | Limited, request_id: str | None
+    ) -> None:
+        self._note(code, str(error))
+        final = not isinstance(message, Start) and not self.machine.speaks(request_id)
+        await self._out.send(protocol.error(code, str(error), request_id, final=final, retry_after_ms=error.retry_after_ms))
 
     async def _next_frame(self) -> str | bytes | None:
         """The next frame. Raises Ended if a deadline passes first."""
@@ -318,11 +324,12 @@ class Session:
         if principal.expired:
             raise Refusal("UNAUTHORIZED", "the token has expired: send start with a fresh authToken", request_id)
         self._begun = True
+        language = self._language(message.language, request_id)
         self._check_engine(request_id)
         if len(message.text) > SLICE:
             message = await self._normalised(message)
-        if self.machine.state is State.SPEAKING or message.text.strip():  # else there is nothing to count: the machine refuses it
-            self._context.limits.count(principal, "characters", len(message.text))
+        if self.machine.state is State.SPEAKING or message.text.strip(AROUND):  # else there is nothing to count: the machine refuses it
+            self._context.limits.count(principal, "characters", len(message.text.strip(AROUND)))
         utterance, settled, new = self.machine.speak(message)
         if not new:
             self._speaker.more(utterance, settled)
@@ -337,7 +344,8 @@ class Session:
             self.machine.ended(utterance)
             raise Refusal("VOICE_NOT_FOUND", "there is no voice here: an operator has to install one", request_id)
         if utterance.live:
-            self._speaker.add(Turn(utterance, settled, voice, self._configuration, principal.id))
+            configuration = msgspec.structs.replace(self._configuration, language=language)
+            self._speaker.add(Turn(utterance, settled, voice, configuration, principal.id))
 
     async def _normalised(self, message: Speak) -> Speak:
         """With a long text's normal form, so that the machine, which lets nobody in between, has next to nothing to do."""
@@ -377,11 +385,11 @@ class Session:
 
     # What the client asks for, as this server has it
 
-    def _language(self, name: str | None) -> str:
+    def _language(self, name: str | None, request_id: str | None = None) -> str:
         known = self._context.engine.languages or protocol.LANGUAGES
         found = self._configuration.language if name is None else protocol.language(name)
         if found is None or found not in (*known, "Auto"):
-            raise Refusal("INVALID_TEXT", f"language {shorten(str(name))!r} is not known: use one of {', '.join(known)}")
+            raise Refusal("INVALID_MESSAGE", f"language {shorten(str(name))!r} is not known: use one of {', '.join(known)}", request_id)
         return found
 
     async def _voice(self, name: str | None, request_id: str | None) -> StoredVoice | str | None:
@@ -394,11 +402,11 @@ class Session:
     async def _known_voice(self, name: str, request_id: str | None = None) -> StoredVoice | str | None:
         """The voice of that name; None if there is none, and then the client hears of it."""
         principal_id = None if self._principal is None else self._principal.id
-        if (found := await self._context.find_voice(name, principal_id)) is not None:
+        if (found := await self._context.named_voice(name, principal_id)) is not None:
             return found
         there = ", ".join(self._context.voices(principal_id)[:20]) or "there is none"
         message = f"voice {shorten(name)!r} is not here: {there}; the default voice is used"
-        await self._out.send(protocol.error("VOICE_NOT_FOUND", message, request_id))
+        await self._out.send(protocol.error("VOICE_NOT_FOUND", message, request_id, final=False))
         return None
 
     @property

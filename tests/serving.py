@@ -27,13 +27,14 @@ connect = functools.partial(websockets.asyncio.client.connect, open_timeout=LIMI
 PATIENT = {"auth_timeout": LIMIT, "send_timeout": LIMIT, "text_timeout": LIMIT}  # settings that are seconds by default
 
 
-def make_voices(folder: Path) -> Path:
-    """Two voices, one with a transcript."""
-    samples = np.random.default_rng(1).normal(0, 0.1, 36000).astype(np.float32)
-    for name in ("anna", "makima"):
+def make_voices(folder: Path, *names: str) -> Path:
+    """Two voices, one with a transcript; or some of other names."""
+    samples = np.random.default_rng(1).normal(0, 0.1, 84000).astype(np.float32)
+    for name in names or ("anna", "makima"):
         (folder / name).mkdir(parents=True)
         write_wav(folder / name / "reference.wav", samples)
-    (folder / "makima" / "transcript.txt").write_text("Good evening.\n", "utf-8")
+    if not names:
+        (folder / "makima" / "transcript.txt").write_text("Good evening.\n", "utf-8")
     return folder
 
 

@@ -61,7 +61,7 @@ def voices(tmp_path: Path) -> Path:
     return folder
 
 
-def write_wav(path: Path, seconds: float = 2.0) -> None:
+def write_wav(path: Path, seconds: float = 3.5) -> None:
     samples = np.random.default_rng(0).normal(0, 0.1, int(24000 * seconds)).astype(np.float32)
     with wave.open(str(path), "wb") as file:
         file.setparams((1, 2, 24000, 0, "NONE", ""))
@@ -108,6 +108,89 @@ def test_dash_reads_stdin(run: Run, tts: FakeTTS, voices: Path, monkeypatch: pyt
     assert run("say", "-", "--stream", "--model", "m", "--voices-dir", voices)[0] == 0
     assert tts.streams[0].request.text == "From a pipe."
     assert tts.cloned[0][0] == "anna", "the first of the folder is the default"
+
+
+class Stdin:
+    """As sys.stdin: bytes below."""
+
+    def __init__(self, data: bytes) -> None:
+        self.buffer = io.BytesIO(data)
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        ("Café".encode(), None),
+        ("\ufeffCafé".encode(), None),
+        (
+            "Café".encode("latin-1"),
+            "stdin is not UTF-8: byte 0xe9 at 3 is no part of it; save it as UTF-8, or, if it is Latin-1, convert",
+        ),
+        ("Café".encode("utf-16"), "stdin is not UTF-8: it looks like UTF-16; save it as UTF-8, or convert it: iconv"),
+        ("Café".encode("utf-16-le"), "stdin is not UTF-8: it looks like UTF-16"),
+        (b"\xed\xb0\x80", "stdin is not UTF-8: byte 0xed at 0"),
+    ],
+)
+def test_stdin_is_utf_8(run: Run, tts: FakeTTS, voices: Path, monkeypatch: pytest.MonkeyPatch, data: bytes, said: str | None) -> None:
+    monkeypatch.setattr(sys, "stdin", Stdin(data))
+    code, _, err = run("say", "-", "--stream", "--model", "m", "--voices-dir", voices)
+    if said is None:
+        assert (code, tts.streams[0].request.text) == (0, "Café")
+    else:
+        assert code == 2 and said in err and "Traceback" not in err and not tts.streams
+
+
+def test_half_a_surrogate_pair_is_refused_in_words(run: Run, checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
+    """As Python has an argument that is not in the terminal's encoding."""
+    write_wav(tmp_path / "ref.wav")
+    code, _, err = run("say", "caf\udce9", "--no-normalize", "--stream", "--model", checkpoint("base"), "--reference", tmp_path / "ref.wav")
+    assert code == 2 and "U+DCE9, half of a surrogate pair, which is no character" in err and "Traceback" not in err
+
+
+def test_temperature_0_is_greedy_and_seed_minus_1_a_fresh_one(run: Run, tts: FakeTTS, voices: Path) -> None:
+    given = ("--stream", "--model", "m", "--voices-dir", voices)
+    assert run("say", "Hi.", *given, "--temperature", "0", "--seed", "-1")[0] == 0
+    request = tts.streams[0].request
+    assert (request.sampling.do_sample, request.sampling.subtalker_dosample, request.seed) == (False, False, None)
+    for value in ("-1", "1e-39", "nan"):
+        code, _, err = run("say", "Hi.", *given, "--temperature", value)
+        assert code == 2 and "use 0 (greedy decoding), or a number from 1e-20 to 1e+20" in err
+
+
+def test_nothing_in_an_error_or_a_name_is_markup(run: Run, tts: FakeTTS, voices: Path, tmp_path: Path) -> None:
+    code, _, err = run("say", "Hi.", "--model", "m", "--voices-dir", voices, "-o", tmp_path / "a[x].wav")
+    assert code == 0 and "a[x].wav: 0.24 s" in err
+    code, _, err = run("say", "Hi.", "--stream", "--model", "m", "--voices-dir", voices, "--voice", "a[/x]\x1b[2J\x9b31m:smile:")
+    assert code == 2 and r"a[/x]\x1b[2J\x9b31m:smile:" in err.replace(r"\\", "\\") and "\x1b" not in err
+    (voices / "c[x]\x1b[2J").mkdir()
+    (voices / "c[x]\x1b[2J" / "reference.wav").write_bytes(b"")
+    code, out, err = run("voices", "--voices-dir", voices)
+    assert code == 0 and r"c[x]\x1b[2J" in out.decode() and b"\x1b" not in out, err
+
+
+def test_a_tilde_is_the_home_in_every_option_that_names_a_file(
+    run: Run, tts: FakeTTS, voices: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    home = tmp_path / "home"
+    (home / "voices").mkdir(parents=True)
+    monkeypatch.setenv("HOME", str(home))
+    write_wav(home / "ref.wav")
+    (home / "words.txt").write_text("These are the words that are said.", "utf-8-sig")
+    given = ("--model", "m")
+    assert run("say", "Hi.", *given, "--reference=~/ref.wav", "--output=~/a.wav")[0] == 0
+    assert (home / "a.wav").is_file()
+    assert run("say", "Hi.", *given, "--stream", "--voice=~/ref.wav")[0] == 0
+    assert run("voices", "check", "~/ref.wav", "--transcript=~/words.txt")[0] == 0
+    add = ("voices", "add", "~/ref.wav", "--id", "mine", "--consent", "Yes.", "--transcript=~/words.txt")
+    assert run(*add, "--voices-dir=~/voices")[0] == 0
+    assert (home / "voices" / "mine" / "transcript.txt").read_text() == "These are the words that are said.\n"
+    code, _, err = run("say", "Hi.", *given, "-o", "~nobody-of-that-name/a.wav")
+    assert code == 2 and "there is no folder ~nobody-of-that-name" in err
+    code, _, err = run(*add, "--voices-dir", "")
+    assert code == 2 and "a folder of voices named ''" in err
+    monkeypatch.setenv("TTS_VOICES_DIR", "simplecache::s3://bucket/voices")
+    code, _, err = run("voices", "list")
+    assert code == 2 and "chains of addresses (a::b) are not taken" in err
 
 
 def test_a_reference_or_a_saved_voice(run: Run, tts: FakeTTS, tmp_path: Path) -> None:
@@ -181,7 +264,7 @@ def test_voices_lists_the_folder(run: Run, voices: Path, tmp_path: Path) -> None
     code, out, _ = run("voices", "--voices-dir", voices)
     assert code == 0
     anna, boris = [line for line in out.decode().splitlines() if "anna" in line or "boris" in line]
-    assert all(word in anna for word in ("icl", "2.0", "Anna A.", "CC0"))
+    assert all(word in anna for word in ("icl", "3.5", "Anna A.", "CC0"))
     assert "xVector" in boris
     assert b"there is no voice" in run("voices", "--voices-dir", tmp_path / "none")[1]
 

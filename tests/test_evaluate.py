@@ -328,7 +328,7 @@ def test_a_checkpoint_is_judged(run: Run, whisper: list[np.ndarray], tmp_path: P
     monkeypatch.setattr(Qwen3TTS, "from_pretrained", lambda *_, **__: fake)
     for name, pitch in (("anna", 200.0), ("boris", 330.0)):
         (tmp_path / "voices" / name).mkdir(parents=True)
-        write_wav(tmp_path / "voices" / name / "reference.wav", wave(1.0, pitch))
+        write_wav(tmp_path / "voices" / name / "reference.wav", wave(3.5, pitch))
         (tmp_path / "voices" / name / "transcript.txt").write_text("Hello.", "utf-8")
     sentences = tmp_path / "sentences.txt"
     sentences.write_text("\n".join(SAID), "utf-8")

@@ -126,3 +126,12 @@ def test_values_in_messages_are_cut() -> None:
     assert shorten("x" * 80) == "x" * 80
     assert shorten("x" * 81) == "x" * 80 + "... (81 characters)"
     assert shorten("x" * 9_000_000, 10) == "xxxxxxxxxx... (9000000 characters)"
+
+
+def test_normalise_drops_a_byte_order_mark_and_refuses_half_a_surrogate_pair() -> None:
+    assert normalise("\ufeff Café\n") == normalise("Cafe\u0301") == "Café"
+    for half in ("\ud800", "\udce9"):
+        with pytest.raises(ValueError, match=f"U\\+{ord(half):04X}, half of a surrogate pair, which is no character: decode it as UTF-8"):
+            normalise(f"caf{half}")
+    with pytest.raises(ValueError, match="is empty"):
+        normalise("\ufeff \u3000")

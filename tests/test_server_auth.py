@@ -135,6 +135,16 @@ async def test_api_keys_are_kept_as_hashes(tmp_path: Path) -> None:
     assert await who(Settings(api_keys=tmp_path / "made"), made.stderr.split()[-1]) == "key:me"
 
 
+def test_a_key_file_may_begin_with_a_byte_order_mark_and_lie_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    line = new_key("anna")[1]
+    (tmp_path / "keys").write_text(f"{line}\n", "utf-8-sig")
+    assert list(read_keys(Path("~/keys")).values()) == ["anna"]
+    (tmp_path / "keys").write_text(f"{line}\n", "utf-16")
+    with pytest.raises(ValueError, match="keys is not UTF-8: it looks like UTF-16; save it as UTF-8"):
+        read_keys(Path("~/keys"))
+
+
 def test_only_loopback_is_served_without_keys(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="TTS_AUTH=off"):
         Settings(host="0.0.0.0")

@@ -111,7 +111,7 @@ async def test_the_least_recently_used_voice_leaves_the_cache(voices: Path) -> N
     """The specification's 7.1.1: room for two; a, b, a, c -> b is gone."""
     for name in ("a", "b", "c"):
         (voices / name).mkdir()
-        write_wav(voices / name / "reference.wav", np.full(30000, 0.1, np.float32))
+        write_wav(voices / name / "reference.wav", np.full(80_000, 0.1, np.float32))
     async with engine_of(voices, voice_cache=2) as engine:
         for name in ("a", "b", "a", "c"):
             await engine.prepare(engine._store.voices[name])
@@ -144,7 +144,7 @@ async def test_a_voice_that_cannot_be_cloned_any_more_is_left_out_until_its_reco
             assert await collect(handle) == []
             assert isinstance(handle.failure, VoiceGone) and "cannot be cloned any more: the recording is silent" in str(handle.failure)
         assert engine._store.find("anna") is None and "silent" in engine._store.left_out["anna"]
-        write_wav(voices / "anna" / "reference.wav", np.full(50_000, 0.2, np.float32))
+        write_wav(voices / "anna" / "reference.wav", np.full(90_000, 0.2, np.float32))
         engine._store.refresh(now=True)
         assert await collect(engine.submit(request(engine, "Hello.", "anna")))
 

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+import soundfile
 from hypercorn.protocol import ws_stream
 from quart import Quart
 
-from qwen3_jax.audio import write_wav
 from server import bodies, connections, frames, http1, transport, upstream
 from server.connections import STRANGER_FRAMES, Connections
 from server.crowd import Bucket, Crowd, Full, Guest, network_of
@@ -325,8 +325,14 @@ async def test_bodies_that_do_not_end_take_little_memory_and_no_places(voices: P
         await until(lambda: not server.context.limits._work)
 
 
+def write_large(path: Path) -> None:
+    """29 s in 5.5 MB: more than sockets hold."""
+    noise = np.random.default_rng(1).normal(0, 0.1, 29 * 48_000).astype(np.float32)
+    soundfile.write(path, noise, 48_000, subtype="FLOAT", format="WAV")
+
+
 async def test_slow_readers_of_recordings_are_let_go(voices: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_wav(voices / "anna" / "reference.wav", np.random.default_rng(1).normal(0, 0.1, 1_400_000).astype(np.float32))
+    write_large(voices / "anna" / "reference.wav")
     asked = b"GET /api/v1/voices/anna/sample.wav HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
     def patient(app: Quart) -> None:
@@ -352,7 +358,7 @@ async def test_slow_readers_of_recordings_are_let_go(voices: Path, monkeypatch: 
 
 
 async def test_so_many_recordings_at_a_time(voices: Path) -> None:
-    write_wav(voices / "anna" / "reference.wav", np.random.default_rng(1).normal(0, 0.1, 1_400_000).astype(np.float32))
+    write_large(voices / "anna" / "reference.wav")
     async with running(voices, FakeEngine()) as server, server.http_client() as http, contextlib.AsyncExitStack() as stack:
         for _ in range(PLACES["recording"][1]):
             await stack.enter_async_context(http.stream("GET", "/api/v1/voices/anna/sample.wav"))

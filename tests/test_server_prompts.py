@@ -117,7 +117,7 @@ def test_a_prompt_is_of_a_model_its_preference_a_recording_and_a_transcript(voic
     assert prepared(voices, tts=type_with_preference()).cloned
     recording = voices / "makima" / "reference.wav"
     info = recording.stat()
-    write_wav(recording, np.random.default_rng(5).normal(0, 0.1, 36000).astype(np.float32))
+    write_wav(recording, np.random.default_rng(5).normal(0, 0.1, 84000).astype(np.float32))
     os.utime(recording, ns=(info.st_atime_ns, info.st_mtime_ns))
     assert recording.stat().st_size == info.st_size
     assert prepared(voices).cloned, "same size, same time, another recording"
@@ -246,7 +246,7 @@ def test_a_voice_that_the_model_refuses_at_start_gives_way_to_the_one_below(voic
 
 def test_the_library_keeps_nothing_of_a_voice_that_nobody_holds(checkpoint: Callable[[str], Path]) -> None:
     tts = Qwen3TTS.from_pretrained(checkpoint("base"))
-    voices = [tts.create_voice((np.random.default_rng(seed).normal(0, 0.1, 36000).astype(np.float32), 24000), "Words.") for seed in (1, 2)]
+    voices = [tts.create_voice((np.random.default_rng(seed).normal(0, 0.1, 84000).astype(np.float32), 24000), "Words.") for seed in (1, 2)]
     for voice in voices:
         tts.prepare(voice)
     assert len(tts._prepared) == 2

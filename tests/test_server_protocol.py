@@ -40,7 +40,10 @@ def test_unknown_fields_and_unknown_types_are_ignored() -> None:
         ('{"type": 1}', "type"),
         ('{"type": "speak"}', "text"),
         ('{"type": "speak", "text": 1}', "text"),
-        ('{"type": "speak", "text": "a", "seed": -1}', "seed"),
+        ('{"type": "speak", "text": "a", "seed": -2}', "seed"),
+        ('{"type": "speak", "text": "a", "seed": "four"}', "seed"),
+        ('{"type": "speak", "text": "a", "temperature": "nan"}', "temperature"),
+        ('{"type": "speak", "text": null, "requestId": "r"}', "text"),
         ('{"type": "speak", "text": "a", "topP": 0}', "topP"),
         ('{"type": "speak", "text": "a", "topP": 1e-39}', r">= 1e-20 - at `\$\.topP`"),
         ('{"type": "speak", "text": "a", "temperature": 1e-39}', r">= 1e-20 - at `\$\.temperature`"),
@@ -87,6 +90,7 @@ def test_errors_carry_their_codes_recoverability() -> None:
         "code": "CANCELLED",
         "message": "m",
         "recoverable": True,
+        "final": True,
         "requestId": "r",
     }
     assert json.loads(protocol.encode(protocol.error("INVALID_TEXT", "m"))) == {
@@ -94,13 +98,37 @@ def test_errors_carry_their_codes_recoverability() -> None:
         "code": "INVALID_TEXT",
         "message": "m",
         "recoverable": False,
+        "final": True,
     }
+
+
+@pytest.mark.parametrize(
+    ("lenient", "strict"),
+    [
+        ({"seed": -1, "voice": None, "requestId": None, "temperature": None, "priority": None, "continue": None}, {}),
+        ({"seed": "7", "temperature": "0.5", "topK": "3", "topP": "0.25"}, {"seed": 7, "temperature": 0.5, "top_k": 3, "top_p": 0.25}),
+        ({"priority": " HIGH "}, {"priority": "high"}),
+        ({"voice": " Anna ", "language": " "}, {"voice": "Anna"}),
+        ({"text": "\ufeffa", "colour": {"red": None}}, {}),
+        ({"continue": "true"}, {"continue_": True}),
+    ],
+)
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_what_is_harmless_is_taken(lenient: dict[str, object], strict: dict[str, object], mark: str) -> None:
+    message = {"type": "speak", "text": "a", **lenient}
+    assert protocol.parse(mark + json.dumps(message)) == Speak(**{"text": "a", **strict})
+
+
+def test_formats_of_start_have_no_case() -> None:
+    frame = '{"type": "start", "encoding": "PCM32F", "transport": "JSON", "sampleRate": "16000", "language": null}'
+    assert protocol.parse(frame) == Start(encoding="pcm32f", transport="json", sample_rate=16000)
 
 
 def test_languages_in_any_case() -> None:
     assert protocol.language("english") == "English"
     assert protocol.language("AUTO") == "Auto"
     assert protocol.language("Klingon") is None
+    assert {protocol.language(name) for name in ("en", "en-US", "en_US", "EN", "eng", " English ")} == {"English"}
 
 
 VALUES = st.recursive(

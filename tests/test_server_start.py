@@ -260,14 +260,10 @@ async def test_a_signal_ends_a_server_that_loads(voices: Path) -> None:
 
 
 def test_a_signal_ends_a_server_that_starts_and_nohup_counts() -> None:
-    def nohup() -> None:
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
-
     for ignored in (False, True):
-        command = [sys.executable, "-c", STARTING]
-        with subprocess.Popen(
-            command, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, preexec_fn=nohup if ignored else None
-        ) as process:  # fmt: skip
+        nohup = "trap '' HUP; " if ignored else ""
+        command = ["bash", "-c", f'{nohup}exec "$0" -c "$1"', sys.executable, STARTING]
+        with subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=subprocess.PIPE) as process:
             assert process.stdout is not None and process.stdout.readline() == b"started\n"
             process.send_signal(signal.SIGHUP)
             if ignored:

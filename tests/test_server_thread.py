@@ -90,7 +90,7 @@ async def test_the_least_recently_used_voice_leaves_the_cache(voices: Path) -> N
     """The specification's 7.1.1: room for two; a, b, a, c -> b is gone."""
     for name in ("a", "b", "c"):
         (voices / name).mkdir()
-        write_wav(voices / name / "reference.wav", tone(3).repeat(13))
+        write_wav(voices / name / "reference.wav", tone(3).repeat(40))
     async with engine_of(voices, FakeTTS(), voice_cache=2) as engine:
         for name in ("a", "b", "a", "c"):
             await engine.prepare(engine._store.voices[name])

@@ -63,7 +63,7 @@ async def test_what_another_process_does_is_seen_within_a_moment(voices: Path) -
         assert (await hear(connection))["voice"] == "anna"
         await say(connection, type="speak", text="Hello.")
         assert (await utterance(connection))[1]["type"] == "complete"
-        write_wav(voices / "anna" / "reference.wav", np.random.default_rng(9).normal(0, 0.1, 36000).astype(np.float32))
+        write_wav(voices / "anna" / "reference.wav", np.random.default_rng(9).normal(0, 0.1, 84000).astype(np.float32))
         before = store.voices["anna"].revision
         await until(lambda: store.voices["anna"].revision != before and not [key for key in kept if key[0] == "anna"])
         await say(connection, type="speak", text="Hello.")

@@ -18,6 +18,9 @@ import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from qwen3_jax.voice_folder import VoiceFolder
+from qwen3_jax.voice_layers import Layer, VoiceLayers
+from server.voices import sample
 from server.voices.checks import Refusal, advise, check, check_transcript
 from server.voices.command import app
 from server.voices.store import Metadata, VoiceGone, VoiceStore
@@ -85,10 +88,10 @@ def header_only(channels: int = 1, rate: int = 24000, seconds: float = 5.0) -> b
         (b"RIFF\0\0\0\0WAVEnonsense", "AUDIO_UNREADABLE", "WAV"),
         (b"fLaC" + os.urandom(100), "AUDIO_UNREADABLE", "FLAC"),
         (b"OggS" + bytes(100), "AUDIO_UNREADABLE", "OGG"),
-        (header_only(channels=3), "AUDIO_CHANNELS", "3 channels"),
+        (header_only(channels=9), "AUDIO_CHANNELS", "9 channels"),
         (header_only(channels=1024, seconds=0.01), "AUDIO_CHANNELS", "1024 channels"),
         (header_only(rate=4000), "AUDIO_SAMPLE_RATE", "4000 Hz"),
-        (header_only(rate=192_000, seconds=4), "AUDIO_SAMPLE_RATE", "192000 Hz"),
+        (header_only(rate=384_000, seconds=4), "AUDIO_SAMPLE_RATE", "384000 Hz"),
         (sound(speech(2.9)), "AUDIO_TOO_SHORT", "2.90 s"),
         (sound(speech(31), kind="FLAC"), "AUDIO_TOO_LONG", "31.0 s"),
         (sound(np.where(np.arange(96000) == 5, np.nan, speech(4)).astype(np.float32), subtype="FLOAT"), "AUDIO_NOT_FINITE", "1 NaN"),
@@ -262,6 +265,9 @@ import numpy as np
 from pathlib import Path
 from qwen3_jax import voice_files
 from server.voices import store
+from qwen3_jax.voice_folder import VoiceFolder
+from qwen3_jax.voice_layers import Layer, VoiceLayers
+from server.voices import sample
 from server.voices.checks import Clip
 written = []
 def write(path, data):
@@ -359,3 +365,119 @@ def test_the_same_offline(tmp_path: Path, voices: Path, capsys: pytest.CaptureFi
     assert "there is no voice" in run("list", "--no-shipped-voices", *folder)
     with pytest.raises(ValueError, match="'makima' is not in"):
         run("remove", "makima", *folder)
+
+
+RANGES: list[tuple[str, int, slice]] = [  # what is asked for, the status, the bytes; N stands for the file's length
+    ("bytes=0-", 206, slice(0, None)),
+    ("bytes=0-0", 206, slice(0, 1)),
+    ("bytes=10-19", 206, slice(10, 20)),
+    ("bytes=100-999999999", 206, slice(100, None)),
+    ("bytes=-10", 206, slice(-10, None)),
+    ("bytes=-999999999", 206, slice(0, None)),
+    ("bytes=N-", 416, slice(0)),
+    ("bytes=0-9,20-29", 200, slice(None)),
+    ("bytes=9-1", 200, slice(None)),
+    ("lines=1-2", 200, slice(None)),
+    ("nonsense", 200, slice(None)),
+]
+
+
+async def test_a_recording_is_sent_in_ranges(voices: Path) -> None:
+    async with running(voices, FakeEngine()) as server, server.http_client() as http:
+        place, file = "/api/v1/voices/anna/sample.wav", voices / "anna" / "reference.wav"
+        data = file.read_bytes()
+        whole = await http.get(place)
+        assert (whole.status_code, whole.content, whole.headers["accept-ranges"]) == (200, data, "bytes")
+        etag = whole.headers["etag"]
+        for asked, status, part in RANGES:
+            for request in (http.get, http.head):
+                answer = await request(place, headers={"Range": asked.replace("N", str(len(data)))})
+                assert answer.status_code == status, asked
+                if status == 416:
+                    assert answer.headers["content-range"] == f"bytes */{len(data)}"
+                    continue
+                start, stop, _ = part.indices(len(data))
+                assert answer.content == (data[part] if request == http.get else b""), asked
+                assert (answer.headers["content-length"], answer.headers["etag"]) == (str(stop - start), etag)
+                assert answer.headers.get("content-range") == (f"bytes {start}-{stop - 1}/{len(data)}" if status == 206 else None)
+        for tag, status in ((etag, 206), ('"other"', 200), ("Wed, 21 Oct 2015 07:28:00 GMT", 200)):
+            assert (await http.get(place, headers={"Range": "bytes=0-9", "If-Range": tag})).status_code == status
+        assert (await http.get(place, headers={"If-None-Match": etag})).status_code == 304
+        file.write_bytes(sound(speech(4.0)))
+        changed = await http.get(place, headers={"Range": "bytes=0-9", "If-Range": etag})
+        assert (changed.status_code, len(changed.content)) == (200, file.stat().st_size), "of another recording the rest is of no use"
+
+
+async def test_a_slow_reader_of_a_recording_holds_no_copy_of_it(voices: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    size, reads = 3_000_000, []
+    piece = sample.PIECE
+    (voices / "anna" / "reference.wav").write_bytes(sound(speech(30.0, 48000), 48000))
+    real = sample._Pieces.__anext__
+
+    async def counted(self: Any) -> bytes:
+        data = await real(self)
+        reads.append(len(data))
+        return data
+
+    monkeypatch.setattr(sample._Pieces, "__anext__", counted)
+    async with running(voices, FakeEngine()) as server, server.http_client() as http:
+        async with http.stream("GET", "/api/v1/voices/anna/sample.wav") as answer:
+            assert int(answer.headers["content-length"]) > 0.9 * size
+            await anext(answer.aiter_raw())
+        assert max(reads) == piece
+        assert (await http.get("/api/v1/voices/anna/sample.wav")).status_code == 200
+
+
+async def test_a_bucket_has_ranges_too() -> None:
+    store = VoiceStore("memory://ranges/voices")
+    store.add(check(sound(speech()), MOST), None, Metadata(), "clara")
+    async with running("memory://ranges/voices", FakeEngine()) as server, server.http_client() as http:
+        answer = await http.get("/api/v1/voices/clara/sample.wav", headers={"Range": "bytes=0-3"})
+        assert (answer.status_code, answer.content) == (206, b"RIFF")
+        assert (await http.get("/api/v1/voices/clara/sample.wav", headers={"If-None-Match": answer.headers["etag"]})).status_code == 304
+    store.remove("clara")
+
+
+CONTROLS = ["\0", "\x1b[2J", "\x07", "\x7f", "\x9b31m", "\u2028"]
+
+
+@pytest.mark.parametrize("field", ["name", "consent", "transcript", "licence", "description", "language"])
+async def test_control_characters_are_refused_at_upload(voices: Path, field: str) -> None:
+    before = sorted(voices.iterdir())
+    async with running(voices, FakeEngine()) as server, server.http_client() as http:
+        for control in CONTROLS:
+            form = CONSENT | {field: f"These are the words that are said{control}."}
+            answer = await http.post("/api/v1/voices", files={"audio": ("a.wav", sound(speech()))}, data=form)
+            assert (answer.status_code, answer.json()["error"]["code"]) == (400, f"{field.upper()}_INVALID"), control
+            assert f"control character U+{ord(control[0]):04X}" in answer.json()["error"]["message"]
+    assert sorted(voices.iterdir()) == before
+
+
+async def test_forms_are_read_as_everything_else(voices: Path) -> None:
+    """Blank fields are absent, languages have codes, a byte order mark and the blanks around a field are dropped."""
+    form = {"name": "\ufeff Clara ", "consent": "I agree.\r\nIndeed.", "transcript": " ", "language": "ja-JP", "description": "", "x": "y"}
+    async with running(voices, FakeEngine()) as server, server.http_client() as http:
+        answer = await http.post("/api/v1/voices/", files={"audio": ("a.wav", sound(speech()))}, data=form)
+    assert answer.status_code == 201, answer.text
+    made = answer.json()
+    assert (made["name"], made["language"], made["modes"]) == ("Clara", "Japanese", ["xVector"])
+
+
+def test_a_voice_that_hides_one_of_the_same_id_is_not_taken_for_gone(
+    voices: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    above = VoiceFolder(tmp_path / "above")
+    store = VoiceStore(VoiceLayers([Layer("named", above), Layer("shipped", VoiceFolder(voices))]))
+    store.add(check(sound(speech()), MOST), None, Metadata(), "anna")
+    assert store.voices["anna"].folder == above.address and "gone" not in caplog.text
+    store.remove("anna")
+    assert store.voices["anna"].folder == str(voices)
+    assert [record.message for record in caplog.records if "gone" in record.message] == [f"voices gone from {above.address}: anna"]
+
+
+@pytest.mark.parametrize(("location", "said"), [("", "named ''"), (" ", "named ' '"), ("simplecache::s3://a/b", "chains of addresses")])
+def test_what_is_no_folder_of_voices_is_refused_by_name(location: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for use in (lambda: VoiceStore(location), lambda: VoiceLayers.of(location)):
+        with pytest.raises(ValueError, match=said):
+            use()

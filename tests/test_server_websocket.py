@@ -114,7 +114,7 @@ async def test_bad_messages_are_answered_and_the_session_lives_on(voices: Path) 
             ('{"type": "start", "sampleRate": 11025}', "INVALID_MESSAGE", "sampleRate 11025"),
             ('{"type": "start", "encoding": "mp3"}', "INVALID_MESSAGE", "encoding 'mp3'"),
             ('{"type": "start", "transport": "smoke"}', "INVALID_MESSAGE", "transport 'smoke'"),
-            ('{"type": "start", "language": "Klingon"}', "INVALID_TEXT", "English, Japanese"),
+            ('{"type": "start", "language": "Klingon"}', "INVALID_MESSAGE", "English, Japanese"),
             ('{"type": "speak", "text": " "}', "INVALID_TEXT", "1 to 10"),
             ('{"type": "speak", "text": "eleven char"}', "INVALID_TEXT", "1 to 10"),
             ('{"type": "speak", "text": "refuse"}', "INVALID_TEXT", "say something else"),
@@ -414,5 +414,82 @@ async def test_an_engine_of_fewer_languages_names_them(voices: Path) -> None:
     async with running(voices, FakeEngine(languages=("English",))) as server, client(server.url) as connection:
         await say(connection, type="start", language="German")
         error = await hear(connection)
-        assert error["code"] == "INVALID_TEXT"
+        assert error["code"] == "INVALID_MESSAGE"
         assert error["message"].endswith("use one of English")
+
+
+LONG = "x" * 11
+REFUSALS: list[tuple[Message, str, bool, bool]] = [  # what is sent, the code, recoverable, final
+    ({"type": "speak", "text": " "}, "INVALID_TEXT", False, True),
+    ({"type": "speak", "text": LONG}, "INVALID_TEXT", False, True),
+    ({"type": "speak", "text": "refuse"}, "INVALID_TEXT", False, True),
+    ({"type": "speak"}, "INVALID_MESSAGE", True, True),
+    ({"type": "speak", "text": 5}, "INVALID_MESSAGE", True, True),
+    ({"type": "speak", "text": "Hi.", "temperature": "warm"}, "INVALID_MESSAGE", True, True),
+    ({"type": "speak", "text": "Hi.", "language": "Klingon"}, "INVALID_MESSAGE", True, True),
+    ({"type": "speak", "text": "Hi.", "voice": "nobody"}, "VOICE_NOT_FOUND", True, False),
+    ({"type": "speak", "text": "break"}, "SYNTHESIS_ERROR", True, True),
+    ({"type": "speak", "text": "memory"}, "GPU_OUT_OF_MEMORY", True, True),
+    ({"type": "start", "language": "Klingon"}, "INVALID_MESSAGE", True, False),
+    ({"type": "start", "encoding": "mp3"}, "INVALID_MESSAGE", True, False),
+    ({"type": "start", "voice": "nobody"}, "VOICE_NOT_FOUND", True, False),
+    ({"type": "flush"}, "INVALID_MESSAGE", True, True),
+    ({"type": "cancel"}, "CANCELLED", True, True),
+]
+
+
+@pytest.mark.parametrize(("message", "code", "recoverable", "final"), REFUSALS)
+async def test_every_error_has_its_code_and_says_what_follows(
+    voices: Path, message: Message, code: str, recoverable: bool, final: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = FakeEngine()
+    async with running(voices, engine, max_text_chars=10) as server, client(server.url) as connection:
+        request_id = {} if message["type"] == "start" else {"requestId": "r"}
+        await say(connection, **message, **request_id)
+        error = await hear(connection)
+        assert (error["type"], error["code"], error["recoverable"], error["final"]) == ("error", code, recoverable, final)
+        assert error.get("requestId") == request_id.get("requestId")
+        if not final and message["type"] == "speak":
+            assert (await utterance(connection))[1]["type"] == "complete"
+        if code == "VOICE_NOT_FOUND" and message["type"] == "start":
+            assert (await hear(connection))["voice"] == "makima"
+        spoken = len(engine.requests)
+        await say(connection, type="speak", text="Hello.", requestId="next")
+        heard, last = await utterance(connection)
+        assert (heard, last["type"], last["requestId"]) == (pcm16(spoken + 1, 3), "complete", "next"), "the session lives on"
+
+
+async def test_a_refused_piece_leaves_its_text_open(voices: Path) -> None:
+    async with running(voices, FakeEngine(), max_text_chars=10) as server, client(server.url) as connection:
+        await say(connection, type="speak", text="One ", **{"continue": True}, requestId="r")
+        await audio(connection)
+        for bad in ({"text": "is too long"}, {"text": 5}):
+            await say(connection, type="speak", **bad, **{"continue": True}, requestId="r")
+            error = await hear(connection)
+            assert (error["requestId"], error["final"]) == ("r", False)
+        await say(connection, type="flush", requestId="r")
+        assert (await utterance(connection))[1]["type"] == "complete"
+
+
+async def test_a_speak_in_a_language_and_by_a_name_of_openais(voices: Path) -> None:
+    engine = FakeEngine()
+    async with running(voices, engine, voice_aliases={"Nova": "anna"}) as server, client(f"{server.url}/") as connection:
+        for language, voice in (("de-DE", "NOVA"), ("en_US", "onyx"), (None, "Anna")):
+            await say(connection, type="speak", text="Hello.", language=language, voice=voice, seed=-1)
+            assert (await utterance(connection))[1]["type"] == "complete"
+    assert [(request.language, request.voice.id, request.seed) for request in engine.requests] == [
+        ("German", "anna", None),
+        ("English", "makima", None),
+        ("English", "anna", None),
+    ]
+
+
+async def test_blanks_around_a_text_are_not_counted(voices: Path) -> None:
+    async with running(voices, FakeEngine(), max_text_chars=10, limit_characters=20) as server, client(server.url) as connection:
+        for _ in range(2):
+            await say(connection, type="speak", text=f"  {'x' * 10}\n\n")
+            complete = (await utterance(connection))[1]
+            assert (complete["type"], complete["charactersProcessed"]) == ("complete", 10)
+        await say(connection, type="speak", text="x", requestId="r")
+        error = await hear(connection)
+        assert (error["code"], error["recoverable"], error["final"], error["requestId"]) == ("RATE_LIMITED", True, True, "r")

@@ -21,7 +21,7 @@ from qwen3_jax.text.split import split as split_text
 from qwen3_jax.voice_choice import VoiceChoice
 from qwen3_jax.voice_layers import VoiceLayers
 
-SECONDS = 2
+SECONDS = 4
 WAVE = (0.1 * np.random.RandomState(0).standard_normal(24000 * SECONDS)).astype(np.float32)
 TEXT = "Hello there."
 LONG = "The first sentence goes on for a while, so that it fills a part of its own and a bit more. " * 3
@@ -183,7 +183,7 @@ def test_voices_are_saved_and_loaded(tts: Qwen3TTS, voice: Voice, icl_voice: Voi
         assert (back.codes is None) == (one.codes is None)
         if one.codes is not None:
             np.testing.assert_array_equal(back.codes, one.codes)
-    assert icl_voice.codes is not None and icl_voice.codes.shape == (25, 16)
+    assert icl_voice.codes is not None and icl_voice.codes.shape == (50, 16)
 
 
 def test_what_is_not_a_voice_file_is_named(tmp_path: Path) -> None:
@@ -265,7 +265,7 @@ def test_a_voice_by_name_file_or_folder(tts: Qwen3TTS, voice: Voice, tmp_path: P
     monkeypatch.setattr(tts, "_choice", VoiceChoice(tts.create_voice, VoiceLayers.single(tmp_path)))
     own = tmp_path / "ann"
     own.mkdir()
-    soundfile.write(own / "reference.wav", 0.1 * np.random.RandomState(0).standard_normal(24000), 24000)
+    soundfile.write(own / "reference.wav", 0.1 * np.random.RandomState(0).standard_normal(84000), 24000)
     (own / "metadata.json").write_text('{"language": "English", "description": "calm"}', "utf-8")
     assert tts.voices == (("ann", "English", "calm"),)
     recording = tmp_path / "clip.wav"
@@ -284,7 +284,7 @@ def test_a_voice_by_name_file_or_folder(tts: Qwen3TTS, voice: Voice, tmp_path: P
     assert tts._chosen(recording).transcript == "What it says."
     assert tts._chosen(recording, "Other words.").transcript == "Other words."
     np.testing.assert_array_equal(tts._chosen(str(tmp_path / "saved.safetensors")).x_vector, voice.x_vector)
-    samples = np.random.RandomState(1).standard_normal(24000).astype(np.float32) * 0.1
+    samples = np.random.RandomState(1).standard_normal(84000).astype(np.float32) * 0.1
     assert tts._chosen((samples, 24000)).codes is None
 
 
@@ -378,10 +378,10 @@ def test_columns_of_a_batch_must_match(tts: Qwen3TTS, voice: Voice) -> None:
 @pytest.mark.parametrize(
     ("wave", "message"),
     [
-        (np.zeros(48000, np.float32), "silent"),
-        (np.full(48000, np.nan, np.float32), "NaN"),
+        (np.zeros(96000, np.float32), "silent"),
+        (np.full(96000, np.nan, np.float32), "NaN"),
         (WAVE * 1e5, "peaks at .*; full scale is 1"),
-        (WAVE[:4800], "lasts 0.20 s; the minimum is 1 s"),
+        (WAVE[:4800], "lasts 0.20 s: 3 to 30 s are taken; send a longer clip"),
     ],
 )
 def test_bad_references_are_named(tts: Qwen3TTS, wave: np.ndarray, message: str) -> None:

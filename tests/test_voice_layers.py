@@ -31,7 +31,7 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TTS_DEFAULT_VOICE", raising=False)
 
 
-def voice(folder: Path, name: str, transcript: str | None = None, seconds: float = 1.5, seed: int = 0) -> Path:
+def voice(folder: Path, name: str, transcript: str | None = None, seconds: float = 3.5, seed: int = 0) -> Path:
     """Make one."""
     (folder / name).mkdir(parents=True)
     with (folder / name / "reference.wav").open("wb") as file:  # soundfile takes no path that is not UTF-8
@@ -195,12 +195,14 @@ def as_pipe(path: Path) -> None:
 FAULTS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "metadata that is a list": (lambda own: (own / "metadata.json").write_text("[]"), "not a voice's metadata"),
     "metadata that is not JSON": (lambda own: (own / "metadata.json").write_text("{"), "not a voice's metadata"),
-    "metadata that is not UTF-8": (lambda own: (own / "metadata.json").write_bytes(b'{"name": "\xff"}'), "not a voice's metadata"),
+    "metadata that is not UTF-8": (lambda own: (own / "metadata.json").write_bytes(b'{"name": "\xff"}'), "is not UTF-8: byte 0xff at 10"),
     "metadata without end": (lambda own: (own / "metadata.json").write_text('{"x": ' + "[" * 100_000), "not a voice's metadata"),
     "metadata of another type": (lambda own: (own / "metadata.json").write_text('{"name": 3}'), "not a voice's metadata"),
     "metadata that is a folder": (lambda own: as_folder(own / "metadata.json"), "metadata.json is not a file"),
     "a transcript that is a folder": (lambda own: as_folder(own / "transcript.txt"), "transcript.txt is not a file"),
     "a transcript that is not UTF-8": (lambda own: (own / "transcript.txt").write_bytes(b"\xff"), "is not UTF-8"),
+    "a transcript in UTF-16": (lambda own: (own / "transcript.txt").write_text("Words.", "utf-16"), "iconv -f UTF-16 -t UTF-8"),
+    "a transcript in Latin-1": (lambda own: (own / "transcript.txt").write_text("caf\xe9", "latin-1"), "iconv -f LATIN1 -t UTF-8"),
     "a transcript that is empty": (lambda own: (own / "transcript.txt").write_text(" \n"), "is empty"),
     "a transcript without end": (lambda own: (own / "transcript.txt").write_bytes(b"a" * 2**21), "at most 1,048,576"),
     "a recording that is a folder": (lambda own: as_folder(own / "reference.wav"), "reference.wav is not a file"),
@@ -208,8 +210,8 @@ FAULTS: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda own: as_pipe(own / "reference.wav"),
         "reference.wav is not a file",
     ),
-    "a recording that is empty": (lambda own: (own / "reference.wav").write_bytes(b""), "not a readable sound"),
-    "a recording that is none": (lambda own: (own / "reference.wav").write_bytes(b"nonsense"), "not a readable sound"),
+    "a recording that is empty": (lambda own: (own / "reference.wav").write_bytes(b""), "by its first bytes"),
+    "a recording that is none": (lambda own: (own / "reference.wav").write_bytes(b"nonsense"), "by its first bytes"),
     "a recording too short": (lambda own: write_wav(own / "reference.wav", np.ones(12000, np.float32)), "lasts 0.50 s"),
     "no recording": (lambda own: (own / "reference.wav").unlink(), "has no reference.wav"),
 }
@@ -303,7 +305,7 @@ def test_a_revision_is_of_the_content_whatever_size_and_times_say(tmp_path: Path
     folder = VoiceFolder(tmp_path / "voices")
     first = folder.look().voices["anna"]
     info = (own / "reference.wav").stat()
-    write_wav(own / "reference.wav", np.random.default_rng(2).normal(0, 0.1, 36000).astype(np.float32))
+    write_wav(own / "reference.wav", np.random.default_rng(2).normal(0, 0.1, 84000).astype(np.float32))
     os.utime(own / "reference.wav", ns=(info.st_atime_ns, info.st_mtime_ns))
     assert (own / "reference.wav").stat().st_size == info.st_size
     second = folder.look().voices["anna"]
@@ -359,7 +361,7 @@ def test_a_voice_that_is_gone_is_told_without_a_path(tmp_path: Path) -> None:
     own = voice(folder, "anna")
     layers = VoiceLayers.single(folder)
     one = layers.look().voices["anna"]
-    assert soundfile.info(own / "reference.wav").duration == 1.5 and layers.reference(one) == (own / "reference.wav").read_bytes()
+    assert soundfile.info(own / "reference.wav").duration == 3.5 and layers.reference(one) == (own / "reference.wav").read_bytes()
     layers.folder_of(one).files.remove("anna")
     assert os.listdir(folder) == []
     with pytest.raises(VoiceGone) as gone:

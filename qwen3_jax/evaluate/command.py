@@ -12,7 +12,6 @@ from typing import Annotated, Any
 
 import jax
 import typer
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 import qwen3_jax
@@ -23,11 +22,11 @@ from qwen3_jax.evaluate.judges import Figure
 from qwen3_jax.evaluate.report import Report, Row, table, write
 from qwen3_jax.evaluate.texts import SENTENCES, held_out, read_sentences, wavs_and_sentences
 from qwen3_jax.shapes import NpF32
+from qwen3_jax.terminal import console, errors, path_option, tell
 from qwen3_jax.voice_choice import find_voice
 from qwen3_jax.voice_layers import VoiceLayers, decode
 
 KNOWN, OF_ORIGINALS = tuple(judges.PACKAGES), ("stoi", "pesq")
-console, errors = Console(), Console(stderr=True)
 app = typer.Typer(add_completion=False)
 Option = typer.Option
 Waves = list[NpF32["F"]]
@@ -39,14 +38,17 @@ def evaluate(
     voice: Annotated[str | None, Option(help="As for `say`.")] = None,
     x_vector: Annotated[bool | None, Option("--x-vector/--in-context", help="As for `say`.")] = None,
     language: Annotated[str, Option(help="As for `say`.")] = "English",
-    sentences: Annotated[Path | None, Option(help="One a line (default: 100 that no training saw).")] = None,
+    sentences: Annotated[Path | None, path_option("One a line (default: 100 that no training saw).")] = None,
     limit: Annotated[int | None, Option(help="The first so many of them only.")] = None,
-    teacher: Annotated[Path | None, Option(help="WAVS: the teacher's reading of the same sentences.")] = None,
-    other: Annotated[list[Path] | None, Option(help="WAVS of another voice, to tell it from (default: the others in its folder).")] = None,
-    codec_only: Annotated[Path | None, Option(help="WAVS to encode and decode.")] = None,
-    judge: Annotated[Path | None, Option(help="WAVS to judge as they are.")] = None,
+    teacher: Annotated[Path | None, path_option("WAVS: the teacher's reading of the same sentences.", metavar="WAVS")] = None,
+    other: Annotated[
+        list[Path] | None,
+        path_option("WAVS of another voice, to tell it from (default: the others in its folder).", metavar="WAVS"),
+    ] = None,
+    codec_only: Annotated[Path | None, path_option("WAVS to encode and decode.", metavar="WAVS")] = None,
+    judge: Annotated[Path | None, path_option("WAVS to judge as they are.", metavar="WAVS")] = None,
     judging: Annotated[str, Option("--judges", help="Some of " + ", ".join(KNOWN) + ".")] = ",".join(KNOWN),
-    out: Annotated[Path, Option(help="Where wavs, figures.json and index.html go.")] = Path("evaluation"),
+    out: Annotated[Path, path_option("Where wavs, figures.json and index.html go.", metavar="FOLDER")] = Path("evaluation"),
     seed: Annotated[int, Option(help="Of the first sentence; then one more each.")] = 0,
     device: Annotated[str | None, Option(envvar="TTS_DEVICE", help="As for `say`.")] = None,
     dtype: Annotated[str | None, Option(help="float32 or bfloat16.")] = None,
@@ -79,7 +81,7 @@ def evaluate(
             title = f"Codec of {Path(str(model)).name}"
         else:
             texts = (read_sentences(sentences) if sentences else held_out())[:limit]
-            who = find_voice(tts, voice, layers, x_vector, lambda line: errors.print(line, highlight=False, markup=False, soft_wrap=True))
+            who = find_voice(tts, voice, layers, x_vector, tell)
             about |= {
                 "voice": who if isinstance(who, str) else who.name if who else "-",
                 "cloning": who.mode if isinstance(who, Voice) else "-",
@@ -122,7 +124,7 @@ def evaluate(
     )
     write(report, out, columns)
     console.print(table(report))
-    errors.print(f"{out / 'index.html'}: to listen to and look at", highlight=False, soft_wrap=True)
+    tell(f"{out / 'index.html'}: to listen to and look at")
 
 
 def watched(what: str, total: int, work: Callable[[Callable[[int], None]], Any]) -> Any:

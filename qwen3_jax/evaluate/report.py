@@ -12,10 +12,13 @@ import msgspec
 import numpy as np
 import soundfile
 from rich.table import Table
+from rich.text import Text
 
 from qwen3_jax.audio import SAMPLE_RATE
 from qwen3_jax.evaluate.judges import Figure, needed
+from qwen3_jax.messages import printable
 from qwen3_jax.shapes import NpF32
+from qwen3_jax.terminal import add_row
 
 JSON, PAGE = "figures.json", "index.html"
 
@@ -47,9 +50,10 @@ class Report(msgspec.Struct, kw_only=True):
 
 def table(report: Report) -> Table:
     """For the terminal."""
-    shown = Table("figure", "value", "judge", "scale", title=report.title, caption=", ".join(f"{k} {v}" for k, v in report.about.items()))
+    about = ", ".join(f"{k} {v}" for k, v in report.about.items())
+    shown = Table("figure", "value", "judge", "scale", title=Text(printable(report.title)), caption=Text(printable(about)))
     for figure in report.figures:
-        shown.add_row(figure.name, number(figure.value), figure.judge, figure.scale)
+        add_row(shown, figure.name, number(figure.value), figure.judge, figure.scale)
     return shown
 
 

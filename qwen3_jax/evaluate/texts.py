@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from qwen3_jax.text.files import read
+
 HELD_OUT = Path(__file__).with_name("held_out.txt")
 SENTENCES = "sentences.txt"  # beside 0000.wav, 0001.wav, ...: what they say, in that order
 
@@ -15,7 +17,7 @@ def read_sentences(path: Path) -> list[str]:
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: there is no such file of sentences, one a line")
-    lines = [line.strip() for line in path.read_text("utf-8").splitlines()]
+    lines = [line.strip() for line in read(path).splitlines()]
     found = [line for line in lines if line and not line.startswith("#")]
     if not found:
         raise ValueError(f"{path} holds no sentence: write one a line")

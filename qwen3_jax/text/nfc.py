@@ -15,6 +15,8 @@ MARKS = 30  # in a row: UAX #15's limit
 SLICE = 2048  # characters that are normalised at a time
 CLOSED = frozenset(" \t\r\n.,;:!?")  # no mark composes with these
 _MARK = "\u0301"
+_SURROGATE = re.compile("[\ud800-\udfff]")
+AROUND = "".join(character for character in map(chr, range(0x3001)) if character.isspace()) + "\ufeff"  # white space, byte order marks
 _LONG_RUN = re.compile(rb"[^\0]{%d}" % (MARKS + 1))  # in the combining classes of a text's characters
 
 
@@ -37,14 +39,16 @@ _JOINING_STARTER = re.compile(f"[{_joining_starters()}]")
 
 
 def normalise(text: str) -> str:
-    """NFC, trimmed.
+    """NFC, trimmed, without a byte order mark.
 
     Raises:
-        ValueError: it is no string, nothing is left of it, or too many combining marks follow each other.
+        ValueError: it is no string, it has half of a surrogate pair, nothing is left of it, or too many combining marks follow each other.
     """
     if not isinstance(text, str):
         raise ValueError(f"text of type {type(text).__name__}: must be a string")
-    clean = nfc(text).strip()
+    if half := _SURROGATE.search(text):
+        raise ValueError(f"the text contains U+{ord(half[0]):04X}, half of a surrogate pair, which is no character: decode it as UTF-8")
+    clean = nfc(text).strip(AROUND)
     if not clean:
         raise ValueError(f"the text {shorten(text)!r} is empty: give at least one character that is spoken")
     return clean

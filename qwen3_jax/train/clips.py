@@ -16,14 +16,17 @@ import msgspec
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
+from qwen3_jax import recording
 from qwen3_jax.atomic import new_folder
-from qwen3_jax.audio import check_reference, load_audio
+from qwen3_jax.audio import SAMPLE_RATE, load_audio
 from qwen3_jax.encode import encode_codes, encode_x_vector
 from qwen3_jax.model import Model
 from qwen3_jax.shapes import NpF32, NpInt
+from qwen3_jax.text.files import read
 from qwen3_jax.text.tokenizer import Tokenizer, normalise
 
 TABLE = "metadata.csv"
+CLIP_SECONDS = (1.0, 60.0)  # of a training clip, which need not be enough to clone a voice from
 SOUNDS = (".wav", ".flac", ".ogg", ".mp3")
 _TEXT_COLUMNS = ("text", "transcription", "transcript", "sentence")
 _FILE, _ARRAYS = "speech.json", "speech.safetensors"
@@ -77,12 +80,12 @@ def _of_files(folder: Path) -> list[Clip]:
     sounds = [path for path in folder.iterdir() if path.suffix.lower() in SOUNDS]
     if bare := sorted(path.name for path in sounds if not path.with_suffix(".txt").is_file()):
         raise FileNotFoundError(f"{folder}: no transcript for {', '.join(bare[:5])}; write {Path(bare[0]).with_suffix('.txt')} beside it")
-    return [Clip(path, path.with_suffix(".txt").read_text("utf-8")) for path in sounds]
+    return [Clip(path, read(path.with_suffix(".txt"))) for path in sounds]
 
 
 def _of_table(folder: Path) -> list[Clip]:
     table = folder / TABLE
-    text = table.read_text("utf-8-sig")
+    text = read(table)
     first = text.splitlines()[0] if text.strip() else ""
     if "|" in first:  # LJSpeech: no quotes; a third column, the text with numbers in words, is nearer to what is said
         rows = [(line.split("|")[0], line.split("|")[-1]) for line in text.splitlines() if line.strip()]
@@ -118,13 +121,13 @@ def encode(model: Model, tokenizer: Tokenizer, clips: list[Clip], done: Callable
     """What the checkpoint makes of the clips; ``done`` is called after each.
 
     Raises:
-        ValueError: a recording that is unfit (see `audio.check_reference`) or a transcript that is; names the file.
+        ValueError: a recording that is unfit (see recording.py; 1 to 60 s) or a transcript that is; names the file.
     """
     spoken, x_vectors = [], []
     for clip in clips:
         try:
             wave = load_audio(clip.path)
-            check_reference(wave)
+            recording.check(recording.Clip(wave, SAMPLE_RATE, 0), shortest=CLIP_SECONDS[0], longest=CLIP_SECONDS[1])
             ids = tokenizer.assistant(clip.text)
         except ValueError as error:
             raise ValueError(f"{clip.path}: {error}") from error

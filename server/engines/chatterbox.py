@@ -9,7 +9,6 @@ at the end). Parts are told apart by file name, and a part's outputs by their or
 
 from collections.abc import Iterator
 from functools import partial
-from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +16,6 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 import sentencex
-import soundfile
 from tokenizers import Tokenizer
 
 from qwen3_jax import audio
@@ -25,6 +23,7 @@ from qwen3_jax.checkpoint import digest_files
 from qwen3_jax.extras import needed
 from qwen3_jax.hub import local_folder
 from qwen3_jax.shapes import NpF32
+from qwen3_jax.voice_layers import decode
 from server.engines.base import OutOfMemory, Refused, SpeechRequest
 from server.engines.thread import Speech
 from server.settings import Settings
@@ -80,11 +79,7 @@ class ChatterboxSynthesiser:
     def clone(self, wav: bytes, transcript: str | None, name: str) -> Speaker:
         """The transcript is of no use to this model."""
         try:
-            samples, rate = soundfile.read(BytesIO(wav), dtype="float32")
-            wave = audio.load_audio((samples, rate))
-            audio.check_reference(wave)
-        except soundfile.LibsndfileError as error:
-            raise Refused(f"the recording of voice {name!r} is not a readable sound ({error.error_string})") from error
+            wave = audio.load_reference(decode(wav, name))
         except ValueError as error:
             raise Refused(str(error)) from error
         return Speaker(*self._run(self._encoder, {"audio_values": wave[None]}))

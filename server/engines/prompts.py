@@ -3,6 +3,7 @@
 import logging
 from typing import Any, Protocol
 
+from qwen3_jax.voice import spelling
 from qwen3_jax.voice_folder import revision
 from server.engines.base import Refused
 from server.settings import Settings
@@ -64,8 +65,8 @@ def first_voices(settings: Settings, store: VoiceStore, presets: tuple[str, ...]
         FileNotFoundError: the model speaks in cloned voices, and there is none.
     """
     if presets is not None:
-        name = settings.default_voice if settings.default_voice in presets else next(iter(presets), "")
-        if name != settings.default_voice:
+        name = spelling(settings.default_voice, presets) or next(iter(presets), "")
+        if name.casefold() != settings.default_voice.casefold():
             log.warning("there is no voice %r: %r is the default", settings.default_voice, name)
         return [name]
     if not store.voices:

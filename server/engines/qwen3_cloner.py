@@ -1,11 +1,8 @@
 """A voice's recording -> what Qwen3-TTS keeps of it, and that as bytes and back; see ``server.engines.prompts.Cloner``."""
 
-from io import BytesIO
-
-import soundfile
-
 from qwen3_jax import Qwen3TTS, Voice
 from qwen3_jax.voice import FORMAT
+from qwen3_jax.voice_layers import decode
 from server.engines.base import Refused
 
 
@@ -22,10 +19,7 @@ class Cloner:
 
     def clone(self, wav: bytes, transcript: str | None, name: str) -> Voice:
         try:
-            samples, rate = soundfile.read(BytesIO(wav), dtype="float32")
-            voice = self._tts.create_voice((samples, rate), transcript, name=name)
-        except soundfile.LibsndfileError as error:
-            raise Refused(f"the recording of voice {name!r} is not a readable sound ({error.error_string})") from error
+            voice = self._tts.create_voice(decode(wav, name), transcript, name=name)
         except ValueError as error:
             raise Refused(str(error)) from error
         self._tts.prepare(voice)

@@ -4,17 +4,17 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
-from qwen3_jax.voice_folder import printable
+from qwen3_jax import recording as recordings
+from qwen3_jax.folders import home_path
+from qwen3_jax.terminal import add_row, console, path_argument, say
+from qwen3_jax.text import files
 from qwen3_jax.voice_layers import VoiceLayers
 from server import protocol
 from server.voices import checks
 from server.voices.store import Metadata, VoiceStore
 
-console = Console()
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Voices: recordings that a Base checkpoint clones.")
 Above = Annotated[
     str | None,
@@ -29,9 +29,8 @@ Folder = Annotated[
 Shipped = Annotated[
     bool, typer.Option("--shipped-voices/--no-shipped-voices", envvar="TTS_SHIPPED_VOICES", help="Whether those that ship are there.")
 ]
-Recording = Annotated[Path, typer.Argument(help="WAV, FLAC, OGG or MP3; 3 to 30 s, 5 to 10 are best.")]
+Recording = Annotated[Path, path_argument("WAV, FLAC, MP3, M4A or another format of recordings; 3 to 30 s, 5 to 10 are best.", "RECORDING")]
 Transcript = Annotated[str | None, typer.Option(help="Exactly what it says, or a .txt file; without it only the timbre is cloned.")]
-MAX_BYTES = 100 * 1024 * 1024  # an operator's own file may be larger than an upload
 
 
 @app.command("list")
@@ -45,12 +44,12 @@ def list_voices(voices_dir: Above = None, shipped_voices: Shipped = True) -> Non
             about = voice.metadata
             seconds = f"{about.duration_seconds:.1f}" if about.duration_seconds else ""
             cells = (voice.id, voice.mode, seconds, about.name, about.language, about.licence, about.owner or "everybody")
-            table.add_row(*(Text(printable(cell)) for cell in (*cells, layers.layer_of(voice).kind)))  # nothing of users' is markup
+            add_row(table, *cells, layers.layer_of(voice).kind)
         console.print(table)
     else:
         say("there is no voice; install one with: voices add reference.wav --id NAME ...")
     for kind, folder in layers.layers:
-        say(f"{kind}: {printable(folder.address)}")
+        say(f"{kind}: {folder.address}")
     for why in (*found.left_out.values(), *found.troubles):
         say(f"left out: {why}")
 
@@ -79,6 +78,8 @@ def add(
     """Install a voice for everybody. One with the id of a voice that ships takes its place."""
     if not consent.strip():
         raise ValueError("--consent is required: say that the speaker agrees, or by what right you use the recording")
+    for option, value in (("name", title), ("licence", licence), ("consent", consent), ("description", description)):
+        checks.check_words(option, value, lines=option != "name")
     known = protocol.language(language) if language else ""
     if known is None:
         raise ValueError(f"--language {language}: use one of {', '.join(protocol.LANGUAGES)}")
@@ -119,20 +120,10 @@ def _store(voices_dir: str | None) -> VoiceStore:
 
 def _checked(recording: Path, transcript: str | None) -> tuple[checks.Clip, str | None]:
     """The clip and its transcript. Raises ValueError with the rule's name."""
-    if not recording.is_file():
-        raise FileNotFoundError(f"{recording}: no such audio file")
-    if transcript is not None and transcript.endswith(".txt") and Path(transcript).is_file():
-        try:
-            transcript = Path(transcript).read_text("utf-8-sig")
-        except UnicodeDecodeError as error:
-            raise ValueError(f"--transcript {transcript} is not UTF-8 ({error}): save it as UTF-8") from error
+    if transcript is not None and transcript.endswith(".txt") and (file := home_path(transcript)).is_file():
+        transcript = files.read(file)
     try:
-        clip = checks.check(recording.read_bytes(), MAX_BYTES)
+        clip = recordings.load(recording)
         return clip, None if transcript is None else checks.check_transcript(transcript, clip.seconds)
     except checks.Refusal as error:
-        raise ValueError(f"{recording}: {error.code}: {error}") from error
-
-
-def say(line: str) -> None:
-    """A line on stdout, as it is."""
-    console.print(line, soft_wrap=True, highlight=False, markup=False)
+        raise ValueError(f"{error.code}: {error}") from error

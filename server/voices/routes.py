@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import errno
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 import msgspec
 from quart import Quart, Response, ResponseReturnValue, request
@@ -17,6 +17,8 @@ from server.connections import here
 from server.context import Context
 from server.engines.base import EngineClosed, OutOfMemory, Refused
 from server.voices import checks
+from server.voices.names import aliases
+from server.voices.sample import respond
 from server.voices.store import Metadata, StoredVoice, VoiceGone
 from server.web import HttpError, authenticated
 
@@ -38,6 +40,7 @@ class VoiceInfo(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     duration_seconds: float = 0.0
     licence: str = ""
     consent: str = ""
+    aliases: list[str] = []  # other names that it answers to: OpenAI's, and those of TTS_VOICE_ALIASES
 
 
 class VoiceList(msgspec.Struct, frozen=True):
@@ -46,8 +49,8 @@ class VoiceList(msgspec.Struct, frozen=True):
     voices: list[VoiceInfo]
 
 
-def describe(voice: StoredVoice, default: str) -> VoiceInfo:
-    """A voice as the list shows it."""
+def describe(voice: StoredVoice, default: str, others: Sequence[str] = ()) -> VoiceInfo:
+    """A voice as the list shows it, with the other names that it answers to."""
     about = voice.metadata
     return VoiceInfo(
         id=voice.id,
@@ -59,6 +62,7 @@ def describe(voice: StoredVoice, default: str) -> VoiceInfo:
         duration_seconds=about.duration_seconds,
         licence=about.licence,
         consent=about.consent,
+        aliases=list(others),
     )
 
 
@@ -72,9 +76,14 @@ def install(app: Quart, context: Context) -> None:
     async def list_voices(principal: Principal) -> ResponseReturnValue:
         await asyncio.to_thread(store.refresh)
         default = context.default_voice(principal.id)
+        others = aliases(context.voices(principal.id), default, context.settings.voice_aliases)
         if context.engine.presets is not None:
-            return _answer(VoiceList([VoiceInfo(id=name, name=name, is_default=name == default) for name in context.engine.presets]))
-        return _answer(VoiceList([describe(voice, default) for voice in store.voices.values() if voice.visible_to(principal.id)]))
+            presets = context.engine.presets
+            return _answer(
+                VoiceList([VoiceInfo(id=name, name=name, is_default=name == default, aliases=others.get(name, [])) for name in presets])
+            )
+        visible = [voice for voice in store.voices.values() if voice.visible_to(principal.id)]
+        return _answer(VoiceList([describe(voice, default, others.get(voice.id, ())) for voice in visible]))
 
     @app.get("/api/v1/voices/<voice_id>/sample.wav")
     @authenticated(context)
@@ -82,10 +91,8 @@ def install(app: Quart, context: Context) -> None:
         voice = await _visible(context, principal, voice_id)
         here().keep(context.limits.place(principal, "recording"))
         async with _storage(context, f"read from {voice.folder}"):
-            data = await asyncio.to_thread(store.reference, voice)
-        response = Response(_pieces(data), content_type="audio/wav")
-        response.content_length = len(data)
-        return response
+            file = await asyncio.to_thread(store.open_reference, voice)
+        return respond(request._get_current_object(), file)  # type: ignore[attr-defined]  # a proxy, typed as what it stands for
 
     @app.delete("/api/v1/voices/<voice_id>")
     @authenticated(context)
@@ -109,21 +116,22 @@ def install(app: Quart, context: Context) -> None:
         with context.limits.place(principal, "upload"):
             async with _storage(context, "kept for a moment in the temporary folder"):
                 audio, form = await _form()
-            about = _about(form, principal)
             async with uploading:  # when the body is there: a client that sends none holds nobody up
-                voice = await _keep(context, audio, form.get("transcript"), about)
+                try:
+                    voice = await _keep(context, audio, form, principal)
+                except checks.Refusal as error:
+                    raise HttpError(error.status, error.code, str(error)) from error
         await _prepare(context, voice)
         return _answer(describe(voice, context.default_voice(principal.id)), 201)
 
 
-async def _keep(context: Context, audio: FileStorage, given: str | None, about: Metadata) -> StoredVoice:
-    """Check a recording and its transcript, and store them. Raises HttpError."""
+async def _keep(context: Context, audio: FileStorage, form: dict[str, str], principal: Principal) -> StoredVoice:
+    """Check a recording and what is said about it, and store them. Raises HttpError or Refusal."""
     most, store = context.settings.max_upload_bytes, context.store
-    try:
-        clip = await asyncio.to_thread(checks.check, await asyncio.to_thread(audio.read, most + 1), most)
-        transcript = None if given is None else await asyncio.to_thread(checks.check_transcript, given, clip.seconds)
-    except checks.Refusal as error:
-        raise HttpError(error.status, error.code, str(error)) from error
+    about = _about(form, principal)
+    given = checks.check_words("transcript", form.get("transcript", ""))  # a form's empty field is none
+    clip = await asyncio.to_thread(checks.check, await asyncio.to_thread(audio.read, most + 1), most)
+    transcript = await asyncio.to_thread(checks.check_transcript, given, clip.seconds) if given else None
     async with _storage(context, f"kept in {store.layers.destination or 'any folder'}"):
         return await asyncio.to_thread(store.add, clip, transcript, about)
 
@@ -167,15 +175,10 @@ async def _form() -> tuple[FileStorage, dict[str, str]]:
     return files["audio"], dict(form)
 
 
-async def _pieces(data: bytes) -> AsyncGenerator[bytes, None]:
-    """What a client that reads slowly gets piece by piece."""
-    for start in range(0, len(data), PIECE):
-        yield data[start : start + PIECE]
-
-
 def _about(form: dict[str, str], principal: Principal) -> Metadata:
-    """The fields that describe a voice, checked. Raises HttpError 400."""
-    values = {name: form.get(name, "").strip() for name in ("name", "consent", "language", "description", "licence")}
+    """The fields that describe a voice, checked. Raises HttpError 400 or Refusal."""
+    names = ("name", "consent", "language", "description", "licence")
+    values = {name: checks.check_words(name, form.get(name, ""), lines=name in ("consent", "description")) for name in names}
     for name, most in (("name", MAX_NAME), ("consent", MAX_CONSENT)):
         if not 1 <= len(values[name]) <= most:
             what = "a statement that the speaker agrees" if name == "consent" else "what people call the voice"

@@ -12,6 +12,7 @@ import threading
 import time
 import unicodedata
 from pathlib import Path
+from typing import BinaryIO
 
 import msgspec
 import soundfile
@@ -149,6 +150,10 @@ class VoiceStore:
         """The recording, a WAV file. Raises VoiceGone, or OSError where it cannot be read."""
         return self.layers.reference(voice)
 
+    def open_reference(self, voice: StoredVoice) -> BinaryIO:
+        """The same, to be read piece by piece. Errors as in ``reference``."""
+        return self.layers.folder_of(voice).open_reference(voice)
+
     def keep_prompt(self, voice: StoredVoice, name: Name, data: bytes) -> None:
         """Keep what was made of a voice, unless that has been deleted meanwhile."""
         self.prompts.save(name, data)
@@ -191,7 +196,8 @@ class VoiceStore:
             there = {(voice.id, voice.revision) for voice in listing.voices.values() if voice.folder == address}
             before = self._kept.get(address)
             if there != before:
-                if gone := sorted({voice_id for voice_id, _ in before or ()} - {voice_id for voice_id, _ in there}):
+                hidden = set(self.layers.listed(layer.folder))  # by a voice of the same id in a folder above
+                if gone := sorted({voice_id for voice_id, _ in before or ()} - {voice_id for voice_id, _ in there} - hidden):
                     log.info("voices gone from %s: %s", address, ", ".join(gone[:20]))
                 known = {voice_id for voice_id, _ in there}
                 changed = set() if before is None else {voice_id for voice_id, _ in before - there}

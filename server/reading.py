@@ -1,0 +1,52 @@
+"""What clients send -> structs, one reading for REST and WebSocket: strict in what matters, lenient in what is harmless.
+
+``null`` is absent; numbers may come as strings; names of formats are in any case; a byte order mark is dropped, before a message and before
+a text; unknown keys are ignored. What is left is checked against the struct's types and limits.
+"""
+
+from typing import Any, TypeVar
+
+import msgspec
+
+from qwen3_jax.messages import shorten
+
+BAD = (msgspec.DecodeError, UnicodeError, RecursionError)  # msgspec.ValidationError is one of the first; a lone surrogate cannot be encoded
+FOLDED = frozenset({"response_format", "stream_format", "encoding", "transport", "priority"})  # their values have no case
+NAMES = frozenset({"voice", "language", "model"})  # blanks around them mean nothing, and an empty one is none
+TEXTS = frozenset({"text", "input"})
+BOM = "\ufeff"
+T = TypeVar("T")
+
+
+def decode(data: str | bytes) -> Any:
+    """JSON -> what it holds, without what is null. Raises one of BAD."""
+    text = data if isinstance(data, str) else data.decode()
+    return _without_nulls(msgspec.json.decode(text.removeprefix(BOM)))
+
+
+def convert(value: Any, kind: Any) -> Any:
+    """What ``decode`` gave -> a struct, or one of a union. Raises one of BAD."""
+    if isinstance(value, dict):
+        value = {name: tidied for name, one in value.items() if (tidied := _tidy(name, one)) is not None}
+    return msgspec.convert(value, kind, strict=False)
+
+
+def said(error: BaseException) -> str:
+    """What is told of one of BAD."""
+    return shorten(str(error))
+
+
+def _without_nulls(value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    return {name: _without_nulls(one) for name, one in value.items() if one is not None}
+
+
+def _tidy(name: str, value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    if name in FOLDED:
+        return value.strip().casefold()
+    if name in NAMES:
+        return value.strip() or None
+    return value.removeprefix(BOM) if name in TEXTS else value
