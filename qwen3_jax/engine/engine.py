@@ -16,8 +16,9 @@ from typing import Any
 
 import jax
 
+from qwen3_jax.engine.errors import Closed, DeviceFailed, EngineError, OutOfMemory
 from qwen3_jax.engine.options import Counters, Options
-from qwen3_jax.engine.requests import Closed, DeviceFailed, EngineError, Handle, OutOfMemory, Request
+from qwen3_jax.engine.requests import Handle, Request
 from qwen3_jax.engine.scheduler import Scheduler
 from qwen3_jax.engine.slots import Device
 
