@@ -55,7 +55,8 @@ class BoundedBody(Body):
         self._most = -1
         self._data.clear()
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._complete.wait(), limit)
+            async with asyncio.timeout(limit):
+                await self._complete.wait()
 
     async def __anext__(self) -> bytes:
         try:

@@ -8,9 +8,7 @@ import asyncio
 import contextlib
 import logging
 import uuid
-from collections.abc import AsyncIterator
 from time import monotonic
-from typing import Protocol
 
 import msgspec
 
@@ -20,18 +18,16 @@ from server import protocol
 from server.admission import normal_form
 from server.auth import Principal, Unauthorized
 from server.context import Context
+from server.engines.base import Crowded
 from server.limits import Limited
 from server.logs import session_id
-from server.machine import Machine, Refusal, State, Utterance
+from server.machine import Machine, Refusal, State
+from server.outgoing import Outgoing, SlowClient, Socket
 from server.protocol import Cancel, Close, Flush, Speak, Start
 from server.speaker import Configuration, Speaker, Turn
 from server.voices.store import StoredVoice
 
 log = logging.getLogger(__name__)
-
-
-class SlowClient(ConnectionError):
-    """A client that does not read what it is sent."""
 
 
 class Ended(Exception):  # not an error
@@ -40,54 +36,6 @@ class Ended(Exception):  # not an error
     def __init__(self, code: Close, last: protocol.ServerMessage) -> None:
         super().__init__(code)
         self.code, self.last = code, last
-
-
-class Socket(Protocol):
-    """The part of Quart's websocket that is used here."""
-
-    async def receive(self) -> str | bytes | None: ...
-    async def send(self, data: str | bytes) -> None: ...
-    async def close(self, code: int, reason: str = "") -> None: ...
-
-
-class Outgoing:
-    """The socket's sending half, for two tasks.
-
-    Args:
-        limit: seconds that a client may take to read a message.
-    """
-
-    def __init__(self, socket: Socket, context: Context) -> None:
-        self._socket, self._limit, self._metrics = socket, context.settings.send_timeout, context.metrics
-        self._lock = asyncio.Lock()
-
-    async def send(self, message: protocol.ServerMessage) -> None:
-        """Send a message. Raises SlowClient."""
-        if isinstance(message, protocol.Error):
-            self._metrics.errors.labels(message.code).inc()
-        async with self._alone():
-            await self._socket.send(protocol.encode(message))
-
-    async def audio(self, utterance: Utterance, frame: str | bytes) -> bool:
-        """Send audio; False, and nothing sent, if its utterance is not live any more. Raises SlowClient."""
-        async with self._alone():
-            if utterance.live:
-                await self._socket.send(frame)
-            return utterance.live
-
-    async def close(self, code: Close) -> None:
-        """Close. Raises SlowClient."""
-        async with self._alone():
-            await self._socket.close(int(code))
-
-    @contextlib.asynccontextmanager
-    async def _alone(self) -> AsyncIterator[None]:
-        async with self._lock:
-            try:
-                async with asyncio.timeout(self._limit):
-                    yield
-            except TimeoutError as error:
-                raise SlowClient(f"the client read nothing for {self._limit} s") from error
 
 
 class Session:
@@ -130,6 +78,7 @@ class Session:
                 finally:
                     self.machine.stop()
                     self._speaker.wake()
+                    self._speaker.settle()
                     speaking.cancel()
         except Ended as end:  # before it began
             await self._leave(end.last, end.code)
@@ -140,10 +89,11 @@ class Session:
         """The server goes down: what is spoken may end within ``grace`` seconds, what waits may not; then goodbye."""
         waiting = [utterance for utterance in self.machine.live if not utterance.begun]
         for utterance in waiting:
-            self.machine.ended(utterance)
+            self.machine.ended(utterance, "cancelled")
         for utterance in waiting:
             await self._out.send(protocol.error("CANCELLED", "the server goes down", utterance.request_id))
         await self._speaker.quiet(grace)
+        self.machine.cancel()
         await self._leave(protocol.Stopped(reason="server_shutdown"), Close.GOING_AWAY)
 
     async def fail(self) -> None:
@@ -214,7 +164,8 @@ class Session:
         """The next frame. Raises Ended if a deadline passes first."""
         while True:
             try:
-                return await asyncio.wait_for(self._socket.receive(), max(0.0, self._deadline()[0] - monotonic()))
+                async with asyncio.timeout(max(0.0, self._deadline()[0] - monotonic())):
+                    return await self._socket.receive()
             except TimeoutError:
                 deadline, why = self._deadline()
                 if monotonic() >= deadline:
@@ -279,7 +230,7 @@ class Session:
         if principal.expired:
             raise Refusal("UNAUTHORIZED", "the token has expired: send start with a fresh authToken", request_id)
         self._begun = True
-        self._check_engine(request_id)
+        self._check_engine(principal, request_id)
         if len(message.text) > SLICE:
             message = await self._normalised(message)
         if self.machine.state is State.SPEAKING or message.text.strip():  # else there is nothing to count: the machine refuses it
@@ -298,7 +249,7 @@ class Session:
             self.machine.ended(utterance)
             raise Refusal("VOICE_NOT_FOUND", "there is no voice here: an operator has to install one", request_id)
         if utterance.live:
-            self._speaker.add(Turn(utterance, settled, voice, self._configuration, principal.id))
+            self._speaker.add(Turn(utterance, settled, voice, self._configuration, principal))
 
     async def _normalised(self, message: Speak) -> Speak:
         """With a long text's normal form, so that the machine, which lets nobody in between, has next to nothing to do."""
@@ -308,7 +259,7 @@ class Session:
             raise Refusal("INVALID_TEXT", str(error), message.request_id) from error
         return msgspec.structs.replace(message, text=text)
 
-    def _check_engine(self, request_id: str | None) -> None:
+    def _check_engine(self, principal: Principal, request_id: str | None) -> None:
         engine = self._context.engine
         if self._context.draining.is_set():
             raise Refusal("RATE_LIMITED", "the server goes down: connect again", request_id, 5000)
@@ -323,8 +274,11 @@ class Session:
                     "SYNTHESIS_ERROR", "the model could not be loaded; the server's log says why", request_id, recoverable=False
                 ),
             )
-        if engine.queued >= self._settings.max_queue:
-            raise Refusal("RATE_LIMITED", f"{self._settings.max_queue} utterances wait for their turn", request_id, 5000)
+        try:
+            engine.check_line(principal.bucket)
+        except Crowded as error:
+            self._context.metrics.crowded.inc()
+            raise Refusal("RATE_LIMITED", str(error), request_id, 5000) from error
 
     async def _cancel(self, message: Cancel) -> None:
         """Every cancelled utterance is told by one CANCELLED; a cancel that finds nothing gets one too."""

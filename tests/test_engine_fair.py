@@ -76,12 +76,14 @@ def test_a_full_line_has_room_for_whoever_has_less_than_its_share(entering: Any,
     for owner, leaves, priority in entering:
         counts = Counter(one.owner for one in line)
         shares = bound // len({owner, *counts})
-        try:
-            displaced = line.enter(Asker(owner, priority))
-        except Full as error:
-            assert len(line) == bound and counts[owner] >= shares and max(counts.values()) <= counts[owner] + 1
-            assert f"{bound} requests wait already, {counts[owner]} of them for this client, whose share is {shares}" in str(error)
+        if len(line) == bound and max(counts.values()) <= counts[owner] + 1:
+            assert counts[owner] >= shares
+            with pytest.raises(
+                Full, match=f"^{bound} requests wait already, {counts[owner]} of them for this client, whose share is {shares}"
+            ):
+                line.enter(Asker(owner, priority))
             continue
+        displaced = line.enter(Asker(owner, priority))
         after = Counter(one.owner for one in line)
         assert sum(after.values()) <= bound and after[owner] == counts[owner] + 1
         if displaced is not None:
@@ -281,7 +283,7 @@ def test_the_quiet_owner_is_heard_in_turns_that_do_not_depend_on_how_much_the_lo
     """Turns: for each owner the longest sentence, its prompt, and the step by which the device is ahead."""
     stage = Stage(FakeDevice(slots=slots, frames=1), replace(BIG, turn_seconds=0.001))
     for number, (sentences, frames, open) in enumerate(flood):
-        loud = stage.submit(request(*[frames] * sentences, seed=number, owner=number % loud_owners, **{"open": open}))
+        loud = stage.submit(request(*[frames] * sentences, seed=number, owner=number % loud_owners, open=open))
         loud.add(segment(3, text=2, open=True)) if open else None
     stage.turns(at, 0.08)
     quiet = stage.submit(request(5, seed=1000, owner="quiet"))

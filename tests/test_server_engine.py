@@ -20,8 +20,9 @@ from qwen3_jax.service import LiveUtterance
 from qwen3_jax.voice_folder import VoiceGone
 from server.engines import slots as slots_of
 from server.engines.base import EngineClosed, OutOfMemory, Refused, SpeechRequest
-from server.engines.qwen3 import PIECE, Qwen3Engine, load
+from server.engines.qwen3 import Qwen3Engine, load
 from server.engines.qwen3_cloner import Cloner
+from server.engines.qwen3_handle import PIECE
 from server.engines.slots import slots_for
 from server.settings import Settings
 from server.voices.store import VoiceStore
