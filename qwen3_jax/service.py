@@ -6,13 +6,13 @@
     live.write("Words as they "); live.write("come, "); live.finish()      # and meanwhile: for pcm in live: ...
     async for packet in consumer.packets(service.speak(..., notify=consumer.notify).handle, limit=30): ...
 
-Long text is spoken part by part (split.py) as one utterance: one slot, one voice, the codec's state carried over, so that there is no
-seam. The same text gives the same audio whether it comes at once or in pieces.
+Long text is spoken part by part (split.py) as one utterance: one voice, the codec's state carried over, so that there is no seam. The
+same text gives the same audio whether it comes at once or in pieces.
 """
 
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -199,14 +199,14 @@ class SpeechService:
         self, text: str, *, voice: Voice | str | None = None, language: str = AUTO, instruct: str | None = None,
         streaming_text: bool | None = None, seed: int | None = None, sampling: Sampling | None = None, max_frames: int | None = None,
         normalize: bool | None = None,
-        priority: Priority = "normal", deadline: float | None = None, notify: Notify | None = None,
+        priority: Priority = "normal", deadline: float | None = None, notify: Notify | None = None, owner: Hashable = None,
     ) -> Utterance:  # fmt: skip
         """Queue a text of any length.
 
         Args:
             text, voice, language, instruct, streaming_text, seed, sampling, normalize: as in ``Qwen3TTS.generate``.
             max_frames: of each part of the text.
-            priority, deadline, notify: see engine.Request.
+            priority, deadline, notify, owner: see engine.Request.
 
         Raises:
             ValueError: as ``Qwen3TTS.generate``, or a part that does not fit into a slot.
@@ -216,7 +216,7 @@ class SpeechService:
             text, voice=voice, language=language, instruct=instruct, streaming_text=streaming_text, seed=seed, sampling=sampling,
             max_frames=max_frames, normalize=normalize,
         )  # fmt: skip
-        return self.submit(list(rows), priority=priority, deadline=deadline, notify=notify)
+        return self.submit(list(rows), priority=priority, deadline=deadline, notify=notify, owner=owner)
 
     def rows(
         self, text: str, *, voice: Voice | str | None = None, language: str = AUTO, instruct: str | None = None,
@@ -234,19 +234,19 @@ class SpeechService:
             yield row._replace(pause=part.pause)
 
     def submit(
-        self, rows: list[Row], *, priority: Priority = "normal", deadline: float | None = None, notify: Notify | None = None
-    ) -> Utterance:
+        self, rows: list[Row], *, priority: Priority = "normal", deadline: float | None = None, notify: Notify | None = None,
+        owner: Hashable = None,
+    ) -> Utterance:  # fmt: skip
         """Queue the parts of one text. Arguments and errors as in ``speak``."""
         segments, first = tuple(map(self.segment, rows)), rows[0]
-        request = Request(
-            segments, first.sampling, first.seed, first.codec_state, priority=priority, deadline=deadline, watch=self._watch, notify=notify
-        )
+        how: dict[str, Any] = {"priority": priority, "deadline": deadline, "notify": notify, "owner": owner}
+        request = Request(segments, first.sampling, first.seed, first.codec_state, watch=self._watch, **how)
         return Utterance(self.engine.submit(request), self.tts.sample_rate, self.books)
 
     def open(
         self, *, voice: Voice | str | None = None, language: str = AUTO, instruct: str | None = None, seed: int | None = None,
         sampling: Sampling | None = None, normalize: bool | None = None, priority: Priority = "normal", deadline: float | None = None,
-        notify: Notify | None = None,
+        notify: Notify | None = None, owner: Hashable = None,
     ) -> LiveUtterance:  # fmt: skip
         """An utterance whose text will be written piece by piece. Arguments and errors as in ``speak``."""
         how: dict[str, Any] = {"voice": voice, "language": language, "instruct": instruct, "streaming_text": True, "sampling": sampling}
@@ -261,6 +261,7 @@ class SpeechService:
             open=True,
             watch=self._watch,
             notify=notify,
+            owner=owner,
         )
         return LiveUtterance(self, self.engine.submit(request), how | {"normalize": normalize})
 

@@ -68,7 +68,8 @@ class BoundedBody(Body):
         self._data.clear()
         self._taken.set()
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._complete.wait(), limit)
+            async with asyncio.timeout(limit):
+                await self._complete.wait()
 
     async def __anext__(self) -> bytes:
         try:

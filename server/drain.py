@@ -4,7 +4,8 @@ import asyncio
 import contextlib
 
 from server.context import Context
-from server.websocket import Session, SlowClient
+from server.outgoing import SlowClient
+from server.websocket import Session
 
 
 async def drain(context: Context) -> None:

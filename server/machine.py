@@ -9,6 +9,7 @@ utterance is live, so a cancel, which ends that at once, lets not one byte follo
 """
 
 from enum import Enum
+from typing import Literal
 
 from qwen3_jax.text.nfc import AROUND, nfc, settle
 from server.admission import check_length, too_long
@@ -37,6 +38,9 @@ NEXT: dict[State, dict[type, State]] = {
 }
 
 
+End = Literal["completed", "cancelled", "failed", "left"]  # left: with its connection
+
+
 class Refusal(ValueError):
     """A message that is not possible now; becomes an ``error`` and changes nothing."""
 
@@ -52,6 +56,7 @@ class Utterance:
         self.message, self.request_id = message, message.request_id
         self.live = True
         self.begun = False  # its turn has come
+        self.end: End | None = None  # how it ended
         self.text_open = message.continue_
         self.characters = 0
         self._max_chars = max_chars
@@ -138,20 +143,21 @@ class Machine:
             self.ended(utterance)
             raise
 
-    def cancel(self, message: Cancel | None = None) -> list[Utterance]:
+    def cancel(self, message: Cancel | None = None, end: End = "cancelled") -> list[Utterance]:
         """Whatever is live, or what has the requestId: not live any more."""
         wanted = None if message is None else message.request_id
         dropped = [utterance for utterance in self.live if wanted in (None, utterance.request_id)]
         for utterance in dropped:
-            self.ended(utterance)
+            self.ended(utterance, end)
         return dropped
 
     def speaks(self, request_id: str | None) -> bool:
         """Whether something of that requestId, or without any, is live."""
         return any(utterance.request_id == request_id for utterance in self.live)
 
-    def ended(self, utterance: Utterance) -> None:
+    def ended(self, utterance: Utterance, end: End = "failed") -> None:
         """Nothing of it follows but its last message."""
+        utterance.end = utterance.end or end
         utterance.live = utterance.text_open = False
         if utterance in self.live:
             self.live.remove(utterance)
@@ -162,13 +168,13 @@ class Machine:
 
     def stop(self) -> None:
         """The end, from whichever side."""
-        self.cancel()
+        self.cancel(end="left")
         if self.state is not State.ERROR:
             self.state = State.STOPPED
 
     def fail(self) -> None:
         """A fault of ours."""
-        self.cancel()
+        self.cancel(end="failed")
         self.state = State.ERROR
 
     def _next(self, kind: type, request_id: str | None = None) -> State:

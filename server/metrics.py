@@ -1,6 +1,7 @@
 """What ``/metrics`` tells (Prometheus); one registry per application."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -26,12 +27,25 @@ class Metrics:
         self.utterances = Counter("tts_utterances", "Utterances by end", ["finish_reason"], registry=registry)
         self.requests = Counter("tts_requests", "HTTP requests for speech", ["route", "status"], registry=registry)
         self.refusals = Counter("tts_refusals", "Refusals, by HTTP status or close code", ["route", "status", "reason"], registry=registry)
+        self.begun = Counter("tts_utterances_begun", "Utterances that were taken on", registry=registry)
+        ends = "All that were taken on, by how they ended: completed, cancelled, failed, left (with their connection)"
+        self.ended = Counter("tts_utterances_ended", ends, ["end"], registry=registry)
+        self.waited = Histogram(
+            "tts_queue_wait_seconds", "From the request to its turn, or to giving up", ["priority"], registry=registry, buckets=_SECONDS
+        )
+        self.crowded = Counter("tts_queue_refusals", "Refused: the line is full and their owner has its share of it", registry=registry)
         self.errors = Counter("tts_errors", "Errors sent, by code", ["code"], registry=registry)
         self.cancellations = Counter("tts_cancellations", "Utterances cancelled by clients", registry=registry)
         self.retries = Counter("tts_retries", "Utterances made again after a failure", registry=registry)
         self.refused = Counter("tts_connections_refused", "TCP connections not taken, by reason", ["reason"], registry=registry)
         self.closed = Counter("tts_connections_closed", "Connections that the server cut, by reason", ["reason"], registry=registry)
         self._gauges: list[Gauge] = []
+
+    @contextmanager
+    def wait(self, *, high: bool) -> Iterator[None]:
+        """Time a wait in line, however it ends."""
+        with self.waited.labels("high" if high else "normal").time():
+            yield
 
     def watch(self, name: str, text: str, source: Callable[[], float]) -> None:
         """A gauge that asks ``source`` whenever it is read."""

@@ -8,6 +8,7 @@ import base64
 import contextlib
 import logging
 import uuid
+import weakref
 from collections.abc import AsyncGenerator
 from time import monotonic
 from typing import Annotated, Any, Literal
@@ -25,7 +26,8 @@ from server.admission import normal_form, too_long
 from server.auth import Principal
 from server.context import Context
 from server.encode import CONTENT_TYPES, Encoder, Tempo, Unavailable, encoder
-from server.engines.base import Handle, OutOfMemory, Refused, SpeechRequest
+from server.engines.base import Crowded, Handle, OutOfMemory, Refused, SpeechRequest
+from server.machine import End
 from server.voices.store import StoredVoice, VoiceGone
 from server.web import HttpError, authenticated, route_of
 
@@ -93,14 +95,14 @@ def install(app: Quart, context: Context) -> None:
         wanted = _parse(await request.get_data(as_text=False))
         text = await _text(context, wanted)
         voice, language = await _voice(context, wanted, principal), _language(context, wanted)
-        _check_engine(context)
+        _check_engine(context, principal)
         context.limits.count(principal, "characters", len(text))
         context.limits.count(principal, "utterances")
         try:
             encoding, tempo = encoder(wanted.response_format), None if wanted.speed == 1 else Tempo(wanted.speed)
         except Unavailable as error:
             raise HttpError(400, "FORMAT_UNAVAILABLE", str(error)) from error
-        asked = SpeechRequest(text=text, voice=voice, language=language, seed=wanted.seed)
+        asked = SpeechRequest(text=text, voice=voice, language=language, seed=wanted.seed, owner=principal.bucket)
         work = _Work(context, asked, encoding, tempo, principal.id)
         first = await work.first()
         body = work.rest(first) if wanted.stream_format == "audio" else _events(work.rest(first), text)
@@ -121,20 +123,51 @@ class _Work:
         self._principal_id = principal_id
         self._handle: Handle | None = None
         self._begun = monotonic()
-        self._first: float | None = None  # when its first bytes went out
+        self._sounds: float | None = None  # when its first bytes went out
         self._seconds = 0.0  # of audio that has been encoded
+        self._end: End | None = None
 
     async def first(self) -> NpF32["F"] | None:
         """The first piece, so that what goes wrong before any sound is an HTTP error; one failure is made good by another try."""
+        self._context.metrics.begun.inc()
+        try:
+            return await self._first()
+        except BaseException as error:
+            self._ended("left" if isinstance(error, asyncio.CancelledError) else "failed")
+            raise
+
+    def rest(self, piece: NpF32["F"] | None) -> AsyncGenerator[bytes, None]:
+        """The file. A failure in its middle cuts the connection, for there is no other way to say so; a client that goes away ends it."""
+        body = self._rest(piece)
+        weakref.finalize(
+            body, self._ended, "left", "client_left"
+        ).atexit = False  # whose client went before the first byte of it never begins
+        return body
+
+    def _ended(self, end: End, reason: str | None = None, status: int = 200) -> None:
+        """It has ended; the first time counts. With a ``reason`` it has a line in the log; a refusal has another there."""
+        if self._end is None:
+            self._end = end
+            self._context.metrics.ended.labels(end).inc()
+            if reason is not None:
+                self._tell(status, reason)
+        if self._handle is not None:
+            self._handle.cancel()
+
+    async def _first(self) -> NpF32["F"] | None:
+        due, reason = monotonic() + self._context.settings.turn_timeout, None
         for whole in (False, True):
             self._handle = handle = self._context.engine.submit(msgspec.structs.replace(self._wanted, whole=whole))
             broken, piece = None, None
             try:
-                async with asyncio.timeout(self._context.settings.turn_timeout):
-                    await handle.begin()
+                with self._context.metrics.wait(high=False):
+                    async with asyncio.timeout(max(0.0, due - monotonic())):
+                        await handle.begin()
                 piece = await self._next(handle)
             except TimeoutError as error:
                 handle.cancel()
+                if reason is not None:
+                    break
                 raise HttpError(503, "TIMEOUT", "the server is too busy; try again later", 2000) from error
             except FloatingPointError as error:  # an engine that handed out what is no sound
                 handle.cancel()
@@ -149,18 +182,19 @@ class _Work:
                 raise HttpError(400, "INVALID_TEXT", str(failure))
             if isinstance(failure, VoiceGone):
                 raise HttpError(404, "VOICE_NOT_FOUND", str(failure))
+            if isinstance(failure, Crowded):
+                raise _crowded(self._context, failure)
             log.error("an utterance failed", exc_info=failure)
-        self._tell(500, "error")
-        if isinstance(handle.failure, OutOfMemory):
+            reason = reason if isinstance(reason, OutOfMemory) else failure
+        self._ended("failed", "error", 500)
+        if isinstance(reason, OutOfMemory):
             raise HttpError(503, "GPU_OUT_OF_MEMORY", "the device ran out of memory; try again", 2000)
         raise HttpError(500, "SYNTHESIS_ERROR", "failed to generate audio; the server's log says more")
 
-    async def rest(self, piece: NpF32["F"] | None) -> AsyncGenerator[bytes, None]:
-        """The file. A failure in its middle cuts the connection, for there is no other way to say so; a client that goes away ends it."""
+    async def _rest(self, piece: NpF32["F"] | None) -> AsyncGenerator[bytes, None]:
         handle = self._handle
         assert handle is not None
         ended = self._context.streams[handle] = asyncio.get_running_loop().create_future()
-        reason = "client_left"  # unless we come to an end of ours
         try:
             while piece is not None:
                 sound = piece if self._tempo is None else await asyncio.to_thread(self._tempo.write, piece)
@@ -168,26 +202,25 @@ class _Work:
                 self._seconds += seconds
                 self._context.metrics.audio.inc(seconds)
                 if data := await asyncio.to_thread(self._encoding.write, sound):
-                    self._first = self._first or monotonic()
+                    self._sounds = self._sounds or monotonic()
                     yield data
                 piece = await self._next(handle)
             if handle.failure is not None:
-                reason = "error"
                 raise handle.failure
             if handle.finish_reason == "cancelled":
-                reason = "cancelled"
                 raise ConnectionAbortedError("the server goes down")
             if self._tempo is not None:
                 yield await asyncio.to_thread(self._encoding.write, await asyncio.to_thread(self._tempo.finish))
             yield await asyncio.to_thread(self._encoding.finish)
             reason = handle.finish_reason or "eos"
             self._context.metrics.utterances.labels(reason).inc()
-        except (TimeoutError, FloatingPointError):
-            reason = "error"
+            self._ended("completed", reason)
+        except (GeneratorExit, asyncio.CancelledError):
+            self._ended("left", "client_left")
             raise
         finally:
-            self._tell(200, reason)
-            handle.cancel()
+            cancelled = handle.finish_reason == "cancelled"
+            self._ended("cancelled" if cancelled else "failed", "cancelled" if cancelled else "error")
             del self._context.streams[handle]
             ended.set_result(None)
 
@@ -200,7 +233,7 @@ class _Work:
             "voice": shorten(voice.id if isinstance(voice, StoredVoice) else voice),
             "characters": len(self._wanted.text),
             "audio_ms": round(1000 * self._seconds),
-            "ttfa_ms": None if self._first is None else round(1000 * (self._first - self._begun)),
+            "ttfa_ms": None if self._sounds is None else round(1000 * (self._sounds - self._begun)),
             "status": status,
             "finish_reason": reason,
             "text": self._wanted.text if settings.log_texts else None,
@@ -209,7 +242,8 @@ class _Work:
 
     async def _next(self, handle: Handle) -> NpF32["F"] | None:
         try:
-            return check_finite(await asyncio.wait_for(anext(handle), self._context.settings.chunk_timeout))
+            async with asyncio.timeout(self._context.settings.chunk_timeout):
+                return check_finite(await anext(handle))
         except StopAsyncIteration:
             return None
 
@@ -271,7 +305,7 @@ def _language(context: Context, wanted: Speech) -> str:
     return found
 
 
-def _check_engine(context: Context) -> None:
+def _check_engine(context: Context, principal: Principal) -> None:
     if context.draining.is_set():
         raise HttpError(503, "GOING_AWAY", "the server goes down: ask again", 5000)
     if context.engine.state == "idle":
@@ -280,8 +314,15 @@ def _check_engine(context: Context) -> None:
         raise HttpError(503, "MODEL_LOADING", "the model is being loaded; try again in a few seconds", 2000)
     if context.engine.state == "failed":
         raise HttpError(500, "SYNTHESIS_ERROR", "the model could not be loaded; the log says why")
-    if context.engine.queued >= context.settings.max_queue:
-        raise HttpError(503, "RATE_LIMITED", f"{context.settings.max_queue} utterances wait for their turn", 5000)
+    try:
+        context.engine.check_line(principal.bucket)
+    except Crowded as error:
+        raise _crowded(context, error) from error
+
+
+def _crowded(context: Context, error: Crowded) -> HttpError:
+    context.metrics.crowded.inc()
+    return HttpError(503, "RATE_LIMITED", str(error), 5000)
 
 
 def _model(name: str) -> dict[str, Any]:

@@ -19,8 +19,9 @@ from qwen3_jax.audio import SAMPLE_RATE
 from qwen3_jax.shapes import NpF32
 from server import protocol
 from server.audio_out import Converter, Pace
+from server.auth import Principal
 from server.context import Context
-from server.engines.base import EngineClosed, Handle, OutOfMemory, Refused, SpeechRequest
+from server.engines.base import Crowded, EngineClosed, Handle, OutOfMemory, Refused, SpeechRequest
 from server.machine import Machine, Utterance
 from server.voices.store import StoredVoice, VoiceGone
 
@@ -38,7 +39,7 @@ class Configuration(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Sink(Protocol):
-    """The part of ``server.websocket.Outgoing`` that is used here."""
+    """The part of ``server.outgoing.Outgoing`` that is used here."""
 
     async def send(self, message: protocol.ServerMessage) -> None: ...
     async def audio(self, utterance: Utterance, frame: str | bytes) -> bool: ...
@@ -48,12 +49,14 @@ class Turn:
     """An utterance with all that is needed to speak it."""
 
     def __init__(
-        self, utterance: Utterance, text: str, voice: StoredVoice | str, configuration: Configuration, principal_id: str | None
+        self, utterance: Utterance, text: str, voice: StoredVoice | str, configuration: Configuration, principal: Principal
     ) -> None:
-        self.utterance, self.voice, self.configuration, self.principal_id = utterance, voice, configuration, principal_id
+        self.utterance, self.voice, self.configuration, self.principal = utterance, voice, configuration, principal
         self.text = text  # all of it that has come
         self.arrived = self.touched = monotonic()
         self.handle: Handle | None = None
+        self.due = 0.0  # by when its turn must have come
+        self.reason: BaseException | None = None  # what the first attempt died of
         self.first: float | None = None  # when its first audio went out
         self.sequence = 0
 
@@ -70,6 +73,7 @@ class Turn:
             high=message.priority == "high",
             incremental=self.utterance.text_open,
             whole=whole,
+            owner=self.principal.bucket,
         )
 
 
@@ -88,7 +92,15 @@ class Speaker:
     def add(self, turn: Turn) -> None:
         """Speak that when its turn comes."""
         self._turns.append(turn)
+        self._metrics.begun.inc()
         self._changed.set()
+
+    def settle(self) -> None:
+        """Count those that have ended, and forget them."""
+        for turn in self._turns:
+            if not turn.utterance.live:
+                self._metrics.ended.labels(turn.utterance.end).inc()
+        self._turns = [turn for turn in self._turns if turn.utterance.live]
 
     def more(self, utterance: Utterance, text: str) -> None:
         """More text of an utterance, and its end where that is not open any more."""
@@ -116,20 +128,28 @@ class Speaker:
 
     async def run(self) -> None:
         """For ever."""
-        while True:
-            self._turns = [turn for turn in self._turns if turn.utterance.live]
-            if not self._turns:
-                await self._change(None)
-                continue
-            turn = max(self._turns, key=lambda turn: turn.utterance.message.priority == "high")  # the first of the highest
-            turn.utterance.begun = True
-            await self._speak(turn)
-            self.last = monotonic()
+        try:
+            while True:
+                self.settle()
+                if not self._turns:
+                    await self._change(None)
+                    continue
+                turn = max(self._turns, key=lambda turn: turn.utterance.message.priority == "high")  # the first of the highest
+                turn.utterance.begun = True
+                turn.due = monotonic() + self._settings.turn_timeout
+                await self._speak(turn)
+                self.last = monotonic()
+        except ConnectionError:  # the client's
+            raise
+        except Exception:
+            self._machine.fail()
+            raise
 
     async def _change(self, limit: float | None) -> None:
         self._changed.clear()
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._changed.wait(), limit)
+            async with asyncio.timeout(limit):
+                await self._changed.wait()
 
     async def _speak(self, turn: Turn) -> None:
         utterance = turn.utterance
@@ -140,7 +160,7 @@ class Speaker:
             self._metrics.retries.inc()
             last = await self._attempt(turn, whole=True)
         if utterance.live and last is not None:
-            self._machine.ended(utterance)
+            self._machine.ended(utterance, "completed" if isinstance(last, protocol.Complete) else "failed")
             await self._out.send(last)
         elif not utterance.live:
             self._pace.forget()
@@ -148,7 +168,7 @@ class Speaker:
 
     async def _in_default_voice(self, turn: Turn) -> protocol.Complete | protocol.Error | None:
         """The turn's voice was deleted after it was asked for: the client hears of it, and the default voice speaks. As ``_attempt``."""
-        voice = await self._context.fallback(turn.principal_id)
+        voice = await self._context.fallback(turn.principal.id)
         if not turn.utterance.live:
             return None
         if voice is None or voice == turn.voice:
@@ -164,8 +184,9 @@ class Speaker:
         converter = Converter(turn.configuration.sample_rate, turn.configuration.encoding)
         broken: FloatingPointError | None = None
         try:
-            async with asyncio.timeout(self._settings.turn_timeout):
-                await handle.begin()
+            with self._metrics.wait(high=turn.utterance.message.priority == "high"):
+                async with asyncio.timeout(max(0.0, turn.due - monotonic())):
+                    await handle.begin()
             begun = monotonic()
             async with contextlib.aclosing(self._pieces(turn, handle)) as pieces:
                 async for pcm in pieces:
@@ -174,6 +195,8 @@ class Speaker:
             if handle.failure is None and not await self._send_all(turn, converter.finish(), end=True):
                 return None
         except TimeoutError:  # not one of sending: that is a SlowClient
+            if turn.reason is not None:
+                return _failed(turn.reason, request_id)
             why = "no more text came: flush it in time" if turn.utterance.text_open else "the server is too busy; try again later"
             return protocol.error("TIMEOUT", why, request_id, retry_after_ms=2000)
         except FloatingPointError as error:  # an engine that handed out what is no sound
@@ -186,15 +209,17 @@ class Speaker:
             return self._complete(turn, converter, handle.finish_reason or "eos")
         if isinstance(failure, Refused):
             return protocol.error("INVALID_TEXT", str(failure), request_id)
+        if isinstance(failure, Crowded):
+            self._metrics.crowded.inc()
+            return protocol.error("RATE_LIMITED", str(failure), request_id, retry_after_ms=5000)
         if isinstance(failure, VoiceGone):
             return _voice_gone(turn, "there is no other") if whole else None
         if turn.utterance.live:
             log.error("an utterance failed", exc_info=failure)
         if converter.samples == 0 and not whole and not isinstance(failure, EngineClosed):
+            turn.reason = failure
             return None
-        if isinstance(failure, OutOfMemory):
-            return protocol.error("GPU_OUT_OF_MEMORY", "the device ran out of memory; try again", request_id, retry_after_ms=2000)
-        return protocol.error("SYNTHESIS_ERROR", "failed to generate audio; the server's log says more", request_id)
+        return _failed(turn.reason if isinstance(turn.reason, OutOfMemory) else failure, request_id)
 
     async def _pieces(self, turn: Turn, handle: Handle) -> AsyncGenerator[NpF32["F"], None]:
         """The handle's pieces, each within its limit: the engine's, or that of a client who is still writing."""
@@ -202,13 +227,16 @@ class Speaker:
             writing = turn.utterance.text_open
             limit = self._settings.text_timeout if writing else self._settings.chunk_timeout
             try:
-                yield await asyncio.wait_for(anext(handle), limit)
+                async with asyncio.timeout(limit):
+                    piece = await anext(handle)
             except StopAsyncIteration:
                 return
             except TimeoutError:
                 still = turn.utterance.text_open and monotonic() - turn.touched < limit
                 if not (writing and (still or not turn.utterance.text_open)):
                     raise
+                continue
+            yield piece
 
     async def _send_all(self, turn: Turn, frames: Iterator[tuple[bytes, float]], *, end: bool = False) -> bool:
         """Send frames in time, in JSON the last one marked. False if the utterance is not live any more."""
@@ -259,6 +287,12 @@ class Speaker:
             fields["text"] = turn.text
         log.info("utterance complete", extra={"fields": {**fields, "finish_reason": reason}})
         return message
+
+
+def _failed(failure: BaseException, request_id: str | None) -> protocol.Error:
+    if isinstance(failure, OutOfMemory):
+        return protocol.error("GPU_OUT_OF_MEMORY", "the device ran out of memory; try again", request_id, retry_after_ms=2000)
+    return protocol.error("SYNTHESIS_ERROR", "failed to generate audio; the server's log says more", request_id)
 
 
 def _voice_gone(turn: Turn, then: str, *, final: bool = True) -> protocol.Error:

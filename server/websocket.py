@@ -8,9 +8,7 @@ import asyncio
 import contextlib
 import logging
 import uuid
-from collections.abc import AsyncIterator
 from time import monotonic
-from typing import Protocol
 
 import msgspec
 
@@ -22,9 +20,11 @@ from server.auth import Principal, Unauthorized
 from server.connections import here
 from server.context import Context
 from server.crowd import Full
+from server.engines.base import Crowded
 from server.limits import Limited, Overloaded
 from server.logs import session_id
-from server.machine import Machine, Refusal, State, Utterance
+from server.machine import Machine, Refusal, State
+from server.outgoing import Outgoing, SlowClient, Socket
 from server.protocol import SPEAK, Cancel, Close, Flush, Speak, Start
 from server.speaker import Configuration, Speaker, Turn
 from server.voices.store import StoredVoice
@@ -34,64 +34,12 @@ TURNED_AWAY = ("UNAUTHORIZED", "RATE_LIMITED", "MODEL_LOADING")  # errors that a
 log = logging.getLogger(__name__)
 
 
-class SlowClient(ConnectionError):
-    """A client that does not read what it is sent."""
-
-
 class Ended(Exception):  # not an error
     """The session is over: what to say, and the close code."""
 
     def __init__(self, code: Close, last: protocol.ServerMessage) -> None:
         super().__init__(code)
         self.code, self.last = code, last
-
-
-class Socket(Protocol):
-    """The part of Quart's websocket that is used here."""
-
-    async def receive(self) -> str | bytes | None: ...
-    async def send(self, data: str | bytes) -> None: ...
-    async def close(self, code: int, reason: str = "") -> None: ...
-
-
-class Outgoing:
-    """The socket's sending half, for two tasks.
-
-    Args:
-        limit: seconds that a client may take to read a message.
-    """
-
-    def __init__(self, socket: Socket, context: Context) -> None:
-        self._socket, self._limit, self._metrics = socket, context.settings.send_timeout, context.metrics
-        self._lock = asyncio.Lock()
-
-    async def send(self, message: protocol.ServerMessage) -> None:
-        """Send a message. Raises SlowClient."""
-        if isinstance(message, protocol.Error):
-            self._metrics.errors.labels(message.code).inc()
-        async with self._alone():
-            await self._socket.send(protocol.encode(message))
-
-    async def audio(self, utterance: Utterance, frame: str | bytes) -> bool:
-        """Send audio; False, and nothing sent, if its utterance is not live any more. Raises SlowClient."""
-        async with self._alone():
-            if utterance.live:
-                await self._socket.send(frame)
-            return utterance.live
-
-    async def close(self, code: Close) -> None:
-        """Close. Raises SlowClient."""
-        async with self._alone():
-            await self._socket.close(int(code))
-
-    @contextlib.asynccontextmanager
-    async def _alone(self) -> AsyncIterator[None]:
-        async with self._lock:
-            try:
-                async with asyncio.timeout(self._limit):
-                    yield
-            except TimeoutError as error:
-                raise SlowClient(f"the client read nothing for {self._limit} s") from error
 
 
 class Session:
@@ -136,6 +84,7 @@ class Session:
                 finally:
                     self.machine.stop()
                     self._speaker.wake()
+                    self._speaker.settle()
                     speaking.cancel()
         except Ended as end:  # before it began
             await self._leave(end.last, end.code)
@@ -151,10 +100,11 @@ class Session:
         """The server goes down: what is spoken may end within ``grace`` seconds, what waits may not; then goodbye."""
         waiting = [utterance for utterance in self.machine.live if not utterance.begun]
         for utterance in waiting:
-            self.machine.ended(utterance)
+            self.machine.ended(utterance, "cancelled")
         for utterance in waiting:
             await self._out.send(protocol.error("CANCELLED", "the server goes down", utterance.request_id))
         await self._speaker.quiet(grace)
+        self.machine.cancel()
         await self._leave(protocol.Stopped(reason="server_shutdown"), Close.GOING_AWAY)
 
     async def fail(self) -> None:
@@ -325,7 +275,7 @@ class Session:
             raise Refusal("UNAUTHORIZED", "the token has expired: send start with a fresh authToken", request_id)
         self._begun = True
         language = self._language(message.language, request_id)
-        self._check_engine(request_id)
+        self._check_engine(principal, request_id)
         if len(message.text) > SLICE:
             message = await self._normalised(message)
         if self.machine.state is State.SPEAKING or message.text.strip(AROUND):  # else there is nothing to count: the machine refuses it
@@ -345,7 +295,7 @@ class Session:
             raise Refusal("VOICE_NOT_FOUND", "there is no voice here: an operator has to install one", request_id)
         if utterance.live:
             configuration = msgspec.structs.replace(self._configuration, language=language)
-            self._speaker.add(Turn(utterance, settled, voice, configuration, principal.id))
+            self._speaker.add(Turn(utterance, settled, voice, configuration, principal))
 
     async def _normalised(self, message: Speak) -> Speak:
         """With a long text's normal form, so that the machine, which lets nobody in between, has next to nothing to do."""
@@ -355,7 +305,7 @@ class Session:
             raise Refusal("INVALID_TEXT", str(error), message.request_id) from error
         return msgspec.structs.replace(message, text=text)
 
-    def _check_engine(self, request_id: str | None) -> None:
+    def _check_engine(self, principal: Principal, request_id: str | None) -> None:
         engine = self._context.engine
         if self._context.draining.is_set():
             raise Refusal("RATE_LIMITED", "the server goes down: connect again", request_id, 5000)
@@ -370,8 +320,11 @@ class Session:
                     "SYNTHESIS_ERROR", "the model could not be loaded; the server's log says why", request_id, recoverable=False
                 ),
             )
-        if engine.queued >= self._settings.max_queue:
-            raise Refusal("RATE_LIMITED", f"{self._settings.max_queue} utterances wait for their turn", request_id, 5000)
+        try:
+            engine.check_line(principal.bucket)
+        except Crowded as error:
+            self._context.metrics.crowded.inc()
+            raise Refusal("RATE_LIMITED", str(error), request_id, 5000) from error
 
     async def _cancel(self, message: Cancel) -> None:
         """Every cancelled utterance is told by one CANCELLED; a cancel that finds nothing gets one too."""

@@ -6,6 +6,7 @@ a device may be asked.
 """
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -58,6 +59,10 @@ class Row:
     held: int = 0
     mark: int = 0
 
+    @property
+    def whose(self) -> tuple[int, int]:
+        return self.opening.seed, self.opening.segment
+
 
 @dataclass
 class FakeDevice:
@@ -81,8 +86,11 @@ class FakeDevice:
                 raise ValueError("too long")
 
     def open(self, slot: int, opening: Opening) -> list[int]:
-        assert opening.carry == (opening.segment > 0)
-        if not opening.carry:
+        before = (opening.seed, opening.segment - 1)
+        if opening.carry:
+            assert opening.segment > 0 and self.rows[slot].whose == before, "the codec goes on from another segment"
+        else:
+            assert opening.codec_state == (before if opening.segment > 0 else None), "the codec goes on from another segment"
             self.tainted.discard(slot)
         rows = len(opening.prompt.text)
         self.rows[slot] = Row(opening, opening.text, [self.piece] * -(-rows // self.piece))
@@ -103,6 +111,10 @@ class FakeDevice:
         assert row.reason == RUNAWAY
         row.step, row.held, row.reason, row.attempt = row.mark, 0, RUNNING, attempt
         self.log.append(("rewind", slot, attempt))
+
+    def keep(self, slot: int) -> Any:
+        assert self.rows[slot].reason in (EOS, LENGTH, RUNAWAY), "the segment has not ended"
+        return self.rows[slot].whose
 
     def launch(self, quotas: list[int], limit: int) -> Outcome:
         assert 1 <= limit <= self.frames

@@ -89,6 +89,9 @@ class FakeEngine:
                 self.loaded.set_result(None)
         return self.loaded
 
+    def check_line(self, owner: Any) -> None:
+        """There is room."""
+
     def submit(self, request: SpeechRequest) -> "FakeHandle":
         self.requests.append(request)
         handle = FakeHandle(self, request, len(self.requests))

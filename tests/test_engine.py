@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import pytest
 
-from qwen3_jax.engine import Closed, DeviceFailed, Engine, Handle, OutOfMemory
+from qwen3_jax.engine import Closed, ConsumerFailed, DeviceFailed, Engine, Handle, OutOfMemory
 from qwen3_jax.engine.loop import LoopConsumer
 from tests.fake_device import FakeDevice, expected
 from tests.test_engine_scheduler import request
@@ -250,6 +250,64 @@ async def test_errors_and_limits_reach_the_event_loop() -> None:
                 pass
     finally:
         await asyncio.to_thread(engine.close)
+
+
+def test_a_notify_that_raises_does_not_look_like_a_fault_of_the_device() -> None:
+    """Nor does it when all are told of a real fault: then the engine would never come back."""
+    loop = asyncio.new_event_loop()
+    consumer = LoopConsumer(loop)
+    loop.close()
+    devices = [FakeDevice(slots=2, fail_at=12, error=RuntimeError("broken")), FakeDevice(slots=2)]
+    first = devices[0]
+    with Engine(lambda slots, on_cpu: devices.pop(0), slots=2) as engine:
+        lost = engine.submit(request(500, notify=consumer.notify))
+        with pytest.raises(ConsumerFailed, match="raised RuntimeError: Event loop is closed"):
+            heard(lost)
+        assert len(heard(engine.submit(request(5)))) == 5
+        assert (engine.stats().restarts, engine.state) == (0, "running")
+
+        def notify(handles: list[Handle]) -> None:
+            if any(handle.ended for handle in handles):
+                raise SystemExit(1)
+
+        doomed = engine.submit(request(500, notify=notify))
+        with pytest.raises(DeviceFailed):
+            heard(doomed)
+        until(lambda: engine.state == "running")
+        engine.rebuilt.result(LIMIT)
+        assert len(heard(engine.submit(request(5)))) == 5
+        counters = engine.stats().counters
+    assert counters["submitted"] == 4 == counters["completed"] + counters["failed"] and first.log
+
+
+def test_who_waits_for_a_restart_is_told_of_its_end() -> None:
+    """Whether it goes well, or the engine is closed meanwhile."""
+    for close in (False, True):
+        rebuild, built = threading.Event(), []
+
+        def build(slots: int, on_cpu: bool) -> FakeDevice:
+            built.append(slots)  # noqa: B023  # used in this round only
+            assert len(built) == 1 or rebuild.wait(LIMIT)  # noqa: B023
+            return FakeDevice(slots=slots, fail_at=2 if len(built) == 1 else None, error=RuntimeError("broken"))  # noqa: B023
+
+        engine = Engine(build, slots=1)
+        assert engine.rebuilt.done(), "it is running"
+        with pytest.raises(DeviceFailed, match="is being restarted"):
+            heard(engine.submit(request(500)))
+        waits = engine.rebuilt
+        assert not waits.done()
+        with pytest.raises(DeviceFailed, match="is being restarted"):
+            engine.submit(request(5))
+        if close:
+            closing = threading.Thread(target=engine.close)
+            closing.start()
+        rebuild.set()
+        waits.result(LIMIT)
+        if close:
+            closing.join(LIMIT)
+        else:
+            assert len(heard(engine.submit(request(5)))) == 5
+            engine.close()
 
 
 def until(true: Callable[[], bool]) -> None:

@@ -183,6 +183,40 @@ def test_a_mixed_load_compiles_nothing(base: Model, engine: Engine) -> None:
     assert engine.stats().counters["runaways"] > 0
 
 
+def test_an_utterance_that_loses_its_slot_sounds_like_one_that_keeps_it(base: Model, device: JaxDevice) -> None:
+    """Between segments, and inside one whose text is late: it goes on in whichever slot is free, and nothing compiles for that."""
+    known = requests(base)
+    prompt = known[1].segments[0].prompt
+    chain = replace(known[1], segments=tuple(Segment(one.segments[0].prompt, 6) for one in (known[1], known[0], known[2])), owner="a")
+    play = Play(device)
+    handle = play.submit(chain)
+    play.run()
+    expected = heard(handle)
+
+    play = Play(device, replace(BIG, call_ms=1, stall_seconds=1000))
+    live = play.submit(replace(chain, segments=(Segment(cut(prompt, 2), 1, open=True),), open=True))
+    handles = [play.submit(replace(chain)) for _ in range(4)]
+    with jax.no_tracing(True):
+        for _ in range(8):
+            play.turn()
+        others = [play.submit(replace(known[number], owner=number)) for number in range(3)]
+        play.now += 1.0
+        for _ in range(60):
+            play.turn()
+        live.append(prompt.trailing[2:].tolist())
+        live.end_segment(6)
+        for later in chain.segments[1:]:
+            live.add(later)
+        live.finish()
+        play.run()
+    assert play.scheduler.counters.parked > 1, "the test is about that"
+    for one in [*handles, live]:
+        codes, pcm = heard(one)
+        np.testing.assert_array_equal(codes, expected[0])
+        np.testing.assert_allclose(pcm, expected[1], atol=3e-5)
+    assert [one.finish_reason for one in others] == [None] * 3 and all(len(heard(one)[0]) for one in others)
+
+
 def cut(prompt: Prompt, tokens: int) -> Prompt:
     return prompt._replace(trailing=prompt.trailing[:tokens])
 

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from qwen3_jax.engine.errors import Closed, DeadlineExceeded, Full, NotFinite, Stalled
 from qwen3_jax.engine.options import Options
-from qwen3_jax.engine.requests import Closed, DeadlineExceeded, Full, Handle, NotFinite, Request, Segment, Stalled, Watch
+from qwen3_jax.engine.requests import Handle, Request, Segment, Watch
 from qwen3_jax.engine.scheduler import Scheduler
 from qwen3_jax.sampling import Sampling
 from tests.fake_device import FakeDevice, expected, segment
@@ -106,7 +107,7 @@ def test_who_has_little_audio_in_hand_keeps_launches_short() -> None:
     def slow(quotas: list[int], limit: int) -> Any:
         stage.now += 0.025 * limit
         limits.append(limit)
-        leads.extend(stage.scheduler._lead(slot, stage.now) for slot in stage.scheduler.slots if slot.speaking)
+        leads.extend(stage.scheduler.pace.lead(slot, stage.now) for slot in stage.scheduler.slots if slot.speaking)
         return launch(quotas, limit)
 
     stage.device.launch = slow  # type: ignore[method-assign]
@@ -585,6 +586,7 @@ def plays(draw: st.DrawFn) -> list[dict[str, Any]]:
                     "cancel": st.none() | st.integers(1, 60),
                     "reads": st.integers(1, 7),
                     "priority": st.sampled_from(["high", "normal"]),
+                    "owner": st.integers(0, 2),
                 }
             ),
             min_size=1,
@@ -600,10 +602,14 @@ def broken(part: dict[str, Any], request: Request) -> bool:
 
 
 @settings(max_examples=150, deadline=None)
-@given(plays(), st.integers(1, 4), st.integers(1, 4), st.integers(1, 16))
-def test_whatever_happens_each_hears_exactly_his_own(play: list[dict[str, Any]], slots: int, frames: int, piece: int) -> None:
-    """Random load: what a consumer gets is what he would get alone, or a prefix of it if he cancelled; queues keep their bound."""
-    stage = Stage(FakeDevice(slots=slots, frames=frames, piece=piece), Options(buffer_ms=640, max_waiting=100, stall_seconds=1000))
+@given(plays(), st.integers(1, 4), st.integers(1, 4), st.integers(1, 16), st.sampled_from([0.02, 0.3]), st.sampled_from([0.0, 10.0]))
+def test_whatever_happens_each_hears_exactly_his_own(
+    play: list[dict[str, Any]], slots: int, frames: int, piece: int, seconds: float, turn: float
+) -> None:
+    """Random load: what a consumer gets is what he would get alone, or a prefix of it if he cancelled, however often he lost his slot
+    to others; queues keep their bound, and all are counted."""
+    options = Options(buffer_ms=640, max_waiting=100, stall_seconds=1000, turn_seconds=turn)
+    stage = Stage(FakeDevice(slots=slots, frames=frames, piece=piece), options)
     running: list[tuple[dict[str, Any], Handle, list[tuple], list[int]]] = []
     for tick in range(1500):
         for number, part in enumerate(play):
@@ -612,10 +618,10 @@ def test_whatever_happens_each_hears_exactly_his_own(play: list[dict[str, Any]],
                 kinds = {"rows": part["rows"], "loops": 0 if part["breaks"] else part["loops"], "breaks": part["breaks"]}
                 if part["open"]:
                     one = segment(part["frames"][0], text=len(text), open=True, **kinds)
-                    made = Request((one,), Sampling(), number, open=True, watch=Watch(), priority=part["priority"])
+                    made = Request((one,), Sampling(), number, open=True, watch=Watch(), priority=part["priority"], owner=part["owner"])
                 else:
                     many = tuple(segment(length, text=len(text), **kinds) for length in part["frames"])
-                    made = Request(many, Sampling(), number, watch=Watch(), priority=part["priority"])
+                    made = Request(many, Sampling(), number, watch=Watch(), priority=part["priority"], owner=part["owner"])
                 running.append((part, stage.submit(made), [], text))
         for part, handle, got, text in running:
             age = tick - part["at"]
@@ -632,7 +638,7 @@ def test_whatever_happens_each_hears_exactly_his_own(play: list[dict[str, Any]],
             if age % part["reads"] == 0 and (packet := handle.take()) is not None:
                 got += [tuple(row) for row in packet.codes.tolist()]
             assert handle.buffered <= 8
-        stage.turns(1, seconds=0.02)
+        stage.turns(1, seconds)
         if tick > 40 and all(handle.done for _, handle, _, _ in running) and stage.scheduler.idle:
             break
     else:
@@ -646,6 +652,8 @@ def test_whatever_happens_each_hears_exactly_his_own(play: list[dict[str, Any]],
             assert handle.finish_reason == ("error" if isinstance(handle.error, NotFinite) else "eos")
             assert (handle.error is None) == (not broken(part, handle.request))
     assert np.sum([slot.handle is not None for slot in stage.scheduler.slots]) == 0
+    counters = stage.scheduler.counters
+    assert counters.submitted == counters.completed + counters.cancelled + counters.failed == len(running)
 
 
 def test_a_pause_goes_before_a_segments_first_packet() -> None:

@@ -23,8 +23,9 @@ from qwen3_jax.voice_folder import VoiceGone
 from server.engines import kept
 from server.engines import slots as slots_of
 from server.engines.base import EngineClosed, OutOfMemory, Refused, SpeechRequest
-from server.engines.qwen3 import PIECE, Qwen3Engine, load
+from server.engines.qwen3 import Qwen3Engine, load
 from server.engines.qwen3_cloner import Cloner
+from server.engines.qwen3_handle import PIECE
 from server.engines.slots import slots_for
 from server.settings import Settings
 from server.voices.store import VoiceStore

@@ -12,7 +12,7 @@ import pytest
 
 from qwen3_jax.audio import to_pcm16, write_wav
 from server.engines import factory
-from server.engines.base import EngineClosed, OutOfMemory, Refused, SpeechRequest
+from server.engines.base import Crowded, EngineClosed, OutOfMemory, Refused, SpeechRequest
 from server.engines.qwen3 import Qwen3Engine
 from server.engines.thread import ThreadEngine
 from server.settings import Settings
@@ -274,3 +274,45 @@ async def test_sessions_speak_in_turn_and_the_turn_has_a_limit(voices: Path) -> 
         heard, complete = await utterance(second)
         assert (heard, complete["type"]) == (b"".join(to_pcm16(tone(index)) for index in range(3)), "complete")
     assert [stream.request.text for stream in tts.streams] == ["First.", "Third."]
+
+
+async def test_texts_that_are_open_and_say_no_more_hold_up_nobody(voices: Path) -> None:
+    """Waiting for text is nobody's turn: before the first word, and between two sentences."""
+    tts = FakeTTS(pieces=1)
+    async with engine_of(voices, tts) as engine:
+        silent = [engine.submit(request(engine, "", incremental=True)) for _ in range(3)]
+        begun = engine.submit(request(engine, "One. Tw", incremental=True))
+        for handle in silent:
+            await asyncio.wait_for(handle.begin(), LIMIT)
+        await anext(begun)
+        for text in ("Hello.", "And again."):
+            assert len(await collect(engine.submit(request(engine, text)))) == 1
+        assert [stream.request.text.strip() for stream in tts.streams] == ["One.", "Hello.", "And again."]
+        begun.append("o.")
+        begun.finish()
+        silent[0].append("Late.")
+        silent[0].finish()
+        silent[1].finish()
+        silent[2].cancel()
+        assert [len(await collect(handle)) for handle in (begun, *silent)] == [1, 1, 0, 0]
+        assert [handle.finish_reason for handle in (begun, *silent)] == ["eos", "eos", "eos", "cancelled"]
+        assert (engine.active, engine.queued) == (0, 0)
+
+
+async def test_turns_go_round_between_owners_and_a_full_line_is_shared(voices: Path) -> None:
+    tts = FakeTTS(gate=threading.Semaphore(1), pieces=1)
+    assert tts.gate is not None
+    async with engine_of(voices, tts, max_queue=4) as engine:
+        spoken = engine.submit(request(engine, "loud 0.", owner="loud"))
+        await anext(spoken)
+        loud = [engine.submit(request(engine, f"loud {number}.", owner="loud")) for number in range(1, 6)]
+        with pytest.raises(Crowded, match="whose share is 4"):
+            engine.check_line("loud")
+        engine.check_line("quiet")
+        quiet = engine.submit(request(engine, "quiet.", owner="quiet"))
+        tts.gate.release(20)
+        await collect(quiet)
+        for handle in (spoken, *loud):
+            await collect(handle)
+        assert [stream.request.text for stream in tts.streams][:3] in (["loud 0.", "loud 1.", "quiet."], ["loud 0.", "quiet.", "loud 1."])
+        assert sum(isinstance(handle.failure, Crowded) for handle in loud) >= 1

@@ -7,36 +7,36 @@
     handle.finish_reason, handle.error                     # eos, length, cancelled; or what went wrong
 
     scheduler.py   what to do next (admit, read prompts, step, deliver); pure Python, knows a device by its protocol only
+    line.py        whose turn it is: the slots, and the places in line, are shared out between the requests' owners
+    pace.py        how much each slot makes in a step
     device.py      that protocol on JAX; programs.py holds the compiled functions
     engine.py      the thread, its faults, restarts, draining
     loop.py        the hand-off to an event loop: one callback per step for all slots
     plan.py        what the memory must hold
 
-Text is known here as ids only. A request is a chain of segments (sentences), spoken without a seam in one slot; the last one may be
-open, and grow (`Handle.append`, `Handle.add`, `Handle.finish`). `qwen3_jax.service` turns texts into requests.
+Text is known here as ids only. A request is a chain of segments (sentences), spoken without a seam; the last one may be open, and grow
+(`Handle.append`, `Handle.add`, `Handle.finish`). `qwen3_jax.service` turns texts into requests.
 """
 
 from qwen3_jax.engine.device import JaxDevice
 from qwen3_jax.engine.engine import Engine, Stats
-from qwen3_jax.engine.options import Options
-from qwen3_jax.engine.requests import (
+from qwen3_jax.engine.errors import (
     Closed,
+    ConsumerFailed,
     DeadlineExceeded,
     DeviceFailed,
     EngineError,
     Full,
-    Handle,
     NotFinite,
     OutOfMemory,
-    Packet,
-    Request,
-    Segment,
     Stalled,
-    Watch,
 )
+from qwen3_jax.engine.options import Options
+from qwen3_jax.engine.requests import Handle, Packet, Request, Segment, Watch
 
 __all__ = [
     "Closed",
+    "ConsumerFailed",
     "DeadlineExceeded",
     "DeviceFailed",
     "Engine",

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from qwen3_jax.codec.decoder import check_state, init_state
+from qwen3_jax.codec.decoder import DecoderState, check_state, init_state
 from qwen3_jax.engine import programs
 from qwen3_jax.engine.plan import plan, require
 from qwen3_jax.engine.requests import Request
@@ -114,6 +114,9 @@ class JaxDevice:
     def rewind(self, slot: int, seed: int, segment: int, attempt: int) -> None:
         self._state = programs.rewind(self._state, np.int32(slot), np.uint32(seed), np.int32(segment), np.int32(attempt))
 
+    def keep(self, slot: int) -> DecoderState:
+        return programs.keep(self._state, np.int32(slot))
+
     def launch(self, quotas: list[int], limit: int) -> programs.Made:
         self._state, made = programs.step(
             self._graphs.talker, self._talker, self._graphs.codec_decoder, self._decoder, self._state,
@@ -149,6 +152,7 @@ class JaxDevice:
                 self.read(0)
         self.write_text(0, text)
         self.rewind(0, 0, 0, 1)
+        self.keep(0)
         self.collect(self.launch([1] * self.slots, 1))
         self._state = self._start()
 

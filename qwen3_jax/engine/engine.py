@@ -9,15 +9,16 @@ import gc
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import jax
 
+from qwen3_jax.engine.errors import Closed, DeviceFailed, EngineError, OutOfMemory
 from qwen3_jax.engine.options import Counters, Options
-from qwen3_jax.engine.requests import Closed, DeviceFailed, EngineError, Handle, OutOfMemory, Request
+from qwen3_jax.engine.requests import Handle, Request
 from qwen3_jax.engine.scheduler import Scheduler
 from qwen3_jax.engine.slots import Device
 
@@ -62,6 +63,7 @@ class Engine:
         self._close_at: float | None = None
         self._restarts = self._shortages = 0
         self._counters = Counters()
+        self._rebuilt: Future[None] | None = None  # of the restart that is going on, or was the last
         self.failure: BaseException | None = None  # what the last device died of
         self._scheduler = self._new_scheduler()
         self._state = "running"
@@ -74,14 +76,28 @@ class Engine:
         """``running``, ``restarting``, ``closing``, ``closed``, or ``failed`` for good."""
         return self._state
 
+    @property
+    def rebuilt(self) -> "Future[None]":
+        """Done as soon as the engine is not being restarted, however that ends."""
+        with self._lock:
+            if self._state == "restarting" and self._rebuilt is not None:
+                return self._rebuilt
+        done: Future[None] = Future()
+        done.set_result(None)
+        return done
+
+    def check_line(self, owner: Hashable) -> None:
+        """Raises Full if a request of the owner would be refused now."""
+        self._scheduler.line.check(owner)
+
     def submit(self, request: Request) -> Handle:
         """Queue a request.
 
         Raises:
             ValueError: it can never fit.
-            Full: too many wait.
+            Full: too many wait, and none of the owners has more in line.
             Closed: the engine is closed or failed.
-            DeviceFailed: it is being restarted; try again.
+            DeviceFailed: it is being restarted; try again when `rebuilt` is done.
         """
         with self._lock:
             if self._state == "restarting":
@@ -149,8 +165,13 @@ class Engine:
         with self._lock:
             if self._state == "restarting":
                 self._state = "running"
+        self._end_restart()
         log.warning("the engine serves again: %d slots%s", self._slots, " on the CPU" if self._on_cpu else "")
         self._serve()
+
+    def _end_restart(self) -> None:
+        if self._rebuilt is not None and not self._rebuilt.done():
+            self._rebuilt.set_result(None)
 
     def _watch(self, job: "Future[None]") -> None:
         job.add_done_callback(self._over)
@@ -162,6 +183,7 @@ class Engine:
             self._scheduler.fail_all(Closed("the engine was closed"))
             self._state = "closed"
             self._ended.set()
+            self._end_restart()
             return
         self.failure = error
         shortage = out_of_memory(error)
@@ -171,9 +193,12 @@ class Engine:
             if self._state == "closing":
                 again = False
             self._state = "restarting" if again else ("closed" if self._state == "closing" else "failed")
+            if again and (self._rebuilt is None or self._rebuilt.done()):
+                self._rebuilt = Future()
         self._scheduler.fail_all(_told(shortage, again))
         if not again:
             self._ended.set()
+            self._end_restart()
             return
         self._scheduler.drop_device()
         self.failure = error.with_traceback(None)  # its frames hold arrays

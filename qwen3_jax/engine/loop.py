@@ -19,9 +19,8 @@ class LoopConsumer:
         self._news: dict[Handle, asyncio.Event] = {}
 
     def notify(self, handles: list[Handle]) -> None:
-        """From the engine's thread. A loop that is closed hears nothing more."""
-        if not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._wake, handles)
+        """From the engine's thread. Raises RuntimeError if the loop is closed, which ends its requests."""
+        self._loop.call_soon_threadsafe(self._wake, handles)
 
     def _wake(self, handles: list[Handle]) -> None:
         for handle in handles:

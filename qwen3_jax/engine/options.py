@@ -13,8 +13,9 @@ class Options:
         buffer_ms: audio made and not yet taken, per request; a slot whose queue is full pauses.
         lead_ms: ahead of real time, while others wait for their first packet.
         call_ms: what one launch may take, once everybody speaks.
-        max_waiting: requests in line; more are refused with ``Full``.
+        max_waiting: requests in line; more are refused with ``Full``, those of the owner that has most of them first (line.py).
         patience: ``high`` requests in a row that may overtake a ``normal`` one.
+        turn_seconds: how long a request waits before others' utterances make room for it though a pause may be heard (scheduler.py).
         stall_seconds: how long a slot waits for text, or for a consumer that takes nothing.
     """
 
@@ -23,6 +24,7 @@ class Options:
     call_ms: int = 40
     max_waiting: int = 256
     patience: int = 4
+    turn_seconds: float = 10.0
     stall_seconds: float = 30.0
 
     def __post_init__(self) -> None:
@@ -37,10 +39,13 @@ class Options:
 class Counters:
     """What has happened since the start; `Engine.stats` shows them."""
 
-    submitted: int = 0
+    submitted: int = 0  # = completed + cancelled + failed + what is still here
     completed: int = 0
     cancelled: int = 0
     failed: int = 0
+    refused: int = 0  # never submitted: the line was full and their owner had its share
+    displaced: int = 0  # failed: left the full line for a request of an owner that had fewer
+    parked: int = 0  # times that an utterance gave its slot back before its end
     frames: int = 0  # released
     steps: int = 0
     runaways: int = 0  # rolled back before they were heard

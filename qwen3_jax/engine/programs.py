@@ -5,6 +5,7 @@
     write_text   the slot's text has grown
     step         up to N frames of every slot that may make some: talker, predictor and codec, in one loop
     rewind       back to before the frames that are held, with another key
+    keep         a copy of where a slot's codec is, to go on from in another slot
 
 Everything about a slot is traced, so one compiled step serves any mixture of requests. The batch has one shape, whoever is in it, and
 the codec decodes frame by frame inside the loop: so a row's codes and samples do not depend on the load or the size of packets at all,
@@ -331,3 +332,9 @@ def rewind(state: State, slot: Int[""], seed: Int[""], segment: Int[""], attempt
         runs=state.runs.at[slot].set(0),
         held=state.held.at[slot].set(0),
     )
+
+
+@jax.jit
+def keep(state: State, slot: Int[""]) -> DecoderState:
+    """One row of the codec's states."""
+    return jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, slot, 1, axis=0), state.codec)

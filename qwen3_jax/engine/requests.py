@@ -6,13 +6,14 @@ no more frames than there is room for. Everything a consumer may call is safe fr
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, fields, replace
 from typing import Literal, NamedTuple
 
 import numpy as np
 
 from qwen3_jax.codec import DecoderState
+from qwen3_jax.engine.errors import EngineError
 from qwen3_jax.prompt import Prompt, as_arrays
 from qwen3_jax.sampling import Sampling
 from qwen3_jax.shapes import NpF32, NpInt
@@ -23,42 +24,18 @@ Priority = Literal["high", "normal"]
 Notify = Callable[["list[Handle]"], None]  # called in the engine's thread, once a step, with all handles that have news
 
 
-class EngineError(RuntimeError):
-    """Why a request ended without being spoken to its end."""
-
-
-class DeviceFailed(EngineError):
-    """The engine's thread died under the request."""
-
-
-class OutOfMemory(DeviceFailed):
-    """It died because the device's memory was used up."""
-
-
-class DeadlineExceeded(EngineError):
-    """No audio by the request's deadline."""
-
-
-class Stalled(EngineError):
-    """Neither text came nor audio was taken for longer than the engine waits."""
-
-
-class Full(EngineError):
-    """Too many requests wait already."""
-
-
-class NotFinite(EngineError, FloatingPointError):
-    """What the model computed for the request is NaN or infinite; it was stopped before any of that was heard."""
-
-
-class Closed(EngineError):
-    """The engine is closed, or closing, or could not be restarted."""
-
-
 def _check_count(name: str, value: int, least: int) -> None:
     """Refuse what the device could not count to: it would fail in the engine's thread, and with it everybody."""
     if not isinstance(value, int | np.integer) or not least <= value <= MOST:
         raise ValueError(f"{name} = {value!r}: must be an integer from {least} to {MOST}")
+
+
+def _check_hashable(name: str, value: object) -> None:
+    """Refuse what the engine's thread could not sort requests by."""
+    try:
+        hash(value)
+    except TypeError as error:
+        raise ValueError(f"{name} of type {type(value).__name__} has no hash: use what can be the key of a dict") from error
 
 
 @dataclass(frozen=True)
@@ -125,7 +102,9 @@ class Request:
         deadline: seconds from submission in which the first audio must have been made.
         open: segments may follow (`Handle.add`) until `Handle.finish`.
         watch: None: speech is not watched.
-        notify: where news go besides ``Handle.next``; the same object for all requests of one event loop, see loop.py.
+        notify: where news go besides ``Handle.next``; the same object for all requests of one event loop, see loop.py. If it raises, the
+            requests that it was called for end with ``ConsumerFailed``.
+        owner: on whose behalf. Slots and the line are shared out between owners, see line.py; all requests without one have one in common.
     """
 
     segments: tuple[Segment, ...]
@@ -137,6 +116,7 @@ class Request:
     open: bool = False
     watch: Watch | None = None
     notify: Notify | None = None
+    owner: Hashable = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.sampling, Sampling):
@@ -151,6 +131,10 @@ class Request:
             raise ValueError(f"priority {self.priority!r}: use 'high' or 'normal'")
         if self.deadline is not None and not self.deadline > 0:
             raise ValueError(f"deadline = {self.deadline}: must be above 0 seconds")
+        if self.notify is not None and not callable(self.notify):
+            raise ValueError(f"notify of type {type(self.notify).__name__}: must be a function of a list of handles")
+        for name in ("notify", "owner"):
+            _check_hashable(name, getattr(self, name))
         for number, segment in enumerate(self.segments):
             if segment.open and (number < len(self.segments) - 1 or not self.open):
                 raise ValueError(f"segment {number} is open: only the last one of an open request can be")
@@ -162,6 +146,23 @@ class Packet(NamedTuple):
     pcm: NpF32["F"]  # 1920 samples a frame, after the silence before the segment
     codes: NpInt["N K"]
     segment: int  # index into the request's segments
+
+
+class Rest(NamedTuple):
+    """Where a request goes on when it gets a slot: at its beginning, or where it gave its last slot back."""
+
+    segment: int = 0  # to be opened
+    state: DecoderState | None = None  # where the segment before it has left the codec (one row)
+    heard: int = -1  # frames of the segment that were handed over: they are made again, and dropped. -1: it has not begun
+    said: int = -1  # trailing ids of the segment that have been said: more must have come
+    room: int = MOST  # frames that may lie in the consumer's queue when it goes on
+    released: int = 0  # frames handed over, of all segments
+    cut: bool = False  # a segment met its limit
+    pause: float = 0.0  # seconds of silence before the next packet
+    since: float = 0.0  # on the engine's clock, when it came or gave its slot back
+
+
+Standing = Literal["ready", "text", "consumer", "over"]  # could speak; waits for text, or for room in its consumer's queue; all is said
 
 
 @dataclass
@@ -180,6 +181,7 @@ class Handle(Iterator[Packet]):
         self.request = request
         self.submitted = now
         self.begun = False  # it has got a slot
+        self.rest = Rest(state=request.codec_state, since=now)
         self.first_audio: float | None = None  # on the engine's clock, when the first packet was handed over
         self.check: Callable[[Request], None] | None = None  # the device's, as long as the request lives; refuses what may not be added
         self._wake = wake  # tells the engine's thread that something has changed here
@@ -329,11 +331,38 @@ class Handle(Iterator[Packet]):
 
     # The engine's side
 
+    def late(self, now: float) -> bool:
+        """Whether its deadline has passed without any audio."""
+        deadline = self.request.deadline
+        return deadline is not None and self.first_audio is None and now - self.submitted >= deadline
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more is made of it."""
+        with self._changed:
+            return self._reason is not None
+
     @property
     def buffered(self) -> int:
         """Frames made and not yet taken."""
         with self._changed:
             return self._buffered
+
+    @property
+    def place(self) -> tuple[Priority, Hashable]:
+        """Its place in line."""
+        return self.request.priority, self.request.owner
+
+    @property
+    def standing(self) -> Standing:
+        """What it waits for, while it has no slot."""
+        with self._changed:
+            rest, script = self.rest, self._script
+            if rest.segment >= len(script.segments):
+                return "text" if script.open else "over"
+            if script.segments[rest.segment].open and len(script.texts[rest.segment]) <= rest.said:
+                return "text"
+            return "ready" if self._buffered <= rest.room else "consumer"
 
     def segment(self, index: int) -> tuple[Segment, list[int]] | None:
         """Segment ``index`` and its text as they stand; None: there is none yet."""

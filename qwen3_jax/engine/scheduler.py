@@ -4,48 +4,37 @@ A turn:  drop who is gone -> give free slots away -> read at most one piece of p
 -> tell the consumers, all of a step at once.
 
 The step before: while the device makes one step, the host hands over the last one's audio, so nothing waits for copies. A row that has
-ended is found out one step late, which costs nothing: the device has stopped it itself.
+ended is found out one step late, which costs nothing: the device has stopped it itself. How long a launch is: see pace.py.
 
-How many frames a launch makes: one as long as anybody waits for the first packet or a prompt is being read; else each slot's packets
-grow (1, 2, 4 ...) up to what the device makes in ``call_seconds``, or in half the time for which the listener with the least audio in
-hand has enough. A slot takes no part while its consumer's queue is full, its text has run out, or (if others wait for their first packet)
-it is ``lead_seconds`` ahead of real time; the others go on. A slot that is ahead is not paused for those who wait for a slot: the sooner
-it ends, the sooner they have it.
+Whose turn it is when a slot gets free: see line.py. An utterance keeps its slot to its end only if nobody needs it more (`_parts_with`):
 
-The first packet is one frame where the next one is made well within the 80 ms for which that lasts. On a device that is slower, or while
-prompts are read that take the time, it waits for as many as are heard until the next one comes (`_first_packet`): later, but without a
-gap. Nor is a prompt read while a listener would hear all that he has before the turn ends (`_budget`).
+between two segments  it gives the slot to a request whose owner holds fewer slots: at once if that owner has at least two fewer; else if
+                      its own listener has ``lead_ms`` in hand, or the other one has waited for ``turn_seconds`` or hears a pause already.
+                      So those who hold as many slots as the others speak without a pause, as long as the device is fast enough for all.
+while it waits        for text or for its consumer, it gives the slot to anybody: between segments at once, inside one after ``SETTLES``.
+
+Nothing of an utterance is lost by that. The device keeps where the last segment has left the codec, so it goes on without a seam in
+another slot. A segment that was left in its middle is made again from its beginning, which gives the same frames, and what was handed
+over of it is dropped: that costs steps of one row, but no memory.
 """
 
-import math
-from collections import deque
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections import Counter, deque
+from collections.abc import Callable, Hashable
 
 import numpy as np
 
+from qwen3_jax.engine.errors import ConsumerFailed, DeadlineExceeded, EngineError, Full, NotFinite, Stalled
 from qwen3_jax.engine.line import Line
+from qwen3_jax.engine.news import News
 from qwen3_jax.engine.options import FRAME_SECONDS, Counters, Options
-from qwen3_jax.engine.requests import DeadlineExceeded, EngineError, Full, Handle, NotFinite, Notify, Packet, Segment, Stalled, Watch
-from qwen3_jax.engine.slots import NEVER, RUNAWAY, Device, Opening, Outcome, Slot, Text
+from qwen3_jax.engine.pace import Flight, Pace
+from qwen3_jax.engine.requests import Handle, Packet, Rest
+from qwen3_jax.engine.slots import NEVER, RUNAWAY, Device, Opening, Outcome, Slot, text_of
 from qwen3_jax.generate import DAMAGED, LENGTH, NOT_FINITE, RUNNING
 from qwen3_jax.shapes import NpF32, NpInt
 
-FIRST_MOST = 5  # frames that a first packet waits for, at most
-POSTPONED = 4  # turns in a row in which no prompt is read for the sake of those who listen
-_RECENT, _MOST, _JITTER = 24, 0.9, 1.15  # of the last steps so many took no longer, and the next may take so much longer than those
-_FILLED = 0.7  # of a first packet's time the next one is expected in: one step in a thousand takes 1.4 to 1.5 times as long as nine in ten
-
-
-class Flight(NamedTuple):
-    """A launch that has not been collected."""
-
-    launched: Any
-    serials: list[int]
-    quotas: list[int]
-    limit: int
-    at: float
-    read: bool | None  # whether a piece of prompt was read before it; None: many, for nobody spoke
+SETTLES = 0.5  # seconds in which text or a consumer may be late without losing the slot
+ROOM = 5.0  # seconds of audio that a consumer that was late must have taken before its utterance goes on
 
 
 class Scheduler:
@@ -55,68 +44,67 @@ class Scheduler:
         self.device, self.options, self.clock = device, options, clock
         self.counters = counters or Counters()
         self.slots = [Slot(index) for index in range(device.slots)]
-        self.line = Line(options.patience)
-        self._inbox: deque[Handle] = deque()  # bounded by submit
-        self._wordless: list[Handle] = []  # open requests without a first segment; bounded by submit
+        self.line: Line[Handle] = Line(options.patience, options.max_waiting)
+        self._displaced: deque[Handle] = deque()  # no more than are submitted between two turns
         self._flights: deque[Flight] = deque()
-        self._news: list[Handle] = []
-        self._ready_at = clock()
-        self._recent = {read: deque[float](maxlen=_RECENT) for read in (False, True)}  # seconds of the last steps: plain, after a piece
-        self._postponed = 0
+        self.news = News(self._lose)
+        self.pace = Pace(device, self.slots, self._flights, options, self.counters, clock())
 
     def submit(self, handle: Handle) -> None:
         """From any thread (one at a time).
 
         Raises:
-            Full: ``max_waiting`` wait already.
+            Full: ``max_waiting`` wait already, and nobody has more of them than this request's owner.
             ValueError: it can never fit.
         """
         self.device.check(handle.request)
         handle.check = self.device.check
-        if self.waiting >= self.options.max_waiting:
-            raise Full(f"{self.options.max_waiting} requests wait already; try again later")
-        self._inbox.append(handle)
+        try:
+            displaced = self.line.enter(handle)
+        except Full:
+            self.counters.refused += 1
+            raise
+        if displaced is not None:
+            self._displaced.append(displaced)
         self.counters.submitted += 1
 
     @property
     def waiting(self) -> int:
         """Requests in line."""
-        return len(self._inbox) + len(self._wordless) + len(self.line)
+        return len(self.line)
 
     @property
     def idle(self) -> bool:
         """Nobody is served or waits."""
-        return not (self.waiting or self._flights or any(slot.handle for slot in self.slots))
+        return not (self.waiting or self._displaced or self._flights or any(slot.handle for slot in self.slots))
 
     def turn(self) -> float | None:
         """Do what can be done now. Returns the seconds after which to come again at the latest: 0 at once, None when woken."""
         now = self.clock()
-        self._line_up(now)
         self._drop(now)
-        self._admit()
+        self._admit(now)
         for slot in self.slots:
             self._update(slot, now)
         spoken = any(slot.speaking for slot in self.slots)
-        read = self._read(self._budget(now) if spoken else NEVER)
-        quotas, limit = self._quotas(now)
+        read = self._read(self.pace.budget(now) if spoken else NEVER)
+        quotas, limit = self.pace.quotas(now)
         if limit:
             self._launch(quotas, limit, now, read if spoken else None)
         if self._flights and (len(self._flights) > 1 or not limit):
             self._collect(self._flights.popleft())
-        self._tell()
-        return 0.0 if read or self._flights else self._soonest(now)
+        self.news.tell()
+        return 0.0 if read or self._flights or self._free_for_next() else self._soonest(now)
 
     def fail_all(self, error: EngineError) -> None:
         """The device is lost: everybody who is here is told, and nobody is left."""
-        waiting = [*self.line.drop(lambda _: True), *self._inbox, *self._wordless]
-        self._inbox.clear()
-        self._wordless.clear()
+        waiting = self.line.drop(lambda _: True)
         self._flights.clear()
+        self._end_displaced()
         for handle in [*waiting, *(slot.handle for slot in self.slots if slot.handle is not None)]:
             self._end(handle, "error", error)
         for slot in self.slots:
             slot.release()
-        self._tell()
+        self.news.tell()
 
     def drop_device(self) -> None:
         """Let go of the device's memory. Nothing can be done here afterwards."""
@@ -124,76 +112,133 @@ class Scheduler:
 
     # Who comes and goes
 
-    def _line_up(self, now: float) -> None:
-        """Who has something to say joins the line."""
-        arrived = [*self._wordless]
-        self._wordless.clear()
-        while self._inbox:
-            arrived.append(self._inbox.popleft())
-        for handle in arrived:
-            if handle.segment(0) is not None or handle.cancelled:
-                self.line.push(handle)
-            elif not handle.more_after(-1):
-                self._end(handle, "eos")
-            elif now - handle.submitted >= self.options.stall_seconds:
-                self._end(handle, "error", Stalled(f"no text came for {self.options.stall_seconds} s"))
-            else:
-                self._wordless.append(handle)
-
     def _drop(self, now: float) -> None:
-        def late(handle: Handle) -> bool:
-            deadline = handle.request.deadline
-            return deadline is not None and handle.first_audio is None and now - handle.submitted >= deadline
+        self._end_displaced()
+        ends: dict[Handle, tuple[str, EngineError | None]] = {}
 
-        for handle in self.line.drop(lambda one: one.cancelled or late(one)):
-            self._dismiss(handle, f"no slot was free for {handle.request.deadline} s")
+        def leaves(handle: Handle) -> bool:
+            if (end := self._end_in_line(handle, now)) is not None:
+                ends[handle] = end
+            return end is not None
+
+        for handle in self.line.drop(leaves):
+            self._end(handle, *ends[handle])
         for slot in self.slots:
-            owner = slot.handle
-            if owner is None:
-                continue
-            if owner.cancelled or late(owner):
-                self._dismiss(owner, f"no audio in {owner.request.deadline} s")
-                slot.release()
-            elif slot.idle_since is not None and now - slot.idle_since >= self.options.stall_seconds:
-                what = "no text came" if slot.between or slot.text_open else "no audio was taken"
-                self._end(owner, "error", Stalled(f"{what} for {self.options.stall_seconds} s"))
+            if slot.handle is not None and (end := self._end_in_slot(slot, slot.handle, now)) is not None:
+                self._end(slot.handle, *end)
                 slot.release()
 
-    def _dismiss(self, handle: Handle, why: str) -> None:
+    def _end_in_line(self, handle: Handle, now: float) -> tuple[str, EngineError | None] | None:
         if handle.cancelled:
-            self._end(handle, "cancelled")
-        else:
-            self._end(handle, "error", DeadlineExceeded(why))
+            return "cancelled", None
+        if handle.late(now):
+            return "error", DeadlineExceeded(f"no slot was free for {handle.request.deadline} s")
+        standing = handle.standing
+        if standing == "over":
+            return "length" if handle.rest.cut else "eos", None
+        if standing != "ready" and now - handle.rest.since >= self.options.stall_seconds:
+            return "error", self._stalled(text=standing == "text")
+        return None
 
-    def _admit(self) -> None:
+    def _end_in_slot(self, slot: Slot, handle: Handle, now: float) -> tuple[str, EngineError | None] | None:
+        if handle.cancelled:
+            return "cancelled", None
+        if handle.late(now):
+            return "error", DeadlineExceeded(f"no audio in {handle.request.deadline} s")
+        if slot.idle_since is not None and now - slot.idle_since >= self.options.stall_seconds:
+            return "error", self._stalled(text=slot.between or slot.text_open)
+        return None
+
+    def _stalled(self, *, text: bool) -> Stalled:
+        return Stalled(f"{'no text came' if text else 'no audio was taken'} for {self.options.stall_seconds} s")
+
+    def _end_displaced(self) -> None:
+        while self._displaced:
+            self.counters.displaced += 1
+            self._end(self._displaced.popleft(), "error", Full("the line is full, and others had fewer requests in it; try again later"))
+
+    # Who gets a slot, and who gives his back
+
+    def _held(self) -> Counter[Hashable]:
+        """Slots by owner."""
+        return Counter(slot.handle.request.owner for slot in self.slots if slot.handle is not None)
+
+    def _admit(self, now: float) -> None:
         for slot in self.slots:
-            if slot.handle is None and (handle := self.line.pop()) is not None:
-                slot.handle = handle
-                handle.begun = True
-                self._news.append(handle)
-                self._open(slot, 0)
+            if slot.handle is None and (handle := self.line.pop(self._held())) is not None:
+                self._give(slot, handle)
+        for slot in self.slots:
+            if slot.waits(now, SETTLES) and (handle := self.line.pop(self._held())) is not None:
+                self._park(slot, now)
+                self._give(slot, handle)
 
-    def _open(self, slot: Slot, index: int) -> None:
+    def _free_for_next(self) -> bool:
+        return any(slot.handle is None for slot in self.slots) and self.line.next(self._held()) is not None
+
+    def _parts_with(self, slot: Slot, now: float) -> bool:
+        """Between two segments: whether the slot has gone to a request whose owner holds fewer."""
+        assert slot.handle is not None
+        held = self._held()
+        mine = held[slot.handle.request.owner]
+        other = self.line.next(held, below=mine)
+        if other is None or sum(held.values()) < len(self.slots):
+            return False
+        fair = held[other.request.owner] + 2 <= mine
+        if not (fair or self.pace.lead(slot, now) > self.options.lead_ms / 1000 or now >= self._due(other)):
+            return False
+        if (handle := self.line.pop(held, below=mine)) is None:
+            return False
+        self._park(slot, now)
+        self._give(slot, handle)
+        return True
+
+    def _due(self, handle: Handle) -> float:
+        """When it has waited so long that a pause in another's speech is the lesser evil."""
+        if handle.first_audio is None:
+            return handle.rest.since + self.options.turn_seconds
+        return handle.first_audio + handle.rest.released * FRAME_SECONDS
+
+    def _park(self, slot: Slot, now: float) -> None:
+        """Back into the line. Whatever is not in its `Rest` is made again."""
+        handle = slot.handle
+        assert handle is not None
+        queue = self.pace.queue
+        rest = Rest(released=slot.released, cut=slot.cut, pause=slot.pause, since=now, state=slot.before)
+        if slot.between:
+            handle.rest = rest._replace(segment=slot.segment + 1)
+        else:
+            handle.rest = rest._replace(
+                segment=slot.segment,
+                heard=slot.made - len(slot.held) + slot.skip,
+                said=slot.text if slot.text_open and slot.made >= slot.text else -1,
+                room=queue - min(queue // 2, round(ROOM / FRAME_SECONDS)),
+            )
+        self.counters.parked += 1
+        slot.release()
+        self.line.back(handle)
+
+    def _give(self, slot: Slot, handle: Handle) -> None:
+        rest = handle.rest
+        slot.handle, slot.before = handle, rest.state
+        slot.released, slot.cut, slot.pause = rest.released, rest.cut, rest.pause
+        if not handle.begun:
+            handle.begun = True
+            self.news.add(handle)
+        self._open(slot, rest.segment, carry=False)
+        if rest.heard >= 0:
+            slot.skip, slot.pause = rest.heard, rest.pause
+
+    def _open(self, slot: Slot, index: int, *, carry: bool) -> None:
         assert slot.handle is not None
         request, found = slot.handle.request, slot.handle.segment(index)
         assert found is not None
         segment, ids = found
-        text = self._text(request.watch, segment, ids)
-        state = request.codec_state if index == 0 else None
-        opening = Opening(segment.prompt, text, request.sampling, request.seed, index, request.watch, state, index > 0)
+        text = text_of(segment, ids, request.watch, self.device.columns)
+        state = None if carry else slot.before
+        opening = Opening(segment.prompt, text, request.sampling, request.seed, index, request.watch, state, carry)
         pieces = self.device.open(slot.index, opening)
         slot.begin(index, len(segment.prompt.text), pieces, len(ids), segment.open)
         slot.pause += segment.pause
-
-    def _text(self, watch: Watch | None, segment: Segment, ids: list[int]) -> Text:
-        room = self.device.columns - len(segment.prompt.text)
-        if segment.open:
-            return Text(ids, room, NEVER, NEVER)
-        overdue = NEVER
-        if watch is not None:
-            tokens = len(ids) if segment.tokens is None else segment.tokens
-            overdue = min(NEVER, watch.overdue_base + watch.overdue_per_token * tokens)
-        return Text(ids, min(segment.max_frames, room), overdue, min(NEVER, overdue + (watch.overdue_span if watch else 0)))
 
     def _update(self, slot: Slot, now: float) -> None:
         """Text or segments that have come."""
@@ -202,7 +247,8 @@ class Scheduler:
             return
         if slot.between:
             if handle.segment(slot.segment + 1) is not None:
-                self._open(slot, slot.segment + 1)
+                if not self._parts_with(slot, now):
+                    self._open(slot, slot.segment + 1, carry=True)
             elif not handle.more_after(slot.segment):
                 self._finish(slot)
             return
@@ -211,18 +257,10 @@ class Scheduler:
             assert found is not None
             segment, ids = found
             if len(ids) != slot.text or not segment.open:
-                self.device.write_text(slot.index, self._text(handle.request.watch, segment, ids))
+                self.device.write_text(slot.index, text_of(segment, ids, handle.request.watch, self.device.columns))
                 slot.text, slot.text_open = len(ids), segment.open
 
     # What the device does
-
-    def _budget(self, now: float) -> int:
-        """Rows of prompt that a turn may read while somebody speaks: none if a listener would have heard all before it ends; but such
-        turns are no more than `POSTPONED` in a row."""
-        turn = self._may_take(True)
-        short = any(0 < self._in_hand(slot, now) < turn for slot in self.slots if slot.speaking and slot.released)
-        self._postponed = self._postponed + 1 if short and self._postponed < POSTPONED else 0
-        return 0 if self._postponed else self.device.piece
 
     def _read(self, budget: int) -> bool:
         """Pieces of prompts, oldest request first, of ``budget`` rows: of one largest piece, or all of them if nobody speaks."""
@@ -235,47 +273,6 @@ class Scheduler:
                 done = True
         return done
 
-    def _quotas(self, now: float) -> tuple[list[int], int]:
-        """Frames that each row may make in the next launch, and the most of them; 0: nothing to launch."""
-        allowed = [self._allowance(slot, now) if slot.speaking else 0 for slot in self.slots]
-        unheard = any(
-            slot.reading or (most and not slot.released and not slot.flying) for slot, most in zip(self.slots, allowed, strict=True)
-        )
-        hands = [self._in_hand(slot, now) for slot, most in zip(self.slots, allowed, strict=True) if most]
-        # who has nothing in hand is late already: single frames would only make all of them later
-        largest = 1 if unheard else self._largest(min((hand for hand in hands if hand > 0), default=float("inf")))
-        quotas = []
-        for slot, most in zip(self.slots, allowed, strict=True):
-            ahead = unheard and self._lead(slot, now) > self.options.lead_ms / 1000
-            quotas.append(0 if ahead else min(most, largest, 2 * slot.launched if slot.launched else 1))
-        return quotas, max(quotas, default=0)
-
-    def _largest(self, in_hand: float) -> int:
-        each = self.counters.step_seconds
-        return 1 if each == 0 else min(self.device.frames, max(1, int(min(self.options.call_ms / 1000, in_hand / 2) / each)))
-
-    def _in_hand(self, slot: Slot, now: float) -> float:
-        """Seconds of audio that its listener will have when what is in flight has come."""
-        coming = sum(flight.limit for flight in self._flights) * self.counters.step_seconds
-        heard = slot.handle is not None and slot.handle.first_audio is not None
-        return slot.flying * FRAME_SECONDS + (self._lead(slot, now) - coming if heard else 0.0)
-
-    def _allowance(self, slot: Slot, now: float) -> int:
-        """What text and the consumer's queue allow."""
-        assert slot.handle is not None
-        room = int(self.options.buffer_ms / 1000 / FRAME_SECONDS) - slot.handle.buffered - slot.flying - len(slot.held)
-        if slot.text_open:
-            room = min(room, slot.text - slot.made - slot.flying)
-        if room > 0:
-            slot.idle_since = None
-        elif slot.idle_since is None and not slot.flying:
-            slot.idle_since = now
-        return max(room, 0)
-
-    def _lead(self, slot: Slot, now: float) -> float:
-        began = None if slot.handle is None else slot.handle.first_audio
-        return 0.0 if began is None else slot.released * FRAME_SECONDS - (now - began)
-
     def _launch(self, quotas: list[int], limit: int, now: float, read: bool | None) -> None:
         flight = Flight(self.device.launch(quotas, limit), [slot.serial for slot in self.slots], quotas, limit, now, read)
         for slot, quota in zip(self.slots, quotas, strict=True):
@@ -286,12 +283,7 @@ class Scheduler:
     def _collect(self, flight: Flight) -> None:
         outcome = self.device.collect(flight.launched)
         now = self.clock()
-        each = (now - max(flight.at, self._ready_at)) / flight.limit
-        self._ready_at = now
-        if flight.read is not None and each < FIRST_MOST * FRAME_SECONDS:  # else it was compiled, or is too slow for any first packet
-            self._recent[flight.read].append(each)
-        self.counters.steps += 1
-        self.counters.step_seconds += (each - self.counters.step_seconds) * (0.1 if self.counters.steps > 10 else 0.5)
+        self.pace.collected(flight, now)
         for slot, serial, quota in zip(self.slots, flight.serials, flight.quotas, strict=True):
             if quota and slot.serial == serial and slot.handle is not None:  # else the row is not, or no longer, this request's
                 slot.flying -= quota
@@ -304,8 +296,11 @@ class Scheduler:
         slot.made += count
         slot.held += [(outcome.codes[frame, row].copy(), outcome.pcm[frame, row].copy()) for frame in range(count)]
         ready = len(slot.held) - (held if reason in (RUNNING, RUNAWAY, NOT_FINITE) else 0)
-        begins = reason == RUNNING and not slot.released and self._allowance(slot, now) > 0
-        if ready >= (self._first_packet() if begins else 1):
+        again = min(slot.skip, ready)
+        del slot.held[:again]
+        slot.skip, ready = slot.skip - again, ready - again
+        begins = reason == RUNNING and not slot.released and self.pace.allowance(slot, now) > 0
+        if ready >= (self.pace.first_packet() if begins else 1):
             self._put(slot, slot.held[:ready], now)
             del slot.held[:ready]
         if reason == RUNAWAY:
@@ -317,18 +312,6 @@ class Scheduler:
             self.counters.cut += reason == LENGTH
             self._next_segment(slot, now)
 
-    def _first_packet(self) -> int:
-        """Frames that last until the next packet comes, though every prompt that waits were read before it."""
-        reading = sum(slot.reading for slot in self.slots)
-        turn = max(self._may_take(False), self._may_take(True)) if reading else self._may_take(False)
-        late = reading * max(0.0, turn / _JITTER - FRAME_SECONDS)
-        return min(FIRST_MOST, max(1, math.ceil((turn + late) / (_FILLED * FRAME_SECONDS))))
-
-    def _may_take(self, read: bool) -> float:
-        """Seconds of the next step, judged by the last ones like it; 0 before the first. One that was late alone does not count."""
-        known = sorted(self._recent[read])
-        return _JITTER * known[int(_MOST * (len(known) - 1))] if known else 0.0
-
     def _put(self, slot: Slot, frames: list[tuple[NpInt["K"], NpF32["F"]]], now: float) -> None:
         assert slot.handle is not None
         codes, pcm = zip(*frames, strict=True)
@@ -336,7 +319,7 @@ class Scheduler:
         slot.handle.put(Packet(np.concatenate([silence, *pcm]), np.stack(codes), slot.segment), now)
         slot.released += len(frames)
         self.counters.frames += len(frames)
-        self._news.append(slot.handle)
+        self.news.add(slot.handle)
 
     def _runaway(self, slot: Slot) -> None:
         """Its held frames are never heard."""
@@ -368,6 +351,8 @@ class Scheduler:
         slot.serial += 1  # what is in flight for the old segment is nothing
         slot.flying = 0
         slot.between, slot.idle_since = True, now
+        if slot.handle.more_after(slot.segment):
+            slot.before = self.device.keep(slot.index)
         self._update(slot, now)
 
     def _finish(self, slot: Slot) -> None:
@@ -383,26 +368,31 @@ class Scheduler:
         else:
             self.counters.completed += 1
         handle.end(reason, error)
-        self._news.append(handle)
+        self.news.add(handle)
 
-    # Telling, and waiting
+    # Failing, and waiting
 
-    def _tell(self) -> None:
-        """One call for all handles of a consumer."""
-        by_consumer: dict[Notify, list[Handle]] = {}
-        for handle in dict.fromkeys(self._news):
-            if handle.request.notify is not None:
-                by_consumer.setdefault(handle.request.notify, []).append(handle)
-        self._news.clear()
-        for notify, handles in by_consumer.items():
-            notify(handles)
+    def _lose(self, handles: list[Handle], error: BaseException) -> None:
+        """Nobody can be told of these any more."""
+        failure = ConsumerFailed(f"the function that is told of news of the request raised {type(error).__name__}: {error}")
+        failure.__cause__ = error
+        self.line.drop(lambda one: one in handles)
+        for slot in self.slots:
+            if slot.handle in handles:
+                slot.release()
+        for handle in handles:
+            if not handle.ended:
+                self._end(handle, "error", failure)
 
     def _soonest(self, now: float) -> float | None:
         """Seconds to the next thing that time alone brings: a deadline, the end of patience, the end of a lead."""
         moments = []
-        moments += [handle.submitted + self.options.stall_seconds for handle in self._wordless]
-        for handle in [*self.line, *(slot.handle for slot in self.slots if slot.handle is not None)]:
+        waiting = [*self.line]
+        for handle in [*waiting, *(slot.handle for slot in self.slots if slot.handle is not None)]:
             if handle.request.deadline is not None and handle.first_audio is None:
                 moments.append(handle.submitted + handle.request.deadline)
-        moments += [slot.idle_since + self.options.stall_seconds for slot in self.slots if slot.handle and slot.idle_since is not None]
+        standing = [(handle, handle.standing) for handle in waiting]
+        moments += [handle.rest.since + self.options.stall_seconds for handle, state in standing if state != "ready"]
+        patience = [self.options.stall_seconds, *([SETTLES] if any(state == "ready" for _, state in standing) else [])]
+        moments += [slot.idle_since + min(patience) for slot in self.slots if slot.handle and slot.idle_since is not None]
         return max(0.001, min(moments) - now) if moments else None

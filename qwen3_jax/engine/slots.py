@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 from qwen3_jax.codec import DecoderState
-from qwen3_jax.engine.requests import MOST, Handle, Request, Watch
+from qwen3_jax.engine.requests import MOST, Handle, Request, Segment, Watch
 from qwen3_jax.prompt import Prompt
 from qwen3_jax.sampling import Sampling
 from qwen3_jax.shapes import NpF32, NpInt
@@ -24,6 +24,18 @@ class Text(NamedTuple):
     limit: int
     overdue: int
     overdue_end: int
+
+
+def text_of(segment: Segment, ids: list[int], watch: Watch | None, columns: int) -> Text:
+    """A segment's trailing ids as they stand, for a slot of so many columns."""
+    room = columns - len(segment.prompt.text)
+    if segment.open:
+        return Text(ids, room, NEVER, NEVER)
+    overdue = NEVER
+    if watch is not None:
+        tokens = len(ids) if segment.tokens is None else segment.tokens
+        overdue = min(NEVER, watch.overdue_base + watch.overdue_per_token * tokens)
+    return Text(ids, min(segment.max_frames, room), overdue, min(NEVER, overdue + (watch.overdue_span if watch else 0)))
 
 
 class Opening(NamedTuple):
@@ -74,6 +86,9 @@ class Device(Protocol):
     def rewind(self, slot: int, seed: int, segment: int, attempt: int) -> None:
         """Back to before the held frames, with another key."""
 
+    def keep(self, slot: int) -> DecoderState:
+        """A copy of where the segment that has ended leaves the slot's codec (one row), for `open`."""
+
     def launch(self, quotas: list[int], limit: int) -> Any:
         """Begin to make up to quotas[b] frames of each row, ``limit`` at most. A row whose frame is not finite is stopped before it."""
 
@@ -100,6 +115,8 @@ class Slot:
     attempts: int = 0
     released: int = 0  # frames handed over, of all segments
     cut: bool = False  # a segment met its limit
+    before: DecoderState | None = None  # where the segment before this one has left the codec
+    skip: int = 0  # frames of this segment, still to be made, that were handed over before the request came here
     held: list[tuple[NpInt["K"], NpF32["F"]]] = field(default_factory=list)
     idle_since: float | None = None  # waits for text or for the consumer
     pause: float = 0.0  # seconds of silence that go before its next packet
@@ -112,13 +129,19 @@ class Slot:
     def speaking(self) -> bool:
         return self.handle is not None and not self.pieces and not self.between
 
+    def waits(self, now: float, settles: float) -> bool:
+        """Whether it has nothing to do until text comes or audio is taken: between segments, or for ``settles`` seconds already."""
+        if self.handle is None or self.idle_since is None or self.flying:
+            return False
+        return self.between or now - self.idle_since >= settles
+
     def release(self) -> None:
         """Nobody's."""
         self.handle = None
         self.serial += 1
         self.pieces.clear()
         self.held.clear()
-        self.between, self.cut = False, False
+        self.between, self.cut, self.before, self.skip = False, False, None, 0
         self.flying, self.launched, self.released, self.idle_since, self.pause = 0, 0, 0, None, 0.0
 
     def begin(self, segment: int, rows: int, pieces: list[int], text: int, text_open: bool) -> None:
@@ -126,5 +149,5 @@ class Slot:
         self.serial += 1
         self.segment, self.rows, self.pieces = segment, rows, deque(pieces)
         self.text, self.text_open = text, text_open
-        self.between, self.made, self.flying, self.attempts, self.idle_since = False, 0, 0, 0, None
+        self.between, self.made, self.flying, self.attempts, self.skip, self.idle_since = False, 0, 0, 0, 0, None
         self.held.clear()

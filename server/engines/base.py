@@ -4,7 +4,7 @@ All methods are for the event loop's thread. An engine never sees sockets, and t
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Hashable
 from typing import Any, Literal, Protocol
 
 import msgspec
@@ -23,6 +23,10 @@ class OutOfMemory(RuntimeError):
     """The device has no memory left for this utterance."""
 
 
+class Crowded(RuntimeError):
+    """The line is full, and nobody has more in it than the owner of this utterance."""
+
+
 class EngineClosed(RuntimeError):
     """The engine has been closed, and with it all that was under way."""
 
@@ -31,7 +35,8 @@ class SpeechRequest(msgspec.Struct, frozen=True, kw_only=True):
     """What to say, and how.
 
     ``draw`` are fields of Sampling that differ from the model's own; ``incremental``: ``text`` is a beginning, ``append`` brings more
-    and ``finish`` ends it; ``whole``: make all of it before any is handed out (a streaming failure is tried again so).
+    and ``finish`` ends it; ``whole``: make all of it before any is handed out (a streaming failure is tried again so); ``owner``: on whose
+    behalf, for turns are shared out between owners.
     """
 
     text: str
@@ -42,6 +47,7 @@ class SpeechRequest(msgspec.Struct, frozen=True, kw_only=True):
     high: bool = False
     incremental: bool = False
     whole: bool = False
+    owner: Any = None  # hashable
 
 
 class Handle(Protocol):
@@ -55,7 +61,7 @@ class Handle(Protocol):
     @property
     def failure(self) -> BaseException | None: ...
     async def begin(self) -> None:
-        """Return when it is the utterance's turn, or when it has ended."""
+        """Return when it is the utterance's turn, when it has ended, or when it waits for nothing but its text."""
 
     def append(self, text: str) -> None:
         """More text of an incremental request."""
@@ -119,8 +125,11 @@ class TtsEngine(Protocol):
     def load(self) -> "asyncio.Future[None]":
         """Begin to load, unless that has begun already."""
 
+    def check_line(self, owner: Hashable) -> None:
+        """Raises Crowded if an utterance of the owner would be refused now."""
+
     def submit(self, request: SpeechRequest) -> Handle:
-        """Queue an utterance."""
+        """Queue an utterance. One that is refused, or leaves the line for that of another owner, fails with Crowded."""
 
     async def prepare(self, voice: StoredVoice) -> None:
         """Make a voice ready, so that its first utterance does not wait. Raises Refused if it cannot be cloned."""

@@ -1,16 +1,18 @@
 """The way of an utterance's pcm from an engine's thread to the event loop, and of its text the other way: both bounded.
 
-The thread's side is ``put``, ``more_text`` and ``wanted``; the loop's side is the Handle of ``base``.
+The thread's side is ``put``, ``next_text`` and ``wanted``; the loop's side is the Handle of ``base``. Between two sentences of a text that
+is still being written the handle waits in the engine's line (``place``, ``standing``), so no thread waits for text.
 """
 
 import asyncio
+import contextlib
 import threading
 from collections import deque
+from collections.abc import Callable, Hashable
 
+from qwen3_jax.engine.requests import Priority, Standing
 from qwen3_jax.shapes import NpF32
 from server.engines.base import EngineClosed, SpeechRequest
-
-END_OF_TEXT = None
 
 
 class ThreadHandle:
@@ -19,34 +21,42 @@ class ThreadHandle:
     Args:
         request: what to say.
         max_samples: audio that may lie here unread; then the thread waits.
+        wake: called whenever what it waits for may have come.
     """
 
-    def __init__(self, request: SpeechRequest, max_samples: int) -> None:
+    def __init__(self, request: SpeechRequest, max_samples: int, wake: Callable[[], None]) -> None:
         self.request = request
+        self.begun = False  # it has had a turn
         self.finish_reason: str | None = None
         self.failure: BaseException | None = None
+        self._wake = wake
         self._loop = asyncio.get_running_loop()
         self._begun, self._arrived = asyncio.Event(), asyncio.Event()
         self._changed = threading.Condition()  # guards what follows
         self._pieces: deque[NpF32["F"]] = deque()
         self._samples, self._max_samples = 0, max_samples
-        self._text: deque[str | None] = deque()
+        self._text, self._open = request.text, request.incremental  # what the thread has not taken; whether more may come
+        self._sentences: deque[str] = deque()  # settled, and not spoken yet
+        self._new = True  # whether any has come since the thread looked
         self._cancelled = self._ended = False
 
     # The loop's side
 
     async def begin(self) -> None:
-        await self._begun.wait()
+        """A text that has no word yet waits for nobody but its writer."""
+        if self.standing != "text":
+            await self._begun.wait()
 
     def append(self, text: str) -> None:
         with self._changed:
-            self._text.append(text)
-            self._changed.notify_all()
+            self._text += text
+            self._new = True
+        self._wake()
 
     def finish(self) -> None:
         with self._changed:
-            self._text.append(END_OF_TEXT)
-            self._changed.notify_all()
+            self._open = False
+        self._wake()
 
     def cancel(self) -> None:
         with self._changed:
@@ -54,6 +64,7 @@ class ThreadHandle:
             self._pieces.clear()
             self._samples = 0
             self._changed.notify_all()
+        self._wake()
 
     def __aiter__(self) -> "ThreadHandle":
         return self
@@ -65,11 +76,28 @@ class ThreadHandle:
                     piece = self._pieces.popleft()
                     self._samples -= len(piece)
                     self._changed.notify_all()
-                    return piece
+                    break
                 if self._ended:
                     raise StopAsyncIteration
                 self._arrived.clear()
             await self._arrived.wait()
+        self._wake()
+        return piece
+
+    # The line's side
+
+    @property
+    def place(self) -> tuple[Priority, Hashable]:
+        return "high" if self.request.high else "normal", self.request.owner
+
+    @property
+    def standing(self) -> Standing:
+        with self._changed:
+            if self._cancelled:
+                return "ready"  # to be ended
+            if self._open and not self._sentences and not (self._new and self._text.strip()):
+                return "text"
+            return "ready" if self._samples < self._max_samples else "consumer"
 
     # The thread's side
 
@@ -79,6 +107,7 @@ class ThreadHandle:
 
     def start(self) -> None:
         """It is this utterance's turn."""
+        self.begun = True
         self._tell(self._begun)
 
     def put(self, piece: NpF32["F"]) -> bool:
@@ -92,16 +121,27 @@ class ThreadHandle:
         self._tell(self._arrived)
         return True
 
-    def more_text(self) -> str | None:
-        """All text that has come and not been taken, waiting for some; None at its end, or when nobody wants it any more."""
+    def next_text(self, split: Callable[[str], list[str]]) -> str | None:
+        """The next to be spoken: the text whole; one that is still being written by sentences, each as soon as the next has begun. None:
+        there is none now."""
         with self._changed:
-            self._changed.wait_for(lambda: self._cancelled or self._text)
-            if self._cancelled:
-                return None
-            taken = []
-            while self._text and self._text[0] is not END_OF_TEXT:
-                taken.append(self._text.popleft())
-            return "".join(part for part in taken if part is not None) if taken else None
+            if not self.request.incremental:
+                text, self._text = self._text, ""
+                return text or None
+            if not self._sentences and self._text:
+                *settled, self._text = split(self._text)
+                self._sentences.extend(sentence for sentence in settled if sentence.strip())
+            self._new = False
+            if not self._sentences and not self._open and self._text.strip():
+                self._sentences.append(self._text)
+                self._text = ""
+            return self._sentences.popleft() if self._sentences else None
+
+    @property
+    def spoken(self) -> bool:
+        """Whether there is nothing more to say."""
+        with self._changed:
+            return not (self._open or self._sentences or self._text.strip())
 
     def end(self, failure: BaseException | None) -> None:
         """It is over, well or badly. From any thread."""
@@ -117,5 +157,5 @@ class ThreadHandle:
         self.end(EngineClosed("the engine is closed"))
 
     def _tell(self, event: asyncio.Event) -> None:
-        if not self._loop.is_closed():
+        with contextlib.suppress(RuntimeError):  # the loop is closed, and nobody waits there
             self._loop.call_soon_threadsafe(event.set)

@@ -9,153 +9,32 @@ import asyncio
 import gc
 import logging
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, partial
 from typing import Any
 
 import msgspec
-import numpy as np
 
 from qwen3_jax import Sampling, Voice
 from qwen3_jax.allocation import settle
-from qwen3_jax.engine import Closed, Options
-from qwen3_jax.engine import OutOfMemory as DeviceFull
+from qwen3_jax.engine import Full, Options
 from qwen3_jax.engine.loop import LoopConsumer
 from qwen3_jax.service import LiveUtterance, SpeechService, Utterance
-from qwen3_jax.shapes import NpF32
 from qwen3_jax.tts import load_for
 from qwen3_jax.voice_folder import VoiceGone
 from server.engines import prompts
-from server.engines.base import EngineClosed, OutOfMemory, Refused, SpeechRequest, State
+from server.engines.base import Crowded, EngineClosed, Refused, SpeechRequest, State
 from server.engines.qwen3_cloner import Cloner
+from server.engines.qwen3_handle import Qwen3Handle, named
 from server.engines.slots import slots_for
 from server.protocol import LANGUAGES
 from server.settings import Settings
 from server.voices.store import StoredVoice, VoiceStore
 
 WARM_UP, WARM_UP_FRAMES = "Ready.", 6  # a first piece and a later one
-PIECE = 240  # characters of a text in pieces that one job of ``texts`` takes: a few ms
 LONGER = 10.0  # seconds that the engine is more patient than the server, so that it is the server who tells the client
 log = logging.getLogger(__name__)
-
-
-class Qwen3Handle:
-    """One utterance; see ``server.engines.base.Handle``. The engine makes it as fast as it can, up to the buffer's end."""
-
-    def __init__(self, request: SpeechRequest, engine: "Qwen3Engine") -> None:
-        self.request = request
-        self.finish_reason: str | None = None
-        self.failure: BaseException | None = None
-        self.utterance: Utterance | None = None
-        self._engine, self._loop = engine, asyncio.get_running_loop()
-        self._news = asyncio.Event()
-        self._text = request.text if request.incremental else ""  # of a text in pieces, what the engine has not taken
-        self._text_ended, self._more = False, asyncio.Event()
-        self._pieces: list[NpF32["F"]] = []  # of a whole one
-        self._over = False
-
-    async def begin(self) -> None:
-        """A text that has no word yet does not wait for anybody but its writer."""
-        while not self._begun:
-            self._news.clear()
-            await self._news.wait()
-
-    def append(self, text: str) -> None:
-        self._text += text
-        self._more.set()
-
-    def finish(self) -> None:
-        self._text_ended = True
-        self._more.set()
-
-    def cancel(self) -> None:
-        if self.utterance is not None:
-            self.utterance.cancel()
-        if not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._cancelled)
-
-    def __aiter__(self) -> "Qwen3Handle":
-        return self
-
-    async def __anext__(self) -> NpF32["F"]:
-        while not self._over:
-            self._news.clear()  # before looking: what comes after is told again
-            if self.utterance is not None:
-                while (packet := self.utterance.handle.take()) is not None:
-                    if not self.request.whole:
-                        return packet.pcm
-                    self._pieces.append(packet.pcm)
-                # One that was cancelled is ended by who did it: `cancel`, or the text that was refused, whose error is on its way.
-                if self.utterance.handle.done and not self.utterance.handle.cancelled:
-                    self._ended()
-                    if self._pieces and self.failure is None:
-                        return np.concatenate(self._pieces)
-                    break
-            await self._news.wait()
-        raise StopAsyncIteration
-
-    # The engine's side, in the event loop
-
-    @property
-    def over(self) -> bool:
-        """Whether nobody waits for it any more."""
-        return self._over
-
-    def attach(self, utterance: Utterance, news: asyncio.Event) -> None:
-        """It has been given to the engine; ``news`` is set when that has some."""
-        self.utterance = utterance
-        if self._over:
-            utterance.cancel()
-            return
-        self._news.set()
-        self._news = news
-        self._news.set()
-
-    async def piece(self) -> str | None:
-        """What has come of a text in pieces, PIECE characters of it at most; None at its end, or at the utterance's."""
-        while not (self._over or self._text or self._text_ended):
-            self._more.clear()
-            await self._more.wait()
-        if self._over or not self._text:
-            return None
-        piece, self._text = self._text[:PIECE], self._text[PIECE:]
-        return piece
-
-    def fail(self, error: BaseException) -> None:
-        """It has ended badly."""
-        if not self._over:
-            self.failure = error
-            self._end()
-        if self.utterance is not None:
-            self.utterance.cancel()
-
-    @property
-    def _begun(self) -> bool:
-        if self._over or self.utterance is None:
-            return self._over
-        handle = self.utterance.handle
-        return handle.begun or handle.done or (self.request.incremental and handle.segment(0) is None)
-
-    def _cancelled(self) -> None:
-        if not self._over:
-            self.finish_reason = "cancelled"
-            self._end()
-
-    def _ended(self) -> None:
-        assert self.utterance is not None
-        handle = self.utterance.handle
-        if handle.error is not None:
-            self.failure = _named(handle.error)
-        else:
-            self.finish_reason = handle.finish_reason
-        self._end()
-
-    def _end(self) -> None:
-        self._over = True
-        self._news.set()
-        self._more.set()
-        self._engine.leave(self)
 
 
 class Qwen3Engine:
@@ -241,8 +120,17 @@ class Qwen3Engine:
             self.loaded = asyncio.ensure_future(self._load())
         return self.loaded
 
+    def check_line(self, owner: Hashable) -> None:
+        coming = sum(handle.utterance is None and handle.request.owner == owner for handle in self._handles)
+        if coming >= self._settings.max_queue:
+            raise Crowded(f"{coming} requests of this client wait already; try again later")
+        try:
+            self._running.engine.check_line(owner)
+        except Full as error:
+            raise Crowded(str(error)) from error
+
     def submit(self, request: SpeechRequest) -> Qwen3Handle:
-        handle = Qwen3Handle(request, self)
+        handle = Qwen3Handle(request, self.leave)
         self._handles[handle] = asyncio.create_task(self._begin(handle))
         return handle
 
@@ -291,10 +179,12 @@ class Qwen3Engine:
         request = handle.request
         try:
             voice = await self._voice(request.voice) if isinstance(request.voice, StoredVoice) else request.voice or None
+            # After a fault the engine is built again; whoever waits for the utterance has a limit of his own.
+            await asyncio.shield(asyncio.wrap_future(self._running.engine.rebuilt))
             if not handle.over:
                 await (self._write if request.incremental else self._speak)(handle, self._how(request, voice))
         except Exception as error:  # noqa: BLE001  # a task nobody awaits: the handle tells its reader, or it would wait for ever
-            handle.fail(_named(error))
+            handle.fail(named(error))
 
     async def _voice(self, voice: StoredVoice) -> Voice:
         """The voice of an utterance. Raises VoiceGone where its recording has been changed for one that cannot be cloned."""
@@ -306,7 +196,7 @@ class Qwen3Engine:
 
     async def _speak(self, handle: Qwen3Handle, how: dict[str, Any]) -> None:
         """A whole text, a part at a time."""
-        options = {name: how.pop(name) for name in ("priority", "notify")}
+        options = {name: how.pop(name) for name in ("priority", "notify", "owner")}
         coming, rows = self._running.rows(handle.request.text, **how), []
         while not handle.over and (row := await self._in(self._texts, next, coming, None)) is not None:
             rows.append(row)
@@ -340,6 +230,7 @@ class Qwen3Engine:
             "sampling": msgspec.structs.replace(Sampling.defaults(self._running.tts.model.generation), **request.draw),
             "priority": "high" if request.high else "normal",
             "notify": self._consumer.notify,
+            "owner": request.owner,
         }
 
     def _attach(self, handle: Qwen3Handle, utterance: Utterance) -> None:
@@ -401,15 +292,6 @@ def _unless_done(live: LiveUtterance, call: Callable[..., None], *given: Any) ->
         call(*given)
 
 
-def _named(error: BaseException) -> BaseException:
-    """The engine's errors by the server's names."""
-    if isinstance(error, ValueError) and not isinstance(error, Refused):
-        return Refused(str(error))
-    if isinstance(error, DeviceFull):
-        return OutOfMemory(str(error))
-    return EngineClosed(str(error)) if isinstance(error, Closed) else error
-
-
 def load(settings: Settings) -> SpeechService:
     """The configured checkpoint as a service; errors as in ``Qwen3TTS.from_pretrained`` and ``SpeechService``."""
     tts = load_for(settings.model_id, rows=settings.slots, device=settings.device, dtype=settings.dtype)
@@ -418,7 +300,7 @@ def load(settings: Settings) -> SpeechService:
     log.info("preparing %d slots: programs that this machine has not compiled yet are compiled, and kept", slots)
     options = Options(
         buffer_ms=settings.max_buffer_ms,
-        max_waiting=settings.max_queue + settings.max_sessions,  # the server counts first; sessions may each try once more
+        max_waiting=settings.max_queue,
         stall_seconds=max(settings.text_timeout, settings.send_timeout) + LONGER,
     )
     return SpeechService(tts, slots=slots, columns=settings.columns, options=options, warm=settings.warmup == "all")

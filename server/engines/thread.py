@@ -1,29 +1,31 @@
-"""The engine for models that speak one utterance at a time: one thread owns the model, ``high`` requests go first.
+"""The engine for models that speak one utterance at a time: one thread owns the model; whose turn it is says `qwen3_jax.engine.line`.
+
+A turn is a whole text, or a sentence of one that is still being written, which then goes back into the line. So nobody's turn is spent on
+waiting for text.
 
 The executor is the thread's owner: whatever an utterance raises, SystemExit included, ends that utterance and is told to whoever
 waits for it, and the thread lives on. Out of memory: the caches are cleared, and at the second time the model moves to the CPU.
 """
 
 import asyncio
-import heapq
-import itertools
+import contextlib
 import logging
-import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from time import monotonic
 from typing import Any, Protocol
 
 from qwen3_jax.audio import check_finite
+from qwen3_jax.engine import Full
+from qwen3_jax.engine.line import Line
 from qwen3_jax.shapes import NpF32
 from server.engines import prompts
-from server.engines.base import OutOfMemory, Refused, SpeechRequest, State
+from server.engines.base import Crowded, OutOfMemory, Refused, SpeechRequest, State
 from server.engines.handle import ThreadHandle
 from server.settings import Settings
 from server.voices.store import StoredVoice, VoiceStore
 
-PRIVILEGE = 30.0  # seconds by which ``high`` seems to have come earlier: a normal one that waits longer goes first
+PATIENCE = 4  # ``high`` ones in a row that may overtake a normal one
 log = logging.getLogger(__name__)
 
 
@@ -78,10 +80,10 @@ class ThreadEngine:
         self._thread = ThreadPoolExecutor(1, "tts")
         self._model: Synthesiser | None = None
         self._prompts: OrderedDict[tuple[str, str], Any] = OrderedDict()  # least recently used first; the thread's alone
-        self._waiting: list[tuple[float, int, ThreadHandle]] = []
-        self._order, self._guard = itertools.count(), threading.Lock()
+        self._line: Line[ThreadHandle] = Line(PATIENCE, settings.max_queue)
         self._running: set[ThreadHandle] = set()
         self._exhausted = 0
+        self._closed = False
         self.loaded: asyncio.Future[None] | None = None
 
     @property
@@ -113,11 +115,11 @@ class ThreadEngine:
 
     @property
     def queued(self) -> int:
-        return len(self._waiting)
+        return len(self._line)
 
     @property
     def active(self) -> int:
-        return len(self._running) - len(self._waiting)
+        return len(self._running) - len(self._line)
 
     def load(self) -> "asyncio.Future[None]":
         if self.loaded is None:
@@ -125,13 +127,29 @@ class ThreadEngine:
         return self.loaded
 
     def submit(self, request: SpeechRequest) -> ThreadHandle:
-        handle = ThreadHandle(request, self._settings.max_buffer_ms * self.sample_rate // 1000)
+        loop = asyncio.get_running_loop()
+
+        def wake() -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed, and the engine with it
+                loop.call_soon_threadsafe(self._turn, loop)
+
+        handle = ThreadHandle(request, self._settings.max_buffer_ms * self.sample_rate // 1000, wake)
         self._running.add(handle)
-        with self._guard:
-            heapq.heappush(self._waiting, (monotonic() - PRIVILEGE * request.high, next(self._order), handle))
-        done = asyncio.get_running_loop().run_in_executor(self._thread, self._run_next)
-        done.add_done_callback(self._ended)
+        try:
+            displaced = self._line.enter(handle)
+        except Full as error:
+            self._over(handle, Crowded(str(error)))
+            return handle
+        if displaced is not None:
+            self._over(displaced, Crowded("the line is full, and others had fewer requests in it; try again later"))
+        wake()
         return handle
+
+    def check_line(self, owner: Hashable) -> None:
+        try:
+            self._line.check(owner)
+        except Full as error:
+            raise Crowded(str(error)) from error
 
     async def prepare(self, voice: StoredVoice) -> None:
         await asyncio.get_running_loop().run_in_executor(self._thread, self._prompt, voice)
@@ -140,28 +158,44 @@ class ThreadEngine:
         self._thread.submit(self._forget, voice_id)
 
     def close(self) -> None:
+        self._closed = True
         for handle in list(self._running):
             handle.abandon()
         self._thread.shutdown(wait=False, cancel_futures=True)
 
+    def _turn(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Have the thread look who is next. From the loop: whatever fails there has an owner here."""
+        if not self._closed and self._line.next({}) is not None:
+            loop.run_in_executor(self._thread, self._run_next, loop).add_done_callback(self._ended)
+
     # In the thread
 
-    def _run_next(self) -> None:
-        with self._guard:
-            handle = heapq.heappop(self._waiting)[2]
+    def _run_next(self, loop: asyncio.AbstractEventLoop) -> None:
+        handle = self._line.pop({})
+        if handle is None:
+            return
         failure: BaseException | None = None
+        over = True
         try:
             if handle.wanted:
                 handle.start()
-                self._speak(handle)
+                over = self._speak(handle)
             else:
                 handle.finish_reason = "cancelled"
         except BaseException as error:  # noqa: BLE001  # its owner is the handle's reader, who is told
             failure = error
-        self._running.discard(handle)
-        handle.end(failure)
+        if over:
+            self._over(handle, failure)
+        else:
+            self._line.back(handle)
         if isinstance(failure, OutOfMemory):
             self._recover()
+        with contextlib.suppress(RuntimeError):  # the loop is closed, and the engine with it
+            loop.call_soon_threadsafe(self._turn, loop)
+
+    def _over(self, handle: ThreadHandle, failure: BaseException | None) -> None:
+        self._running.discard(handle)
+        handle.end(failure)
 
     def _ended(self, done: "asyncio.Future[None]") -> None:
         """The thread's owner. What an utterance died of its reader knows; an exception here means that the model is gone."""
@@ -169,10 +203,11 @@ class ThreadEngine:
             log.critical("the engine could not recover", exc_info=error)
             self.loaded = done
 
-    def _speak(self, handle: ThreadHandle) -> None:
+    def _speak(self, handle: ThreadHandle) -> bool:
+        """One turn. Returns whether it was the last."""
         request, model = handle.request, self._loaded
         prompt = self._prompt(request.voice) if isinstance(request.voice, StoredVoice) else request.voice
-        for text in self._sentences(handle):
+        if (text := handle.next_text(model.split)) is not None:
             speech = model.speak(request, prompt, text)
             pieces: Iterator[NpF32["F"]] = map(self._finite, speech)
             if request.whole:
@@ -181,10 +216,13 @@ class ThreadEngine:
                 if not handle.put(piece):
                     speech.cancel()
                     handle.finish_reason = "cancelled"
-                    return
+                    return True
             handle.finish_reason = speech.finish_reason
+        if not handle.spoken and handle.wanted:
+            return False
         if handle.finish_reason is None:  # its text ended before it had any
             handle.finish_reason = "eos" if handle.wanted else "cancelled"
+        return True
 
     def _finite(self, piece: NpF32["F"]) -> NpF32["F"]:
         try:
@@ -192,21 +230,6 @@ class ThreadEngine:
         except FloatingPointError:
             self.not_finite += 1
             raise
-
-    def _sentences(self, handle: ThreadHandle) -> Iterator[str]:
-        """The text whole; one that is still being written by sentences, each as soon as the next has begun."""
-        text = handle.request.text
-        if not handle.request.incremental:
-            yield text
-            return
-        more: str | None = ""
-        while more is not None:
-            *settled, text = self._loaded.split(text)
-            yield from (sentence for sentence in settled if sentence.strip())
-            more = handle.more_text()
-            text += more or ""
-        if text.strip() and handle.wanted:
-            yield text
 
     def _prompt(self, voice: StoredVoice) -> Any:
         key = (voice.id, voice.revision)

@@ -141,7 +141,8 @@ async def _prepare(context: Context, voice: StoredVoice) -> None:
     if not context.engine.is_ready:
         return
     try:
-        await asyncio.wait_for(context.engine.prepare(voice), context.settings.chunk_timeout)
+        async with asyncio.timeout(context.settings.chunk_timeout):
+            await context.engine.prepare(voice)
     except Refused as error:
         with contextlib.suppress(VoiceGone):
             await asyncio.to_thread(context.store.remove, voice)

@@ -1,0 +1,129 @@
+"""How much each slot makes in the next launch, how much prompt is read before it, and how long a first packet is: slots in, numbers out.
+
+How many frames a launch makes: one as long as anybody waits for the first packet or a prompt is being read; else each slot's packets
+grow (1, 2, 4 ...) up to what the device makes in ``call_ms``, or in half the time for which the listener with the least audio in
+hand has enough. A slot takes no part while its consumer's queue is full, its text has run out, or (if others wait for their first packet)
+it is ``lead_ms`` ahead of real time; the others go on. A slot that is ahead is not paused for those who wait for a slot: the sooner
+it ends, the sooner they have it.
+
+The first packet is one frame where the next one is made well within the 80 ms for which that lasts. On a device that is slower, or while
+prompts are read that take the time, it waits for as many as are heard until the next one comes (`first_packet`): later, but without a
+gap. Nor is a prompt read while a listener would hear all that he has before the turn ends (`budget`).
+"""
+
+import math
+from collections import deque
+from typing import Any, NamedTuple
+
+from qwen3_jax.engine.options import FRAME_SECONDS, Counters, Options
+from qwen3_jax.engine.slots import Device, Slot
+
+FIRST_MOST = 5  # frames that a first packet waits for, at most
+POSTPONED = 4  # turns in a row in which no prompt is read for the sake of those who listen
+_RECENT, _MOST, _JITTER = 24, 0.9, 1.15  # of the last steps so many took no longer, and the next may take so much longer than those
+_FILLED = 0.7  # of a first packet's time the next one is expected in: one step in a thousand takes 1.4 to 1.5 times as long as nine in ten
+
+
+class Flight(NamedTuple):
+    """A launch that has not been collected."""
+
+    launched: Any
+    serials: list[int]
+    quotas: list[int]
+    limit: int
+    at: float
+    read: bool | None  # whether a piece of prompt was read before it; None: many, for nobody spoke
+
+
+class Pace:
+    """See the module's docstring. For the engine's thread.
+
+    Args:
+        device: whose limits hold.
+        slots, flights: the scheduler's own, as they stand whenever something is asked.
+        started: on the scheduler's clock.
+    """
+
+    def __init__(
+        self, device: Device, slots: list[Slot], flights: deque[Flight], options: Options, counters: Counters, started: float
+    ) -> None:
+        self.slots, self.flights, self.options, self.counters = slots, flights, options, counters
+        self._frames, self._piece = device.frames, device.piece
+        self._ready_at = started
+        self._recent = {read: deque[float](maxlen=_RECENT) for read in (False, True)}  # seconds of the last steps: plain, after a piece
+        self._postponed = 0
+
+    def collected(self, flight: Flight, now: float) -> None:
+        """Take note of how long a launch took."""
+        each = (now - max(flight.at, self._ready_at)) / flight.limit
+        self._ready_at = now
+        if flight.read is not None and each < FIRST_MOST * FRAME_SECONDS:  # else it was compiled, or is too slow for any first packet
+            self._recent[flight.read].append(each)
+        self.counters.steps += 1
+        self.counters.step_seconds += (each - self.counters.step_seconds) * (0.1 if self.counters.steps > 10 else 0.5)
+
+    @property
+    def queue(self) -> int:
+        """Frames that may lie in a consumer's queue."""
+        return int(self.options.buffer_ms / 1000 / FRAME_SECONDS)
+
+    def budget(self, now: float) -> int:
+        """Rows of prompt that a turn may read while somebody speaks: none if a listener would have heard all before it ends; but such
+        turns are no more than `POSTPONED` in a row."""
+        turn = self._may_take(True)
+        short = any(0 < self._in_hand(slot, now) < turn for slot in self.slots if slot.speaking and slot.released)
+        self._postponed = self._postponed + 1 if short and self._postponed < POSTPONED else 0
+        return 0 if self._postponed else self._piece
+
+    def quotas(self, now: float) -> tuple[list[int], int]:
+        """Frames that each row may make in the next launch, and the most of them; 0: nothing to launch."""
+        allowed = [self.allowance(slot, now) if slot.speaking else 0 for slot in self.slots]
+        unheard = any(
+            slot.reading or (most and not slot.released and not slot.flying) for slot, most in zip(self.slots, allowed, strict=True)
+        )
+        hands = [self._in_hand(slot, now) for slot, most in zip(self.slots, allowed, strict=True) if most]
+        # who has nothing in hand is late already: single frames would only make all of them later
+        largest = 1 if unheard else self._largest(min((hand for hand in hands if hand > 0), default=float("inf")))
+        quotas = []
+        for slot, most in zip(self.slots, allowed, strict=True):
+            ahead = unheard and self.lead(slot, now) > self.options.lead_ms / 1000
+            quotas.append(0 if ahead else min(most, largest, 2 * slot.launched if slot.launched else 1))
+        return quotas, max(quotas, default=0)
+
+    def _largest(self, in_hand: float) -> int:
+        each = self.counters.step_seconds
+        return 1 if each == 0 else min(self._frames, max(1, int(min(self.options.call_ms / 1000, in_hand / 2) / each)))
+
+    def _in_hand(self, slot: Slot, now: float) -> float:
+        """Seconds of audio that its listener will have when what is in flight has come."""
+        coming = sum(flight.limit for flight in self.flights) * self.counters.step_seconds
+        heard = slot.handle is not None and slot.handle.first_audio is not None
+        return slot.flying * FRAME_SECONDS + (self.lead(slot, now) - coming if heard else 0.0)
+
+    def allowance(self, slot: Slot, now: float) -> int:
+        """What text and the consumer's queue allow."""
+        assert slot.handle is not None
+        room = self.queue - slot.handle.buffered - slot.flying - len(slot.held)
+        if slot.text_open:
+            room = min(room, slot.text - slot.made - slot.flying)
+        if room > 0:
+            slot.idle_since = None
+        elif slot.idle_since is None and not slot.flying:
+            slot.idle_since = now
+        return max(room, 0)
+
+    def lead(self, slot: Slot, now: float) -> float:
+        began = None if slot.handle is None else slot.handle.first_audio
+        return 0.0 if began is None else slot.released * FRAME_SECONDS - (now - began)
+
+    def first_packet(self) -> int:
+        """Frames that last until the next packet comes, though every prompt that waits were read before it."""
+        reading = sum(slot.reading for slot in self.slots)
+        turn = max(self._may_take(False), self._may_take(True)) if reading else self._may_take(False)
+        late = reading * max(0.0, turn / _JITTER - FRAME_SECONDS)
+        return min(FIRST_MOST, max(1, math.ceil((turn + late) / (_FILLED * FRAME_SECONDS))))
+
+    def _may_take(self, read: bool) -> float:
+        """Seconds of the next step, judged by the last ones like it; 0 before the first. One that was late alone does not count."""
+        known = sorted(self._recent[read])
+        return _JITTER * known[int(_MOST * (len(known) - 1))] if known else 0.0

@@ -1,0 +1,229 @@
+"""Principals share the engine, and nothing is left behind by those who go: over real sockets, with the engine on a device of arithmetic."""
+
+import asyncio
+import json
+import logging
+import re
+import threading
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from websockets.asyncio.client import ClientConnection
+
+from qwen3_jax.engine import Options
+from server.auth import new_key
+from server.engines.qwen3 import Qwen3Engine
+from server.settings import Settings
+from server.voices.store import VoiceStore
+from tests.fake_engine import LIMIT, FakeEngine
+from tests.fake_service import FakeService
+from tests.fake_tts import FakeTTS
+from tests.serving import Server, audio, client, connect, hear, running, say, until, utterance
+from tests.test_server_engine import hold, service_of, step_until
+
+SESSIONS, POSTS, WAITING = 20, 20, 12
+
+
+def make(settings: Settings, store: VoiceStore) -> Qwen3Engine:
+    options = Options(max_waiting=settings.max_queue)
+    return Qwen3Engine(settings, store, lambda _: FakeService(FakeTTS(), options=options))
+
+
+def keys_of(folder: Path) -> tuple[Path, list[str]]:
+    """A key file, and the keys of a loud and a quiet principal."""
+    pairs = [new_key(name) for name in ("loud", "quiet")]
+    path = folder / "keys"
+    path.write_text("\n".join(line for _, line in pairs) + "\n", "utf-8")
+    return path, [key for key, _ in pairs]
+
+
+def launches(server: Server) -> int:
+    return sum(entry[0] == "launch" for entry in service_of(server.context.engine).device.log)
+
+
+async def figures(server: Server, token: str | None = None) -> dict[str, float]:
+    async with server.http_client() as http:
+        headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+        page = (await http.get("/metrics", headers=headers)).text
+    found = re.findall(r"^(tts_(?:utterances|queue)_\w+?(?:_total)?(?:{.*?})?) (\S+)$", page, re.MULTILINE)
+    return {name: float(value) for name, value in found}
+
+
+def balance(found: dict[str, float]) -> tuple[float, dict[str, float]]:
+    ends = {name.split('"')[1]: value for name, value in found.items() if name.startswith("tts_utterances_ended_total")}
+    return found["tts_utterances_begun_total"], ends
+
+
+async def test_the_quiet_principal_is_heard_soon_while_the_loud_one_floods(voices: Path, tmp_path: Path) -> None:
+    """By 20 sessions with long and open texts, and by HTTP, until the line is full. In turns of the device, whatever the clock says."""
+    path, (loud, quiet) = keys_of(tmp_path)
+    sentences = " ".join(f"This is sentence number {number} of a story without end." for number in range(30))
+    async with (
+        running(voices, make, api_keys=path, max_queue=WAITING) as server,
+        asyncio.timeout(LIMIT),
+        server.http_client() as http,
+        asyncio.TaskGroup() as tasks,
+    ):
+        engine = server.context.engine
+        gate = hold(engine)
+        sessions = [await tasks.create_task(stay(server, loud)) for _ in range(SESSIONS)]
+        for number, connection in enumerate(sessions):
+            await say(connection, type="speak", text=sentences if number % 2 else "Words and then ", **{"continue": not number % 2})
+        await step_until(gate, lambda: engine.active == 2 and engine.queued >= WAITING)
+        posts = [tasks.create_task(post(http, loud, sentences)) for _ in range(POSTS)]
+        await until(lambda: sum(one.done() for one in posts) >= POSTS - WAITING)
+        assert {one.result() for one in posts if one.done()} == {503}, "the line is full of the loud one's"
+
+        async with client(f"{server.url}?token={quiet}") as connection:
+            for _ in range(3):
+                before = launches(server)
+                await say(connection, type="speak", text="Hello.")
+                first = asyncio.ensure_future(audio(connection))
+                await step_until(gate, first.done)
+                assert first.result(), "no error"
+                assert launches(server) - before <= 40
+                ended = asyncio.ensure_future(utterance(connection))
+                await step_until(gate, ended.done)
+                assert ended.result()[1]["type"] == "complete"
+        found = await figures(server, quiet)
+        assert found["tts_queue_refusals_total"] >= POSTS - WAITING
+        assert found['tts_queue_wait_seconds_count{priority="normal"}'] >= 3
+        for connection in sessions:
+            await connection.close()
+        gate.release(100_000)
+        await until(lambda: engine.active == engine.queued == 0)
+        for one in posts:
+            await one
+        begun, ends = balance(await figures(server, quiet))
+        assert begun == sum(ends.values()) and ends["completed"] >= 3 and ends["left"] >= 1
+
+
+async def stay(server: Server, token: str) -> ClientConnection:
+    connection = await connect(f"{server.url}?token={token}")
+    assert (await hear(connection))["type"] == "ready"
+    return connection
+
+
+async def post(http: httpx.AsyncClient, token: str, text: str) -> int:
+    body = {"input": text, "voice": "makima", "response_format": "pcm"}
+    return (await http.post("/v1/audio/speech", json=body, headers={"Authorization": f"Bearer {token}"})).status_code
+
+
+async def test_a_client_that_closes_together_with_its_request_leaves_nothing_behind(voices: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Python 3.11's ``asyncio.wait_for`` swallowed the cancellation; then the slot was taken for the whole utterance."""
+    caplog.set_level(logging.INFO)
+    async with running(voices, make) as server:
+        engine = server.context.engine
+        gate = hold(engine)
+        for turns in range(12):
+            async with client(server.url) as connection:
+                await say(connection, type="speak", text="A long story.")
+                for _ in range(turns % 4):
+                    await asyncio.sleep(0)
+                connection.transport.abort() if turns % 2 else await connection.close()
+        await step_until(gate, lambda: not server.context.sessions and engine.active == engine.queued == 0)
+        taken = launches(server)
+        assert taken < 300, "nobody spoke to the end"
+        gate.release(10_000)
+        async with client(server.url) as connection:
+            await say(connection, type="speak", text="Hello.")
+            assert (await utterance(connection))[1]["type"] == "complete"
+        assert not engine._handles
+        begun, ends = balance(await figures(server))
+        assert begun == sum(ends.values()) and ends["completed"] == 1 and set(ends) <= {"completed", "left"}
+    assert len(caplog.records) < 60 and "Task was destroyed" not in caplog.text and "Traceback" not in caplog.text
+
+
+@pytest.mark.parametrize("headers", [False, True])
+async def test_an_http_client_that_goes_away_gives_its_slot_back(voices: Path, headers: bool) -> None:
+    """Before its turn, and with the first sound."""
+    async with running(voices, make) as server:
+        engine = server.context.engine
+        gate = hold(engine)
+        for _ in range(3):
+            reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+            body = json.dumps({"input": "A long story.", "voice": "makima", "response_format": "pcm"}).encode()
+            head = f"POST /v1/audio/speech HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {len(body)}\r\n\r\n"
+            writer.write(head.encode() + body)
+            await until(lambda: bool(engine._handles))
+            if headers:
+                first = asyncio.ensure_future(reader.readuntil(b"\r\n\r\n"))
+                await step_until(gate, first.done)
+            writer.transport.abort()
+            await step_until(gate, lambda: not engine._handles and engine.active == engine.queued == 0)
+        assert launches(server) < 300
+        assert balance(await figures(server)) == (3, {"left": 3})
+
+
+@pytest.mark.parametrize("error", [MemoryError("no memory"), RuntimeError("lost")])
+async def test_the_one_retry_waits_for_the_engine_and_keeps_the_reason(voices: Path, error: BaseException) -> None:
+    """A device fault before any audio: the utterance is spoken when the engine is there again; if that takes too long, the client hears
+    of the fault."""
+    rebuild = threading.Event()
+
+    class Slow(FakeService):
+        def __init__(self) -> None:
+            super().__init__(FakeTTS())
+            build = self.engine._build
+
+            def wait(slots: int, on_cpu: bool) -> Any:
+                assert rebuild.wait(LIMIT)
+                return build(slots, on_cpu)
+
+            self.engine._build = wait
+
+    def slow(settings: Settings, store: VoiceStore) -> Qwen3Engine:
+        return Qwen3Engine(settings, store, lambda _: Slow())
+
+    async with running(voices, slow) as server, client(server.url) as connection, server.http_client() as http:
+        engine = server.context.engine
+        gate, device = hold(engine), service_of(engine).device
+        await say(connection, type="speak", text="Hello.")
+        asked = asyncio.ensure_future(http.post("/v1/audio/speech", json={"input": "Hello.", "voice": "makima", "response_format": "pcm"}))
+        await until(lambda: engine.active + service_of(engine).engine.stats().waiting == 2)
+        device.poison = error
+        gate.release(9)
+        await until(lambda: engine.state == "loading")
+        rebuild.set()
+        assert (await utterance(connection))[1]["type"] == "complete"
+        assert (await asked).status_code == 200
+
+        if not isinstance(error, MemoryError):
+            return  # a second fault of this kind ends the server
+        rebuild.clear()
+        service_of(engine).device.poison = error
+        for session, _ in server.context.sessions:
+            session._speaker._settings = server.context.settings.model_copy(update={"turn_timeout": 0.2})
+        await say(connection, type="speak", text="Hello.", requestId="r")
+        answer = await hear(connection)
+        assert (answer["type"], answer["code"], answer["requestId"]) == ("error", "GPU_OUT_OF_MEMORY", "r")
+        rebuild.set()
+        begun, ends = balance(await figures(server))
+        assert (begun, ends) == (3, {"completed": 2, "failed": 1})
+
+
+async def test_every_utterance_that_begins_is_counted_once_when_it_ends(voices: Path) -> None:
+    engine = FakeEngine(gate=asyncio.Semaphore(3))
+    assert engine.gate is not None
+    async with running(voices, engine) as server:
+        async with client(server.url) as connection:
+            await say(connection, type="speak", text="One.")
+            assert (await utterance(connection))[1]["type"] == "complete"
+            await say(connection, type="speak", text="Two.")
+            await say(connection, type="speak", text="Three.", requestId="three")
+            await say(connection, type="cancel")
+            assert {(await hear(connection))["code"] for _ in range(2)} == {"CANCELLED"}
+            await say(connection, type="speak", text="refuse")
+            engine.gate.release()
+            assert (await hear(connection))["code"] == "INVALID_TEXT"
+            await say(connection, type="speak", text="", **{"continue": True})
+            await say(connection, type="flush")
+            assert (await hear(connection))["code"] == "INVALID_TEXT"
+            for text in ("Four.", "Five."):
+                await say(connection, type="speak", text=text)
+            await until(lambda: engine.handles[-1].text == "Four.")
+        await until(lambda: not server.context.sessions)
+        begun, ends = balance(await figures(server))
+        assert (begun, ends) == (7, {"completed": 1, "cancelled": 2, "failed": 2, "left": 2})
