@@ -5,6 +5,7 @@ import json
 import logging
 import re
 import threading
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,16 @@ from qwen3_jax.engine import Options
 from server.auth import new_key
 from server.engines.qwen3 import Qwen3Engine
 from server.settings import Settings
+from server.speaker import Turn
 from server.voices.store import VoiceStore
+from server.websocket import handle
 from tests.fake_engine import LIMIT, FakeEngine
 from tests.fake_service import FakeService
 from tests.fake_tts import FakeTTS
 from tests.serving import Server, audio, client, connect, hear, running, say, until, utterance
 from tests.test_server_engine import hold, service_of, step_until
 
-SESSIONS, POSTS, WAITING = 20, 20, 12
+SESSIONS, POSTS, WAITING = 20, 12, 6
 
 
 def make(settings: Settings, store: VoiceStore) -> Qwen3Engine:
@@ -43,6 +46,13 @@ def launches(server: Server) -> int:
     return sum(entry[0] == "launch" for entry in service_of(server.context.engine).device.log)
 
 
+def served(server: Server) -> set[Any]:
+    """Whose requests the engine has."""
+    scheduler = service_of(server.context.engine).engine._scheduler
+    handles = [*scheduler.line, *(slot.handle for slot in scheduler.slots)]
+    return {handle.request.owner for handle in handles if handle is not None}
+
+
 async def figures(server: Server, token: str | None = None) -> dict[str, float]:
     async with server.http_client() as http:
         headers = {} if token is None else {"Authorization": f"Bearer {token}"}
@@ -56,34 +66,41 @@ def balance(found: dict[str, float]) -> tuple[float, dict[str, float]]:
     return found["tts_utterances_begun_total"], ends
 
 
-async def test_the_quiet_principal_is_heard_soon_while_the_loud_one_floods(voices: Path, tmp_path: Path) -> None:
-    """By 20 sessions with long and open texts, and by HTTP, until the line is full. In turns of the device, whatever the clock says."""
+@pytest.mark.parametrize("open_texts", [True, False])
+async def test_the_quiet_principal_is_heard_soon_while_the_loud_one_floods(voices: Path, tmp_path: Path, open_texts: bool) -> None:
+    """By 20 sessions with long texts, or with long and open ones, and by HTTP, until the line is full. In turns of the device, whatever
+    the clock says."""
     path, (loud, quiet) = keys_of(tmp_path)
-    sentences = " ".join(f"This is sentence number {number} of a story without end." for number in range(30))
+    sentences = " ".join(f"This is sentence number {number} of a story without end." for number in range(60))
     async with (
-        running(voices, make, api_keys=path, max_queue=WAITING) as server,
+        running(voices, make, api_keys=path, max_queue=WAITING, max_text_chars=20_000, limit_characters=10**7) as server,
         asyncio.timeout(LIMIT),
         server.http_client() as http,
         asyncio.TaskGroup() as tasks,
     ):
         engine = server.context.engine
-        gate = hold(engine)
+        gate, log = hold(engine), service_of(engine).device.log
         sessions = [await tasks.create_task(stay(server, loud)) for _ in range(SESSIONS)]
+        written = range(0, SESSIONS, 2) if open_texts else ()
         for number, connection in enumerate(sessions):
-            await say(connection, type="speak", text=sentences if number % 2 else "Words and then ", **{"continue": not number % 2})
-        await step_until(gate, lambda: engine.active == 2 and engine.queued >= WAITING)
+            await say(connection, type="speak", text="Words " if number in written else sentences, **{"continue": number in written})
+        await until(lambda: service_of(engine).engine.stats().waiting == WAITING)
         posts = [tasks.create_task(post(http, loud, sentences)) for _ in range(POSTS)]
         await until(lambda: sum(one.done() for one in posts) >= POSTS - WAITING)
         assert {one.result() for one in posts if one.done()} == {503}, "the line is full of the loud one's"
 
         async with client(f"{server.url}?token={quiet}") as connection:
-            for _ in range(3):
-                before = launches(server)
-                await say(connection, type="speak", text="Hello.")
+            for number in range(3):
+                while gate.acquire(blocking=False):
+                    pass  # what was released and not used
+                await say(connection, type="speak", text="Hello.", seed=100 + number)
+                await until(lambda: "key:quiet" in served(server))
+                before = len(log)
                 first = asyncio.ensure_future(audio(connection))
                 await step_until(gate, first.done)
                 assert first.result(), "no error"
-                assert launches(server) - before <= 40
+                begins = next(at for at, entry in enumerate(log) if entry[0] == "open" and entry[2] == 100 + number)
+                assert sum(entry[0] == "launch" for entry in log[before:begins]) <= 12
                 ended = asyncio.ensure_future(utterance(connection))
                 await step_until(gate, ended.done)
                 assert ended.result()[1]["type"] == "complete"
@@ -117,12 +134,13 @@ async def test_a_client_that_closes_together_with_its_request_leaves_nothing_beh
     async with running(voices, make) as server:
         engine = server.context.engine
         gate = hold(engine)
-        for turns in range(12):
+        for turn in range(8):
             async with client(server.url) as connection:
-                await say(connection, type="speak", text="A long story.")
-                for _ in range(turns % 4):
-                    await asyncio.sleep(0)
-                connection.transport.abort() if turns % 2 else await connection.close()
+                connection.protocol.send_text(json.dumps({"type": "speak", "text": "A long story."}).encode())
+                if turn % 2:
+                    connection.protocol.send_close(1000)
+                connection.transport.write(b"".join(connection.protocol.data_to_send()))  # all at once
+                connection.transport.close()
         await step_until(gate, lambda: not server.context.sessions and engine.active == engine.queued == 0)
         taken = launches(server)
         assert taken < 300, "nobody spoke to the end"
@@ -134,6 +152,43 @@ async def test_a_client_that_closes_together_with_its_request_leaves_nothing_beh
         begun, ends = balance(await figures(server))
         assert begun == sum(ends.values()) and ends["completed"] == 1 and set(ends) <= {"completed", "left"}
     assert len(caplog.records) < 60 and "Task was destroyed" not in caplog.text and "Traceback" not in caplog.text
+
+
+class Pipe:
+    """A socket of which the test knows when something is received."""
+
+    def __init__(self) -> None:
+        self.received: asyncio.Queue[str] = asyncio.Queue()
+        self.ready = asyncio.Event()
+
+    async def receive(self) -> str:
+        return await self.received.get()
+
+    async def send(self, data: str | bytes) -> None:
+        self.ready.set()
+
+    async def close(self, code: int, reason: str = "") -> None: ...
+
+
+@pytest.mark.parametrize("between", range(8))
+async def test_a_cancellation_is_not_lost_where_a_message_comes_together_with_it(voices: Path, between: int) -> None:
+    """However many rounds of the loop are between the two."""
+    async with running(voices, FakeEngine(gate=asyncio.Semaphore(0))) as server:
+        pipe = Pipe()
+        session = asyncio.create_task(handle(pipe, server.context, "127.0.0.1"))
+        await pipe.ready.wait()
+        await asyncio.sleep(0)
+        pipe.received.put_nowait(json.dumps({"type": "speak", "text": "Hello."}))
+        for _ in range(between):
+            await asyncio.sleep(0)
+        session.cancel()
+        async with asyncio.timeout(LIMIT):
+            ours = ("handle", "Session.run", "Speaker.run")
+            while left := [task for task in asyncio.all_tasks() if task.get_coro().__qualname__ in ours]:
+                await asyncio.wait(left)
+        assert all(one.over for one in server.context.engine.handles)
+        begun, ends = balance(await figures(server))
+        assert ends == ({"left": begun} if begun else {})
 
 
 @pytest.mark.parametrize("headers", [False, True])
@@ -155,6 +210,17 @@ async def test_an_http_client_that_goes_away_gives_its_slot_back(voices: Path, h
             await step_until(gate, lambda: not engine._handles and engine.active == engine.queued == 0)
         assert launches(server) < 300
         assert balance(await figures(server)) == (3, {"left": 3})
+
+
+def too_late(attempt: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+    """A speaker's attempts, the second of which comes when the utterance's time has passed."""
+
+    async def late(turn: Turn, *, whole: bool) -> Any:
+        if whole:
+            turn.due = 0.0
+        return await attempt(turn, whole=whole)
+
+    return late
 
 
 @pytest.mark.parametrize("error", [MemoryError("no memory"), RuntimeError("lost")])
@@ -195,7 +261,7 @@ async def test_the_one_retry_waits_for_the_engine_and_keeps_the_reason(voices: P
         rebuild.clear()
         service_of(engine).device.poison = error
         for session, _ in server.context.sessions:
-            session._speaker._settings = server.context.settings.model_copy(update={"turn_timeout": 0.2})
+            session._speaker._attempt = too_late(session._speaker._attempt)
         await say(connection, type="speak", text="Hello.", requestId="r")
         answer = await hear(connection)
         assert (answer["type"], answer["code"], answer["requestId"]) == ("error", "GPU_OUT_OF_MEMORY", "r")
