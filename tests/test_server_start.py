@@ -54,8 +54,13 @@ def environment(**more: str) -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith("TTS_")} | more
 
 
+def hangup(how: str) -> str:
+    """The first line of a program: SIGHUP as under nohup (IGN), or as usual (DFL), whatever the tests were started under."""
+    return f"import signal; signal.signal(signal.SIGHUP, signal.SIG_{how})\n"
+
+
 def begin(program: str, **more: str) -> "subprocess.Popen[str]":
-    command, given = [sys.executable, "-c", program], environment(**more)
+    command, given = [sys.executable, "-c", hangup("DFL") + program], environment(**more)
     return subprocess.Popen(command, cwd=ROOT, env=given, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -261,8 +266,7 @@ async def test_a_signal_ends_a_server_that_loads(voices: Path) -> None:
 
 def test_a_signal_ends_a_server_that_starts_and_nohup_counts() -> None:
     for ignored in (False, True):
-        nohup = "trap '' HUP; " if ignored else ""
-        command = ["bash", "-c", f'{nohup}exec "$0" -c "$1"', sys.executable, STARTING]
+        command = [sys.executable, "-c", hangup("IGN" if ignored else "DFL") + STARTING]
         with subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=subprocess.PIPE) as process:
             assert process.stdout is not None and process.stdout.readline() == b"started\n"
             process.send_signal(signal.SIGHUP)
