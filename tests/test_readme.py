@@ -13,11 +13,11 @@ def test_ci_runs_the_two_commands() -> None:
     """`.ci/run` takes them out of the README with these very patterns."""
     script = (ROOT / ".ci" / "run").read_text("utf-8")
     say, test = INSTALL
-    for command, pattern in ((say, r"^python3 -m venv .* say "), (test, r"^python3 -m venv .* pytest$")):
+    for command, pattern in ((say, r"^python3 -m venv .* say "), (test, r"^python3 -m venv .* pytest -n 2$")):
         assert f"grep -m1 -E '{pattern}' README.md" in script
         assert re.search(pattern, command)
     assert "&& .venv/bin/python -m pytest" in test
-    assert 'slow=".venv/bin/python -m pytest -m slow"' in script, "what is left out by default"
+    assert 'slow=".venv/bin/python -m pytest -n 2 -m slow"' in script, "what is left out by default"
     assert script.index('bash -c "$say"') < script.index("python3 .ci/wheel.py .venv") < script.index('bash -c "$test"'), (
         "before dev is there"
     )
