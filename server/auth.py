@@ -19,6 +19,7 @@ import msgspec
 from qwen3_jax.folders import expand
 from qwen3_jax.messages import shorten
 from qwen3_jax.text import files
+from server.crowd import network_of
 from server.settings import Settings
 
 ANONYMOUS = "anonymous"
@@ -68,7 +69,8 @@ class Authenticator:
         self._fetching = asyncio.Lock()
 
     def anonymous(self, address: str) -> Principal:
-        return Principal(ANONYMOUS, f"ip:{address}")
+        """Somebody who has said nothing. An IPv6 user, who has 2^64 addresses, is counted once."""
+        return Principal(ANONYMOUS, f"ip:{network_of(address)}")
 
     async def authenticate(self, token: str | None) -> Principal:
         """Who the token is.

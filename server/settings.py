@@ -18,7 +18,7 @@ LONG = ("jwt_public_key", "jwt_rsa_public_key")  # not secret
 
 
 def _alias(name: str, *others: str) -> Any:
-    return Field(validation_alias=AliasChoices(name, f"TTS_{name.upper()}", *others))
+    return Field(validation_alias=AliasChoices(f"TTS_{name.upper()}", *others))
 
 
 class Settings(BaseSettings):
@@ -26,6 +26,7 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(
         env_prefix="TTS_",
+        validate_by_name=True,  # those with an alias, too: Settings(supabase_url=...)
         frozen=True,
         extra="forbid",
         env_ignore_empty=True,
