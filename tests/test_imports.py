@@ -134,7 +134,7 @@ LAYERS = [
     {"server.engines.chatterbox"},
     {"server.engines.factory"},
     {"server.context"},
-    {"server.speaker", "server.outgoing", "server.voices.watch", "server.web"},
+    {"server.client", "server.speaker", "server.outgoing", "server.voices.watch", "server.web"},
     {"server.voices.sample"},
     {"server.websocket", "server.voices.routes", "server.openai", "server.bodies"},
     {"server.drain", "server.schema"},
