@@ -24,6 +24,7 @@ LAYERS = [
         "qwen3_jax.mapping",
         "qwen3_jax.atomic",
         "qwen3_jax.compilation",
+        "qwen3_jax.devices",
         "qwen3_jax.hub",
     },
     {"qwen3_jax.recording"},
