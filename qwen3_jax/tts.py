@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Unpack
 
-import jax
 import jax.numpy as jnp
 import msgspec
 import numpy as np

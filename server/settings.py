@@ -139,6 +139,9 @@ class Settings(BaseSettings):
     """The public key of RS256 tokens: PEM, or its file."""
     jwks: str | None = None
     """A JWKS file, or its https address, for RS256 and ES256."""
+    jwks_ttl: Seconds = 300.0
+    """Seconds within which a key that was taken out of the JWKS is refused: it is read twice as often. Where it cannot be read, the last
+    keys stand for an hour."""
     supabase_url: Annotated[str | None, _alias("supabase_url", "SUPABASE_URL")] = None
     """A Supabase project; stands for its JWKS, issuer and audience."""
     jwt_audience: str | None = None
