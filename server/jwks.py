@@ -117,6 +117,7 @@ class _Https(urllib.request.HTTPRedirectHandler):
 
     def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> urllib.request.Request | None:
         if not newurl.startswith("https://"):
+            fp.close()
             raise urllib.error.URLError(f"it redirects to {newurl}, which is not https")
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
@@ -141,7 +142,12 @@ def read(location: str) -> list[jwt.PyJWK]:
 
 def _download(address: str) -> bytes:
     end, data = monotonic() + TIMEOUT, b""
-    with urllib.request.build_opener(_Https).open(address, timeout=TIMEOUT / 2) as answer:
+    try:
+        opened = urllib.request.build_opener(_Https).open(address, timeout=TIMEOUT / 2)
+    except urllib.error.HTTPError as error:
+        error.close()  # it is the answer, too
+        raise
+    with opened as answer:
         while piece := answer.read1(MAX_BYTES):
             data += piece
             if len(data) > MAX_BYTES:
