@@ -168,9 +168,11 @@ def info(
     """Versions and devices; with --model, what the checkpoint is and how large (from its configs: no weights are read)."""
     import jax
 
+    from qwen3_jax.devices import all_devices
+
     table = Table(show_header=False)
     add_row(table, "qwen3-jax", f"{qwen3_jax.__version__}, jax {jax.__version__}, Python {sys.version.split()[0]}")
-    add_row(table, "devices", ", ".join(f"{device.platform}:{device.id} {device.device_kind}" for device in jax.devices()))
+    add_row(table, "devices", ", ".join(f"{device.platform}:{device.id} {device.device_kind}" for device in all_devices()))
     if model is not None:
         for row in describe(model, dtype):
             add_row(table, *row)

@@ -10,6 +10,7 @@ from flax import nnx
 from qwen3_jax import checkpoint, published
 from qwen3_jax.codec import Codec
 from qwen3_jax.config import CodecConfig, GenerationConfig, ModelConfig, check_together, read
+from qwen3_jax.devices import all_devices
 from qwen3_jax.speaker import SpeakerEncoder
 from qwen3_jax.talker import Talker
 
@@ -112,12 +113,12 @@ def load(folder: Path, *, dtype: jnp.dtype = jnp.float32, device: jax.Device | N
 
     Raises:
         FileNotFoundError: no checkpoint there.
-        ValueError: a config or tensor that does not fit; names it.
+        ValueError: a config or tensor that does not fit, which is named; or no device that JAX can start.
     """
     configs = read_configs(folder)
     source = checkpoint if checkpoint.is_converted(folder) else published
     if stored is None:
-        on_cpu = (device or jax.devices()[0]).platform == "cpu"
+        on_cpu = (device or all_devices()[0]).platform == "cpu"
         stored = jnp.dtype(jnp.bfloat16) if on_cpu and source.talker_dtype(folder) == jnp.bfloat16 else dtype
     graphs, shapes = abstract(configs[0], configs[1], dtype, stored)
     reader = checkpoint.load if source is checkpoint else published.load_published

@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Unpack
 
-import jax
 import jax.numpy as jnp
 import msgspec
 import numpy as np
@@ -23,6 +22,7 @@ from qwen3_jax import audio, compilation, hub, voice_choice
 from qwen3_jax.checkpoint import identity
 from qwen3_jax.checks import check_voice
 from qwen3_jax.codec import DecoderState
+from qwen3_jax.devices import device_of
 from qwen3_jax.encode import encode_codes, encode_x_vector
 from qwen3_jax.generate import PROMPT_BUCKETS
 from qwen3_jax.model import Model, load
@@ -396,7 +396,7 @@ def load_for(
             checkpoint, bfloat16 ones under float32 arithmetic.
     """
     compilation.use_persistent_cache()
-    chosen = _device(device)
+    chosen = device_of(device)
     if dtype is None:
         dtype = "float32" if chosen.platform == "cpu" else "bfloat16"
     if dtype not in ("float32", "bfloat16"):
@@ -408,18 +408,6 @@ def load_for(
     except FileNotFoundError:
         tokenizer = None  # such a checkpoint can be verified and measured; `_reader` says what is missing when text comes
     return Qwen3TTS(model, tokenizer, folder, voices_dir)
-
-
-def _device(name: str | None) -> jax.Device:
-    if name is None:
-        return jax.devices()[0]
-    platform, _, index = name.partition(":")
-    try:
-        found = jax.devices(platform)
-        return found[int(index or 0)]
-    except (RuntimeError, IndexError, ValueError) as error:
-        have = ", ".join(sorted({f"{device.platform}:{device.id}" for device in jax.devices()} | {"cpu:0"}))
-        raise ValueError(f"device {name!r} is not to be had: this machine has {have}") from error
 
 
 def _column(value: Any, rows: int, name: str) -> list[Any]:

@@ -57,6 +57,7 @@ def create_app(settings: Settings | None = None, make_engine: MakeEngine = facto
 
     @app.before_serving
     async def start() -> None:
+        context.auth.start()
         if chosen.load == "start":
             context.load()
         watching.append(asyncio.create_task(watch(context)))
@@ -66,6 +67,7 @@ def create_app(settings: Settings | None = None, make_engine: MakeEngine = facto
     async def close() -> None:
         for task in watching:
             task.cancel()
+        context.auth.close()
         context.access.summarise()
         engine.close()
 

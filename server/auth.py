@@ -3,13 +3,9 @@
 Where auth is off everybody is ``anonymous``, told apart by address for the limits alone.
 """
 
-import asyncio
 import hashlib
-import json
-import logging
 import secrets
 import time
-import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +15,13 @@ import msgspec
 from qwen3_jax.folders import expand
 from qwen3_jax.messages import shorten
 from qwen3_jax.text import files
+from server.crowd import network_of
+from server.jwks import KeySet
 from server.settings import Settings
 
 ANONYMOUS = "anonymous"
-JWKS_SECONDS, JWKS_TIMEOUT = 60.0, 5.0  # asked for at most once a minute, whatever key ids clients make up
 MAX_TOKEN = 8192  # characters
 LEEWAY = 10.0  # seconds by which clocks may differ
-log = logging.getLogger(__name__)
 
 
 class Unauthorized(ValueError):
@@ -57,18 +53,25 @@ class Authenticator:
         self._secret = None if settings.jwt_secret is None else settings.jwt_secret.get_secret_value()
         self._pems = {"ES256": _pem(settings.jwt_public_key), "RS256": _pem(settings.jwt_rsa_public_key)}
         base = None if settings.supabase_url is None else settings.supabase_url.rstrip("/") + "/auth/v1"
-        self._jwks = settings.jwks or (f"{base}/.well-known/jwks.json" if base is not None else None)
-        if self._jwks is not None and "://" in self._jwks and not self._jwks.startswith("https://"):
-            raise ValueError(f"TTS_JWKS = {self._jwks!r}: must be a file or an https address")
+        location = settings.jwks or (f"{base}/.well-known/jwks.json" if base is not None else None)
+        self._jwks = None if location is None else KeySet(location, settings.jwks_ttl)
         self._issuer, self._audience = settings.jwt_issuer or base, settings.jwt_audience
         if base is not None and self._audience is None:
             self._audience = "authenticated"
-        self._set: jwt.PyJWKSet | None = None
-        self._fetched = float("-inf")
-        self._fetching = asyncio.Lock()
+
+    def start(self) -> None:
+        """Fetch the JWKS ahead, if there is one. In the event loop."""
+        if self._jwks is not None:
+            self._jwks.start()
+
+    def close(self) -> None:
+        """Fetch no more."""
+        if self._jwks is not None:
+            self._jwks.close()
 
     def anonymous(self, address: str) -> Principal:
-        return Principal(ANONYMOUS, f"ip:{address}")
+        """Somebody who has said nothing. An IPv6 user, who has 2^64 addresses, is counted once."""
+        return Principal(ANONYMOUS, f"ip:{network_of(address)}")
 
     async def authenticate(self, token: str | None) -> Principal:
         """Who the token is.
@@ -108,37 +111,10 @@ class Authenticator:
             if (pem := self._pems[algorithm]) is not None:
                 return pem
             if self._jwks is not None:
-                return await self._from_set(algorithm, kid)
+                if (found := await self._jwks.find(algorithm, kid)) is None:
+                    raise jwt.InvalidKeyError("its key is not known here")
+                return found.key
         raise jwt.InvalidAlgorithmError("its algorithm is not one that is accepted here")
-
-    async def _from_set(self, algorithm: str, kid: Any) -> Any:
-        async with self._fetching:
-            key = _find(self._set, algorithm, kid)
-            if key is None and time.monotonic() - self._fetched > JWKS_SECONDS:
-                self._fetched = time.monotonic()
-                try:
-                    self._set = jwt.PyJWKSet.from_dict(json.loads(await asyncio.to_thread(_read, str(self._jwks))))
-                except (OSError, ValueError, jwt.PyJWTError) as error:
-                    log.error("JWKS %s cannot be read: %s", self._jwks, error)
-                key = _find(self._set, algorithm, kid)
-        if key is None:
-            raise jwt.InvalidKeyError("its key is not known here")
-        return key.key
-
-
-def _find(keys: jwt.PyJWKSet | None, algorithm: str, kid: Any) -> jwt.PyJWK | None:
-    fitting = [key for key in keys.keys if key.algorithm_name == algorithm] if keys is not None else []
-    if kid is None and len(fitting) == 1:
-        return fitting[0]
-    return next((key for key in fitting if key.key_id == kid), None)
-
-
-def _read(location: str) -> bytes:
-    if "://" not in location:
-        return files.read(Path(expand(location))).encode()
-    with urllib.request.urlopen(location, timeout=JWKS_TIMEOUT) as answer:  # https, see Authenticator
-        data: bytes = answer.read(1_000_000)
-        return data
 
 
 def _pem(value: str | None) -> str | None:

@@ -37,7 +37,7 @@ class Entry(NamedTuple):
 def groups() -> Iterator[tuple[str, list[Entry]]]:
     """(title, settings), in their order."""
     title, entries = "", list[Entry]()
-    shapes = Settings.model_json_schema()["properties"]
+    shapes = Settings.model_json_schema(by_alias=False)["properties"]
     for name, field in Settings.model_fields.items():
         if name in GROUPS:
             if entries:

@@ -5,6 +5,7 @@ import logging
 import os
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from time import monotonic
 
 from pydantic import ValidationError
@@ -20,6 +21,7 @@ from server.settings import Settings
 from server.transport import serve
 
 LEAVE_SECONDS = 0.5  # for threads, once every client has been told
+TELL_SECONDS = 2.0  # for whoever called to tell of an error, where a thread would hold the end up
 log = logging.getLogger("server")
 
 
@@ -64,26 +66,55 @@ def main(**chosen: object) -> None:
         OSError: the address cannot be listened on.
     """
     signals.while_starting()
-    settings = begin(**chosen)
+    settings, before = begin(**chosen), threading.enumerate()
     with listen(settings.host, settings.port) as listener:
         app = create_app(settings)
         log.info("loading model %s", described(settings.model_id))
-        asyncio.run(serve(app, settings, listener=listener))
-    _leave()
+        try:
+            with asyncio.Runner(loop_factory=_loop) as runner:
+                runner.run(serve(app, settings, listener=listener))
+        except BaseException:
+            if _at_work(before):
+                _end_soon()
+            raise
+    if _at_work(before):
+        log.info("a thread is still at work, compiling perhaps: leaving without it")
+        _end(0)
 
 
-def _leave() -> None:
-    """Give threads a moment to end; what is still at work then ends with the process."""
+class _Threads(ThreadPoolExecutor):
+    """The event loop's threads. Its end does not wait for them: one may hang in a bucket or a file system for ever."""
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        super().shutdown(wait=False, cancel_futures=True)
+
+
+def _loop() -> asyncio.AbstractEventLoop:
+    loop = asyncio.new_event_loop()
+    loop.set_default_executor(_Threads(thread_name_prefix="asyncio"))
+    return loop
+
+
+def _at_work(before: list[threading.Thread]) -> bool:
+    """Whether a thread that Python would wait for is at work still, after a moment in which it could end.
+
+    A native compile cannot be interrupted, and may take a minute; a read of a hung file system never ends.
+    """
     end = monotonic() + LEAVE_SECONDS
-    working = [thread for thread in threading.enumerate() if thread is not threading.main_thread() and not thread.daemon]
+    working = [thread for thread in threading.enumerate() if thread not in before and not thread.daemon]
     for thread in working:
         thread.join(max(0.0, end - monotonic()))
-    if any(thread.is_alive() for thread in working):
-        log.info("a thread is still at work, compiling perhaps: leaving without it")
-        if "jax" in sys.modules:  # else nothing has been compiled, and importing it would take a second
-            from qwen3_jax.compilation import drop_unfinished
+    return any(thread.is_alive() for thread in working)
 
-            drop_unfinished()
-        logging.shutdown()
-        sys.stdout.flush()
-        os._exit(0)  # a native compile cannot be interrupted, and Python would wait for its thread, a minute perhaps
+
+def _end_soon() -> None:
+    """End the process with status 1, once its error has been told."""
+    timer = threading.Timer(TELL_SECONDS, _end, (1,))
+    timer.daemon = True
+    timer.start()
+
+
+def _end(status: int) -> None:
+    logging.shutdown()
+    sys.stdout.flush()
+    os._exit(status)

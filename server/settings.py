@@ -18,7 +18,7 @@ LONG = ("jwt_public_key", "jwt_rsa_public_key")  # not secret
 
 
 def _alias(name: str, *others: str) -> Any:
-    return Field(validation_alias=AliasChoices(name, f"TTS_{name.upper()}", *others))
+    return Field(validation_alias=AliasChoices(f"TTS_{name.upper()}", *others))
 
 
 class Settings(BaseSettings):
@@ -26,6 +26,7 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(
         env_prefix="TTS_",
+        validate_by_name=True,  # those with an alias, too: Settings(supabase_url=...)
         frozen=True,
         extra="forbid",
         env_ignore_empty=True,
@@ -138,6 +139,9 @@ class Settings(BaseSettings):
     """The public key of RS256 tokens: PEM, or its file."""
     jwks: str | None = None
     """A JWKS file, or its https address, for RS256 and ES256."""
+    jwks_ttl: Seconds = 300.0
+    """Seconds within which a key that was taken out of the JWKS is refused: it is read twice as often. Where it cannot be read, the last
+    keys stand for an hour."""
     supabase_url: Annotated[str | None, _alias("supabase_url", "SUPABASE_URL")] = None
     """A Supabase project; stands for its JWKS, issuer and audience."""
     jwt_audience: str | None = None

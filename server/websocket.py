@@ -16,12 +16,11 @@ from qwen3_jax.messages import shorten
 from qwen3_jax.text.nfc import AROUND, SLICE
 from server import protocol
 from server.admission import normal_form
-from server.auth import Principal, Unauthorized
-from server.connections import here
+from server.auth import Principal
+from server.client import Client, Ended, no_place
 from server.context import Context
-from server.crowd import Full
 from server.engines.base import Crowded
-from server.limits import Limited, Overloaded
+from server.limits import Limited
 from server.logs import session_id
 from server.machine import Machine, Refusal, State
 from server.outgoing import Outgoing, SlowClient, Socket
@@ -29,17 +28,8 @@ from server.protocol import SPEAK, Cancel, Close, Flush, Speak, Start
 from server.speaker import Configuration, Speaker, Turn
 from server.voices.store import StoredVoice
 
-UNKNOWN = "too many clients have not said who they are: connect again, with a token in the handshake or in start at once"
 TURNED_AWAY = ("UNAUTHORIZED", "RATE_LIMITED", "MODEL_LOADING")  # errors that are refusals: not of a text, but of who asks, or now
 log = logging.getLogger(__name__)
-
-
-class Ended(Exception):  # not an error
-    """The session is over: what to say, and the close code."""
-
-    def __init__(self, code: Close, last: protocol.ServerMessage) -> None:
-        super().__init__(code)
-        self.code, self.last = code, last
 
 
 class Session:
@@ -56,9 +46,7 @@ class Session:
         self.machine = Machine(settings.max_waiting, settings.max_text_chars)
         self.contract_id: str | None = None
         self._socket, self._context, self._settings = socket, context, settings
-        self._address, self._token = address, token
-        self._principal: Principal | None = None  # until a token says so
-        self._held = contextlib.ExitStack()  # a session of the principal's, or a place of those who have not said who they are
+        self._client, self._token = Client(context, address, self._displace), token
         self._reading: asyncio.Timeout | None = None
         self._displaced = False
         self._out = Outgoing(socket, context)
@@ -71,7 +59,7 @@ class Session:
         """Until one side ends it. A cancelled run gives up what it speaks."""
         session_id.set(self.id)
         try:
-            await self._admit()
+            await self._client.admit(self._token)
             await self._out.send(self._ready())
             self.machine.connected()
             async with asyncio.TaskGroup() as tasks:
@@ -89,12 +77,12 @@ class Session:
         except Ended as end:  # before it began
             await self._leave(end.last, end.code)
         finally:
-            self._held.close()
+            self._client.leave()
 
     @property
     def known(self) -> bool:
         """Whether the client has said who it is, if it has to."""
-        return self._principal is not None
+        return self._client.principal is not None
 
     async def drain(self, grace: float) -> None:
         """The server goes down: what is spoken may end within ``grace`` seconds, what waits may not; then goodbye."""
@@ -123,43 +111,11 @@ class Session:
 
     def _note(self, reason: str, why: str, status: int | str = "-") -> None:
         """For the log, if that is a refusal; a client that never said who it is has been refused, too."""
-        if reason in TURNED_AWAY or (reason == "TIMEOUT" and self._principal is None):
-            principal = None if self._principal is None else self._principal.id
-            self._context.access.refused(route=SPEAK, status=status, reason=reason, address=self._address, why=why, principal=principal)
-
-    async def _admit(self) -> None:
-        """Count the connection. Raises Ended where that is one too many, or its token no good."""
-        auth, principal = self._context.auth, None
-        somebody = auth.anonymous(self._address)
-        if not auth.required:
-            principal = somebody
-        elif self._token is not None:
-            with contextlib.suppress(Unauthorized):  # it is asked again below, after the connection has been counted
-                principal = await auth.authenticate(self._token)
-        try:
-            self._context.limits.count(principal or somebody, "connects")
-        except Limited as error:
-            raise _limited(error) from error
-        if principal is not None:
-            self._welcome(principal)
-            return
-        try:
-            guest = self._context.limits.newcomers.enter(self._address, self._displace)
-        except Full as error:
-            raise Ended(Close.OVERLOADED, protocol.error("RATE_LIMITED", UNKNOWN, retry_after_ms=5000)) from error
-        self._held.callback(guest.gone)
-        if self._token is not None:
-            await self._authenticate(self._token)
-
-    def _welcome(self, principal: Principal) -> None:
-        """Know who it is: the session is the principal's, and no stranger's any more. Raises Ended if that is one too many."""
-        self._held.close()
-        try:
-            self._held.enter_context(self._context.limits.session(principal))
-        except Limited as error:
-            raise _limited(error) from error
-        self._principal = principal
-        here().welcome()
+        if reason in TURNED_AWAY or (reason == "TIMEOUT" and self._client.principal is None):
+            client = self._client
+            self._context.access.refused(
+                route=SPEAK, status=status, reason=reason, address=client.address, why=why, principal=client.principal_id
+            )
 
     def _displace(self) -> None:
         """Somebody else has got the place."""
@@ -210,8 +166,8 @@ class Session:
                 async with asyncio.timeout(0 if self._displaced else wait) as self._reading:
                     return await self._socket.receive()
             except TimeoutError:
-                if self._displaced and self._principal is None:
-                    raise Ended(Close.OVERLOADED, protocol.error("RATE_LIMITED", UNKNOWN, retry_after_ms=5000)) from None
+                if self._displaced and self._client.principal is None:
+                    raise no_place() from None
                 self._displaced = False  # it came too late
                 deadline, why = self._deadline()
                 if monotonic() >= deadline:
@@ -221,7 +177,7 @@ class Session:
 
     def _deadline(self) -> tuple[float, str]:
         chosen = self._settings
-        if self._principal is None:
+        if self._client.principal is None:
             return self._connected + chosen.auth_timeout, f"no valid token within {chosen.auth_timeout:g} s"
         if not self._begun:
             return self._connected + chosen.start_timeout, f"neither start nor speak within {chosen.start_timeout:g} s"
@@ -237,13 +193,14 @@ class Session:
             if value not in allowed:
                 raise Refusal("INVALID_MESSAGE", f"{name} {shorten(repr(value))} is not supported: use {', '.join(map(str, allowed))}")
         language = self._language(message.language)
-        if self._context.auth.required and (message.auth_token is not None or self._principal is None or self._principal.expired):
-            await self._authenticate(message.auth_token)
+        known = self._client.principal
+        if self._context.auth.required and (message.auth_token is not None or known is None or known.expired):
+            await self._client.authenticate(message.auth_token)
         self.machine.start()
         self._begun = True
         self.contract_id = message.contract_id
-        known = None if message.voice is None else await self._known_voice(message.voice)
-        voice = known.id if isinstance(known, StoredVoice) else known
+        named = None if message.voice is None else await self._known_voice(message.voice)
+        voice = named.id if isinstance(named, StoredVoice) else named
         self._configuration = Configuration(
             sample_rate=message.sample_rate, encoding=message.encoding, transport=message.transport, language=language, voice=voice
         )
@@ -257,16 +214,8 @@ class Session:
             )
         )
 
-    async def _authenticate(self, token: str | None) -> None:
-        """Learn who it is. Raises Ended if the token is no good."""
-        try:
-            principal = await self._context.auth.authenticate(token)
-        except Unauthorized as error:
-            raise Ended(Close.UNAUTHORIZED, protocol.error("UNAUTHORIZED", str(error), recoverable=False)) from error
-        self._welcome(principal)
-
     async def _speak(self, message: Speak) -> None:
-        request_id, principal = message.request_id, self._principal
+        request_id, principal = message.request_id, self._client.principal
         if principal is None:
             raise Ended(
                 Close.UNAUTHORIZED, protocol.error("UNAUTHORIZED", "send start with authToken first", request_id, recoverable=False)
@@ -350,11 +299,11 @@ class Session:
         for wanted in (name, self._configuration.voice):
             if wanted is not None and (found := await self._known_voice(wanted, request_id)) is not None:
                 return found
-        return await self._context.find_voice(self._default_voice, None if self._principal is None else self._principal.id)
+        return await self._context.find_voice(self._default_voice, self._client.principal_id)
 
     async def _known_voice(self, name: str, request_id: str | None = None) -> StoredVoice | str | None:
         """The voice of that name; None if there is none, and then the client hears of it."""
-        principal_id = None if self._principal is None else self._principal.id
+        principal_id = self._client.principal_id
         if (found := await self._context.named_voice(name, principal_id)) is not None:
             return found
         there = ", ".join(self._context.voices(principal_id)[:20]) or "there is none"
@@ -364,7 +313,7 @@ class Session:
 
     @property
     def _default_voice(self) -> str:
-        return self._context.default_voice(None if self._principal is None else self._principal.id)
+        return self._context.default_voice(self._client.principal_id)
 
     def _ready(self) -> protocol.Ready:
         engine, chosen = self._context.engine, self._settings
@@ -377,7 +326,7 @@ class Session:
                 encodings=protocol.ENCODINGS,
                 sample_rates=protocol.SAMPLE_RATES,
                 max_text_chars=chosen.max_text_chars,
-                voices=self._context.voices(None if self._principal is None else self._principal.id),
+                voices=self._context.voices(self._client.principal_id),
             ),
             limits=protocol.Limits(
                 max_message_bytes=chosen.max_message_bytes,
@@ -385,12 +334,6 @@ class Session:
                 idle_timeout_ms=round(chosen.idle_timeout * 1000),
             ),
         )
-
-
-def _limited(error: Limited) -> Ended:
-    """How a session ends that is one too many."""
-    code = Close.OVERLOADED if isinstance(error, Overloaded) else Close.RATE_LIMITED
-    return Ended(code, protocol.error("RATE_LIMITED", str(error), retry_after_ms=error.retry_after_ms))
 
 
 Sitting = tuple[Session, "asyncio.Task[None]"]

@@ -1,17 +1,22 @@
 """``python -m qwen3_jax``: commands, and errors in one line with exit status 2. Most of it with a model that only counts."""
 
 import io
+import os
+import subprocess
 import sys
 import wave
 from collections.abc import Callable
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
 from qwen3_jax import Qwen3TTS, Voice
 from qwen3_jax.audio import to_pcm16
 from qwen3_jax.cli import main
+from qwen3_jax.devices import device_of
+from tests.fake_engine import LIMIT
 from tests.fake_tts import FakeTTS, tone
 
 Run = Callable[..., tuple[int, bytes, str]]
@@ -345,6 +350,29 @@ def test_info_describes_a_checkpoint(run: Run, checkpoint: Callable[[str], Path]
     assert code == 0
     for word in ("custom_voice", "24000 Hz", "english", "ryan", "parameters", "cpu:0"):
         assert word in out.decode()
+
+
+def test_a_platform_that_is_not_there_is_one_line_and_status_2() -> None:
+    """``cuda`` without a GPU and a name that JAX does not know end in different errors of JAX's."""
+
+    def info(platform: str) -> "subprocess.Popen[str]":
+        command = [sys.executable, "-m", "qwen3_jax", "info"]
+        given = {**os.environ, "JAX_PLATFORMS": platform}
+        return subprocess.Popen(command, env=given, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    platforms = ("nonsense", "cpu,nonsense", *(() if any(device.platform == "gpu" for device in jax.devices()) else ("cuda",)))
+    for platform, process in [(platform, info(platform)) for platform in platforms]:
+        out, told = process.communicate(timeout=LIMIT)
+        assert process.returncode == 2 and out == "", platform
+        [line] = told.splitlines()
+        assert line.startswith(f"error: JAX_PLATFORMS = '{platform}' is not to be had") and "this machine has " in line and "cpu:0" in line
+
+
+def test_a_device_that_is_not_there_is_named_with_those_that_are() -> None:
+    for name in ("nonsense", "cpu:99", "cpu:x"):
+        with pytest.raises(ValueError, match=rf"device '{name}' is not to be had: this machine has .*cpu:0"):
+            device_of(name)
+    assert device_of("cpu").platform == device_of("cpu:0").platform == "cpu"
 
 
 def test_convert_passes_its_arguments_on(run: Run) -> None:

@@ -49,36 +49,6 @@ async def test_three_algorithms_and_keys_in_files(tmp_path: Path) -> None:
         assert await who(chosen, made) == "jwt:user"
 
 
-async def test_jwks_by_key_id(tmp_path: Path) -> None:
-    keys = [
-        jwt.get_algorithm_by_name(algorithm).to_jwk(key.public_key(), as_dict=True) | {"kid": kid, "alg": algorithm}
-        for algorithm, key, kid in (("RS256", RSA, "r"), ("ES256", EC, "e"))
-    ]
-    (tmp_path / "jwks.json").write_text(json.dumps({"keys": keys}))
-    chosen = Settings(jwks=str(tmp_path / "jwks.json"))
-    assert await who(chosen, token(RSA, "RS256", kid="r")) == "jwt:user"
-    assert await who(chosen, token(EC, "ES256", kid="e")) == "jwt:user"
-    with pytest.raises(Unauthorized, match="not known"):
-        await who(chosen, token(RSA, "RS256", kid="x"))
-
-
-async def test_an_unknown_key_id_does_not_fetch_again_and_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    reads: list[str] = []
-
-    def read(location: str) -> bytes:
-        reads.append(location)
-        return b'{"keys": []}'
-
-    monkeypatch.setattr("server.auth._read", read)
-    auth = Authenticator(Settings(jwks="https://example.org/jwks"))
-    for number in range(5):
-        with pytest.raises(Unauthorized):
-            await auth.authenticate(token(RSA, "RS256", kid=str(number)))
-    assert len(reads) == 1
-    with pytest.raises(ValueError, match="https"):
-        Authenticator(Settings(jwks="http://example.org/jwks"))
-
-
 @pytest.mark.parametrize(
     "made",
     [
@@ -156,6 +126,21 @@ def test_only_loopback_is_served_without_keys(monkeypatch: pytest.MonkeyPatch) -
     chosen = Settings()
     assert (chosen.auth_required, chosen.jwt_public_key) == (True, pem(EC))
     assert SECRET not in (shown := Settings(jwt_secret=SECRET).changed()) and "TTS_JWT_SECRET=" in shown
+
+
+def test_names_without_a_prefix_are_not_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in Settings.model_fields:
+        monkeypatch.delenv(f"TTS_{name.upper()}", raising=False)
+        if name != "host":
+            monkeypatch.setenv(name.upper(), "of another program")
+    monkeypatch.delenv("SUPABASE_URL")
+    assert Settings().changed() == ""
+    monkeypatch.setenv("SUPABASE_URL", "https://b.supabase.co")
+    monkeypatch.setenv("SUPABASE_JWT_PUBLIC_KEY", pem(EC))
+    assert (Settings().supabase_url, Settings().jwt_public_key) == ("https://b.supabase.co", pem(EC))
+    monkeypatch.setenv("TTS_SUPABASE_URL", "https://a.supabase.co")
+    assert Settings().supabase_url == "https://a.supabase.co"
+    assert Settings(supabase_url="https://c.supabase.co").supabase_url == "https://c.supabase.co"
 
 
 async def test_supabase_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -317,6 +302,16 @@ async def test_addresses_behind_a_trusted_proxy(voices: Path) -> None:
                 async with connect(server.url, additional_headers={"X-Forwarded-For": f"9.9.9.9, {address}"}) as connection:
                     seen.append(None if (await hear(connection))["type"] == "ready" else await closed(connection))
             assert seen == codes
+
+
+@pytest.mark.usefixtures("one_moment")
+async def test_an_ipv6_network_is_one_user(voices: Path) -> None:
+    async with running(voices, FakeEngine(), proxies=1, limit_connects=1) as server:
+        seen = []
+        for address in ("2001:db8::1", "2001:db8::ffff:2", "2001:db8:0:1::1", "::ffff:1.1.1.1", "1.1.1.1"):
+            async with connect(server.url, additional_headers={"X-Forwarded-For": address}) as connection:
+                seen.append(None if (await hear(connection))["type"] == "ready" else await closed(connection))
+        assert seen == [None, 4429, None, None, 4429]
 
 
 @pytest.mark.usefixtures("one_moment")

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from qwen3_jax import Qwen3TTS, Voice
+from qwen3_jax import Qwen3TTS, Voice, folders
 from qwen3_jax.audio import write_wav
 from qwen3_jax.voice_layers import VoiceLayers
 from server.engines import chatterbox, prompts
@@ -169,13 +169,15 @@ def test_a_voice_that_is_deleted_while_it_is_cloned_leaves_nothing(voices: Path)
         prompts.prepared(store, voice, Cloner(FakeTTS()))
 
 
-@pytest.mark.parametrize("where", ["in a file's place", "read-only", "no home"])
+@pytest.mark.parametrize("where", ["in a file's place", "read-only", "nowhere"])
 def test_without_a_folder_to_write_to_voices_are_cloned_each_time(
     where: str, voices: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    if where == "no home":
+    if where == "nowhere":
+        monkeypatch.setattr(folders, "_said", set())
         monkeypatch.delenv("XDG_CACHE_HOME")
         monkeypatch.setattr("os.path.expanduser", lambda path: path)
+        monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "not here"))
     elif where == "read-only":
 
         def refuse(*_: object) -> None:
@@ -183,7 +185,8 @@ def test_without_a_folder_to_write_to_voices_are_cloned_each_time(
 
         monkeypatch.setattr(cache, "write_file", refuse)
     else:
-        (tmp_path / "cache").write_text("in the way")
+        (tmp_path / "cache" / "qwen3-jax").mkdir(parents=True)
+        (tmp_path / "cache" / "qwen3-jax" / "prompts").write_text("in the way")
     store = VoiceStore(voices)
     for _ in range(2):
         for name in ("anna", "makima"):

@@ -9,14 +9,13 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import httpx
 import pytest
 from typer.testing import CliRunner
 
-from qwen3_jax import cli, compilation
+from qwen3_jax import cli
 from server import reference, signals
 from server.address import is_loopback, listen, url_of
 from server.app import create_app
@@ -38,6 +37,28 @@ def load(settings):
 
 qwen3.load = load
 run.main()
+"""
+HUNG = """
+import threading
+from server.__main__ import serve
+from server.engines import qwen3
+from server.voices.store import VoiceStore
+
+hung, look = threading.Event(), VoiceStore.refresh
+
+def refresh(store, *, now=False):  # as a bucket, or a file system, that does not answer any more
+    if threading.current_thread() is threading.main_thread():
+        return look(store, now=now)
+    print("hung", flush=True)
+    hung.set()
+    threading.Event().wait()
+
+def load(settings):
+    hung.wait()
+    raise ValueError("no such model")
+
+VoiceStore.refresh, qwen3.load = refresh, load
+serve()
 """
 STARTING = """
 import signal
@@ -219,15 +240,6 @@ def test_the_settings_are_described_once() -> None:
     assert [title for title, _ in reference.groups()] == list(reference.GROUPS.values())
 
 
-def test_what_was_being_compiled_when_the_process_ended_is_compiled_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, age in (("old-cache", 60), ("new-cache", 0), ("slots-0.json", 0)):
-        (tmp_path / name).write_bytes(b"half")
-        os.utime(tmp_path / name, (time.time() - age,) * 2)
-    monkeypatch.setattr(compilation, "folder", lambda: tmp_path)
-    compilation.drop_unfinished(30)
-    assert {path.name for path in tmp_path.iterdir()} == {"old-cache", "slots-0.json"}
-
-
 def test_help() -> None:
     command = [sys.executable, "-m", "server", "--help"]
     told = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=LIMIT, check=True).stdout
@@ -262,6 +274,22 @@ async def test_a_signal_ends_a_server_that_loads(voices: Path) -> None:
 
     for said in await asyncio.gather(*map(one, signals.ENDING)):
         assert "leaving without it" in said and "Traceback" not in said
+
+
+@pytest.mark.parametrize(("when", "status"), [("lazy", 0), ("start", 1)])
+def test_a_thread_that_never_ends_does_not_hold_the_end_up(when: str, status: int, voices: Path) -> None:
+    """Neither that of a signal nor that of an error, which is told."""
+    with begin(HUNG, TTS_PORT="0", TTS_VOICES_DIR=str(voices), TTS_LOAD=when) as process:
+        try:
+            assert process.stdout is not None and process.stderr is not None
+            assert process.stdout.readline() == "hung\n", process.stderr.read()
+            if when == "lazy":
+                process.terminate()
+            assert process.wait(LIMIT) == status
+            last = process.stderr.read().splitlines()[-1]
+            assert "leaving without it" in last if status == 0 else last == "error: no such model"
+        finally:
+            process.kill()
 
 
 def test_a_signal_ends_a_server_that_starts_and_nohup_counts() -> None:

@@ -31,6 +31,7 @@ from qwen3_jax.allocation import KEEPING, restart_with_large_pages
 from qwen3_jax.atomic import check_free
 from qwen3_jax.compilation import use_persistent_cache
 from qwen3_jax.config import ModelConfig, parse
+from qwen3_jax.devices import all_devices
 from qwen3_jax.generate import bucket
 from qwen3_jax.mapping import flatten
 from qwen3_jax.model import Model, abstract, load, read_configs
@@ -269,7 +270,7 @@ def run_command(
     rate = (LORA_RATE if rank else RATE) if rate is None else rate
     if not (rate > 0 and math.isfinite(rate)):
         raise ValueError(f"--rate {rate}: must be above 0, such as {RATE:g}")
-    dtype = dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
+    dtype = dtype or ("float32" if all_devices()[0].platform == "cpu" else "bfloat16")
     if dtype not in ("float32", "bfloat16"):
         raise ValueError(f"--dtype {dtype}: must be float32 or bfloat16")
     folder, config = base_folder(source)

@@ -15,6 +15,7 @@ import msgspec
 
 import qwen3_jax
 from qwen3_jax import compilation
+from qwen3_jax.folders import PARTIAL
 
 QUIET = 0.125  # of its cores that others may take while a machine counts as quiet: a step is an eighth longer then
 _QUOTA = Path("/sys/fs/cgroup/cpu.max")
@@ -63,7 +64,7 @@ class Kept:
         """Keep it: whole, or not at all."""
         if self.path is None:
             return
-        partial = self.path.with_name(f".{self.path.name}.{secrets.token_hex(4)}")
+        partial = self.path.with_name(f".{secrets.token_hex(8)}{PARTIAL}")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             partial.write_bytes(msgspec.json.encode(figure))

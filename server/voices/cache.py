@@ -19,7 +19,6 @@ from qwen3_jax.voice_files import write_file
 
 MAX_FILES, MAX_BYTES = 4096, 256 * 1024 * 1024  # what was used least recently goes
 _DIGEST = hashlib.sha256().digest_size
-_NO_FOLDER = "this user has no home: set XDG_CACHE_HOME to a folder that can be written to"
 log = logging.getLogger(__name__)
 
 
@@ -70,8 +69,7 @@ class PromptCache:
 
     def save(self, name: Name, data: bytes) -> None:
         """Keep a prompt. Those that other recordings of the same voice have left go, and, if there are too many, the oldest of all."""
-        if self._folder is None:
-            self._tell("save", f"prompts of voices are not kept: {_NO_FOLDER}")
+        if self._folder is None:  # cache_folder has said so
             return
         path = self._folder / name.file
         partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}")

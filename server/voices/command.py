@@ -89,7 +89,8 @@ def add(
     try:
         voice = store.add(clip, words, about, name)
     except OSError as error:
-        where = store.layers.destination or "no folder"
+        if (where := store.layers.destination) is None:
+            raise ValueError(str(error.strerror)) from error
         raise ValueError(
             f"voice {name!r} cannot be kept in {where}: {error.strerror or error}; give --voices-dir a folder that can be written to"
         ) from error
