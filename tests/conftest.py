@@ -20,9 +20,11 @@ import jax.numpy as jnp
 import pytest
 from hypothesis import HealthCheck, settings
 
+from qwen3_jax.compilation import use_persistent_cache
 from qwen3_jax.model import Model, load
 from qwen3_jax.testing import GOLDEN_SEEDS, write_checkpoint
 
+use_persistent_cache()  # entries are written whole: other processes of these tests read them
 atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 settings.register_profile("whatever the machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("whatever the machine")
