@@ -160,12 +160,13 @@ async def test_a_file_is_read_again(tmp_path: Path) -> None:
     auth.close()
 
 
-async def test_who_has_a_known_key_does_not_wait_for_a_fetch(provider: Provider) -> None:
+async def test_who_has_a_known_key_does_not_wait_for_a_fetch(provider: Provider, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jwks, "TIMEOUT", ALWAYS)
     auth = Authenticator(Settings(jwks=provider.url, jwks_ttl=0.1))
     assert await takes(auth, OF_OLD)
     provider.gate.clear()
     await until(lambda: provider.held.is_set())
-    assert await takes(auth, OF_OLD)
+    assert await asyncio.wait_for(takes(auth, OF_OLD), LIMIT)
     late = asyncio.create_task(takes(auth, OF_NEW))
     await asyncio.sleep(0)
     assert provider.held.is_set() and not late.done(), "the fetch goes on"
