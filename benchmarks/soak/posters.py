@@ -108,7 +108,7 @@ async def uploader(site: Site, draw: Random, books: Books) -> None:
 
 async def _voice(site: Site, http: httpx.AsyncClient, draw: Random, books: Books) -> None:
     number = draw.choice((1, 1, 2))
-    answers = await together(*(http.post(VOICES, **_upload(draw)) for _ in range(number)))  # type: ignore[arg-type]  # files and data
+    answers = await together(*(http.post(VOICES, **_upload(draw)) for _ in range(number)))
     if bad := [answer for answer in answers if answer.status_code != 201]:
         raise Broken(f"POST {VOICES}: {bad[0].status_code} {bad[0].text:.200}")
     books.deeds["uploads"] += number

@@ -14,7 +14,7 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
 from benchmarks.soak.books import Books, Broken
-from benchmarks.soak.posters import SPEECH
+from benchmarks.soak.posters import SPEECH, client
 from benchmarks.soak.process import GRACE
 from benchmarks.soak.session import session
 from benchmarks.soak.site import WAIT, Site
@@ -49,7 +49,7 @@ async def sentences(site: Site, key: str, draw: Random, books: Books, over: Call
 
 
 async def farewell(site: Site, process: "subprocess.Popen[bytes]") -> tuple[float, int | None, list[str]]:
-    """SIGTERM, while clients of every kind are there: seconds to the end of the process, its status, and who was not told as it should be."""
+    """SIGTERM while clients of every kind are there. Returns seconds to the end of the process, its status, and what clients missed."""
     texts = {"idle": None, "stranger": None, "short": "Good night.", "long": "There is no end to this story, and none to that one. " * 20}
     there = asyncio.Barrier(len(texts) + 2)
     tasks = [asyncio.create_task(_last(site, name, text, there)) for name, text in texts.items()]
@@ -69,7 +69,7 @@ async def farewell(site: Site, process: "subprocess.Popen[bytes]") -> tuple[floa
 
 
 async def _last(site: Site, name: str, text: str | None, there: asyncio.Barrier) -> str:
-    """A session at the end: what was wrong with it, or nothing. A short text is spoken to its end; ``stopped`` and 1012 come in any case."""
+    """A session at the end: what was wrong with it, or nothing. A short text is spoken to its end; ``stopped`` and 1012 always come."""
     headers = {} if name == "stranger" else site.bearer
     seen: list[dict[str, Any]] = []
     async with connect(site.speak, compression=None, additional_headers=headers, open_timeout=WAIT, ping_timeout=WAIT) as connection:
@@ -95,11 +95,10 @@ async def _last(site: Site, name: str, text: str | None, there: asyncio.Barrier)
 async def _last_post(site: Site, there: asyncio.Barrier) -> str:
     """A short text by HTTP: it is spoken to its end."""
     body = {"input": "Good night.", "voice": "makima", "response_format": "pcm"}
-    async with httpx.AsyncClient(base_url=site.http, headers=site.bearer, timeout=WAIT) as http:
-        async with http.stream("POST", SPEECH, json=body) as answer:
-            await there.wait()
-            try:
-                number = len(await answer.aread())
-            except httpx.HTTPError as error:
-                return f"HTTP speech: {error!r}"
+    async with client(site) as http, http.stream("POST", SPEECH, json=body) as answer:
+        await there.wait()
+        try:
+            number = len(await answer.aread())
+        except httpx.HTTPError as error:
+            return f"HTTP speech: {error!r}"
     return "" if answer.status_code == 200 and number else f"HTTP speech: status {answer.status_code}, {number} bytes"
