@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from benchmarks.soak.books import Books, Broken
-from benchmarks.soak.conditions import RATIO, Figures, judge
+from benchmarks.soak.conditions import RATIO, Figures, as_json, judge
 from benchmarks.soak.process import Look, log_of, metrics_of
 from benchmarks.soak.quiet import END_SECONDS, Waits
 from benchmarks.soak.session import Session
@@ -88,6 +88,11 @@ def test_what_does_not_hold_is_found(more: dict[str, Any], failed: set[str]) -> 
     conditions = judge(figures(**more))
     assert {one.name for one in conditions if not one.holds} == failed
     assert [one.name for one in conditions if one.strict] == ["first audio of the quiet one, p95"], RATIO
+
+
+def test_figures_are_json() -> None:
+    made = json.loads(json.dumps(as_json(figures(), judge(figures()))))
+    assert made["books"]["ends"]["completed"] == 4 and made["before"]["threads"] == 20
 
 
 @pytest.mark.parametrize(

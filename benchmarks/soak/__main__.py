@@ -86,9 +86,9 @@ class Soak:
     async def _settled(self, phase: str) -> Look:
         """Wait until nobody is there but who looks; what is still there at the end of SETTLE_SECONDS is found by the conditions."""
         self._phase, end = phase, time.monotonic() + SETTLE_SECONDS
+        async with client(self._site) as http:
+            await clean(http)
         while True:
-            async with client(self._site) as http:
-                await clean(http)
             look = self._server.look(await asyncio.to_thread(self._server.metrics))
             if (look.slots, look.queue, look.sessions, look.connections) == (0, 0, 0, 1) or time.monotonic() > end:
                 return look

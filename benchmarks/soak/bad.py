@@ -16,8 +16,8 @@ from benchmarks.soak.site import WAIT, Site
 
 MARKS = "a" + "\u0301\u0316" * 5000  # more combining marks in a row than any letter has
 TOO_LONG = "word " * 1000
-BAD_TEXTS = (TOO_LONG, MARKS, "", "   ", "\ud800", "\u200b")
-BEGINS = ("...", "🙂")  # texts of which only the engine finds out that they say nothing
+BAD_TEXTS = (TOO_LONG, MARKS, "", "   ")
+BEGINS = ("...", "🙂", "\u200b")  # texts of which only the engine finds out that they say nothing
 
 BAD_FRAMES: tuple[str | bytes, ...] = (
     "",
@@ -32,6 +32,7 @@ BAD_FRAMES: tuple[str | bytes, ...] = (
     '{"text": "no type"}',
     '{"type": "speak"}',
     '{"type": "speak", "text": 1.5e400}',
+    '{"type": "speak", "text": "\\ud800"}',
     '{"type": "speak", "text": ["x"]}',
     '{"type": "speak", "text": "x", "topP": 1e-39}',
     '{"type": "speak", "text": "x", "temperature": NaN}',

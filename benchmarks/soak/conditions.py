@@ -1,6 +1,6 @@
 """Figures of a soak -> what had to hold, and whether it did. Pure."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -139,4 +139,5 @@ def _end(figures: Figures) -> list[Condition]:
 
 def as_json(figures: Figures, conditions: list[Condition]) -> dict[str, Any]:
     """For figures.json."""
-    return {"conditions": [asdict(one) for one in conditions], **asdict(figures)}
+    books = {**vars(figures.books), **{name: dict(getattr(figures.books, name)) for name in ("ends", "codes", "deeds")}}
+    return {"conditions": [asdict(one) for one in conditions], **asdict(replace(figures, books=Books())), "books": books}
