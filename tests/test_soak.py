@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,8 @@ def metrics_with(**more: float) -> dict[str, float]:
             {"metrics": metrics_with(completed=8, cancelled=1, failed=0, left=0)},
             {f"{end}: server and clients" for end in ("completed", "cancelled", "failed")},
         ),
+        ({"metrics": metrics_with(cancelled=3, left=1)}, {"cancelled: server and clients"}),
+        ({"books": books_with(asked=15, ends=figures().books.ends + Counter(lost=1))}, {"utterances without an end"}),
         ({"metrics": metrics_with(failed=3, left=0)}, {"failed: server and clients"}),
         ({"metrics": metrics_with(left=4, tts_utterances_begun_total=11)}, {"left: server and clients"}),
         ({"metrics": metrics_with(**{'tts_errors_total{code="SYNTHESIS_ERROR"}': 1})}, {"errors that are the server's fault"}),

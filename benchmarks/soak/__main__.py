@@ -27,12 +27,12 @@ from random import Random
 from benchmarks.soak import load
 from benchmarks.soak.books import Books
 from benchmarks.soak.conditions import Condition, Figures, as_json, ends_of, judge
-from benchmarks.soak.posters import clean, client
+from benchmarks.soak.posters import SPEAKERS, clean, client, speech
 from benchmarks.soak.process import Look, Server
 from benchmarks.soak.quiet import Waits, farewell, sentences
 from benchmarks.soak.site import Site
 
-WARM_SECONDS, ALONE_SECONDS = 20.0, 20.0  # pools, caches and heaps have their size before anything is compared
+WARM_SECONDS, ALONE_SECONDS = 15.0, 30.0  # pools, caches and heaps have their size before anything is compared
 SETTLE_SECONDS = 90.0  # for clients that read nothing: the server's longest limit is 60 s
 PROGRESS_SECONDS = 10.0
 
@@ -48,6 +48,9 @@ class Soak:
     async def run(self, pool: ProcessPoolExecutor) -> Figures:
         """All phases, one after the other."""
         progress = asyncio.create_task(self._progress())
+        async with client(self._site) as http:
+            for voice in SPEAKERS:  # prompts of all of them are kept from now on
+                await speech(http, self._books, "Yes.", voice=voice, response_format="pcm")
         await self._loud(pool, "warming up", WARM_SECONDS)
         before = await self._settled("settling")
         self._phase, end = "the quiet one alone", time.monotonic() + ALONE_SECONDS

@@ -4,9 +4,9 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Literal
 
-End = Literal["completed", "cancelled", "failed", "refused", "unclear", "gone"]
+End = Literal["completed", "cancelled", "failed", "refused", "unclear", "gone", "lost"]
 """``failed``: it had begun, and its client was told why not. ``refused``: it never began. ``unclear``: one of these two, the answer does
-not say which. ``gone``: its client left, and cannot know."""
+not say which. ``gone``: its client left, and cannot know. ``lost``: it should have ended and did not, or a fault came before its end."""
 MOST_WRONG = 50  # that are kept in words
 
 

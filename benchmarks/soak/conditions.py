@@ -61,16 +61,20 @@ def ends_of(metrics: dict[str, float]) -> dict[str, int]:
 
 def _books(figures: Figures) -> list[Condition]:
     server, clients, books = ends_of(figures.metrics), figures.books.ends, figures.books
-    begun, gone, unclear = int(figures.metrics["tts_utterances_begun_total"]), clients["gone"], clients["unclear"]
+    begun, gone, lost = int(figures.metrics["tts_utterances_begun_total"]), clients["gone"], clients["lost"]
     parts = " + ".join(f"{number} {end}" for end, number in server.items())
     conditions = [
         Condition("the server's books", begun == sum(server.values()), f"{begun} begun", parts),
         Condition("the clients' books", books.asked == clients.total(), f"{books.asked} asked for", f"{clients.total()} ended"),
     ]
-    for end, more in (("completed", gone), ("cancelled", gone), ("failed", unclear)):
-        least = clients[end]  # type: ignore[index]  # each is an End
+    conditions.append(Condition("utterances without an end", lost == 0, str(lost), "0"))
+    for end, least, more in (
+        ("completed", clients["completed"], gone + lost),
+        ("cancelled", clients["cancelled"], lost),
+        ("failed", clients["failed"], lost + clients["unclear"]),
+        ("left", 0, gone + lost),
+    ):
         conditions.append(_between(f"{end}: server and clients", server[end], least, least + more))
-    conditions.append(_between("left: server and clients", server["left"], 0, gone))
     faults = books.wrong[0] if books.wrong else "none"
     conditions.append(Condition("faults that clients saw", books.faults == 0, f"{books.faults}: {faults}", "none"))
     ours = sum(int(value) for name, value in figures.metrics.items() if name.startswith("tts_errors_total") and _is_ours(name))

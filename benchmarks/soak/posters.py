@@ -19,6 +19,7 @@ SPEECH, VOICES = "/v1/audio/speech", "/api/v1/voices"
 FORMATS = ("mp3", "opus", "aac", "flac", "wav", "pcm")
 READ = ("mp3", "opus", "flac")  # what soundfile can read when it was streamed
 BUSY = 503  # the line is full, or a turn did not come in time
+SPEAKERS = ("makima", "heart", "alloy", "onyx")  # two voices that ship, and names of OpenAI's
 T = TypeVar("T")
 PREFIX = "soak"  # of the names of voices
 
@@ -52,7 +53,7 @@ async def burst(site: Site, draw: Random, books: Books) -> None:
 
 
 def _wishes(draw: Random) -> dict[str, Any]:
-    wishes: dict[str, Any] = {"response_format": draw.choice(FORMATS), "voice": draw.choice(("makima", "heart", "alloy", "onyx"))}
+    wishes: dict[str, Any] = {"response_format": draw.choice(FORMATS), "voice": draw.choice(SPEAKERS)}
     if draw.random() < 0.2:
         wishes["stream_format"] = "sse"
     if draw.random() < 0.2:
@@ -72,7 +73,7 @@ async def speech(http: httpx.AsyncClient, books: Books, text: str, gone: tuple[i
     try:
         answer = await http.post(SPEECH, json={"input": text, "voice": "makima"} | wishes)
     except httpx.HTTPError as error:
-        books.ended("gone")
+        books.ended("lost")
         raise Broken(f"POST {SPEECH} {wishes}: {error!r}") from error
     if answer.status_code == BUSY or answer.status_code in gone:
         books.codes[answer.json()["error"]["code"]] += 1

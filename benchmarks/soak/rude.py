@@ -76,7 +76,7 @@ async def slow_reader(site: Site, draw: Random, books: Books) -> None:
     body = json.dumps({"input": text, "voice": "heart", "response_format": "wav"}).encode()
     async with opened(site, request(site, "POST", SPEECH, body, Content_Type="application/json"), receive_buffer=4096) as (reader, _):
         with contextlib.suppress(TimeoutError, ConnectionError):
-            async with asyncio.timeout(draw.uniform(2, 15)):
+            async with asyncio.timeout(draw.uniform(2, 10)):
                 while await reader.read(2048):  # noqa: ASYNC110  # slowness is what is meant
                     await asyncio.sleep(draw.uniform(0, 0.2))
 

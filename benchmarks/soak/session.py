@@ -45,6 +45,7 @@ class Session:
         self.first: float | None = None  # when the first audio since the last ``speak`` came, by the loop's clock
         self._connection, self._books, self._transport, self._bytes_a_second = connection, books, transport, bytes_a_second
         self._cancels = 0  # that may still be answered by NOTHING
+        self._refused: str | None = None  # the requestId of a message that is to be refused
         self._binary: int | None = 0  # bytes of the utterance that is spoken; None: nobody can tell whose they are
         self._number = 0
 
@@ -82,8 +83,10 @@ class Session:
 
     async def refused(self, code: str, request_id: str | None = None) -> None:
         """Hear everything up to the answer that refuses a message. Raises Broken as ``hear``, and where the answer is another."""
+        self._refused = request_id
         while isinstance(frame := await self.hear(), bytes) or frame["type"] != "error" or frame.get("requestId") != request_id:
             continue
+        self._refused = None
         if frame["code"] != code:
             raise Broken(f"{code} was to come, not {frame}")
 
@@ -118,8 +121,8 @@ class Session:
         return message
 
     def abandon(self) -> None:
-        """The client leaves: it cannot know the ends of what is live."""
-        self._books.ended("gone", len(self.live))
+        """The client leaves: what is live now has no end that it knows."""
+        self._books.ended("lost", len(self.live))
         self.live.clear()
 
     def _sounds(self) -> None:
@@ -164,9 +167,9 @@ class Session:
             if self._cancels < 0:
                 raise Broken(f"an answer to a cancel that was not sent, or was answered: {message}")
             return
-        if not message["final"] or request_id is None or request_id.startswith("fence"):
+        if not message["final"] or request_id in (None, self._refused):
             return
-        heard = self.live.pop(request_id, None)
+        heard = self.live.pop(request_id or "", None)
         if heard is None:
             raise Broken(f"utterance {request_id} has two ends: {message}")
         self._binary = None if self.live else 0

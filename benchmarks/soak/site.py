@@ -46,7 +46,7 @@ class Site:
 Round: TypeAlias = Callable[[Site, Random, Books], Awaitable[None]]  # what one kind of client does, again and again
 
 
-def text_of(draw: Random, most: int = 3) -> str:
+def text_of(draw: Random, most: int = 2) -> str:
     """Some sentences."""
     return " ".join(draw.choice(SENTENCES) for _ in range(draw.randint(1, most)))
 

@@ -24,7 +24,7 @@ async def json_talker(site: Site, draw: Random, books: Books) -> None:
 async def _talk(site: Site, draw: Random, books: Books, transport: str) -> None:
     encoding, rate, in_start = draw.choice(("pcm16", "pcm32f")), draw.choice(RATES), draw.random() < 0.3
     async with session(site, books, transport=transport, encoding=encoding, rate=rate, in_start=in_start) as made:
-        for _ in range(draw.randint(1, 4)):
+        for _ in range(draw.randint(1, 3)):
             more = {"seed": draw.randrange(2**32)} if draw.random() < 0.5 else {"temperature": draw.uniform(0.5, 1.0)}
             await made.speak(text_of(draw), priority=draw.choice(("normal", "normal", "high")), **more)
             if draw.random() < 0.7:
