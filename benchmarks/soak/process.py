@@ -56,7 +56,7 @@ class Server:
         self.folder, self.log = folder, folder / "server.log"
         pairs = [new_key(name) for name in ("loud", "quiet")]
         (self.loud, _), (self.quiet, _) = pairs
-        for name in ("voices", "temporary", "cache"):
+        for name in ("voices", "temporary", "cache", "data"):
             (folder / name).mkdir(parents=True)
         (folder / "keys").write_text("".join(f"{line}\n" for _, line in pairs), "utf-8")
         options = {
@@ -64,6 +64,7 @@ class Server:
             "TTS_VOICES_DIR": str(folder / "voices"),
             "TTS_GRACE": str(GRACE),
             "XDG_CACHE_HOME": str(folder / "cache"),
+            "XDG_DATA_HOME": str(folder / "data"),
             "TMPDIR": str(folder / "temporary"),
         }
         if "JAX_COMPILATION_CACHE_DIR" not in os.environ and (cache := cache_folder()) is not None:

@@ -7,34 +7,42 @@ from random import Random
 
 from benchmarks.soak.books import Books, Broken
 from benchmarks.soak.posters import SPEECH, VOICES
-from benchmarks.soak.site import WAIT, Site, frame, handshake, opened, request, text_of
+from benchmarks.soak.site import WAIT, Site, frame, handshake, opened, request, text_of, upgraded
 
-LET_GO = 60.0  # seconds in which the server cuts a client that does not read; its own limit is 10 s of a session
+LET_GO = 60.0  # seconds in which a session ends that did not read for some time; the server's own limit is 10 s
 FLOOD_BYTES = 20_000_000  # that a flood may write before the server has to have cut it
 
 
 async def vanisher(site: Site, draw: Random, books: Books) -> None:
     """A WebSocket whose TCP connection is cut: before, in and after the handshake, in a frame, before speech, in it."""
-    hello = handshake(site, draw, known=draw.random() < 0.9)
-    spoken = frame(1, json.dumps({"type": "speak", "text": text_of(draw), "continue": draw.random() < 0.3}).encode())
     stage = draw.choice(("connected", "half a handshake", "handshake", "half a frame", "spoken", "close", "listening", "listening"))
-    sent = {
-        "connected": b"",
-        "half a handshake": hello[: draw.randrange(len(hello))],
-        "handshake": hello,
-        "half a frame": hello + spoken[: draw.randrange(len(spoken))],
-    }.get(stage, hello + spoken + (frame(8, b"\x03\xe8") if stage == "close" else b""))
+    known = draw.random() < 0.9
     books.deeds[f"cut: {stage}"] += 1
-    if stage in ("spoken", "close", "listening"):
-        books.ended("gone")
-    async with opened(site, sent) as (reader, writer):
-        if draw.random() < 0.8:
-            await writer.drain()
+    if stage in ("connected", "half a handshake", "handshake"):
+        hello = handshake(site, draw, known=known)
+        sent = {"connected": 0, "handshake": len(hello)}.get(stage, draw.randrange(len(hello)))
+        async with opened(site, hello[:sent]) as (_, writer):
+            await _go(writer, draw)
+        return
+    spoken = frame(1, json.dumps({"type": "speak", "text": text_of(draw), "continue": draw.random() < 0.3}).encode())
+    async with upgraded(site, draw, known=known) as (reader, writer):
+        if stage == "half a frame":
+            writer.write(spoken[: draw.randrange(len(spoken))])
+        else:
+            books.ended("gone")
+            writer.write(spoken + (frame(8, b"\x03\xe8") if stage == "close" else b""))
         if stage == "listening":
-            await _read(reader, draw.choice((100, 5000, 60_000, 200_000)))
-        elif draw.random() < 0.5:
-            await asyncio.sleep(draw.uniform(0, 0.3))
-    await asyncio.sleep(draw.uniform(0, 0.3))
+            await _read(reader, draw.choice((100, 5000, 20_000, 60_000)))
+        await _go(writer, draw)
+
+
+async def _go(writer: asyncio.StreamWriter, draw: Random) -> None:
+    """Stay for a moment, or not even for what was written to leave."""
+    if draw.random() < 0.8:
+        with contextlib.suppress(ConnectionError):
+            await writer.drain()
+    if draw.random() < 0.5:
+        await asyncio.sleep(draw.uniform(0, 0.3))
 
 
 async def vanishing_poster(site: Site, draw: Random, books: Books) -> None:
@@ -83,17 +91,18 @@ async def slow_reader(site: Site, draw: Random, books: Books) -> None:
 
 async def _silent(site: Site, draw: Random, text: str) -> None:
     """A session that reads nothing after ``ready``, with more audio than all buffers hold. Raises Broken: the server does not let go."""
-    asked = handshake(site, draw, known=True)
-    asked += frame(1, json.dumps({"type": "start", "sampleRate": 48_000, "encoding": "pcm32f"}).encode())
+    asked = frame(1, json.dumps({"type": "start", "sampleRate": 48_000, "encoding": "pcm32f"}).encode())
     asked += frame(1, json.dumps({"type": "speak", "text": f"{text} " * 4}).encode()) * 2
-    async with opened(site, asked, receive_buffer=4096) as (reader, writer):
+    async with upgraded(site, draw, known=True, receive_buffer=4096) as (reader, writer):
+        writer.write(asked)
         await _read(reader, 200)
         writer.transport.pause_reading()  # type: ignore[attr-defined]  # a transport that reads, too
-        await asyncio.sleep(draw.uniform(8, 15))
+        await asyncio.sleep(draw.uniform(8, 16))
         writer.transport.resume_reading()  # type: ignore[attr-defined]  # the same
         try:
             async with asyncio.timeout(LET_GO):
                 with contextlib.suppress(ConnectionError):
+                    writer.write(frame(1, b'{"type": "stop"}'))  # if the session is there still
                     while await reader.read(65536):
                         pass
         except TimeoutError as error:
@@ -105,7 +114,10 @@ async def flooder(site: Site, draw: Random, books: Books) -> None:
     kind = draw.choice(tuple(FLOODS))
     books.deeds[f"flood: {kind}"] += 1
     begin, more = FLOODS[kind]
-    async with opened(site, begin(site, draw)) as (reader, writer):
+    there = opened(site, begin) if kind in BODIES else upgraded(site, draw, known=False)
+    async with there as (reader, writer):
+        if kind not in BODIES:
+            writer.write(begin)
         heard = asyncio.create_task(_to_the_end(reader))
         written = 0
         with contextlib.suppress(ConnectionError):
@@ -129,22 +141,18 @@ async def _to_the_end(reader: asyncio.StreamReader) -> None:
                 pass
 
 
-def _stranger(site: Site, draw: Random) -> bytes:
-    return handshake(site, draw, known=False)
-
-
-def _chunked(path: str) -> bytes:
-    return f"POST {path} HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n".encode()
-
-
-FLOODS = {
-    "pings": (_stranger, frame(9, b"") * 200),
-    "full pings": (_stranger, frame(9, b"x" * 125) * 50),
-    "pongs": (_stranger, frame(10, b"") * 200),
-    "continuations": (lambda site, draw: _stranger(site, draw) + frame(1, b"", final=False), frame(0, b"", final=False) * 200),
-    "messages": (_stranger, frame(1, b"{}") * 200),
-    "bytes": (_stranger, frame(2, b"x" * 60_000)),
-    "chunks": (lambda site, draw: _chunked(SPEECH), b"1\r\nx\r\n" * 200),
-    "chunks of an upload": (lambda site, draw: _chunked(VOICES), b"1\r\nx\r\n" * 200),
-    "heads": (lambda site, draw: b"GET / HTTP/1.1\r\n", b"A: b\r\n" * 200),
+CHUNKED = " HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+BODIES = {
+    "chunks": (f"POST {SPEECH}{CHUNKED}".encode(), b"1\r\nx\r\n" * 200),
+    "chunks of an upload": (f"POST {VOICES}{CHUNKED}".encode(), b"1\r\nx\r\n" * 200),
+    "heads": (b"GET / HTTP/1.1\r\n", b"A: b\r\n" * 200),
+}
+FLOODS = {  # what comes first, and again and again
+    "pings": (b"", frame(9, b"") * 200),
+    "full pings": (b"", frame(9, b"x" * 125) * 50),
+    "pongs": (b"", frame(10, b"") * 200),
+    "continuations": (frame(1, b"", final=False), frame(0, b"", final=False) * 200),
+    "messages": (b"", frame(1, b"{}") * 200),
+    "bytes": (b"", frame(2, b"x" * 60_000)),
+    **BODIES,
 }

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import TypeAlias
 
-from benchmarks.soak.books import Books
+from benchmarks.soak.books import Books, Broken
 
 SENTENCES = (
     "Good evening, and welcome to the harbour.",
@@ -69,6 +69,21 @@ async def opened(
     finally:
         writer.transport.abort()
         await asyncio.sleep(0)
+
+
+@asynccontextmanager
+async def upgraded(
+    site: Site, draw: Random, *, known: bool, receive_buffer: int | None = None
+) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    """A WebSocket whose frames the client makes itself. What comes before the answer to the handshake is no WebSocket's, and gets 400."""
+    async with opened(site, handshake(site, draw, known=known), receive_buffer) as (reader, writer):
+        try:
+            answer = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), WAIT)
+        except asyncio.IncompleteReadError as error:
+            raise Broken(f"a handshake was answered with {error.partial!r}") from error
+        if b" 101 " not in answer:
+            raise Broken(f"a handshake was answered with {answer!r}")
+        yield reader, writer
 
 
 def request(site: Site, method: str, path: str, body: bytes = b"", *, known: bool = True, **headers: str) -> bytes:
