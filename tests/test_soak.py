@@ -184,6 +184,7 @@ async def test_a_client_notices_what_must_not_be(transport: str, frames: list[An
 
 @pytest.mark.slow
 def test_a_server_stands_it(tmp_path: Path) -> None:
+    """The waits of the quiet principal do not count: no test is to depend on the machine's speed."""
     minutes = os.environ.get("SOAK_MINUTES", "1")
     command = [sys.executable, "-m", "benchmarks.soak", "--minutes", minutes, "--out", str(tmp_path / "out")]
     ran = subprocess.run(command, cwd=Path(__file__).parents[1], stdout=subprocess.PIPE, text=True, check=False)

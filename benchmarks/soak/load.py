@@ -55,4 +55,4 @@ async def _client(round_of: Round, site: Site, draw: Random, books: Books, end: 
         try:
             await round_of(site, draw, books)
         except (Broken, OSError, WebSocketException, httpx.HTTPError) as error:  # a TimeoutError is an OSError
-            books.fault(f"{round_of.__name__}: {error or repr(error)}")
+            books.fault(f"{round_of.__name__}: {str(error) or repr(error)}")

@@ -24,7 +24,8 @@ async def vanisher(site: Site, draw: Random, books: Books) -> None:
         async with opened(site, hello[:sent]) as (_, writer):
             await _go(writer, draw)
         return
-    spoken = frame(1, json.dumps({"type": "speak", "text": text_of(draw), "continue": draw.random() < 0.3}).encode())
+    is_open = stage != "listening" and draw.random() < 0.3
+    spoken = frame(1, json.dumps({"type": "speak", "text": text_of(draw), "continue": is_open}).encode())
     async with upgraded(site, draw, known=known) as (reader, writer):
         if stage == "half a frame":
             writer.write(spoken[: draw.randrange(len(spoken))])
@@ -32,7 +33,7 @@ async def vanisher(site: Site, draw: Random, books: Books) -> None:
             books.ended("gone")
             writer.write(spoken + (frame(8, b"\x03\xe8") if stage == "close" else b""))
         if stage == "listening":
-            await _read(reader, draw.choice((100, 5000, 20_000, 60_000)))
+            await _read(reader, draw.choice((100, 1000, 5000, 20_000)))  # the shortest text has more
         await _go(writer, draw)
 
 
