@@ -149,15 +149,28 @@ def start(arguments: argparse.Namespace, port: int, folder: Path) -> "subprocess
 
         voices = make_voices(folder / "voices")
         command = [sys.executable, "-m", "tests.serve_fake", str(port), str(voices), "0", "40"]
-    options = {"TTS_PORT": str(port), "TTS_LIMIT_UTTERANCES": "100000", "TTS_LIMIT_CHARACTERS": "100000000"}
-    options |= {"TTS_LIMIT_SESSIONS": "1000", "TTS_MAX_SESSIONS": "1000", "TTS_LIMIT_CONNECTS": "100000"}
+    options = {"TTS_LIMIT_SESSIONS": "1000", "TTS_MAX_SESSIONS": "1000"}
     if voices is not None:
         options["TTS_VOICES_DIR"] = str(voices)
     if arguments.model:
         options["TTS_MODEL_ID"] = arguments.model
-    said = folder / "stderr"
+    return launch(command, port, options, folder / "stderr")
+
+
+def launch(command: list[str], port: int, options: dict[str, str], said: Path) -> "subprocess.Popen[bytes]":
+    """A server that is ready, without limits on what a principal asks for in a minute.
+
+    Args:
+        options: more variables of its environment.
+        said: the file for its log.
+
+    Raises:
+        RuntimeError: it ended; has the log's last line.
+        TimeoutError: it was not ready in READY_SECONDS.
+    """
+    limits = {f"TTS_LIMIT_{what}": "100000000" for what in ("UTTERANCES", "CHARACTERS", "CONNECTS", "UPLOADS")}
     with said.open("wb") as file:
-        process = subprocess.Popen(command, env={**os.environ, **options}, stderr=file)
+        process = subprocess.Popen(command, env={**os.environ, **limits, **options, "TTS_PORT": str(port)}, stderr=file)
     deadline = time.monotonic() + READY_SECONDS
     while time.monotonic() < deadline:
         if process.poll() is not None:
@@ -168,6 +181,7 @@ def start(arguments: argparse.Namespace, port: int, folder: Path) -> "subprocess
         except (urllib.error.URLError, ConnectionError):
             time.sleep(0.2)  # between two questions; the deadline is above
     process.kill()
+    process.wait()
     raise TimeoutError(f"the server was not ready in {READY_SECONDS:.0f} s")
 
 

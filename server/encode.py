@@ -141,6 +141,8 @@ class Aac:
         self._frame, self._place = av.AudioFrame, 0
 
     def write(self, pcm: NpF32["F"]) -> bytes:
+        if not len(pcm):
+            return b""  # FFmpeg takes no frame without samples
         frame = self._frame.from_ndarray(np.ascontiguousarray(check_finite(pcm)[None]), format="fltp", layout="mono")
         frame.sample_rate, frame.pts, frame.time_base = SAMPLE_RATE, self._place, Fraction(1, SAMPLE_RATE)
         self._place += len(pcm)
@@ -192,6 +194,8 @@ class Tempo:
         self._graph.configure()
 
     def write(self, pcm: NpF32["F"]) -> NpF32["F"]:
+        if not len(pcm):
+            return np.zeros(0, np.float32)  # FFmpeg takes no frame without samples
         frame = self._frame.from_ndarray(np.ascontiguousarray(check_finite(pcm)[None], np.float32), format="flt", layout="mono")
         frame.sample_rate, frame.pts, frame.time_base = SAMPLE_RATE, self._place, Fraction(1, SAMPLE_RATE)
         self._place += len(pcm)

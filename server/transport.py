@@ -17,7 +17,7 @@ from hypercorn import protocol as hypercorn_protocol
 from hypercorn.asyncio import run as hypercorn_run
 from hypercorn.asyncio import serve as hypercorn_serve
 from hypercorn.config import Config, Sockets
-from hypercorn.events import Event, RawData
+from hypercorn.events import Event, RawData, Updated
 from hypercorn.middleware import ProxyFixMiddleware
 from hypercorn.protocol import h11 as h11_protocol
 from hypercorn.protocol import ws_stream
@@ -46,7 +46,9 @@ log = logging.getLogger(__name__)
 
 class _Connection(hypercorn_run.TCPServer):
     """As Hypercorn's, but counted before anything is read, known to the configuration, so that the end can cut it, and not for a
-    client that stalls."""
+    client that stalls, or that has gone."""
+
+    _gone = False  # the client has closed
 
     async def run(self) -> None:
         config = self.config
@@ -66,7 +68,14 @@ class _Connection(hypercorn_run.TCPServer):
         finally:
             counted.close(connection)
 
+    async def _read_data(self) -> None:
+        await super()._read_data()
+        self._gone = True
+        await self.idle_task.stop()  # run waits for it
+
     async def protocol_send(self, event: Event) -> None:
+        if self._gone and isinstance(event, Updated) and event.idle:
+            return
         if not isinstance(event, RawData):
             await super().protocol_send(event)
             return

@@ -227,6 +227,19 @@ async def test_silent_connections_keep_nobody_out(voices: Path) -> None:
         assert counted(server, "refused", "too many") == 0
 
 
+async def test_a_client_that_has_gone_keeps_no_place(voices: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An idle connection whose client closes, before a request or after the answer, ends then, and not when its idle time is over."""
+    monkeypatch.setattr(transport, "HEAD_SECONDS", 100 * LIMIT)
+    async with running(voices, FakeEngine()) as server:
+        metrics = server.context.metrics
+        for asked in (b"", b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"):
+            async with opened(server, asked) as reader:
+                await until(lambda: b"tts_connections 1.0" in metrics.render())
+                if asked:
+                    await asyncio.wait_for(reader.readuntil(b"}"), LIMIT)
+            await until(lambda: b"tts_connections 0.0" in metrics.render())
+
+
 async def test_where_all_connections_are_in_use_one_more_is_told(voices: Path) -> None:
     async with running(voices, FakeEngine(), max_connections=2) as server:
         async with connect(server.url, local_addr=("127.0.0.2", 0)) as one, connect(server.url, local_addr=("127.0.0.3", 0)) as two:

@@ -104,6 +104,26 @@ def test_readers_find_the_length_of_a_saved_file(tmp_path: Path, ending: str) ->
         assert abs(sum(frame.samples for frame in container.decode(audio=0)) / container.streams.audio[0].rate - 18) < 0.1
 
 
+@pytest.mark.parametrize("kind", sorted(CONTENT_TYPES))
+def test_pieces_without_samples_change_nothing(kind: str) -> None:
+    """A change of speed holds samples back, so the first pieces after it may be empty."""
+    if kind == "aac":
+        pytest.importorskip("av", reason="the extra audio")
+    coder, sound, empty = encoder(kind), wave(), np.zeros(0, np.float32)
+    data = coder.write(empty) + coder.write(sound) + coder.write(empty) + coder.finish()
+    samples, expected = (decoded(kind, one)[0] for one in (data, encoded(kind, sound, len(sound))))
+    np.testing.assert_array_equal(samples, expected)
+
+
+@pytest.mark.parametrize("speed", [0.25, 2.0, 4.0])
+def test_pieces_of_every_size_change_the_speed(speed: float) -> None:
+    """Empty ones, and ones that are too short for anything to come out at once."""
+    pytest.importorskip("av", reason="the extra audio")
+    tempo, sound = Tempo(speed), wave()
+    made = [tempo.write(piece) for piece in (sound[:0], sound[:2], sound[2:400], sound[400:400], sound[400:])]
+    assert abs(sum(map(len, [*made, tempo.finish()])) / 24000 - 1 / speed) < 0.1
+
+
 def test_a_streamed_wav_has_one_header() -> None:
     data = encoded("wav", wave())
     assert data.count(b"RIFF") == 1
