@@ -8,7 +8,7 @@ from qwen3_jax.extras import needed
 
 def make_key(name: str) -> None:
     """Print a fresh key on stderr, once, and the line for the key file on stdout."""
-    key, line = needed("server.auth", "server", "python -m server key").new_key(name)
+    key, line = needed("server.keys", "server", "python -m server key").new_key(name)
     print(f"the key of {name}, shown this once: {key}", file=sys.stderr)
     print(line)
 

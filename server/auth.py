@@ -3,8 +3,6 @@
 Where auth is off everybody is ``anonymous``, told apart by address for the limits alone.
 """
 
-import hashlib
-import secrets
 import time
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ from qwen3_jax.messages import shorten
 from qwen3_jax.text import files
 from server.crowd import network_of
 from server.jwks import KeySet
+from server.keys import KeyFile
 from server.settings import Settings
 
 ANONYMOUS = "anonymous"
@@ -49,7 +48,7 @@ class Authenticator:
 
     def __init__(self, settings: Settings) -> None:
         self.required = settings.auth_required
-        self._keys = read_keys(settings.api_keys) if settings.api_keys is not None else {}
+        self._keys = None if settings.api_keys is None else KeyFile(settings.api_keys)
         self._secret = None if settings.jwt_secret is None else settings.jwt_secret.get_secret_value()
         self._pems = {"ES256": _pem(settings.jwt_public_key), "RS256": _pem(settings.jwt_rsa_public_key)}
         base = None if settings.supabase_url is None else settings.supabase_url.rstrip("/") + "/auth/v1"
@@ -60,14 +59,16 @@ class Authenticator:
             self._audience = "authenticated"
 
     def start(self) -> None:
-        """Fetch the JWKS ahead, if there is one. In the event loop."""
-        if self._jwks is not None:
-            self._jwks.start()
+        """Keep the keys of files and addresses fresh. In the event loop."""
+        for kept in (self._keys, self._jwks):
+            if kept is not None:
+                kept.start()
 
     def close(self) -> None:
-        """Fetch no more."""
-        if self._jwks is not None:
-            self._jwks.close()
+        """Keep them fresh no more."""
+        for kept in (self._keys, self._jwks):
+            if kept is not None:
+                kept.close()
 
     def anonymous(self, address: str) -> Principal:
         """Somebody who has said nothing. An IPv6 user, who has 2^64 addresses, is counted once."""
@@ -83,10 +84,8 @@ class Authenticator:
             raise Unauthorized("no token: send authToken in start, an Authorization: Bearer header, or a token query")
         if len(token) > MAX_TOKEN:
             raise Unauthorized(f"a token of {len(token)} characters: at most {MAX_TOKEN} are taken")
-        digest = hashlib.sha256(token.encode(errors="surrogatepass")).hexdigest()
-        if digest in self._keys:
-            name = f"key:{self._keys[digest]}"
-            return Principal(name, name)
+        if self._keys is not None and (owner := self._keys.name(token)) is not None:
+            return Principal(f"key:{owner}", f"key:{owner}")
         try:
             header = jwt.get_unverified_header(token)
             key = await self._key(str(header.get("alg")), header.get("kid"))
@@ -125,26 +124,3 @@ def _pem(value: str | None) -> str | None:
     if "PUBLIC KEY" not in text:
         raise ValueError("a JWT public key must be PEM (-----BEGIN PUBLIC KEY-----), or the path of such a file")
     return text
-
-
-def new_key(name: str) -> tuple[str, str]:
-    """A fresh API key and the line that the key file keeps of it."""
-    key = f"tts-{secrets.token_urlsafe(32)}"
-    return key, f"{name}:{hashlib.sha256(key.encode()).hexdigest()}"
-
-
-def read_keys(path: Path) -> dict[str, str]:
-    """A key file -> {sha256: name}.
-
-    Raises:
-        ValueError: a line that is not name:sha256.
-    """
-    found = {}
-    for number, line in enumerate(files.read(Path(expand(path))).splitlines(), 1):
-        name, _, digest = line.strip().partition(":")
-        if not line.strip() or line.startswith("#"):
-            continue
-        if not name or len(digest) != 64 or set(digest) - set("0123456789abcdef"):
-            raise ValueError(f"{path}, line {number}: must be name:sha256; make one with python -m server key NAME")
-        found[digest] = name
-    return found

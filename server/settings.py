@@ -130,7 +130,7 @@ class Settings(BaseSettings):
     auth: Literal["auto", "off"] = "auto"
     """`auto`: clients need a token as soon as there is any key below; without one, only this machine is served. `off`: everybody is."""
     api_keys: Path | None = None
-    """File of `name:sha256` lines, made by `python -m server key NAME`."""
+    """File of `name:sha256` lines, made by `python -m server key NAME`. It is read again when it changes."""
     jwt_secret: SecretStr | None = None
     """The secret of HS256 tokens."""
     jwt_public_key: Annotated[str | None, _alias("jwt_public_key", "SUPABASE_JWT_PUBLIC_KEY")] = None

@@ -115,6 +115,7 @@ LAYERS = [
         "server.metrics",
         "server.audio_out",
         "server.jwks",
+        "server.keys",
         "server.reading",
         "server.voices",
         "server.voices.names",

@@ -14,12 +14,13 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from websockets.exceptions import InvalidStatus
 
-from server.auth import LEEWAY, Authenticator, Unauthorized, new_key, read_keys
+from server.auth import LEEWAY, Authenticator, Unauthorized
+from server.keys import KeyFile, new_key, read_keys
 from server.limits import Limited, Limits
 from server.origins import origin_allowed
 from server.settings import Settings
 from tests.fake_engine import LIMIT, FakeEngine
-from tests.serving import client, closed, connect, hear, running, say, utterance
+from tests.serving import client, closed, connect, hear, running, say, until, utterance
 from tests.test_server_voices import CONSENT, sound, speech
 
 DAY = 86_400.0  # no run takes as long
@@ -88,6 +89,39 @@ async def test_a_public_key_is_no_secret() -> None:
     signed = body + b"." + base64.urlsafe_b64encode(hmac.digest(pem(RSA).encode(), body, hashlib.sha256)).rstrip(b"=")
     with pytest.raises(Unauthorized):
         await who(Settings(jwt_rsa_public_key=pem(RSA)), signed.decode())
+
+
+def test_a_key_that_is_taken_out_of_its_file_is_refused(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (one, first), (two, second) = new_key("one"), new_key("two")
+    path = tmp_path / "keys"
+    path.write_text(f"{first}\n{second}\n", "utf-8")
+    keys = KeyFile(path)
+    assert (keys.name(one), keys.name(two), keys.name(first)) == ("one", "two", None)
+    path.write_text(f"{second}\n", "utf-8")
+    keys.refresh()
+    assert (keys.name(one), keys.name(two)) == (None, "two")
+    for _ in range(3):
+        path.write_text("no key at all", "utf-8")
+        keys.refresh()
+        assert keys.name(two) == "two", "the last keys stand"
+    assert sum("must be name:sha256" in record.message for record in caplog.records) == 1
+    path.unlink()
+    keys.refresh()
+    path.write_text(f"{first}\n", "utf-8")
+    keys.refresh()
+    assert (keys.name(one), keys.name(two)) == ("one", None)
+
+
+async def test_a_server_looks_at_its_key_file(tmp_path: Path, voices: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("server.keys.LOOK_SECONDS", 0.02)
+    key, line = new_key("one")
+    (tmp_path / "keys").write_text(f"{line}\n", "utf-8")
+    async with running(voices, FakeEngine(), api_keys=tmp_path / "keys") as server, server.http_client() as http:
+        headers = {"Authorization": f"Bearer {key}"}
+        assert (await http.get("/api/v1/voices", headers=headers)).status_code == 200
+        (tmp_path / "keys").write_text("", "utf-8")
+        await until(lambda: server.context.auth._keys.name(key) is None)
+        assert (await http.get("/api/v1/voices", headers=headers)).status_code == 401
 
 
 async def test_api_keys_are_kept_as_hashes(tmp_path: Path) -> None:

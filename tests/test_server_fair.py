@@ -14,8 +14,8 @@ import pytest
 from websockets.asyncio.client import ClientConnection
 
 from qwen3_jax.engine import Options
-from server.auth import new_key
 from server.engines.qwen3 import Qwen3Engine
+from server.keys import new_key
 from server.settings import Settings
 from server.speaker import Turn
 from server.voices.store import VoiceStore
