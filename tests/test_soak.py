@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from benchmarks.soak.books import Books, Broken
-from benchmarks.soak.conditions import RATIO, Figures, as_json, judge
+from benchmarks.soak.conditions import MORE_THREADS, RATIO, Figures, as_json, judge
 from benchmarks.soak.process import Look, log_of, metrics_of
 from benchmarks.soak.quiet import END_SECONDS, Waits
 from benchmarks.soak.session import Session
@@ -74,8 +74,8 @@ def metrics_with(**more: float) -> dict[str, float]:
         ({"books": books_with(asked=15)}, {"the clients' books"}),
         ({"books": books_with(faults=1, wrong=["audio came and no utterance is live"])}, {"faults that clients saw"}),
         ({"after": replace(LOOK, slots=1, sessions=1, connections=2)}, {"slots", "sessions", "connections"}),
-        ({"after": replace(LOOK, threads=25, descriptors=35)}, {"threads", "descriptors"}),
-        ({"after": replace(LOOK, threads=24, descriptors=34, memory=760.0)}, set()),
+        ({"after": replace(LOOK, threads=LOOK.threads + MORE_THREADS + 1, descriptors=35)}, {"threads", "descriptors"}),
+        ({"after": replace(LOOK, threads=LOOK.threads + MORE_THREADS, descriptors=34, memory=760.0)}, set()),
         ({"after": replace(LOOK, memory=770.0)}, {"memory"}),
         ({"after": replace(LOOK, voices=("prompts/a", "v/reference.wav"), temporary=("x",))}, {"files: voices", "files: temporary"}),
         ({"beside": Waits([0.1, 0.4])}, {"first audio of the quiet one, p95"}),

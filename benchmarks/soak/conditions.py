@@ -1,5 +1,6 @@
 """Figures of a soak -> what had to hold, and whether it did. Pure."""
 
+import os
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -10,7 +11,8 @@ from benchmarks.soak.process import Log, Look
 from benchmarks.soak.quiet import END_SECONDS, Waits
 
 RATIO = 1.5  # first audio of the quiet principal beside the loud one, p95, over that of the quiet one alone
-MORE_THREADS, MORE_DESCRIPTORS = 4, 4  # workers of pools that begin when they are needed
+MORE_THREADS = min(32, (os.cpu_count() or 1) + 4)  # workers of asyncio.to_thread, which begin when they are needed
+MORE_DESCRIPTORS = 4
 MORE_MEMORY, MORE_MEMORY_A_MINUTE = 64.0, 4.0  # MB: heaps that grow until they fit, and after that
 MORE_LINES_A_MINUTE = 200  # of the log, besides one for each utterance: the bound of refusals, and as many sessions that were cut
 
