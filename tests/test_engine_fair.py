@@ -13,6 +13,7 @@ from qwen3_jax.engine.errors import ConsumerFailed, Full, Stalled
 from qwen3_jax.engine.line import Line
 from qwen3_jax.engine.options import Options
 from qwen3_jax.engine.requests import Handle, Request
+from qwen3_jax.engine.reserve import KEPT_SECONDS
 from qwen3_jax.sampling import Sampling
 from tests.fake_device import FakeDevice, expected, segment
 from tests.test_engine_scheduler import BIG, Paced, Stage, heard, request
@@ -154,6 +155,31 @@ def test_an_owner_that_holds_all_slots_with_long_texts_gives_way_between_two_sen
         assert handle.finish_reason == "eos"
     counters = stage.scheduler.counters
     assert 1 <= counters.parked <= 8 and counters.completed == counters.submitted == 27
+
+
+def test_the_last_slot_is_kept_for_an_owner_that_holds_none() -> None:
+    """While it has spoken within the last minute; so its next utterance waits for nobody's sentence."""
+    stage = Stage(FakeDevice(slots=4, frames=1))
+    loud = [stage.submit(long(seed, "loud")) for seed in range(40)]
+    stage.turns(6, 0.08)
+    assert Counter(stage.scheduler._held()) == {"loud": 4}, "an owner that is alone has them all"
+    quiet = stage.submit(request(5, seed=100, owner="quiet"))
+    while not quiet.ended:
+        stage.turns(1, 0.08)
+        heard(quiet)
+    for number in range(3):
+        stage.turns(100, 0.08)
+        assert stage.scheduler._held() == {"loud": 3} and stage.scheduler.waiting
+        again = stage.submit(request(5, seed=101 + number, owner="quiet"))
+        assert first_heard(stage, again, 0.08, 10) <= 4
+        while not again.ended:
+            stage.turns(1, 0.08)
+            heard(again)
+    stage.turns(round((KEPT_SECONDS + 1) / 0.08), 0.08)
+    assert stage.scheduler._held() == {"loud": 4}, "nobody else has spoken for a minute"
+    for handle in loud:
+        handle.cancel()
+    stage.until_idle(0.08)
 
 
 def test_sentences_of_one_owner_do_not_give_way_to_each_other() -> None:

@@ -6,7 +6,7 @@ A turn:  drop who is gone -> give free slots away -> read at most one piece of p
 The step before: while the device makes one step, the host hands over the last one's audio, so nothing waits for copies. A row that has
 ended is found out one step late, which costs nothing: the device has stopped it itself. How long a launch is: see pace.py.
 
-Whose turn it is when a slot gets free: see line.py. An utterance keeps its slot to its end only if nobody needs it more (`_parts_with`):
+Whose turn it is when a slot gets free: see line.py and reserve.py. An utterance keeps its slot only if nobody needs it more (`_parts_with`):
 
 between two segments  it gives the slot to a request whose owner holds fewer slots: at once if that owner has at least two fewer; else if
                       its own listener has ``lead_ms`` in hand, or the other one has waited for ``turn_seconds`` or hears a pause already.
@@ -29,6 +29,7 @@ from qwen3_jax.engine.news import News
 from qwen3_jax.engine.options import FRAME_SECONDS, Counters, Options
 from qwen3_jax.engine.pace import Flight, Pace
 from qwen3_jax.engine.requests import Handle, Packet, Rest
+from qwen3_jax.engine.reserve import Reserve
 from qwen3_jax.engine.slots import NEVER, RUNAWAY, Device, Opening, Outcome, Slot, text_of
 from qwen3_jax.generate import DAMAGED, LENGTH, NOT_FINITE, RUNNING
 from qwen3_jax.shapes import NpF32, NpInt
@@ -44,6 +45,7 @@ class Scheduler:
         self.device, self.options, self.clock = device, options, clock
         self.counters = counters or Counters()
         self.slots = [Slot(index) for index in range(device.slots)]
+        self.reserve = Reserve(device.slots)
         self.line: Line[Handle] = Line(options.patience, options.max_waiting)
         self._displaced: deque[Handle] = deque()  # no more than are submitted between two turns
         self._flights: deque[Flight] = deque()
@@ -165,7 +167,9 @@ class Scheduler:
 
     def _admit(self, now: float) -> None:
         for slot in self.slots:
-            if slot.handle is None and (handle := self.line.pop(self._held())) is not None:
+            held = self._held()
+            self.reserve.note(held, now)
+            if slot.handle is None and (handle := self.line.pop(held, below=self.reserve.below(held))) is not None:
                 self._give(slot, handle)
         for slot in self.slots:
             if slot.waits(now, SETTLES) and (handle := self.line.pop(self._held())) is not None:
@@ -173,7 +177,8 @@ class Scheduler:
                 self._give(slot, handle)
 
     def _free_for_next(self) -> bool:
-        return any(slot.handle is None for slot in self.slots) and self.line.next(self._held()) is not None
+        held = self._held()
+        return held.total() < len(self.slots) and self.line.next(held, below=self.reserve.below(held)) is not None
 
     def _parts_with(self, slot: Slot, now: float) -> bool:
         """Between two segments: whether the slot has gone to a request whose owner holds fewer."""
@@ -181,7 +186,7 @@ class Scheduler:
         held = self._held()
         mine = held[slot.handle.request.owner]
         other = self.line.next(held, below=mine)
-        if other is None or sum(held.values()) < len(self.slots):
+        if other is None or held.total() < self.reserve.open(held):
             return False
         fair = held[other.request.owner] + 2 <= mine
         if not (fair or self.pace.lead(slot, now) > self.options.lead_ms / 1000 or now >= self._due(other)):
