@@ -6,7 +6,7 @@ A turn:  drop who is gone -> give free slots away -> read at most one piece of p
 The step before: while the device makes one step, the host hands over the last one's audio, so nothing waits for copies. A row that has
 ended is found out one step late, which costs nothing: the device has stopped it itself. How long a launch is: see pace.py.
 
-Whose turn it is when a slot gets free: see line.py and reserve.py. An utterance keeps its slot only if nobody needs it more (`_parts_with`):
+Whose turn it is when a slot gets free: see line.py and reserve.py. An utterance keeps its slot only if nobody needs it more:
 
 between two segments  it gives the slot to a request whose owner holds fewer slots: at once if that owner has at least two fewer; else if
                       its own listener has ``lead_ms`` in hand, or the other one has waited for ``turn_seconds`` or hears a pause already.
