@@ -59,13 +59,13 @@ class VoiceLayers:
         below = shipped_folder() if shipped else None
         if named is not None:
             folder = VoiceFolder(named)
-            if _is_shipped(folder):  # named by its own path: it is there, and still nobody's to write to
-                below = None
+            if _is_ours(folder):  # named by its own path: it is there, and still nobody's to write to
+                below = None if _is_shipped(folder) else below
                 layers.append(Layer("shipped", folder))
             else:
                 layers.append(Layer("named", folder))
         elif os.path.isdir(_HERE) and not _is_shipped(here := VoiceFolder(_HERE)):
-            layers.append(Layer("named", here))
+            layers.append(Layer("shipped" if _is_ours(here) else "named", here))
         own = data_folder()
         if own is not None and not any(_same(layer.folder, own / "voices") for layer in layers):
             layers.append(Layer("user", VoiceFolder(own / "voices")))
@@ -164,6 +164,15 @@ def decode(content: bytes, voice_id: str) -> tuple[np.ndarray, int]:
 def shipped_folder() -> Path | None:
     """The voices that come with the package."""
     return next((folder for folder in _SHIPPED if os.path.isdir(folder)), None)
+
+
+def _is_ours(folder: VoiceFolder) -> bool:
+    """Whether it comes with the package, or is a checkout's folder, which is no place for one's own voices: they would be committed."""
+    if _is_shipped(folder) or not isinstance(folder.files, Disk):
+        return _is_shipped(folder)
+    root = Path(folder.files.root).absolute()
+    source = root.parent
+    return root.name == _HERE and (source / "qwen3_jax" / "__init__.py").is_file() and (source / "pyproject.toml").is_file()
 
 
 def _is_shipped(folder: VoiceFolder) -> bool:

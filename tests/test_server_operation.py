@@ -223,6 +223,12 @@ def test_the_image_gets_all_that_the_wheel_is_built_from() -> None:
     root = Path(__file__).parent.parent
     project = tomllib.loads((root / "pyproject.toml").read_text("utf-8"))
     wheel = project["tool"]["hatch"]["build"]["targets"]["wheel"]
-    needed = {"pyproject.toml", project["project"]["readme"], "LICENSE", *wheel["packages"], *wheel["force-include"]}
+    needed = {
+        "pyproject.toml",
+        project["project"]["readme"],
+        "LICENSE",
+        *wheel["packages"],
+        *(path.split("/")[0] for path in wheel["force-include"]),
+    }
     copied = [line.split()[1:-1] for line in (root / "deploy" / "Dockerfile").read_text("utf-8").splitlines() if line.startswith("COPY ")]
     assert {path for paths in copied for path in paths} == needed

@@ -96,6 +96,19 @@ def test_in_the_repository_the_folder_here_is_the_one_that_ships(tmp_path: Path,
     assert len(VoiceLayers.of("voices", shipped=False).look().voices) == 4, "what is named is there"
 
 
+@pytest.mark.parametrize("named", [None, "voices"])
+def test_a_checkout_is_no_place_for_ones_own_voices_either_where_the_package_is_installed(tmp_path: Path, named: str | None) -> None:
+    here = tmp_path / "work"
+    (here / "qwen3_jax").mkdir()
+    for path in (here / "pyproject.toml", here / "qwen3_jax" / "__init__.py"):
+        path.write_text("", "utf-8")
+    voice(here / "voices", "heart", "the checkout's")
+    layers = VoiceLayers.of(named)
+    assert kinds(layers) == ["shipped", "user", "shipped"]
+    assert layers.look().voices["heart"].transcript == "the checkout's"
+    assert str(layers.destination) == str(tmp_path / "data" / "qwen3-jax" / "voices")
+
+
 @pytest.mark.parametrize("home", [None, "", "/dev/null", "relative"])
 def test_without_a_home_there_is_one_folder_less(home: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("XDG_DATA_HOME")
