@@ -185,9 +185,9 @@ def _check_header(channels: int, rate: int) -> None:
 def _check_length(seconds: float, shortest: float, longest: float, more: bool = False) -> None:
     taken = f"{shortest or MIN_SECONDS:g} to {longest:g} s are taken"
     if seconds < shortest:
-        raise Refusal("AUDIO_TOO_SHORT", f"audio lasts {seconds:.2f} s: {taken}; send a longer clip")
+        raise Refusal("AUDIO_TOO_SHORT", f"audio lasts {seconds:.3f} s: {taken}; send a longer clip")
     if seconds > longest:
-        lasts = f"more than {longest:g}" if more else f"{seconds:.1f}"
+        lasts = f"more than {longest:g}" if more else f"{seconds:.3f}"
         raise Refusal("AUDIO_TOO_LONG", f"audio lasts {lasts} s: {taken}; cut it")
 
 

@@ -105,12 +105,16 @@ class Disk:
     def __init__(self, root: Path) -> None:
         self.root = root.absolute()  # the working directory may change
         self.address = str(self.root)
+        self._was_there = False
 
     def scan(self) -> dict[str, Found]:
         try:
             names = [name for name in os.listdir(self.root) if not name.startswith(".")]
         except FileNotFoundError:
+            if self._was_there:  # taken away for a moment, as an unmounted disk is
+                raise
             return {}
+        self._was_there = True
         return {name: self.look(name) for name in names}
 
     def look(self, name: str) -> Found:

@@ -13,6 +13,7 @@ from qwen3_jax.messages import shorten
 BAD = (msgspec.DecodeError, UnicodeError, RecursionError)  # msgspec.ValidationError is one of the first; a lone surrogate cannot be encoded
 FOLDED = frozenset({"response_format", "stream_format", "encoding", "transport", "priority"})  # their values have no case
 NAMES = frozenset({"voice", "language", "model"})  # blanks around them mean nothing, and an empty one is none
+NUMBERS = frozenset({"speed", "seed", "temperature", "topK", "topP", "sampleRate"})
 TEXTS = frozenset({"text", "input"})
 BOM = "\ufeff"
 T = TypeVar("T")
@@ -33,6 +34,8 @@ def convert(value: Any, kind: Any) -> Any:
 
 def said(error: BaseException) -> str:
     """What is told of one of BAD."""
+    if str(error) == "Input data was truncated":  # the decoder's words for both
+        return "the JSON is cut short, or holds half of a surrogate pair, such as \\ud83d alone"
     return shorten(str(error))
 
 
@@ -43,10 +46,12 @@ def _without_nulls(value: Any) -> Any:
 
 
 def _tidy(name: str, value: Any) -> Any:
+    if name == "requestId" and isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
     if not isinstance(value, str):
         return value
     if name in FOLDED:
-        return value.strip().casefold()
-    if name in NAMES:
-        return value.strip() or None
+        return value.strip().casefold() or None
+    if name in NAMES | NUMBERS:
+        return value.removeprefix(BOM).strip() or None
     return value.removeprefix(BOM) if name in TEXTS else value

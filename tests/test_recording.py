@@ -130,9 +130,9 @@ def test_a_mix_is_the_mean_unless_that_cancels() -> None:
 
 
 REFUSED: dict[str, tuple[Callable[[], bytes], str, str]] = {
-    "too short": (lambda: sound(speech(1.0)), "AUDIO_TOO_SHORT", "audio lasts 1.00 s: 3 to 30 s are taken; send a longer clip"),
-    "empty": (lambda: sound(speech(0.0)), "AUDIO_TOO_SHORT", "audio lasts 0.00 s: 3 to 30 s are taken; send a longer clip"),
-    "too long": (lambda: sound(speech(31.0)), "AUDIO_TOO_LONG", "audio lasts 31.0 s: 3 to 30 s are taken; cut it"),
+    "too short": (lambda: sound(speech(1.0)), "AUDIO_TOO_SHORT", "audio lasts 1.000 s: 3 to 30 s are taken; send a longer clip"),
+    "empty": (lambda: sound(speech(0.0)), "AUDIO_TOO_SHORT", "audio lasts 0.000 s: 3 to 30 s are taken; send a longer clip"),
+    "too long": (lambda: sound(speech(31.0)), "AUDIO_TOO_LONG", "audio lasts 31.000 s: 3 to 30 s are taken; cut it"),
     "too long, size unknown": (
         lambda: by_ffmpeg("webm", "libopus", speech(31.0, 48000), 48000, live=True),
         "AUDIO_TOO_LONG",

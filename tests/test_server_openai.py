@@ -234,6 +234,8 @@ LENIENT: list[tuple[dict[str, object], dict[str, object]]] = [  # what is sent b
     ({"model": None, "voice": None, "response_format": None, "speed": None, "language": None, "seed": None, "stream_format": None}, {}),
     ({"speed": "1.0", "seed": "7"}, {"seed": 7}),
     ({"seed": -1}, {}),
+    ({"speed": " 1.0 ", "seed": "", "response_format": "pcm ", "stream_format": ""}, {}),
+    ({"voice": "\ufeffanna"}, {"voice": "anna"}),
     ({"response_format": "PCM", "stream_format": "Audio", "model": "TTS-1"}, {}),
     ({"voice": "Anna "}, {"voice": "anna"}),
     ({"voice": {"id": "ANNA"}}, {"voice": "anna"}),

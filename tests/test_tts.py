@@ -381,7 +381,7 @@ def test_columns_of_a_batch_must_match(tts: Qwen3TTS, voice: Voice) -> None:
         (np.zeros(96000, np.float32), "silent"),
         (np.full(96000, np.nan, np.float32), "NaN"),
         (WAVE * 1e5, "peaks at .*; full scale is 1"),
-        (WAVE[:4800], "lasts 0.20 s: 3 to 30 s are taken; send a longer clip"),
+        (WAVE[:4800], "lasts 0.200 s: 3 to 30 s are taken; send a longer clip"),
     ],
 )
 def test_bad_references_are_named(tts: Qwen3TTS, wave: np.ndarray, message: str) -> None:

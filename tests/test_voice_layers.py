@@ -96,6 +96,18 @@ def test_in_the_repository_the_folder_here_is_the_one_that_ships(tmp_path: Path,
     assert len(VoiceLayers.of("voices", shipped=False).look().voices) == 4, "what is named is there"
 
 
+def test_a_folder_that_is_taken_away_for_a_moment_keeps_its_last_listing(tmp_path: Path) -> None:
+    layers = VoiceLayers.of(tmp_path / "other", shipped=False)
+    assert layers.look().troubles == (), "it need not exist"
+    voice(tmp_path / "other", "anna", "Hello.")
+    assert list(layers.look().voices) == ["anna"]
+    (tmp_path / "other").rename(tmp_path / "away")
+    listing = layers.look()
+    assert list(listing.voices) == ["anna"] and "cannot be listed: No such file or directory" in listing.troubles[0]
+    (tmp_path / "away").rename(tmp_path / "other")
+    assert layers.look().troubles == ()
+
+
 @pytest.mark.parametrize("named", [None, "voices"])
 def test_a_checkout_is_no_place_for_ones_own_voices_either_where_the_package_is_installed(tmp_path: Path, named: str | None) -> None:
     here = tmp_path / "work"
@@ -225,7 +237,7 @@ FAULTS: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "a recording that is empty": (lambda own: (own / "reference.wav").write_bytes(b""), "by its first bytes"),
     "a recording that is none": (lambda own: (own / "reference.wav").write_bytes(b"nonsense"), "by its first bytes"),
-    "a recording too short": (lambda own: write_wav(own / "reference.wav", np.ones(12000, np.float32)), "lasts 0.50 s"),
+    "a recording too short": (lambda own: write_wav(own / "reference.wav", np.ones(12000, np.float32)), "lasts 0.500 s"),
     "no recording": (lambda own: (own / "reference.wav").unlink(), "has no reference.wav"),
 }
 
