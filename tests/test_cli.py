@@ -108,6 +108,50 @@ def test_stream_writes_only_pcm_to_stdout(run: Run, tts: FakeTTS, voices: Path) 
     assert tts.cloned == [("boris", None)]
 
 
+def test_ctrl_c_is_one_line_and_status_130(run: Run, tts: FakeTTS, voices: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    given = ("--model", "m", "--voices-dir", voices, "--voice", "anna")
+    (tmp_path / "a.wav").write_bytes(b"before")
+    for where in ("tests.fake_tts.tone", "qwen3_jax.voice_choice.find_voice", "soundfile.SoundFile.write"):
+        with monkeypatch.context() as patch:
+            patch.setattr(where, interrupted)
+            code, out, err = run("say", "Hi.", "-o", tmp_path / "a.wav", *given)
+        assert (code, out) == (130, b"") and err.endswith("interrupted: nothing was written\n"), where
+        assert "Traceback" not in err and (tmp_path / "a.wav").read_bytes() == b"before"
+    monkeypatch.setattr("tests.fake_tts.tone", interrupted)
+    code, _, err = run("say", "Hi.", "--stream", *given)
+    assert code == 130 and err.endswith("interrupted: what went to stdout is not all of the text\n")
+
+
+def test_a_reader_that_leaves_ends_the_speech(run: Run, tts: FakeTTS, voices: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Pipe(io.StringIO):
+        """Of a reader that has left."""
+
+        @property
+        def buffer(self) -> io.BufferedWriter:
+            raise BrokenPipeError
+
+        def fileno(self) -> int:
+            return os.dup(2)
+
+    monkeypatch.setattr(sys, "stdout", Pipe())
+    code, _, err = run("say", "Hi.", "--stream", "--seed", "1", "--model", "m", "--voices-dir", voices)
+    assert code == 0 and "ended by the reader, seed 1" in err
+    assert tts.streams[0].cancelled.is_set()
+
+
+@pytest.mark.parametrize(("text", "normalize", "said"), [("", None, "is empty"), ("\U0001f642", None, "no word"), ("***", True, "no word")])
+def test_a_text_with_nothing_to_say_loads_no_model(
+    run: Run, monkeypatch: pytest.MonkeyPatch, text: str, normalize: bool | None, said: str
+) -> None:
+    monkeypatch.setattr(Qwen3TTS, "from_pretrained", lambda *_, **__: pytest.fail("the model is loaded"))
+    given = ("--model", "not/here", "--normalize") if normalize else ()
+    code, out, err = run("say", text, "--stream", *given)
+    assert (code, out) == (2, b"") and said in err
+
+
 def test_dash_reads_stdin(run: Run, tts: FakeTTS, voices: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", io.StringIO("From a pipe."))
     assert run("say", "-", "--stream", "--model", "m", "--voices-dir", voices)[0] == 0
@@ -238,6 +282,10 @@ def test_without_a_model_the_embedded_voice_speaks(
         (["say", "Hi.", "--model", "m"], "give either -o FILE or --stream"),
         (["say", "Hi.", "--model", "m", "-o", "a.wav", "--stream"], "give either -o FILE or --stream"),
         (["say", "Hi.", "--model", "m", "-o", "nowhere/a.wav"], "there is no folder nowhere"),
+        (["say", "Hi.", "--model", "m", "-o", "-"], "use --stream for raw PCM on stdout, or a name in .wav, .flac"),
+        (["say", "Hi.", "--model", "m", "-o", "hello"], "hello: the name has no ending that says the format; use one of .wav, .flac"),
+        (["say", "Hi.", "--model", "m", "-o", "a.m4a"], "files that end in .m4a are not written; use one of .wav, .flac"),
+        (["say", " ", "--model", "m", "--stream"], "is empty"),
         (["say", "Hi.", "--model", "m", "--stream", "--transcript", "So."], "give that too"),
         (["say", "Hi.", "--model", "m", "--stream", "--voice", "a", "--reference", "b"], "either --voice or --reference"),
         (["say", "Hi.", "--model", "m", "--stream"], "no voice: there is none"),
@@ -372,6 +420,12 @@ def test_a_device_that_is_not_there_is_named_with_those_that_are() -> None:
     for name in ("nonsense", "cpu:99", "cpu:x"):
         with pytest.raises(ValueError, match=rf"device '{name}' is not to be had: this machine has .*cpu:0"):
             device_of(name)
+    if all(device.platform != "gpu" for device in jax.devices()):
+        for name in ("cuda", "gpu", "cuda:1"):
+            with pytest.raises(
+                ValueError, match=r"; (for an NVIDIA GPU: pip install 'qwen3-jax\[cuda12\]', in a checkout|JAX's CUDA plugin)"
+            ):
+                device_of(name)
     assert device_of("cpu").platform == device_of("cpu:0").platform == "cpu"
 
 
