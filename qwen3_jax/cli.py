@@ -82,25 +82,26 @@ def say(
     shipped_voices: ShippedOption = True,
 ) -> None:
     """Speak a text of any length into a file, or to stdout as it is made."""
-    import numpy as np
-
-    from qwen3_jax import Qwen3TTS
-    from qwen3_jax.sound_files import FORMATS, check_name, write_sound
-    from qwen3_jax.voice_choice import find_voice
-    from qwen3_jax.voice_layers import VoiceLayers
-
-    if stream == (output is not None):
-        raise ValueError("where to? give either -o FILE or --stream")
-    if output is not None:
-        if str(output) == "-":
-            raise ValueError(f"-o -: a file is written, not stdout; use --stream for raw PCM on stdout, or a name in {', '.join(FORMATS)}")
-        check_name(output)
-    if transcript is not None and reference is None:
-        raise ValueError("--transcript says what a --reference says: give that too")
-    if voice is not None and reference is not None:
-        raise ValueError("give either --voice or --reference")
-    words = stdin() if text == "-" else text
     with interruptible("what went to stdout is not all of the text" if output is None else "nothing was written"):
+        import numpy as np
+
+        from qwen3_jax import Qwen3TTS
+        from qwen3_jax.sound_files import FORMATS, check_name, write_sound
+        from qwen3_jax.voice_choice import find_voice
+        from qwen3_jax.voice_layers import VoiceLayers
+
+        if stream == (output is not None):
+            raise ValueError("where to? give either -o FILE or --stream")
+        if output is not None:
+            if str(output) == "-":
+                endings = ", ".join(FORMATS)
+                raise ValueError(f"-o - is not the name of a file: use --stream for raw PCM on stdout, or a name in one of {endings}")
+            check_name(output)
+        if transcript is not None and reference is None:
+            raise ValueError("--transcript says what a --reference says: give that too")
+        if voice is not None and reference is not None:
+            raise ValueError("give either --voice or --reference")
+        words = stdin() if text == "-" else text
         check_says_something(words, model, language, normalize)
         layers = VoiceLayers.of(voices_dir, shipped=shipped_voices)
         with errors.status("loading the model"):

@@ -65,7 +65,7 @@ def _host() -> list[jax.Device]:
 
 
 def _there(platforms: str) -> str:
-    """What JAX finds, and what `_for_nvidia` says, when it may choose. It begins anew afterwards, so that the wrong choice goes on to be an error."""
+    """What JAX finds when it may choose, and what `_for_nvidia` says. JAX begins anew afterwards: the wrong choice stays an error."""
     chosen = jax.config.jax_platforms
     jax.config.update("jax_platforms", None)
     try:

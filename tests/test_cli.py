@@ -282,7 +282,7 @@ def test_without_a_model_the_embedded_voice_speaks(
         (["say", "Hi.", "--model", "m"], "give either -o FILE or --stream"),
         (["say", "Hi.", "--model", "m", "-o", "a.wav", "--stream"], "give either -o FILE or --stream"),
         (["say", "Hi.", "--model", "m", "-o", "nowhere/a.wav"], "there is no folder nowhere"),
-        (["say", "Hi.", "--model", "m", "-o", "-"], "use --stream for raw PCM on stdout, or a name in .wav, .flac"),
+        (["say", "Hi.", "--model", "m", "-o", "-"], "use --stream for raw PCM on stdout, or a name in one of .wav, .flac"),
         (["say", "Hi.", "--model", "m", "-o", "hello"], "hello: the name has no ending that says the format; use one of .wav, .flac"),
         (["say", "Hi.", "--model", "m", "-o", "a.m4a"], "files that end in .m4a are not written; use one of .wav, .flac"),
         (["say", " ", "--model", "m", "--stream"], "is empty"),
@@ -313,13 +313,25 @@ def test_bad_usage_is_status_2(run: Run) -> None:
     assert run("sing")[0] == 2
 
 
-def test_voices_lists_the_folder(run: Run, voices: Path, tmp_path: Path) -> None:
-    code, out, _ = run("voices", "--voices-dir", voices)
-    assert code == 0
-    anna, boris = [line for line in out.decode().splitlines() if "anna" in line or "boris" in line]
-    assert all(word in anna for word in ("icl", "3.5", "Anna A.", "CC0"))
-    assert "xVector" in boris
+def test_voices_lists_the_folder(run: Run, voices: Path, checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
+    for model, both in (("not/here", True), (checkpoint("base"), True), ("embedded", False)):
+        code, out, _ = run("voices", "--voices-dir", voices, "--model", model)
+        assert code == 0
+        rows = {row[0]: row for line in out.decode().splitlines() if (row := [cell.strip() for cell in line.split("│")])}
+        anna, boris = rows["anna"], rows["boris"]
+        assert anna == ["anna", "timbre and manner (in-context)" if both else "timbre", "", "Anna A.", "3.5", "named", "CC0"]
+        assert boris[:2] == ["boris", "timbre"]
     assert b"there is no voice" in run("voices", "--voices-dir", tmp_path / "none")[1]
+
+
+def test_no_id_is_cut_in_a_narrow_terminal(run: Run, voices: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    (voices / "anna").rename(voices / "anna-of-the-long-names-2026")
+    (voices / "boris").rename(voices / ("b" * 40 + "o" * 24))
+    out = run("voices", "--voices-dir", voices, "--model", "not/here")[1].decode()
+    ids = [line.split("│")[0].strip() for line in out.splitlines() if "│" in line]
+    assert "anna-of-the-long-names-2026" in ids and "b" * 40 + "o" * 24 in "".join(ids)
+    assert "…" not in out and all(len(line) <= 80 for line in out.splitlines() if "│" in line)
 
 
 def test_voices_are_added_to_the_folder_here_or_else_to_the_users(
@@ -340,12 +352,17 @@ def test_voices_are_added_to_the_folder_here_or_else_to_the_users(
             assert code == 0, err
             assert (folder / name / "reference.wav").is_file()
         listed = run("voices", "list")[1].decode()
-        assert [line.split("│")[3].strip() for line in listed.splitlines() if "mine" in line or "makima" in line] == ["5.0", "5.0"]
+        assert [line.split("│")[4].strip() for line in listed.splitlines() if "mine" in line or "makima" in line] == ["5.0", "5.0"]
         assert run("say", "Hi.", "--stream", "--model", "m", "--voice", "mine")[0] == 0
         for name in ("mine", "makima"):
-            assert run("voices", "remove", name)[0] == 0
+            code, out, _ = run("voices", "remove", name)
+            assert code == 0 and out.decode() == f"removed: {folder / name}\n"
         assert sorted(folder.iterdir()) == []
     assert "│ 4.0 " in run("voices", "list")[1].decode(), "the one that ships is there again"
+    for missing in ("--id", "--consent"):
+        given = {"--id": "mine", "--consent": "It is noise."} | {missing: ""}
+        code, _, err = run("voices", "add", "ref.wav", *(word for item in given.items() for word in item if item[1]))
+        assert code == 2 and err.startswith(f"error: {missing} is required: ") and err.count("\n") == 1
     (tmp_path / "file").write_text("in the way")
     code, _, err = run(*add, "mine", "--voices-dir", tmp_path / "file" / "voices")
     assert code == 2 and "Not a directory; give --voices-dir a folder" in err
@@ -422,9 +439,7 @@ def test_a_device_that_is_not_there_is_named_with_those_that_are() -> None:
             device_of(name)
     if all(device.platform != "gpu" for device in jax.devices()):
         for name in ("cuda", "gpu", "cuda:1"):
-            with pytest.raises(
-                ValueError, match=r"; (for an NVIDIA GPU: pip install 'qwen3-jax\[cuda12\]', in a checkout|JAX's CUDA plugin)"
-            ):
+            with pytest.raises(ValueError, match=r"; (for an NVIDIA GPU: pip install 'qwen3-jax\[cuda12\]', in|JAX's CUDA plugin)"):
                 device_of(name)
     assert device_of("cpu").platform == device_of("cpu:0").platform == "cpu"
 
