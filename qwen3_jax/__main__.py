@@ -7,10 +7,14 @@ from qwen3_jax.allocation import KEEPING, TUNABLES, restart_with_large_pages
 
 def main(name: str = "qwen3-jax") -> None:
     """Run the program that is installed as ``qwen3-jax``."""
-    restart_with_large_pages(KEEPING if sys.argv[1:2] == ["finetune"] else TUNABLES)
-    from qwen3_jax import cli  # after the restart: see restart_with_large_pages
+    try:
+        restart_with_large_pages(KEEPING if sys.argv[1:2] == ["finetune"] else TUNABLES)
+        from qwen3_jax import cli  # after the restart: see restart_with_large_pages
 
-    cli.main(name)
+        cli.main(name)
+    except KeyboardInterrupt:  # while packages are imported: the commands have their own line
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
 
 
 if __name__ == "__main__":

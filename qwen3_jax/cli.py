@@ -6,7 +6,8 @@ What the user can put right is one line on stderr and exit status 2. Commands im
 
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -81,45 +82,76 @@ def say(
     shipped_voices: ShippedOption = True,
 ) -> None:
     """Speak a text of any length into a file, or to stdout as it is made."""
-    import numpy as np
+    with interruptible("what went to stdout is not all of the text" if output is None else "nothing was written"):
+        import numpy as np
 
-    from qwen3_jax import Qwen3TTS
-    from qwen3_jax.sound_files import check_name, write_sound
-    from qwen3_jax.voice_choice import find_voice
-    from qwen3_jax.voice_layers import VoiceLayers
+        from qwen3_jax import Qwen3TTS
+        from qwen3_jax.sound_files import FORMATS, check_name, write_sound
+        from qwen3_jax.voice_choice import find_voice
+        from qwen3_jax.voice_layers import VoiceLayers
 
-    if stream == (output is not None):
-        raise ValueError("where to? give either -o FILE or --stream")
-    if output is not None:
-        check_name(output)
-    if transcript is not None and reference is None:
-        raise ValueError("--transcript says what a --reference says: give that too")
-    if voice is not None and reference is not None:
-        raise ValueError("give either --voice or --reference")
-    layers = VoiceLayers.of(voices_dir, shipped=shipped_voices)
-    words = stdin() if text == "-" else text
-    with errors.status("loading the model"):
-        tts = Qwen3TTS.from_pretrained(model, device=device, dtype=dtype)
-    if reference:
-        speaker: "Voice | str | None" = tts.create_voice(reference, transcript, x_vector_only_mode=x_vector)
-    else:
-        speaker = find_voice(tts, voice, layers, x_vector, tell)
-    tell(f"model: {hub.described(model)}")
-    given = {**_temperature(temperature), "top_k": top_k, "top_p": top_p, "repetition_penalty": repetition_penalty}
-    draw: Any = {name: value for name, value in given.items() if value is not None}
-    how: Any = {"language": language, "instruct": instruct, "seed": None if seed == -1 else seed, "max_frames": max_frames, "split": split}
-    how["normalize"] = normalize
-    pieces = tts.stream(words, voice=speaker, **how, **draw)
-    if output is None:
-        play(pieces)
-    else:
-        pcm = np.concatenate([np.zeros(0, np.float32), *watched(pieces)])
-        write_sound(output, pcm, pieces.sample_rate)
-    made = f"{len(pieces.frames) * 0.08:.2f} s, ended by {pieces.finish_reason}, seed {pieces.seed}"
+        if stream == (output is not None):
+            raise ValueError("where to? give either -o FILE or --stream")
+        if output is not None:
+            if str(output) == "-":
+                endings = ", ".join(FORMATS)
+                raise ValueError(f"-o - is not the name of a file: use --stream for raw PCM on stdout, or a name in one of {endings}")
+            check_name(output)
+        if transcript is not None and reference is None:
+            raise ValueError("--transcript says what a --reference says: give that too")
+        if voice is not None and reference is not None:
+            raise ValueError("give either --voice or --reference")
+        words = stdin() if text == "-" else text
+        check_says_something(words, model, language, normalize)
+        layers = VoiceLayers.of(voices_dir, shipped=shipped_voices)
+        with errors.status("loading the model"):
+            tts = Qwen3TTS.from_pretrained(model, device=device, dtype=dtype)
+        if reference:
+            speaker: "Voice | str | None" = tts.create_voice(reference, transcript, x_vector_only_mode=x_vector)
+        else:
+            speaker = find_voice(tts, voice, layers, x_vector, tell)
+        tell(f"model: {hub.described(model)}")
+        given = {**_temperature(temperature), "top_k": top_k, "top_p": top_p, "repetition_penalty": repetition_penalty}
+        draw: Any = {name: value for name, value in given.items() if value is not None}
+        how: Any = {"language": language, "instruct": instruct, "seed": None if seed == -1 else seed, "max_frames": max_frames}
+        pieces = tts.stream(words, voice=speaker, split=split, normalize=normalize, **how, **draw)
+        if output is None:
+            reason = pieces.finish_reason if play(pieces) else "the reader"
+        else:
+            pcm = np.concatenate([np.zeros(0, np.float32), *watched(pieces)])
+            write_sound(output, pcm, pieces.sample_rate)
+            reason = pieces.finish_reason
+    made = f"{len(pieces.frames) * 0.08:.2f} s, ended by {reason}, seed {pieces.seed}"
     tell(made if output is None else f"{output}: {made}")
-    if pieces.finish_reason == "length" and max_frames is None:
+    if reason == "length" and max_frames is None:
         tell("error: speech was cut: a sentence did not come to its end; try another --seed, or shorter sentences")
         raise typer.Exit(1)
+
+
+@contextmanager
+def interruptible(what: str) -> Iterator[None]:
+    """Ctrl-C ends the command with status 130 and one line. ``what``: what became of the output."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        tell(f"interrupted: {what}")
+        raise typer.Exit(130) from None
+
+
+def check_says_something(text: str, model: str, language: str, normalize: bool | None) -> None:
+    """Refuse a text with nothing to say before any weights are read. A model that would have to be downloaded first is not asked how
+    it reads text.
+
+    Raises:
+        ValueError: there is nothing to say.
+        FileNotFoundError: the model's folder is no checkpoint.
+    """
+    from qwen3_jax.model import read_configs
+    from qwen3_jax.text.parts import parts_of
+
+    if normalize is None and (folder := hub.folder_here(model)) is not None:
+        normalize = read_configs(folder)[2].normalize
+    next(parts_of(text, language, normalize=bool(normalize)), None)
 
 
 def _temperature(given: float | None) -> dict[str, Any]:
@@ -148,8 +180,8 @@ def watched(pieces: "SpeechStream") -> "Iterator[np.ndarray]":
             yield pcm
 
 
-def play(pieces: "Iterable[np.ndarray]") -> None:
-    """Raw PCM to stdout; a reader that has heard enough is no error."""
+def play(pieces: "SpeechStream") -> bool:
+    """Raw PCM to stdout. Returns False if the reader left before the end, which is no error."""
     from qwen3_jax.audio import to_pcm16
 
     try:
@@ -157,7 +189,10 @@ def play(pieces: "Iterable[np.ndarray]") -> None:
             sys.stdout.buffer.write(to_pcm16(pcm))
             sys.stdout.buffer.flush()
     except BrokenPipeError:
+        pieces.cancel()
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the interpreter's last flush does not fail as well
+        return False
+    return True
 
 
 @app.command()

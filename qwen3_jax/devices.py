@@ -4,9 +4,12 @@ JAX starts its platforms at the first look. ``JAX_PLATFORMS`` that names one tha
 (``cuda`` without a GPU) in an AssertionError.
 """
 
+from importlib.util import find_spec
+
 import jax
 from jax.extend.backend import clear_backends
 
+from qwen3_jax.extras import how_to_install
 from qwen3_jax.messages import shorten
 
 
@@ -20,7 +23,7 @@ def all_devices() -> list[jax.Device]:
             raise ValueError(f"JAX cannot start a device: {_one_line(error)}") from error
         why = f" ({_one_line(error)})" if isinstance(error, RuntimeError) else ""
         raise ValueError(
-            f"JAX_PLATFORMS = {chosen!r} is not to be had{why}: this machine has {_there()}; name a platform of those, or unset it"
+            f"JAX_PLATFORMS = {chosen!r} is not to be had{why}: this machine has {_there(chosen)}; name a platform of those, or unset it"
         ) from error
 
 
@@ -40,7 +43,17 @@ def device_of(name: str | None) -> jax.Device:
     try:
         return jax.devices(platform)[int(index or 0)]
     except (RuntimeError, IndexError, ValueError) as error:
-        raise ValueError(f"device {name!r} is not to be had: this machine has {_names([*devices, *_host()])}") from error
+        there = _names([*devices, *_host()])
+        raise ValueError(f"device {name!r} is not to be had: this machine has {there}{_for_nvidia(platform)}") from error
+
+
+def _for_nvidia(platforms: str) -> str:
+    """What to do where a GPU was asked for by one of the names and JAX has none, after a semicolon; nothing otherwise."""
+    if not {"cuda", "gpu"} & set(platforms.lower().split(",")) or "gpu" in {device.platform for device in jax.devices()}:
+        return ""
+    if any(find_spec(plugin) for plugin in ("jax_cuda12_plugin", "jax_cuda13_plugin")):
+        return "; JAX's CUDA plugin is installed and finds no GPU: see what nvidia-smi says"
+    return f"; for an NVIDIA GPU: {how_to_install('cuda12')}"
 
 
 def _host() -> list[jax.Device]:
@@ -51,12 +64,12 @@ def _host() -> list[jax.Device]:
         return []
 
 
-def _there() -> str:
-    """What JAX finds when it may choose. It begins anew afterwards, so that the wrong choice goes on to be an error."""
+def _there(platforms: str) -> str:
+    """What JAX finds when it may choose, and what `_for_nvidia` says. JAX begins anew afterwards: the wrong choice stays an error."""
     chosen = jax.config.jax_platforms
     jax.config.update("jax_platforms", None)
     try:
-        return _names([*jax.devices(), *_host()])
+        return _names([*jax.devices(), *_host()]) + _for_nvidia(platforms)
     except (RuntimeError, AssertionError):
         return "no device that JAX can start"
     finally:

@@ -30,17 +30,22 @@ def local_folder(path: str | Path, revision: str | None = None, files: tuple[str
     Raises:
         FileNotFoundError: neither a folder nor a repository that can be reached; says how to place the files by hand.
     """
-    name = expand(path)
-    folder = Path(name)
-    if folder.is_dir():
+    if (folder := folder_here(path)) is not None:
         return folder
+    name = expand(path)
     if name == EMBEDDED:
-        if (EMBEDDED_FOLDER / "config.json").is_file():
-            return EMBEDDED_FOLDER
         raise FileNotFoundError(f"there is no embedded voice in {EMBEDDED_FOLDER}: install the package anew, or give {PUBLISHED}")
     if not _ID.fullmatch(name):
         raise FileNotFoundError(f"{name} is not a folder, and not a hub id (org/name) either; give the folder of a checkpoint")
     return _download(name, revision, files)
+
+
+def folder_here(path: str | Path) -> Path | None:
+    """The folder if it exists, or the embedded voice's; None: it would have to be downloaded, or is nowhere."""
+    folder = Path(expand(path))
+    if not folder.is_dir() and str(folder) == EMBEDDED:
+        folder = EMBEDDED_FOLDER if (EMBEDDED_FOLDER / "config.json").is_file() else folder
+    return folder if folder.is_dir() else None
 
 
 def _download(name: str, revision: str | None, files: tuple[str, ...]) -> Path:

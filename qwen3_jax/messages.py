@@ -1,6 +1,8 @@
 """Values for people: cut to a length, and with nothing in them that a terminal would obey."""
 
+import difflib
 import unicodedata
+from collections.abc import Collection, Mapping
 
 SHOWN = 80  # characters of a value that a message repeats
 
@@ -20,3 +22,15 @@ def printable(text: str, kept: str = "") -> str:
 def is_control(character: str) -> bool:
     """Whether it is a control character, a separator of lines or paragraphs, or half of a surrogate pair: nothing that people write."""
     return unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp")
+
+
+def nearest(name: str, known: Collection[str], other_names: Mapping[str, str] | None = None) -> str:
+    """A hint for a name that is not known: ``; did you mean NAME?``, or nothing if none is like it.
+
+    Args:
+        name: as it was given.
+        known: those that there are.
+        other_names: what elsewhere has that name -> its name here.
+    """
+    meant = (other_names or {}).get(name) or next(iter(difflib.get_close_matches(name, known, 1)), None)
+    return f"; did you mean {meant}?" if meant else ""

@@ -35,7 +35,8 @@ def check_name(path: str | os.PathLike[str]) -> Path:
     if file.is_dir():
         raise IsADirectoryError(f"{path} is a folder: give the name of a file in it, such as {file / 'speech.wav'}")
     if file.suffix.lower() not in FORMATS:
-        raise ValueError(f"{path}: a name that ends in {file.suffix!r} is no format that is written: use {', '.join(FORMATS)}")
+        ending = f"files that end in {file.suffix} are not written" if file.suffix else "the name has no ending that says the format"
+        raise ValueError(f"{path}: {ending}; use one of {', '.join(FORMATS)}")
     if not file.parent.is_dir():
         raise FileNotFoundError(f"{path}: there is no folder {file.parent}; make it first")
     return file
@@ -66,6 +67,8 @@ def write_sound(path: str | os.PathLike[str], pcm: NpF32["F"], sample_rate: int)
     file = check_name(path)
     ending = file.suffix.lower()
     samples = pcm16(pcm) if FORMATS[ending][1] == "PCM_16" else np.clip(check_finite(pcm), -1, 1)
-    with file.open("wb") as opened, open_sound(opened, ending, sample_rate) as sound:
+    encoded = io.BytesIO()  # the file is opened when all is encoded, so that an interrupt or a fault before leaves it as it was
+    with open_sound(encoded, ending, sample_rate) as sound:
         for start in range(0, len(samples), BLOCK):  # libvorbis crashes at a block of minutes
             sound.write(samples[start : start + BLOCK])
+    file.write_bytes(encoded.getbuffer())

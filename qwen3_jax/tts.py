@@ -6,6 +6,7 @@ tts.generate("Hello there.", voice="makima", temperature=0.5, seed=1)
 for pcm in tts.stream("Hello there.", voice="reference.wav", transcript="What the reference says."): ...
 """
 
+import inspect
 import secrets
 import threading
 import weakref
@@ -14,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Unpack
 
+import jax
 import jax.numpy as jnp
 import msgspec
 import numpy as np
@@ -25,6 +27,7 @@ from qwen3_jax.codec import DecoderState
 from qwen3_jax.devices import device_of
 from qwen3_jax.encode import encode_codes, encode_x_vector
 from qwen3_jax.generate import PROMPT_BUCKETS
+from qwen3_jax.messages import nearest
 from qwen3_jax.model import Model, load
 from qwen3_jax.prompt import AUTO, CLOSING, ROLE, build, language_id, speaker_name
 from qwen3_jax.sampling import Draw, Sampling
@@ -40,12 +43,24 @@ WARM_PROMPTS, WARM_COLUMNS = tuple(rows for rows in PROMPT_BUCKETS if rows <= 19
 PREPARED_VOICES = 16  # kept ready for in-context cloning, 5 MB each
 FRAMES_PER_TOKEN, SPARE_FRAMES = 25, 125  # default cap on an utterance: 2 s a text token and 10 s on top
 
+OTHER_NAMES = {  # arguments of the published package -> ours
+    "speaker": "voice",
+    "voice_clone_prompt": "voice",
+    "ref_audio": "voice",
+    "ref_text": "transcript",
+    "non_streaming_mode": "streaming_text",
+    "max_new_tokens": "max_frames",
+}
+
 
 class Qwen3TTS:
     """A Qwen3-TTS-12Hz checkpoint, ready to speak. Made by ``from_pretrained``."""
 
-    def __init__(self, model: Model, tokenizer: Tokenizer | None, folder: Path, voices_dir: str | Path | None = None) -> None:
+    def __init__(
+        self, model: Model, tokenizer: Tokenizer | None, folder: Path, voices_dir: str | Path | None = None, name: str | None = None
+    ) -> None:
         self.model = model
+        self._name = folder.name if name is None else name  # as the caller knows it
         self._choice = voice_choice.of(self, voices_dir)
         self._tokenizer = tokenizer
         self._folder = folder
@@ -74,6 +89,12 @@ class Qwen3TTS:
             ValueError: a checkpoint, device or dtype that cannot be used.
         """
         return load_for(path, rows=1, device=device, dtype=dtype, voices_dir=voices_dir)
+
+    def __repr__(self) -> str:
+        leaves = jax.tree.leaves(self.model.params["talker"])
+        [device] = leaves[0].devices()
+        dtype = next(leaf.dtype for leaf in leaves if leaf.ndim == 1)  # norms: matrices may be kept in another (see model.load)
+        return f"Qwen3TTS({self._name!r}, {self.model_type}, {device.platform}:{device.id}, {dtype})"
 
     @property
     def sample_rate(self) -> int:
@@ -204,9 +225,10 @@ class Qwen3TTS:
 
         Raises:
             ValueError: bad input; the message names the value, what is allowed and the fix.
+            TypeError: an argument that there is not; the message names the nearest one.
             FloatingPointError: what the model computed is NaN or infinite, so that it would be noise: a damaged checkpoint, as a rule.
         """
-        how = {"streaming_text": streaming_text, "sampling": self._sampling(sampling, draw), "max_frames": max_frames}
+        how = {"streaming_text": streaming_text, "sampling": self._sampling("generate", sampling, draw), "max_frames": max_frames}
         how |= {"split": split, "normalize": normalize}
         if not isinstance(text, (list, tuple)):
             sentences = self._sentences(text, self._chosen(voice, transcript), language, instruct, seed, **how)
@@ -245,7 +267,7 @@ class Qwen3TTS:
         for name, value in (("first_chunk", first_chunk), ("chunk", chunk)):
             if not 1 <= value <= 64:
                 raise ValueError(f"{name} = {value}: must be from 1 to 64 frames")
-        how = {"streaming_text": streaming_text, "sampling": self._sampling(sampling, draw), "max_frames": max_frames}
+        how = {"streaming_text": streaming_text, "sampling": self._sampling("stream", sampling, draw), "max_frames": max_frames}
         how |= {"split": split, "normalize": normalize}
         sentences = self._sentences(text, self._chosen(voice, transcript), language, instruct, seed, **how)
         return SpeechStream(self.model, sentences, max_frames, first_chunk, chunk)
@@ -269,11 +291,15 @@ class Qwen3TTS:
             raise ValueError(f"voice of type {type(given).__name__}: a {self.model_type} checkpoint takes the name of a preset speaker")
         return given
 
-    def _sampling(self, sampling: Sampling | None, draw: Draw) -> Sampling:
-        unknown = set(draw) - set(Sampling.__struct_fields__)
-        if unknown:
+    def _sampling(self, method: str, sampling: Sampling | None, draw: Draw) -> Sampling:
+        """How to draw. ``method``: the one that was given ``draw``, as keywords that it does not name itself."""
+        known = Sampling.__struct_fields__
+        if unknown := [name for name in draw if name not in known]:
+            arguments = [name for name in inspect.signature(getattr(self, method)).parameters if name != "draw"]
+            said = ", ".join(f"{name}{nearest(name, [*arguments, *known], OTHER_NAMES)}" for name in unknown)
             raise TypeError(
-                f"{', '.join(sorted(unknown))}: no such argument; of how to draw there is {', '.join(Sampling.__struct_fields__)}"
+                f"{method}() has no argument {said}{'' if said.endswith('?') else ';'} "
+                f"It takes {', '.join(arguments)}, and the fields of Sampling ({', '.join(known)}); see help(Qwen3TTS.{method})"
             )
         if sampling is not None and not isinstance(sampling, Sampling):
             raise ValueError(f"sampling of type {type(sampling).__name__}: give a Sampling, or its fields by name, such as temperature=0.5")
@@ -407,7 +433,7 @@ def load_for(
         tokenizer = Tokenizer.from_folder(folder, model.config)
     except FileNotFoundError:
         tokenizer = None  # such a checkpoint can be verified and measured; `_reader` says what is missing when text comes
-    return Qwen3TTS(model, tokenizer, folder, voices_dir)
+    return Qwen3TTS(model, tokenizer, folder, voices_dir, str(path))
 
 
 def _column(value: Any, rows: int, name: str) -> list[Any]:

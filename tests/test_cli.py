@@ -108,6 +108,50 @@ def test_stream_writes_only_pcm_to_stdout(run: Run, tts: FakeTTS, voices: Path) 
     assert tts.cloned == [("boris", None)]
 
 
+def test_ctrl_c_is_one_line_and_status_130(run: Run, tts: FakeTTS, voices: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    given = ("--model", "m", "--voices-dir", voices, "--voice", "anna")
+    (tmp_path / "a.wav").write_bytes(b"before")
+    for where in ("tests.fake_tts.tone", "qwen3_jax.voice_choice.find_voice", "soundfile.SoundFile.write"):
+        with monkeypatch.context() as patch:
+            patch.setattr(where, interrupted)
+            code, out, err = run("say", "Hi.", "-o", tmp_path / "a.wav", *given)
+        assert (code, out) == (130, b"") and err.endswith("interrupted: nothing was written\n"), where
+        assert "Traceback" not in err and (tmp_path / "a.wav").read_bytes() == b"before"
+    monkeypatch.setattr("tests.fake_tts.tone", interrupted)
+    code, _, err = run("say", "Hi.", "--stream", *given)
+    assert code == 130 and err.endswith("interrupted: what went to stdout is not all of the text\n")
+
+
+def test_a_reader_that_leaves_ends_the_speech(run: Run, tts: FakeTTS, voices: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Pipe(io.StringIO):
+        """Of a reader that has left."""
+
+        @property
+        def buffer(self) -> io.BufferedWriter:
+            raise BrokenPipeError
+
+        def fileno(self) -> int:
+            return os.dup(2)
+
+    monkeypatch.setattr(sys, "stdout", Pipe())
+    code, _, err = run("say", "Hi.", "--stream", "--seed", "1", "--model", "m", "--voices-dir", voices)
+    assert code == 0 and "ended by the reader, seed 1" in err
+    assert tts.streams[0].cancelled.is_set()
+
+
+@pytest.mark.parametrize(("text", "normalize", "said"), [("", None, "is empty"), ("\U0001f642", None, "no word"), ("***", True, "no word")])
+def test_a_text_with_nothing_to_say_loads_no_model(
+    run: Run, monkeypatch: pytest.MonkeyPatch, text: str, normalize: bool | None, said: str
+) -> None:
+    monkeypatch.setattr(Qwen3TTS, "from_pretrained", lambda *_, **__: pytest.fail("the model is loaded"))
+    given = ("--model", "not/here", "--normalize") if normalize else ()
+    code, out, err = run("say", text, "--stream", *given)
+    assert (code, out) == (2, b"") and said in err
+
+
 def test_dash_reads_stdin(run: Run, tts: FakeTTS, voices: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", io.StringIO("From a pipe."))
     assert run("say", "-", "--stream", "--model", "m", "--voices-dir", voices)[0] == 0
@@ -238,6 +282,10 @@ def test_without_a_model_the_embedded_voice_speaks(
         (["say", "Hi.", "--model", "m"], "give either -o FILE or --stream"),
         (["say", "Hi.", "--model", "m", "-o", "a.wav", "--stream"], "give either -o FILE or --stream"),
         (["say", "Hi.", "--model", "m", "-o", "nowhere/a.wav"], "there is no folder nowhere"),
+        (["say", "Hi.", "--model", "m", "-o", "-"], "use --stream for raw PCM on stdout, or a name in one of .wav, .flac"),
+        (["say", "Hi.", "--model", "m", "-o", "hello"], "hello: the name has no ending that says the format; use one of .wav, .flac"),
+        (["say", "Hi.", "--model", "m", "-o", "a.m4a"], "files that end in .m4a are not written; use one of .wav, .flac"),
+        (["say", " ", "--model", "m", "--stream"], "is empty"),
         (["say", "Hi.", "--model", "m", "--stream", "--transcript", "So."], "give that too"),
         (["say", "Hi.", "--model", "m", "--stream", "--voice", "a", "--reference", "b"], "either --voice or --reference"),
         (["say", "Hi.", "--model", "m", "--stream"], "no voice: there is none"),
@@ -265,13 +313,25 @@ def test_bad_usage_is_status_2(run: Run) -> None:
     assert run("sing")[0] == 2
 
 
-def test_voices_lists_the_folder(run: Run, voices: Path, tmp_path: Path) -> None:
-    code, out, _ = run("voices", "--voices-dir", voices)
-    assert code == 0
-    anna, boris = [line for line in out.decode().splitlines() if "anna" in line or "boris" in line]
-    assert all(word in anna for word in ("icl", "3.5", "Anna A.", "CC0"))
-    assert "xVector" in boris
+def test_voices_lists_the_folder(run: Run, voices: Path, checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
+    for model, both in (("not/here", True), (checkpoint("base"), True), ("embedded", False)):
+        code, out, _ = run("voices", "--voices-dir", voices, "--model", model)
+        assert code == 0
+        rows = {row[0]: row for line in out.decode().splitlines() if (row := [cell.strip() for cell in line.split("│")])}
+        anna, boris = rows["anna"], rows["boris"]
+        assert anna == ["anna", "timbre and manner (in-context)" if both else "timbre", "", "Anna A.", "3.5", "named", "CC0"]
+        assert boris[:2] == ["boris", "timbre"]
     assert b"there is no voice" in run("voices", "--voices-dir", tmp_path / "none")[1]
+
+
+def test_no_id_is_cut_in_a_narrow_terminal(run: Run, voices: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    (voices / "anna").rename(voices / "anna-of-the-long-names-2026")
+    (voices / "boris").rename(voices / ("b" * 40 + "o" * 24))
+    out = run("voices", "--voices-dir", voices, "--model", "not/here")[1].decode()
+    ids = [line.split("│")[0].strip() for line in out.splitlines() if "│" in line]
+    assert "anna-of-the-long-names-2026" in ids and "b" * 40 + "o" * 24 in "".join(ids)
+    assert "…" not in out and all(len(line) <= 80 for line in out.splitlines() if "│" in line)
 
 
 def test_voices_are_added_to_the_folder_here_or_else_to_the_users(
@@ -292,12 +352,17 @@ def test_voices_are_added_to_the_folder_here_or_else_to_the_users(
             assert code == 0, err
             assert (folder / name / "reference.wav").is_file()
         listed = run("voices", "list")[1].decode()
-        assert [line.split("│")[3].strip() for line in listed.splitlines() if "mine" in line or "makima" in line] == ["5.0", "5.0"]
+        assert [line.split("│")[4].strip() for line in listed.splitlines() if "mine" in line or "makima" in line] == ["5.0", "5.0"]
         assert run("say", "Hi.", "--stream", "--model", "m", "--voice", "mine")[0] == 0
         for name in ("mine", "makima"):
-            assert run("voices", "remove", name)[0] == 0
+            code, out, _ = run("voices", "remove", name)
+            assert code == 0 and out.decode() == f"removed: {folder / name}\n"
         assert sorted(folder.iterdir()) == []
     assert "│ 4.0 " in run("voices", "list")[1].decode(), "the one that ships is there again"
+    for missing in ("--id", "--consent"):
+        given = {"--id": "mine", "--consent": "It is noise."} | {missing: ""}
+        code, _, err = run("voices", "add", "ref.wav", *(word for item in given.items() for word in item if item[1]))
+        assert code == 2 and err.startswith(f"error: {missing} is required: ") and err.count("\n") == 1
     (tmp_path / "file").write_text("in the way")
     code, _, err = run(*add, "mine", "--voices-dir", tmp_path / "file" / "voices")
     assert code == 2 and "Not a directory; give --voices-dir a folder" in err
@@ -372,6 +437,10 @@ def test_a_device_that_is_not_there_is_named_with_those_that_are() -> None:
     for name in ("nonsense", "cpu:99", "cpu:x"):
         with pytest.raises(ValueError, match=rf"device '{name}' is not to be had: this machine has .*cpu:0"):
             device_of(name)
+    if all(device.platform != "gpu" for device in jax.devices()):
+        for name in ("cuda", "gpu", "cuda:1"):
+            with pytest.raises(ValueError, match=r"; (for an NVIDIA GPU: pip install 'qwen3-jax\[cuda12\]', in|JAX's CUDA plugin)"):
+                device_of(name)
     assert device_of("cpu").platform == device_of("cpu:0").platform == "cpu"
 
 

@@ -124,13 +124,19 @@ const fs = require("fs");
 const page = fs.readFileSync(process.argv[2], "utf-8");
 const script = page.match(/<script>(.*)<\/script>/s)[1];
 const fields = { server: { value: "ws://x/api/v1/speak" }, token: { value: "" }, text: { value: "Hello there." } };
-Object.assign(fields, { log: { textContent: "" }, speak: {}, cancel: {} });
+Object.assign(fields, { log: { textContent: "" }, speak: {}, cancel: {}, voice: { value: "" } });
 globalThis.document = { getElementById: (id) => fields[id] };
+globalThis.location = new URL("http://127.0.0.1:8080/browser.html");
+let down = true;
 const sent = [], started = [], stopped = [];
 globalThis.WebSocket = class {
   static OPEN = 1;
-  readyState = 1;
-  constructor(url) { this.url = url; globalThis.socket_ = this; queueMicrotask(() => this.onopen()); }
+  readyState = down ? 3 : 1;
+  constructor(url) {
+    this.url = url;
+    globalThis.socket_ = this;
+    queueMicrotask(() => (down ? this.onclose({ code: 1006 }) : this.onopen()));
+  }
   send(text) { sent.push(JSON.parse(text)); }
 };
 globalThis.AudioContext = class {
@@ -141,11 +147,25 @@ globalThis.AudioContext = class {
 };
 eval(script);
 (async () => {
+  fields.cancel.onclick();
+  await fields.speak.onclick();
+  const said = { down: fields.log.textContent };
+  globalThis.location = new URL("file:///browser.html");
+  await fields.speak.onclick();
+  said.file = fields.log.textContent.slice(said.down.length);
+  globalThis.location = new URL("http://127.0.0.1:8080/browser.html");
+  const early = sent.length;
+  down = false;
   await fields.speak.onclick();
   for (const frames of [1, 2]) globalThis.socket_.onmessage({ data: new Float32Array(1920 * frames).buffer });
   fields.cancel.onclick();
   globalThis.socket_.onmessage({ data: JSON.stringify({ type: "error", code: "CANCELLED", message: "", recoverable: true }) });
-  console.log(JSON.stringify({ sent, started, stopped: stopped.length }));
+  console.log(JSON.stringify({ sent, started, stopped: stopped.length, said, early }));
+  fields.voice.value = "heart";
+  document.onkeydown({ key: "Enter", shiftKey: true });
+  document.onkeydown({ key: "Enter", preventDefault() {} });
+  await new Promise(setImmediate);
+  console.log(JSON.stringify(sent.slice(3)));
 })();
 """
 
@@ -159,11 +179,17 @@ def page_in_node(tmp_path: Path) -> Any:
     page = ROOT / "docs" / "examples" / "browser.html"
     result = subprocess.run(["node", tmp_path / "run.cjs", page], capture_output=True, text=True, timeout=LIMIT)
     assert result.returncode == 0, result.stderr
-    return json.loads(result.stdout)
+    first, later = result.stdout.splitlines()
+    return {**json.loads(first), "later": json.loads(later)}
 
 
 async def test_the_browsers_page(page_in_node: Any, voices: Path) -> None:
     """What it sends is understood by a server; frames follow each other without a gap, and a cancel silences them."""
+    assert "Start it: python -m qwen3_jax serve\n" in page_in_node["said"]["down"]
+    assert "TTS_ALLOWED_ORIGINS=http://127.0.0.1:8080\n" in page_in_node["said"]["down"]
+    assert "Serve it: python -m http.server 8080 --bind 127.0.0.1 --directory docs/examples\n" in page_in_node["said"]["file"]
+    assert page_in_node["early"] == 0, "without a connection, Speak and Cancel send nothing"
+    assert page_in_node["later"] == [{"type": "speak", "text": "Hello there.", "voice": "heart"}], "Enter speaks, Shift and Enter do not"
     assert page_in_node["started"] == pytest.approx([0.05, 0.13])
     assert page_in_node["stopped"] == 2
     assert [message["type"] for message in page_in_node["sent"]] == ["start", "speak", "cancel"]

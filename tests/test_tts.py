@@ -221,9 +221,30 @@ def test_bad_requests_are_named(tts: Qwen3TTS, voice: Voice, changes: dict, mess
         tts.stream(**({"text": TEXT, "voice": voice} | changes))
 
 
-def test_an_argument_that_is_none_is_named(tts: Qwen3TTS, voice: Voice) -> None:
-    with pytest.raises(TypeError, match="temprature: no such argument; of how to draw there is do_sample, temperature"):
-        tts.generate(TEXT, voice=voice, temprature=0.5)  # type: ignore[call-arg]
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ({"temprature": 1}, "temprature; did you mean temperature"),
+        ({"speaker": "x"}, "speaker; did you mean voice"),
+        ({"lnguage": "English"}, "lnguage; did you mean language"),
+        ({"max_new_tokens": 9}, "max_new_tokens; did you mean max_frames"),
+        ({"qqqq": 1}, "qqqq;"),
+    ],
+)
+def test_an_argument_that_is_none_is_named(tts: Qwen3TTS, voice: Voice, given: dict, meant: str) -> None:
+    for method in ("generate", "stream"):
+        with pytest.raises(TypeError) as error:
+            getattr(tts, method)(TEXT, **given)
+        said = str(error.value)
+        assert said.startswith(f"{method}() has no argument {meant}") and f"see help(Qwen3TTS.{method})" in said
+        assert " It takes text, voice, " in said and "do_sample, temperature" in said
+
+
+def test_a_tts_says_what_it_is(checkpoint: Callable[[str], Path], tts: Qwen3TTS) -> None:
+    cpu = f"cpu:{jax.devices('cpu')[0].id}"
+    assert repr(tts) == f"Qwen3TTS({str(checkpoint('base'))!r}, base, {cpu}, float32)"
+    custom = Qwen3TTS.from_pretrained(checkpoint("custom_voice"), device="cpu", dtype="bfloat16")
+    assert repr(custom).endswith(f", custom_voice, {cpu}, bfloat16)")
 
 
 def test_a_long_text_is_spoken_part_by_part_without_a_seam(tts: Qwen3TTS, icl_voice: Voice) -> None:
@@ -302,7 +323,12 @@ def test_a_speech_is_saved_as_its_name_ends(tmp_path: Path, ending: str) -> None
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("a.m4a", "'.m4a' is no format.*use .wav"), ("a", "'' is no format"), ("none/a.wav", "no folder"), ("", "is a folder")],
+    [
+        ("a.m4a", "files that end in .m4a are not written; use one of .wav"),
+        ("a", "a: the name has no ending.*use one of .wav"),
+        ("none/a.wav", "no folder"),
+        ("", "is a folder"),
+    ],
 )
 def test_a_speech_that_cannot_be_saved(tmp_path: Path, name: str, message: str) -> None:
     speech = Speech(np.zeros(10, np.float32), 24000, np.zeros((0, 16), np.int32), "eos", 1)

@@ -39,7 +39,14 @@ ROOM = 5.0  # seconds of audio that a consumer that was late must have taken bef
 
 
 class Scheduler:
-    """See the module's docstring. All methods but ``submit`` are for the engine's thread."""
+    """Lends the device's slots to requests, and gives the device its next piece of work.
+
+    A request is submitted, waits in line, gets a slot, has its prompt read, speaks, and leaves the slot at its end. The engine's thread
+    calls ``turn`` again and again; each call moves every request on by one step. Who gets a free slot is decided in line.py and
+    reserve.py, how many frames each slot makes in pace.py; this class does what they say.
+
+    Only ``submit`` may be called from any thread (one call at a time). ``clock`` tells seconds, and never goes back.
+    """
 
     def __init__(self, device: Device, options: Options, clock: Callable[[], float], counters: Counters | None = None) -> None:
         self.device, self.options, self.clock = device, options, clock

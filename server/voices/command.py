@@ -4,12 +4,15 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.cells import cell_len
 from rich.table import Table
 
+from qwen3_jax import hub
 from qwen3_jax import recording as recordings
 from qwen3_jax.folders import home_path
 from qwen3_jax.terminal import add_row, console, path_argument, say
 from qwen3_jax.text import files
+from qwen3_jax.voice_folder import StoredVoice
 from qwen3_jax.voice_layers import VoiceLayers
 from server import protocol
 from server.voices import checks
@@ -31,20 +34,43 @@ Shipped = Annotated[
 ]
 Recording = Annotated[Path, path_argument("WAV, FLAC, MP3, M4A or another format of recordings; 3 to 30 s, 5 to 10 are best.", "RECORDING")]
 Transcript = Annotated[str | None, typer.Option(help="Exactly what it says, or a .txt file; without it only the timbre is cloned.")]
+LONGEST_ID = 32  # columns of a terminal that an id has in the list; a longer one goes on in the next line
 
 
 @app.command("list")
-def list_voices(voices_dir: Above = None, shipped_voices: Shipped = True) -> None:
+def list_voices(
+    voices_dir: Above = None,
+    shipped_voices: Shipped = True,
+    model: Annotated[
+        str, typer.Option("--model", envvar="TTS_MODEL_ID", help="Whose way of cloning is shown: a folder, a hub id, or embedded.")
+    ] = hub.EMBEDDED,
+) -> None:
     """List the voices that `say` and the server have, and what looks like one and cannot be used."""
     layers = VoiceLayers.of(voices_dir, shipped=shipped_voices)
     found = layers.look()
     if found.voices:
-        table = Table("id", "cloning", "seconds", "name", "language", "licence", "owner", "folder")
-        for voice in found.voices.values():
-            about = voice.metadata
-            seconds = f"{about.duration_seconds:.1f}" if about.duration_seconds else ""
-            cells = (voice.id, voice.mode, seconds, about.name, about.language, about.licence, about.owner or "everybody")
-            add_row(table, *cells, layers.layer_of(voice).kind)
+        timbre_only = _takes_timbre_only(model)
+        rows = [
+            {
+                "id": voice.id,
+                "cloning": cloning(voice, timbre_only),
+                "language": voice.metadata.language,
+                "name": voice.metadata.name,
+                "seconds": f"{voice.metadata.duration_seconds:.1f}" if voice.metadata.duration_seconds else "",
+                "folder": layers.layer_of(voice).kind,
+                "licence": voice.metadata.licence,
+                "owner": voice.metadata.owner or "everybody",
+            }
+            for voice in found.voices.values()
+        ]
+        if not any(voice.metadata.owner for voice in found.voices.values()):
+            rows = [{column: cell for column, cell in row.items() if column != "owner"} for row in rows]
+        table = Table(show_edge=False)
+        for column in rows[0]:
+            widest = max(cell_len(word) for row in rows for word in [column, *row[column].split(" ")])
+            table.add_column(column, overflow="fold", min_width=min(widest, LONGEST_ID) if column in ("id", "cloning") else None)
+        for row in rows:
+            add_row(table, *row.values())
         console.print(table)
     else:
         say("there is no voice; install one with: voices add reference.wav --id NAME ...")
@@ -52,6 +78,19 @@ def list_voices(voices_dir: Above = None, shipped_voices: Shipped = True) -> Non
         say(f"{kind}: {folder.address}")
     for why in (*found.left_out.values(), *found.troubles):
         say(f"left out: {why}")
+
+
+def cloning(voice: StoredVoice, timbre_only: bool = False) -> str:
+    """What a model takes over of a voice, in words. ``timbre_only``: the model takes no more of any."""
+    return "timbre" if timbre_only or voice.transcript is None else "timbre and manner (in-context)"
+
+
+def _takes_timbre_only(model: str) -> bool:
+    """Whether a model clones by x-vector unless it is told otherwise; False where its files are not here."""
+    from qwen3_jax.model import read_configs  # JAX, a second that the other commands do not need
+
+    folder = hub.folder_here(model)
+    return folder is not None and read_configs(folder)[2].x_vector_only_mode
 
 
 @app.command()
@@ -66,8 +105,8 @@ def check(recording: Recording, transcript: Transcript = None) -> None:
 @app.command()
 def add(
     recording: Recording,
-    name: Annotated[str, typer.Option("--id", help="The voice's id.")],
-    consent: Annotated[str, typer.Option(help="The statement that the speaker agrees, or by what right you use it.")] = "",
+    name: Annotated[str, typer.Option("--id", help="The voice's id: required.")] = "",
+    consent: Annotated[str, typer.Option(help="The statement that the speaker agrees, or by what right you use it: required.")] = "",
     transcript: Transcript = None,
     title: Annotated[str, typer.Option("--name", help="What people call it.")] = "",
     language: Annotated[str, typer.Option(help="Of the recording.")] = "",
@@ -76,6 +115,8 @@ def add(
     voices_dir: Folder = None,
 ) -> None:
     """Install a voice for everybody. One with the id of a voice that ships takes its place."""
+    if not name:
+        raise ValueError("--id is required: give the voice an id, such as --id narrator")
     if not consent.strip():
         raise ValueError("--consent is required: say that the speaker agrees, or by what right you use the recording")
     for option, value in (("name", title), ("licence", licence), ("consent", consent), ("description", description)):
@@ -94,7 +135,7 @@ def add(
         raise ValueError(
             f"voice {name!r} cannot be kept in {where}: {error.strerror or error}; give --voices-dir a folder that can be written to"
         ) from error
-    say(f"{voice.folder}/{voice.name}: {clip.seconds:.1f} s, cloning {voice.mode}")
+    say(f"{voice.folder}/{voice.name}: {clip.seconds:.1f} s, cloning: {cloning(voice)}")
     for advice in checks.advise(clip):
         say(f"  {advice}")
 
@@ -112,6 +153,7 @@ def remove(name: Annotated[str, typer.Argument(help="The voice's id.")], voices_
     if voice is None:
         raise ValueError(f"voice {name!r} is not in {store.layers} (there is: {', '.join(store.voices) or 'nothing'})")
     store.remove(voice)
+    say(f"removed: {voice.folder}/{voice.name}")
 
 
 def _store(voices_dir: str | None) -> VoiceStore:
