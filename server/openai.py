@@ -27,6 +27,7 @@ from server.auth import Principal
 from server.context import Context
 from server.encode import CONTENT_TYPES, Encoder, Tempo, Unavailable, encoder
 from server.engines.base import Crowded, Handle, OutOfMemory, Refused, SpeechRequest
+from server.languages import default_language, spoken
 from server.machine import End
 from server.voices.store import StoredVoice, VoiceGone
 from server.web import HttpError, authenticated, route_of
@@ -296,13 +297,13 @@ async def _voice(context: Context, wanted: Speech, principal: Principal) -> Stor
 
 
 def _language(context: Context, wanted: Speech) -> str:
-    known = context.engine.languages or protocol.LANGUAGES
+    known = context.engine.languages
     if wanted.language is None:
-        return protocol.language(context.settings.default_language) or "Auto"
-    found = protocol.language(wanted.language)
-    if found is None or found not in (*known, "Auto"):
-        raise HttpError(400, "INVALID_MESSAGE", f"language {shorten(wanted.language)!r} is not known: use one of {', '.join(known)}")
-    return found
+        return default_language(context.settings, known)
+    try:
+        return spoken(wanted.language, known)
+    except ValueError as error:
+        raise HttpError(400, "INVALID_LANGUAGE", str(error), param="language") from error
 
 
 def _check_engine(context: Context, principal: Principal) -> None:

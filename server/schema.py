@@ -26,7 +26,7 @@ class ErrorBody(msgspec.Struct, rename="camel", kw_only=True):
     code: str
     message: str
     type: str
-    param: None
+    param: str | None
     retry_after_ms: int | msgspec.UnsetType = msgspec.UNSET
 
 

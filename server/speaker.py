@@ -34,7 +34,7 @@ class Configuration(msgspec.Struct, frozen=True, kw_only=True):
     sample_rate: int = SAMPLE_RATE
     encoding: str = "pcm16"
     transport: str = "binary"
-    language: str
+    language: str = ""  # empty: the default one
     voice: str | None = None
 
 

@@ -20,6 +20,7 @@ from server.auth import Principal
 from server.client import Client, Ended, no_place
 from server.context import Context
 from server.engines.base import Crowded
+from server.languages import default_language, spoken
 from server.limits import Limited
 from server.logs import session_id
 from server.machine import Machine, Refusal, State
@@ -50,7 +51,7 @@ class Session:
         self._reading: asyncio.Timeout | None = None
         self._displaced = False
         self._out = Outgoing(socket, context)
-        self._configuration = Configuration(language=protocol.language(settings.default_language) or "Auto")
+        self._configuration = Configuration()
         self._speaker = Speaker(self.machine, self._out, context, self.id)
         self._connected = self._active = monotonic()
         self._begun = False  # whether the client has said anything that counts
@@ -288,11 +289,12 @@ class Session:
     # What the client asks for, as this server has it
 
     def _language(self, name: str | None, request_id: str | None = None) -> str:
-        known = self._context.engine.languages or protocol.LANGUAGES
-        found = self._configuration.language if name is None else protocol.language(name)
-        if found is None or found not in (*known, "Auto"):
-            raise Refusal("INVALID_MESSAGE", f"language {shorten(str(name))!r} is not known: use one of {', '.join(known)}", request_id)
-        return found
+        languages = self._context.engine.languages
+        chosen = name or self._configuration.language or default_language(self._settings, languages)
+        try:
+            return spoken(chosen, languages)
+        except ValueError as error:
+            raise Refusal("INVALID_MESSAGE", str(error), request_id) from error
 
     async def _voice(self, name: str | None, request_id: str | None) -> StoredVoice | str | None:
         """The voice of that name, else the session's, else the default one; the client hears of those that are not there."""

@@ -415,7 +415,7 @@ async def test_an_engine_of_fewer_languages_names_them(voices: Path) -> None:
         await say(connection, type="start", language="German")
         error = await hear(connection)
         assert error["code"] == "INVALID_MESSAGE"
-        assert error["message"].endswith("use one of English")
+        assert error["message"].endswith("this model speaks English, or Auto; Qwen/Qwen3-TTS-12Hz-0.6B-Base speaks German")
 
 
 LONG = "x" * 11
