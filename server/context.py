@@ -3,6 +3,7 @@
 import asyncio
 from dataclasses import dataclass, field
 from functools import cached_property
+from time import monotonic
 from typing import Any
 
 from qwen3_jax.voice import spelling
@@ -40,6 +41,15 @@ class Context:
         """Begin to load the engine, unless that has begun already."""
         self.engine.load()
         self.loading.set()
+        _ = self._load_begun
+
+    @cached_property
+    def _load_begun(self) -> float:
+        return monotonic()
+
+    def loading_seconds(self) -> float:
+        """How long ago loading began."""
+        return monotonic() - self._load_begun
 
     def voices(self, principal_id: str | None) -> tuple[str, ...]:
         """Ids that the principal may name: recordings that it can see, or the model's presets."""

@@ -59,7 +59,7 @@ class Settings(BaseSettings):
     shipped_voices: bool = True
     """Whether the voices that ship are there too, below all others. They are only read."""
     default_voice: str = DEFAULT_VOICE
-    """The voice of a client that names none. A voice that is set must be there at start; unset, and without `makima`, it is the first one."""
+    """The voice of a client that names none. A voice that is set must be there at start; unset, and without `makima`: the first one."""
     default_language: str = "English"
     """The language of a client that names none. The model must speak it. `Auto`: the model chooses."""
     normalize: bool | None = None

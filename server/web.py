@@ -165,6 +165,8 @@ def answer(status: int, code: str, message: str, retry_after_ms: int | None = No
     response.status_code = status
     if status == 401:
         response.headers["WWW-Authenticate"] = "Bearer"
+    if status == 426:
+        response.headers["Upgrade"], response.headers["Connection"] = "websocket", "Upgrade"
     if retry_after_ms is not None:
         response.headers["Retry-After"] = str(-(-retry_after_ms // 1000))
     return response

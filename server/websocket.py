@@ -22,6 +22,7 @@ from server.context import Context
 from server.engines.base import Crowded
 from server.languages import default_language, spoken
 from server.limits import Limited
+from server.loading import too_early
 from server.logs import session_id
 from server.machine import Machine, Refusal, State
 from server.outgoing import Outgoing, SlowClient, Socket
@@ -262,7 +263,8 @@ class Session:
         if engine.state == "idle":
             self._context.load()
         if engine.state == "loading":
-            raise Refusal("MODEL_LOADING", "the model is being loaded; try again in a few seconds", request_id, 2000)
+            message, wait = too_early(self._context)
+            raise Refusal("MODEL_LOADING", message, request_id, wait)
         if engine.state == "failed":
             raise Ended(
                 Close.INTERNAL,
