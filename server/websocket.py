@@ -18,6 +18,7 @@ from server import protocol
 from server.admission import normal_form
 from server.auth import Principal
 from server.client import Client, Ended, no_place
+from server.connections import here
 from server.context import Context
 from server.engines.base import Crowded
 from server.languages import default_language, spoken
@@ -31,6 +32,7 @@ from server.speaker import Configuration, Speaker, Turn
 from server.voices.store import StoredVoice
 
 TURNED_AWAY = ("UNAUTHORIZED", "RATE_LIMITED", "MODEL_LOADING")  # errors that are refusals: not of a text, but of who asks, or now
+VANISHED = 1006  # the close code of a connection that ended without one (RFC 6455)
 log = logging.getLogger(__name__)
 
 
@@ -85,6 +87,20 @@ class Session:
     def known(self) -> bool:
         """Whether the client has said who it is, if it has to."""
         return self._client.principal is not None
+
+    def told(self) -> None:
+        """For the log: the session has closed. One whose client never said who it is has been refused, or has left before."""
+        client = self._client
+        if client.principal is not None:
+            self._context.access.session_closed(
+                {
+                    "principal": shorten(client.principal.id),
+                    "address": client.address,
+                    "seconds": round(monotonic() - self._connected, 1),
+                    "utterances": self._speaker.utterances,
+                    "code": self._out.close_code or here().close_code or VANISHED,
+                }
+            )
 
     async def drain(self, grace: float) -> None:
         """The server goes down: what is spoken may end within ``grace`` seconds, what waits may not; then goodbye."""
@@ -145,7 +161,9 @@ class Session:
                 self._speaker.more(*self.machine.flush(message))
             elif isinstance(message, Cancel):
                 await self._cancel(message)
-            elif message is not None:
+            elif message is None:
+                log.debug("a message of a type that nobody knows is ignored")
+            else:
                 raise Ended(Close.NORMAL, protocol.Stopped(reason=message.reason))
         except Refusal as error:
             self._speaker.wake()  # an open text that turned out empty has ended
@@ -349,18 +367,19 @@ async def handle(socket: Socket, context: Context, address: str, token: str | No
     task = asyncio.create_task(session.run())
     sitting = (session, task)
     context.sessions.add(sitting)
+    session_id.set(session.id)
     try:
         await asyncio.wait({task})
+        if not task.cancelled() and (error := task.exception()) is not None:
+            if _slow(error):
+                log.warning("session ended: %s", error)
+            else:
+                log.error("session failed", exc_info=error)
+                await session.fail()
     finally:  # if we are cancelled here, the client has vanished
         task.cancel()
         context.sessions.discard(sitting)
-    if not task.cancelled() and (error := task.exception()) is not None:
-        session_id.set(session.id)
-        if _slow(error):
-            log.warning("session ended: %s", error)
-        else:
-            log.error("session failed", exc_info=error)
-            await session.fail()
+        session.told()
 
 
 def _slow(error: BaseException) -> bool:

@@ -105,6 +105,7 @@ def install(app: Quart, context: Context) -> None:
                 await asyncio.to_thread(store.remove, voice)
         finally:
             context.engine.forget(voice.id)
+        _tell("voice deleted", voice, principal)
         return "", 204
 
     @app.post("/api/v1/voices")
@@ -122,7 +123,13 @@ def install(app: Quart, context: Context) -> None:
                 except checks.Refusal as error:
                     raise HttpError(error.status, error.code, str(error)) from error
         await _prepare(context, voice)
+        _tell("voice uploaded", voice, principal)
         return _answer(describe(voice, context.default_voice(principal.id)), 201)
+
+
+def _tell(done: str, voice: StoredVoice, principal: Principal) -> None:
+    fields = {"voice": shorten(voice.id), "principal": shorten(principal.id), "seconds": voice.metadata.duration_seconds}
+    log.info(done, extra={"fields": fields})
 
 
 async def _keep(context: Context, audio: FileStorage, form: dict[str, str], principal: Principal) -> StoredVoice:
