@@ -15,7 +15,7 @@ from server import access, logs
 from server.access import AccessLog
 from server.metrics import Metrics
 from tests.fake_engine import FakeEngine
-from tests.serving import audio, client, closed, connect, running, say, until, utterance
+from tests.serving import audio, client, closed, connect, hear, running, say, until, utterance
 from tests.test_server_auth import SECRET, token
 from tests.test_server_voices import CONSENT, sound, speech
 
@@ -89,13 +89,16 @@ async def test_a_line_for_each_utterance_and_session_of_a_websocket(voices: Path
             engine.gate.release()
             await audio(connection)
             await say(connection, type="cancel")
+            assert [(await hear(connection))["code"] for _ in range(2)] == ["CANCELLED"] * 2
             await until(lambda: len(of(lines, "utterance cut")) == 2)
             await say(connection, type="speak", text="fail")
-            engine.gate.release()
-            await until(lambda: len(of(lines, "utterance cut")) == 3)
+            for _ in range(2):
+                engine.gate.release()
+            await audio(connection)
+            assert (await hear(connection))["code"] == "SYNTHESIS_ERROR"
             await say(connection, type="speak", text="Hello.")
             engine.gate.release()
-            await until(lambda: len(engine.handles) == 4 and engine.handles[-1].made == 1)
+            await audio(connection)
             await connection.close(4000)
             await until(lambda: of(lines, "session closed") != [])
         async with client(f"{server.url}?token={token(sub='me')}") as connection:
