@@ -22,7 +22,7 @@ import numpy as np
 from qwen3_jax import checks
 from qwen3_jax.config import ModelConfig
 from qwen3_jax.shapes import NpF32, NpInt
-from qwen3_jax.text.languages import MULTILINGUAL, NAMES, language_name
+from qwen3_jax.text.languages import language_name, spoken_elsewhere
 from qwen3_jax.voice import spelling
 
 ROLE = 3  # <|im_start|> assistant \n
@@ -71,8 +71,9 @@ def language_id(config: ModelConfig, language: str, speaker: str | None) -> int 
     if name == AUTO:
         return None
     if name not in talker.codec_language_id:
-        other = f"; {MULTILINGUAL} speaks {name.capitalize()}" if name in NAMES else ""
-        raise ValueError(f"language {language!r}: this checkpoint speaks {', '.join(talker.languages)}, or auto{other}")
+        raise ValueError(
+            f"language {language!r}: this checkpoint speaks {', '.join(talker.languages)}, or auto{spoken_elsewhere(language)}"
+        )
     return talker.codec_language_id[name]
 
 

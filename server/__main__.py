@@ -4,6 +4,7 @@ import sys
 
 from qwen3_jax.allocation import restart_with_large_pages
 from qwen3_jax.extras import needed
+from qwen3_jax.messages import shorten
 
 
 def make_key(name: str) -> None:
@@ -36,7 +37,22 @@ def command(arguments: list[str]) -> None:
     elif len(arguments) == 2 and arguments[0] == "key":
         make_key(arguments[1])
     else:
-        sys.exit("usage: python -m server, python -m server key NAME >> keys, or python -m server --help, which lists all settings")
+        sys.exit(f"error: {_wrong(arguments)}")
+
+
+def _wrong(arguments: list[str]) -> str:
+    """What is wrong with a command line that is none of ours, and what there is instead."""
+    first = arguments[0]
+    if first == "key":
+        return "key needs one NAME, of whoever gets the key: python -m server key NAME >> keys"
+    if first == "settings":
+        return f"settings takes nothing else, and {shorten(' '.join(arguments[1:]))!r} was given: python -m server settings"
+    if first.startswith("-"):
+        name = f"TTS_{first.lstrip('-').partition('=')[0].replace('-', '_').upper()}"
+        return (
+            f"no option {shorten(first)!r}: settings are environment variables, such as {shorten(name)}; python -m server --help lists them"
+        )
+    return f"no command {shorten(repr(first))}: there are key NAME, settings and --help; without a command it serves"
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ class AccessLog:
         self._metrics = metrics
         self._seen: set[tuple[str, str]] = set()
         self._more: Counter[tuple[str, str]] = Counter()  # (status, reason) -> refusals without a line
+        self._closed = 0  # sessions
         self._timer: asyncio.TimerHandle | None = None
 
     def answered(self, route: str, status: int) -> None:
@@ -30,8 +31,15 @@ class AccessLog:
         self._metrics.requests.labels(route, status).inc()
 
     def spoke(self, fields: dict[str, object], *, complete: bool) -> None:
-        """An HTTP client's utterance has ended. Who asks is looked at before, so there are no more of these than the limits allow."""
+        """An utterance has ended. Who asks is looked at before, so there are no more of these than the limits allow."""
         log.info("utterance complete" if complete else "utterance cut", extra={"fields": fields})
+
+    def session_closed(self, fields: dict[str, object]) -> None:
+        """A WebSocket session has closed. Of a flood the first hundred in a minute have a line, the others are counted."""
+        self._begin()
+        self._closed += 1
+        if self._closed <= LINES:
+            log.info("session closed", extra={"fields": fields})
 
     def refused(self, *, route: str, status: int | str, reason: str, address: str, why: str = "", **fields: object) -> None:
         """A client was refused.
@@ -44,8 +52,7 @@ class AccessLog:
             fields: more for the line; strings are shortened, None is left out.
         """
         self._metrics.refusals.labels(route, status, reason).inc()
-        if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(WINDOW, self.summarise)
+        self._begin()
         if (reason, address) in self._seen or len(self._seen) >= LINES:
             self._more[str(status), reason] += 1
             return
@@ -54,8 +61,13 @@ class AccessLog:
         line = {"status": status, "reason": reason, "route": route, "address": address, **shown, "why": why or None}
         log.warning("refused", extra={"fields": line})
 
+    def _begin(self) -> None:
+        """Have what has no line told at the minute's end."""
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(WINDOW, self.summarise)
+
     def summarise(self) -> None:
-        """Tell of the refusals that had no line, and begin anew."""
+        """Tell of the refusals and sessions that had no line, and begin anew."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -63,3 +75,6 @@ class AccessLog:
         for (status, reason), times in self._more.items():
             log.warning("refused more often than told", extra={"fields": {"status": status, "reason": reason, "times": times}})
         self._more.clear()
+        if self._closed > LINES:
+            log.info("more sessions closed", extra={"fields": {"times": self._closed - LINES}})
+        self._closed = 0

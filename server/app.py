@@ -7,7 +7,7 @@ from collections.abc import Callable
 from quart import Quart, Response, ResponseReturnValue, websocket
 
 from qwen3_jax.voice_layers import VoiceLayers
-from server import bodies, metrics, openai, schema, web
+from server import bodies, loading, metrics, openai, page, schema, web
 from server.auth import Authenticator
 from server.context import Context
 from server.engines import factory
@@ -52,20 +52,22 @@ def create_app(settings: Settings | None = None, make_engine: MakeEngine = facto
     voices.install(app, context)
     openai.install(app, context)
     schema.install(app, context)
+    page.install(app, context)
     _watch(context)
-    watching: list[asyncio.Task[None]] = []
+    background: list[asyncio.Task[None]] = []
 
     @app.before_serving
     async def start() -> None:
         context.auth.start()
         if chosen.load == "start":
             context.load()
-        watching.append(asyncio.create_task(watch(context)))
-        watching[-1].add_done_callback(_unwatched)
+        background.append(asyncio.create_task(loading.tell(context)))
+        background.append(asyncio.create_task(watch(context)))
+        background[-1].add_done_callback(_unwatched)
 
     @app.after_serving
     async def close() -> None:
-        for task in watching:
+        for task in background:
             task.cancel()
         context.auth.close()
         context.access.summarise()

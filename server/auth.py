@@ -50,13 +50,17 @@ class Authenticator:
         self.required = settings.auth_required
         self._keys = None if settings.api_keys is None else KeyFile(settings.api_keys)
         self._secret = None if settings.jwt_secret is None else settings.jwt_secret.get_secret_value()
-        self._pems = {"ES256": _pem(settings.jwt_public_key), "RS256": _pem(settings.jwt_rsa_public_key)}
+        self._pems = {
+            "ES256": _pem("TTS_JWT_PUBLIC_KEY", settings.jwt_public_key),
+            "RS256": _pem("TTS_JWT_RSA_PUBLIC_KEY", settings.jwt_rsa_public_key),
+        }
         base = None if settings.supabase_url is None else settings.supabase_url.rstrip("/") + "/auth/v1"
         location = settings.jwks or (f"{base}/.well-known/jwks.json" if base is not None else None)
         self._jwks = None if location is None else KeySet(location, settings.jwks_ttl)
         self._issuer, self._audience = settings.jwt_issuer or base, settings.jwt_audience
         if base is not None and self._audience is None:
             self._audience = "authenticated"
+        self._takes_jwt = any(one is not None for one in (self._secret, self._jwks, *self._pems.values()))
 
     def start(self) -> None:
         """Keep the keys of files and addresses fresh. In the event loop."""
@@ -86,6 +90,8 @@ class Authenticator:
             raise Unauthorized(f"a token of {len(token)} characters: at most {MAX_TOKEN} are taken")
         if self._keys is not None and (owner := self._keys.name(token)) is not None:
             return Principal(f"key:{owner}", f"key:{owner}")
+        if not self._takes_jwt or token.count(".") != 2:  # header.payload.signature
+            raise Unauthorized("no such key: ask the operator for one" if self._keys is not None else "no such key: this server takes JWTs")
         try:
             header = jwt.get_unverified_header(token)
             key = await self._key(str(header.get("alg")), header.get("kid"))
@@ -116,11 +122,16 @@ class Authenticator:
         raise jwt.InvalidAlgorithmError("its algorithm is not one that is accepted here")
 
 
-def _pem(value: str | None) -> str | None:
+def _pem(setting: str, value: str | None) -> str | None:
     """A PEM, or the file of one; ``\\n`` in an environment variable is a line break."""
     if value is None:
         return None
-    text = value.replace("\\n", "\n") if value.lstrip().startswith("-----BEGIN") else files.read(Path(expand(value)))
+    try:
+        text = value.replace("\\n", "\n") if value.lstrip().startswith("-----BEGIN") else files.read(Path(expand(value)))
+    except OSError as error:
+        raise OSError(
+            f"{setting} = {shorten(repr(value))}: {error.strerror}: give a PEM (-----BEGIN PUBLIC KEY-----), or its file"
+        ) from error
     if "PUBLIC KEY" not in text:
-        raise ValueError("a JWT public key must be PEM (-----BEGIN PUBLIC KEY-----), or the path of such a file")
+        raise ValueError(f"{setting}: must be PEM (-----BEGIN PUBLIC KEY-----), or the path of such a file")
     return text

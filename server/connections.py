@@ -34,6 +34,7 @@ class Connection:
     def __init__(self, message_bytes: int = DEFAULT_MESSAGE_BYTES, owner: "Connections | None" = None, address: str = "") -> None:
         self._message_bytes, self._owner, self._address = message_bytes, owner, address
         self.guest: Guest | None = None
+        self.close_code: int | None = None  # of its WebSocket, once the client, or the transport, has closed it
         self._held = ExitStack()
         self._is_known = True
         self.forget()

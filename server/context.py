@@ -3,6 +3,7 @@
 import asyncio
 from dataclasses import dataclass, field
 from functools import cached_property
+from time import monotonic
 from typing import Any
 
 from qwen3_jax.voice import spelling
@@ -11,7 +12,7 @@ from server.auth import Authenticator
 from server.engines.base import Handle, TtsEngine
 from server.limits import Limits
 from server.metrics import Metrics
-from server.settings import Settings
+from server.settings import DEFAULT_VOICE, Settings
 from server.voices.names import stands_for
 from server.voices.store import StoredVoice, VoiceStore
 
@@ -40,6 +41,15 @@ class Context:
         """Begin to load the engine, unless that has begun already."""
         self.engine.load()
         self.loading.set()
+        _ = self._load_begun
+
+    @cached_property
+    def _load_begun(self) -> float:
+        return monotonic()
+
+    def loading_seconds(self) -> float:
+        """How long ago loading began."""
+        return monotonic() - self._load_begun
 
     def voices(self, principal_id: str | None) -> tuple[str, ...]:
         """Ids that the principal may name: recordings that it can see, or the model's presets."""
@@ -48,13 +58,17 @@ class Context:
         return tuple(name for name, voice in self.store.voices.items() if voice.visible_to(principal_id))
 
     def default_voice(self, principal_id: str | None) -> str:
-        """The configured one if it is there, else the first; empty if there is none (voice_design)."""
-        voices, wanted = self.voices(principal_id), self.settings.default_voice
-        if self.engine.presets is not None:
-            wanted = spelling(wanted, voices) or ""
-        elif (found := self.store.find(wanted)) is not None:
-            wanted = found.id
-        return wanted if wanted in voices else next(iter(voices), "")
+        """The configured one if it is there, else makima, else the first; empty if there is none (voice_design)."""
+        voices = self.voices(principal_id)
+        for wanted in (self.settings.default_voice, DEFAULT_VOICE):
+            if self.engine.presets is not None:
+                found = spelling(wanted, voices)
+            else:
+                voice = self.store.find(wanted)
+                found = None if voice is None else voice.id
+            if found in voices:
+                return str(found)
+        return next(iter(voices), "")
 
     async def find_voice(self, name: str, principal_id: str | None) -> StoredVoice | str | None:
         """What an engine takes for the voice of that id; None if there is none that the principal can see."""

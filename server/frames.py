@@ -87,6 +87,7 @@ class Stream(ws_stream.WSStream):
             elif isinstance(event, Ping):
                 await self._send_wsproto_event(event.response())
             elif isinstance(event, CloseConnection):
+                connection.close_code = int(event.code)
                 if self.connection.state == ConnectionState.REMOTE_CLOSING:
                     await self._send_wsproto_event(event.response())
                 await self.send(StreamClosed(stream_id=self.stream_id))
@@ -99,6 +100,7 @@ class Stream(ws_stream.WSStream):
 
     async def _tell(self, code: CloseReason, reason: str | None, counted: str) -> None:
         self._told, self._flood = True, counted == "flood"
+        here().close_code = int(code)
         here().closed(counted)
         access = getattr(self.config, "access", None)  # None: Hypercorn was started by others
         if access is not None and self.client is not None:

@@ -23,8 +23,14 @@ class KeyFile:
 
     def __init__(self, path: Path) -> None:
         self._path = Path(expand(path))
-        self._seen = self._look()
-        self._names = read_keys(self._path)
+        try:
+            self._seen = self._look()
+            self._names = read_keys(self._path)
+        except OSError as error:
+            fix = f"give a file that can be read; python -m server key NAME >> {path} makes one"
+            raise type(error)(f"TTS_API_KEYS = {str(path)!r}: {error.strerror}: {fix}") from error
+        except ValueError as error:
+            raise ValueError(f"TTS_API_KEYS: {error}") from error
         self._failing = False
         self._keeping: asyncio.Task[None] | None = None
 

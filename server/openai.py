@@ -27,6 +27,8 @@ from server.auth import Principal
 from server.context import Context
 from server.encode import CONTENT_TYPES, Encoder, Tempo, Unavailable, encoder
 from server.engines.base import Crowded, Handle, OutOfMemory, Refused, SpeechRequest
+from server.languages import default_language, spoken
+from server.loading import too_early
 from server.machine import End
 from server.voices.store import StoredVoice, VoiceGone
 from server.web import HttpError, authenticated, route_of
@@ -64,6 +66,7 @@ def install(app: Quart, context: Context) -> None:
     """Add the routes."""
 
     @app.get("/v1/models")
+    @app.get("/v1/audio/models")  # where Open WebUI asks
     @authenticated(context)
     async def models(principal: Principal) -> ResponseReturnValue:
         return {"object": "list", "data": [_model(name) for name in (context.settings.model_id, *MODELS)]}
@@ -75,7 +78,7 @@ def install(app: Quart, context: Context) -> None:
         for name in names:
             if name.strip("/").casefold() == model_id.strip("/").casefold():
                 return _model(name)
-        raise HttpError(404, "MODEL_NOT_FOUND", f"model {shorten(model_id)!r} is not here: {', '.join(names)}")
+        raise HttpError(404, "MODEL_NOT_FOUND", f"model {shorten(model_id)!r} is not here: {', '.join(names)}", param="model")
 
     @app.get("/v1/audio/voices")
     @authenticated(context)
@@ -101,7 +104,7 @@ def install(app: Quart, context: Context) -> None:
         try:
             encoding, tempo = encoder(wanted.response_format), None if wanted.speed == 1 else Tempo(wanted.speed)
         except Unavailable as error:
-            raise HttpError(400, "FORMAT_UNAVAILABLE", str(error)) from error
+            raise HttpError(400, "FORMAT_UNAVAILABLE", str(error), param="response_format") from error
         asked = SpeechRequest(text=text, voice=voice, language=language, seed=wanted.seed, owner=principal.bucket)
         work = _Work(context, asked, encoding, tempo, principal.id)
         first = await work.first()
@@ -179,9 +182,9 @@ class _Work:
                 self._context.metrics.ttfa.observe(monotonic() - self._begun)
                 return piece
             if isinstance(failure, Refused):
-                raise HttpError(400, "INVALID_TEXT", str(failure))
+                raise HttpError(400, "INVALID_TEXT", str(failure), param="input")
             if isinstance(failure, VoiceGone):
-                raise HttpError(404, "VOICE_NOT_FOUND", str(failure))
+                raise HttpError(404, "VOICE_NOT_FOUND", str(failure), param="voice")
             if isinstance(failure, Crowded):
                 raise _crowded(self._context, failure)
             log.error("an utterance failed", exc_info=failure)
@@ -269,7 +272,7 @@ def _parse(body: str | bytes) -> Speech:
         wanted: Speech = reading.convert(reading.decode(body), Speech)
         return wanted
     except reading.BAD as error:
-        raise HttpError(400, "INVALID_MESSAGE", reading.said(error)) from error
+        raise HttpError(400, "INVALID_MESSAGE", reading.said(error), param=getattr(error, "field", None)) from error
 
 
 async def _text(context: Context, wanted: Speech) -> str:
@@ -279,7 +282,7 @@ async def _text(context: Context, wanted: Speech) -> str:
         if not 1 <= len(text) <= most:
             raise too_long(len(text), most)
     except ValueError as error:
-        raise HttpError(400, "INVALID_TEXT", str(error)) from error
+        raise HttpError(400, "INVALID_TEXT", str(error), param="input") from error
     return text
 
 
@@ -291,18 +294,19 @@ async def _voice(context: Context, wanted: Speech, principal: Principal) -> Stor
             404,
             "VOICE_NOT_FOUND",
             f"voice {shorten(name)!r} is not here: {', '.join(context.voices(principal.id)[:20]) or 'there is none'}",
+            param="voice",
         )
     return found
 
 
 def _language(context: Context, wanted: Speech) -> str:
-    known = context.engine.languages or protocol.LANGUAGES
+    known = context.engine.languages
     if wanted.language is None:
-        return protocol.language(context.settings.default_language) or "Auto"
-    found = protocol.language(wanted.language)
-    if found is None or found not in (*known, "Auto"):
-        raise HttpError(400, "INVALID_MESSAGE", f"language {shorten(wanted.language)!r} is not known: use one of {', '.join(known)}")
-    return found
+        return default_language(context.settings, known)
+    try:
+        return spoken(wanted.language, known)
+    except ValueError as error:
+        raise HttpError(400, "INVALID_LANGUAGE", str(error), param="language") from error
 
 
 def _check_engine(context: Context, principal: Principal) -> None:
@@ -311,7 +315,7 @@ def _check_engine(context: Context, principal: Principal) -> None:
     if context.engine.state == "idle":
         context.load()
     if context.engine.state == "loading":
-        raise HttpError(503, "MODEL_LOADING", "the model is being loaded; try again in a few seconds", 2000)
+        raise HttpError(503, "MODEL_LOADING", *too_early(context))
     if context.engine.state == "failed":
         raise HttpError(500, "SYNTHESIS_ERROR", "the model could not be loaded; the log says why")
     try:

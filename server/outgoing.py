@@ -33,6 +33,7 @@ class Outgoing:
     def __init__(self, socket: Socket, context: Context) -> None:
         self._socket, self._limit, self._metrics = socket, context.settings.send_timeout, context.metrics
         self._lock = asyncio.Lock()
+        self.close_code: int | None = None  # with which the server has closed
 
     async def send(self, message: protocol.ServerMessage) -> None:
         """Send a message. Raises SlowClient."""
@@ -51,6 +52,7 @@ class Outgoing:
     async def close(self, code: Close) -> None:
         """Close. Raises SlowClient."""
         async with self._alone():
+            self.close_code = int(code)
             await self._socket.close(int(code))
 
     @contextlib.asynccontextmanager

@@ -4,11 +4,13 @@
 a text; unknown keys are ignored. What is left is checked against the struct's types and limits.
 """
 
+import re
 from typing import Any, TypeVar
 
 import msgspec
 
 from qwen3_jax.messages import shorten
+from server.allowed import fields_of, words
 
 BAD = (msgspec.DecodeError, UnicodeError, RecursionError)  # msgspec.ValidationError is one of the first; a lone surrogate cannot be encoded
 FOLDED = frozenset({"response_format", "stream_format", "encoding", "transport", "priority"})  # their values have no case
@@ -17,6 +19,15 @@ NUMBERS = frozenset({"speed", "seed", "temperature", "topK", "topP", "sampleRate
 TEXTS = frozenset({"text", "input"})
 BOM = "\ufeff"
 T = TypeVar("T")
+_PLACE = re.compile(r"missing required field `(?P<missing>\w+)`$|at `\$\.(?P<field>\w+)")
+
+
+class WrongField(msgspec.ValidationError):
+    """A field is missing, or has a value that is not allowed; the message says which, and what is."""
+
+    def __init__(self, message: str, field: str) -> None:
+        super().__init__(message)
+        self.field = field
 
 
 def decode(data: str | bytes) -> Any:
@@ -29,14 +40,30 @@ def convert(value: Any, kind: Any) -> Any:
     """What ``decode`` gave -> a struct, or one of a union. Raises one of BAD."""
     if isinstance(value, dict):
         value = {name: tidied for name, one in value.items() if (tidied := _tidy(name, one)) is not None}
-    return msgspec.convert(value, kind, strict=False)
+    try:
+        return msgspec.convert(value, kind, strict=False)
+    except msgspec.ValidationError as error:
+        raise explained(error, value, kind) from error
 
 
 def said(error: BaseException) -> str:
     """What is told of one of BAD."""
     if str(error) == "Input data was truncated":  # the decoder's words for both
         return "the JSON is cut short, or holds half of a surrogate pair, such as \\ud83d alone"
-    return shorten(str(error))
+    return str(error) if isinstance(error, WrongField) else shorten(str(error))
+
+
+def explained(error: msgspec.ValidationError, value: Any, kind: Any) -> msgspec.ValidationError:
+    """msgspec's error in words; itself where it is not about a field that is known."""
+    found = _PLACE.search(str(error))
+    if found is None or not isinstance(value, dict):
+        return error
+    name = found["missing"] or found["field"]
+    meant = fields_of(kind, value.get("type")).get(name)
+    if meant is None:
+        return error
+    given = f"is missing: {name}" if name not in value else shorten(repr(value[name]))
+    return WrongField(f"{name} {given} must be {words(meant)}", name)
 
 
 def _without_nulls(value: Any) -> Any:

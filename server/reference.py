@@ -81,6 +81,19 @@ def markdown() -> str:
     return "\n".join(lines) + "\n"
 
 
+def allowed_words(variable: str) -> str:
+    """What a setting may be, as an error says it; empty where that is not known."""
+    name = variable.removeprefix("TTS_").lower()
+    shape = Settings.model_json_schema(by_alias=False)["properties"].get(name, {})
+    allowed = _allowed(shape)
+    if not allowed:
+        return ""
+    kinds = {one.get("type") for one in shape.get("anyOf", [shape])}
+    kind = "a whole number " if "integer" in kinds else "a number " if "number" in kinds else "one of "
+    between = "from " if " to " in allowed else "of " if allowed[0].isdigit() and kind != "one of " else ""
+    return f"must be {kind}{between}{allowed}"
+
+
 def _allowed(shape: dict[str, Any]) -> str:
     """A JSON schema -> words; empty where any text will do."""
     shape = next((one for one in shape.get("anyOf", [shape]) if {"enum", "minimum"} & one.keys()), shape)

@@ -17,6 +17,7 @@ from server import logs, signals
 from server.address import listen
 from server.app import create_app
 from server.environment import odd_variables
+from server.reference import allowed_words
 from server.settings import Settings
 from server.transport import serve
 
@@ -52,7 +53,10 @@ def _said(error: ErrorDetails) -> str:
     if not place:
         return str(message)
     name = "_".join(map(str, place)).upper()
-    return f"{name if name.startswith(('TTS_', 'SUPABASE_')) else f'TTS_{name}'} = {shorten(repr(value))}: {message}"
+    name = name if name.startswith(("TTS_", "SUPABASE_")) else f"TTS_{name}"
+    if error["type"] != "value_error":  # pydantic's words, not ours
+        message = allowed_words(name) or message
+    return f"{name} = {shorten(repr(value))}: {message}"
 
 
 def main(**chosen: object) -> None:

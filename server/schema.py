@@ -26,7 +26,7 @@ class ErrorBody(msgspec.Struct, rename="camel", kw_only=True):
     code: str
     message: str
     type: str
-    param: None
+    param: str | None
     retry_after_ms: int | msgspec.UnsetType = msgspec.UNSET
 
 
@@ -162,6 +162,8 @@ def openapi() -> dict[str, Any]:
             "parameters": [{"name": "model_id", "in": "path", "required": True, "schema": text}],
             "get": _operation("OpenAI: a model", _json("200", "Model"), 401, 404),
         },
+        "/v1/audio/models": {"get": _operation("Open WebUI: models, as /v1/models", _json("200", "Models"), 401)},
+        protocol.SPEAK: {"get": _operation("A WebSocket, which /asyncapi.json describes; no page", {}, 426)},
         "/v1/audio/voices": {"get": _operation("OpenAI's neighbours: voices", _json("200", "SpeechVoices"), 401)},
         "/v1/audio/speech": {
             "post": _operation(

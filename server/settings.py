@@ -14,6 +14,7 @@ Seconds = Annotated[float, Field(gt=0, le=3600)]
 Count = Annotated[int, Field(ge=1)]
 Names = Annotated[tuple[str, ...], NoDecode]  # from the environment: separated by commas
 SERVICE_LINK = re.compile(r"(tcp|udp|sctp)://", re.I)  # TTS_PORT as Kubernetes sets it for a Service called tts
+DEFAULT_VOICE = "makima"
 LONG = ("jwt_public_key", "jwt_rsa_public_key")  # not secret
 
 
@@ -57,10 +58,10 @@ class Settings(BaseSettings):
     Unset: `./voices` if it exists; else uploads go to the user's folder."""
     shipped_voices: bool = True
     """Whether the voices that ship are there too, below all others. They are only read."""
-    default_voice: str = "makima"
-    """The voice of a client that names none. If it is not there: the first one."""
+    default_voice: str = DEFAULT_VOICE
+    """The voice of a client that names none. A voice that is set must be there at start; unset, and without `makima`: the first one."""
     default_language: str = "English"
-    """The language of a client that names none."""
+    """The language of a client that names none. The model must speak it. `Auto`: the model chooses."""
     normalize: bool | None = None
     """Whether numbers, dates, abbreviations, Markdown and SSML are read as English words. Unset: the model's choice (`embedded` does)."""
     voice_cache: Count = 32

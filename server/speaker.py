@@ -16,6 +16,7 @@ import msgspec
 from msgspec import UNSET
 
 from qwen3_jax.audio import SAMPLE_RATE
+from qwen3_jax.messages import shorten
 from qwen3_jax.shapes import NpF32
 from server import protocol
 from server.audio_out import Converter, Pace
@@ -34,7 +35,7 @@ class Configuration(msgspec.Struct, frozen=True, kw_only=True):
     sample_rate: int = SAMPLE_RATE
     encoding: str = "pcm16"
     transport: str = "binary"
-    language: str
+    language: str = ""  # empty: the default one
     voice: str | None = None
 
 
@@ -59,6 +60,7 @@ class Turn:
         self.reason: BaseException | None = None  # what the first attempt died of
         self.first: float | None = None  # when its first audio went out
         self.sequence = 0
+        self.seconds = 0.0  # of audio that has been sent
 
     def request(self, *, whole: bool) -> SpeechRequest:
         """For the engine."""
@@ -82,6 +84,7 @@ class Speaker:
 
     def __init__(self, machine: Machine, out: Sink, context: Context, name: str) -> None:
         self.last = float("-inf")  # when the last utterance ended
+        self.utterances = 0  # so far
         self._last_sent = 0.0
         self._machine, self._out, self._context, self._name = machine, out, context, name
         self._settings, self._metrics = context.settings, context.metrics
@@ -92,6 +95,7 @@ class Speaker:
     def add(self, turn: Turn) -> None:
         """Speak that when its turn comes."""
         self._turns.append(turn)
+        self.utterances += 1
         self._metrics.begun.inc()
         self._changed.set()
 
@@ -100,6 +104,8 @@ class Speaker:
         for turn in self._turns:
             if not turn.utterance.live:
                 self._metrics.ended.labels(turn.utterance.end).inc()
+                if turn.utterance.end != "completed":
+                    self._tell(turn, {"cancelled": "cancelled", "left": "client_left"}.get(str(turn.utterance.end), "error"))
         self._turns = [turn for turn in self._turns if turn.utterance.live]
 
     def more(self, utterance: Utterance, text: str) -> None:
@@ -182,6 +188,7 @@ class Speaker:
         handle = turn.handle = self._context.engine.submit(turn.request(whole=whole))
         request_id = turn.utterance.request_id
         converter = Converter(turn.configuration.sample_rate, turn.configuration.encoding)
+        turn.seconds = 0.0
         broken: FloatingPointError | None = None
         try:
             with self._metrics.wait(high=turn.utterance.message.priority == "high"):
@@ -264,6 +271,7 @@ class Speaker:
             if not utterance.text_open:
                 self._metrics.underrun.inc(late)
         self._last_sent = now
+        turn.seconds += seconds
         self._metrics.audio.inc(seconds)
         return True
 
@@ -278,15 +286,23 @@ class Speaker:
             finish_reason=reason,
             request_id=UNSET if utterance.request_id is None else utterance.request_id,
         )
-        fields: dict[str, object] = {
-            "characters": message.characters_processed,
-            "audio_ms": message.audio_length_ms,
-            "ttfa_ms": message.ttfa_ms,
-        }
-        if self._settings.log_texts:
-            fields["text"] = turn.text
-        log.info("utterance complete", extra={"fields": {**fields, "finish_reason": reason}})
+        self._tell(turn, reason)
         return message
+
+    def _tell(self, turn: Turn, reason: str) -> None:
+        """One line of the log, with what an utterance over HTTP has, too."""
+        voice = turn.voice
+        fields: dict[str, object] = {
+            "route": protocol.SPEAK,
+            "principal": shorten(turn.principal.id),
+            "voice": shorten(voice.id if isinstance(voice, StoredVoice) else voice),
+            "characters": turn.utterance.characters,
+            "audio_ms": round(1000 * turn.seconds),
+            "ttfa_ms": None if turn.first is None else round(1000 * (turn.first - turn.arrived)),
+            "finish_reason": reason,
+            "text": turn.text if self._settings.log_texts else None,
+        }
+        self._context.access.spoke(fields, complete=reason in ("eos", "length"))
 
 
 def _failed(failure: BaseException, request_id: str | None) -> protocol.Error:

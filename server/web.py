@@ -19,11 +19,11 @@ from server.settings import Settings
 
 
 class HttpError(Exception):
-    """An answer that is an error: ``{error: {code, message}}``."""
+    """An answer that is an error: ``{error: {code, message, type, param}}``; ``param`` is the field that is wrong."""
 
-    def __init__(self, status: int, code: str, message: str, retry_after_ms: int | None = None) -> None:
+    def __init__(self, status: int, code: str, message: str, retry_after_ms: int | None = None, *, param: str | None = None) -> None:
         super().__init__(message)
-        self.status, self.code, self.retry_after_ms = status, code, retry_after_ms
+        self.status, self.code, self.retry_after_ms, self.param = status, code, retry_after_ms, param
 
 
 def token_of(headers: Any, query: Any) -> str | None:
@@ -129,7 +129,7 @@ def install(app: Quart, context: Context) -> None:
     @app.errorhandler(HttpError)
     async def failed_with(error: HttpError) -> ResponseReturnValue:
         noted(error.status, error.code, str(error))
-        return answer(error.status, error.code, str(error), error.retry_after_ms)
+        return answer(error.status, error.code, str(error), error.retry_after_ms, param=error.param)
 
     @app.errorhandler(Limited)
     async def limited(error: Limited) -> ResponseReturnValue:
@@ -151,13 +151,13 @@ def install(app: Quart, context: Context) -> None:
         return answer(500, "INTERNAL", "internal error; the server's log says more")
 
 
-def answer(status: int, code: str, message: str, retry_after_ms: int | None = None) -> Response:
+def answer(status: int, code: str, message: str, retry_after_ms: int | None = None, *, param: str | None = None) -> Response:
     """An error as JSON; ``type`` and ``param`` are what OpenAI's clients look for."""
     body: dict[str, Any] = {
         "code": code,
         "message": shorten(message, MOST_SAID),
         "type": "invalid_request_error" if status < 500 else "server_error",
-        "param": None,
+        "param": param,
     }
     if retry_after_ms is not None:
         body["retryAfterMs"] = retry_after_ms
@@ -165,6 +165,8 @@ def answer(status: int, code: str, message: str, retry_after_ms: int | None = No
     response.status_code = status
     if status == 401:
         response.headers["WWW-Authenticate"] = "Bearer"
+    if status == 426:
+        response.headers["Upgrade"], response.headers["Connection"] = "websocket", "Upgrade"
     if retry_after_ms is not None:
         response.headers["Retry-After"] = str(-(-retry_after_ms // 1000))
     return response

@@ -18,9 +18,12 @@ from server import protocol
 from server.admission import normal_form
 from server.auth import Principal
 from server.client import Client, Ended, no_place
+from server.connections import here
 from server.context import Context
 from server.engines.base import Crowded
+from server.languages import default_language, spoken
 from server.limits import Limited
+from server.loading import too_early
 from server.logs import session_id
 from server.machine import Machine, Refusal, State
 from server.outgoing import Outgoing, SlowClient, Socket
@@ -29,6 +32,7 @@ from server.speaker import Configuration, Speaker, Turn
 from server.voices.store import StoredVoice
 
 TURNED_AWAY = ("UNAUTHORIZED", "RATE_LIMITED", "MODEL_LOADING")  # errors that are refusals: not of a text, but of who asks, or now
+VANISHED = 1006  # the close code of a connection that ended without one (RFC 6455)
 log = logging.getLogger(__name__)
 
 
@@ -50,7 +54,7 @@ class Session:
         self._reading: asyncio.Timeout | None = None
         self._displaced = False
         self._out = Outgoing(socket, context)
-        self._configuration = Configuration(language=protocol.language(settings.default_language) or "Auto")
+        self._configuration = Configuration()
         self._speaker = Speaker(self.machine, self._out, context, self.id)
         self._connected = self._active = monotonic()
         self._begun = False  # whether the client has said anything that counts
@@ -83,6 +87,20 @@ class Session:
     def known(self) -> bool:
         """Whether the client has said who it is, if it has to."""
         return self._client.principal is not None
+
+    def told(self) -> None:
+        """For the log: the session has closed. One whose client never said who it is has been refused, or has left before."""
+        client = self._client
+        if client.principal is not None:
+            self._context.access.session_closed(
+                {
+                    "principal": shorten(client.principal.id),
+                    "address": client.address,
+                    "seconds": round(monotonic() - self._connected, 1),
+                    "utterances": self._speaker.utterances,
+                    "code": self._out.close_code or here().close_code or VANISHED,
+                }
+            )
 
     async def drain(self, grace: float) -> None:
         """The server goes down: what is spoken may end within ``grace`` seconds, what waits may not; then goodbye."""
@@ -143,7 +161,9 @@ class Session:
                 self._speaker.more(*self.machine.flush(message))
             elif isinstance(message, Cancel):
                 await self._cancel(message)
-            elif message is not None:
+            elif message is None:
+                log.debug("a message of a type that nobody knows is ignored")
+            else:
                 raise Ended(Close.NORMAL, protocol.Stopped(reason=message.reason))
         except Refusal as error:
             self._speaker.wake()  # an open text that turned out empty has ended
@@ -261,7 +281,8 @@ class Session:
         if engine.state == "idle":
             self._context.load()
         if engine.state == "loading":
-            raise Refusal("MODEL_LOADING", "the model is being loaded; try again in a few seconds", request_id, 2000)
+            message, wait = too_early(self._context)
+            raise Refusal("MODEL_LOADING", message, request_id, wait)
         if engine.state == "failed":
             raise Ended(
                 Close.INTERNAL,
@@ -288,11 +309,12 @@ class Session:
     # What the client asks for, as this server has it
 
     def _language(self, name: str | None, request_id: str | None = None) -> str:
-        known = self._context.engine.languages or protocol.LANGUAGES
-        found = self._configuration.language if name is None else protocol.language(name)
-        if found is None or found not in (*known, "Auto"):
-            raise Refusal("INVALID_MESSAGE", f"language {shorten(str(name))!r} is not known: use one of {', '.join(known)}", request_id)
-        return found
+        languages = self._context.engine.languages
+        chosen = name or self._configuration.language or default_language(self._settings, languages)
+        try:
+            return spoken(chosen, languages)
+        except ValueError as error:
+            raise Refusal("INVALID_MESSAGE", str(error), request_id) from error
 
     async def _voice(self, name: str | None, request_id: str | None) -> StoredVoice | str | None:
         """The voice of that name, else the session's, else the default one; the client hears of those that are not there."""
@@ -345,18 +367,19 @@ async def handle(socket: Socket, context: Context, address: str, token: str | No
     task = asyncio.create_task(session.run())
     sitting = (session, task)
     context.sessions.add(sitting)
+    session_id.set(session.id)
     try:
         await asyncio.wait({task})
+        if not task.cancelled() and (error := task.exception()) is not None:
+            if _slow(error):
+                log.warning("session ended: %s", error)
+            else:
+                log.error("session failed", exc_info=error)
+                await session.fail()
     finally:  # if we are cancelled here, the client has vanished
         task.cancel()
         context.sessions.discard(sitting)
-    if not task.cancelled() and (error := task.exception()) is not None:
-        session_id.set(session.id)
-        if _slow(error):
-            log.warning("session ended: %s", error)
-        else:
-            log.error("session failed", exc_info=error)
-            await session.fail()
+        session.told()
 
 
 def _slow(error: BaseException) -> bool:

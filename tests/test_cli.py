@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 
-from qwen3_jax import Qwen3TTS, Voice
+from qwen3_jax import Qwen3TTS, Voice, terminal
 from qwen3_jax.audio import to_pcm16
 from qwen3_jax.cli import main
 from qwen3_jax.devices import device_of
@@ -29,6 +29,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsysbinary: pytest.CaptureFixture[byt
     for name in ("TTS_MODEL_ID", "TTS_VOICES_DIR", "TTS_DEFAULT_VOICE", "TTS_DEVICE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(terminal.console, "_width", 200)  # the variable counts when the module is imported
     monkeypatch.delenv("TTS_SHIPPED_VOICES", raising=False)
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
     monkeypatch.setattr("qwen3_jax.voice_layers._SHIPPED", ())

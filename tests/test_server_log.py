@@ -15,8 +15,9 @@ from server import access, logs
 from server.access import AccessLog
 from server.metrics import Metrics
 from tests.fake_engine import FakeEngine
-from tests.serving import client, closed, connect, running, say, until, utterance
+from tests.serving import audio, client, closed, connect, hear, running, say, until, utterance
 from tests.test_server_auth import SECRET, token
+from tests.test_server_voices import CONSENT, sound, speech
 
 Lines = list[dict[str, Any]]
 
@@ -75,6 +76,74 @@ async def test_an_utterance_that_a_client_leaves_has_its_line(voices: Path, line
         await until(lambda: of(lines, "utterance cut") != [])
     [line] = of(lines, "utterance cut")
     assert (line["finish_reason"], line["audio_ms"], line["principal"]) == ("client_left", 80, "anonymous")
+
+
+async def test_a_line_for_each_utterance_and_session_of_a_websocket(voices: Path, lines: Lines) -> None:
+    engine = FakeEngine(gate=asyncio.Semaphore(3))
+    async with running(voices, engine, jwt_secret=SECRET) as server:
+        async with client(f"{server.url}?token={token(sub='me')}") as connection:
+            await say(connection, type="speak", text="A private matter.", voice="anna", requestId="1")
+            await utterance(connection)
+            for text in ("A private matter.", "Another private one."):
+                await say(connection, type="speak", text=text)
+            engine.gate.release()
+            await audio(connection)
+            await say(connection, type="cancel")
+            assert [(await hear(connection))["code"] for _ in range(2)] == ["CANCELLED"] * 2
+            await until(lambda: len(of(lines, "utterance cut")) == 2)
+            await say(connection, type="speak", text="fail")
+            for _ in range(2):
+                engine.gate.release()
+            await audio(connection)
+            assert (await hear(connection))["code"] == "SYNTHESIS_ERROR"
+            await say(connection, type="speak", text="Hello.")
+            engine.gate.release()
+            await audio(connection)
+            await connection.close(4000)
+            await until(lambda: of(lines, "session closed") != [])
+        async with client(f"{server.url}?token={token(sub='me')}") as connection:
+            await say(connection, type="stop")
+            await until(lambda: len(of(lines, "session closed")) == 2)
+        async with client(f"{server.url}?token={token(sub='me')}") as connection:
+            connection.transport.abort()
+            await until(lambda: len(of(lines, "session closed")) == 3)
+    spoken = [line for line in lines if line["message"].startswith("utterance c")]
+    assert [line["finish_reason"] for line in spoken] == ["eos", "cancelled", "cancelled", "error", "client_left"]
+    assert [line["audio_ms"] for line in spoken] == [240, 80, 0, 80, 80]
+    assert [line["voice"] for line in spoken] == ["anna", *["makima"] * 4]
+    for line in spoken:
+        assert (line["principal"], line["route"], line["level"]) == ("jwt:me", "/api/v1/speak", "INFO") and line["session"] != "-"
+    assert [(line["code"], line["utterances"], line["principal"]) for line in of(lines, "session closed")] == [
+        (4000, 5, "jwt:me"),
+        (1000, 0, "jwt:me"),
+        (1006, 0, "jwt:me"),
+    ]
+    assert of(lines, "session closed")[0]["session"] == spoken[0]["session"] and of(lines, "session closed")[0]["seconds"] >= 0
+    assert "rivate" not in json.dumps(lines)
+
+
+async def test_a_line_for_each_voice_that_comes_and_goes(voices: Path, lines: Lines) -> None:
+    async with running(voices, FakeEngine(), jwt_secret=SECRET) as server, server.http_client() as http:
+        http.headers["Authorization"] = f"Bearer {token(sub='me')}"
+        made = await http.post("/api/v1/voices", files={"audio": ("a.wav", sound(speech()))}, data=CONSENT)
+        voice = made.json()["id"]
+        assert (await http.delete(f"/api/v1/voices/{voice}")).status_code == 204
+        assert (await http.delete(f"/api/v1/voices/{voice}")).status_code == 404
+    for message in ("voice uploaded", "voice deleted"):
+        [line] = of(lines, message)
+        assert (line["voice"], line["principal"], line["seconds"]) == (voice, "jwt:me", made.json()["durationSeconds"])
+
+
+async def test_a_flood_of_sessions_is_a_few_lines(lines: Lines) -> None:
+    told = AccessLog(Metrics())
+    for _ in range(access.LINES + 50):
+        told.session_closed({"code": 1000})
+    told.summarise()
+    assert len(of(lines, "session closed")) == access.LINES
+    assert [line["times"] for line in of(lines, "more sessions closed")] == [50]
+    told.session_closed({"code": 1000})
+    assert len(of(lines, "session closed")) == access.LINES + 1
+    told.summarise()
 
 
 async def test_refusals_over_http(voices: Path, lines: Lines) -> None:

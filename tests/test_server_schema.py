@@ -104,7 +104,7 @@ async def test_every_answer_is_as_described(voices: Path) -> None:
     async with running(voices, FakeEngine()) as server, server.http_client() as http:
         assert (await http.get("/openapi.json")).json() == json.loads(json.dumps(described))
         rules = {re.sub("<(?:path:)?(\\w+_id)>", r"{\1}", rule.rule) for rule in server.app.url_map.iter_rules() if not rule.websocket}
-        undescribed = {"/openapi.json", "/asyncapi.json", "/types.ts"}
+        undescribed = {"/", "/openapi.json", "/asyncapi.json", "/types.ts"}
         assert set(described["paths"]) == rules - undescribed
         files = {"audio": ("a.wav", sound(speech()))}
         for method, path, name, options in (
@@ -114,6 +114,8 @@ async def test_every_answer_is_as_described(voices: Path) -> None:
             ("POST", "/api/v1/voices", "VoiceInfo", {"files": files, "data": CONSENT}),
             ("POST", "/api/v1/voices", "ErrorAnswer", {"data": CONSENT}),
             ("GET", "/v1/models", "Models", {}),
+            ("GET", "/v1/audio/models", "Models", {}),
+            ("GET", "/api/v1/speak", "ErrorAnswer", {}),
             ("GET", "/v1/audio/voices", "SpeechVoices", {}),
             ("POST", "/v1/audio/speech", "ErrorAnswer", {"content": b"nonsense"}),
             ("DELETE", "/api/v1/voices/nobody", "ErrorAnswer", {}),

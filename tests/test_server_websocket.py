@@ -410,12 +410,24 @@ async def test_preset_speakers_are_voices(tmp_path: Path) -> None:
     assert engine.requests[0].voice == "ryan"
 
 
+async def test_a_message_of_a_type_that_nobody_knows_is_ignored_and_logged_for_debugging(
+    voices: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("DEBUG", "server")
+    async with running(voices, FakeEngine()) as server, client(server.url) as connection:
+        await say(connection, type="dance", text="A private matter.")
+        await say(connection, type="cancel")
+        assert (await hear(connection))["code"] == "CANCELLED", "nothing is answered to the first"
+    [record] = [record for record in caplog.records if "nobody knows" in record.getMessage()]
+    assert record.levelname == "DEBUG" and "private" not in caplog.text
+
+
 async def test_an_engine_of_fewer_languages_names_them(voices: Path) -> None:
     async with running(voices, FakeEngine(languages=("English",))) as server, client(server.url) as connection:
         await say(connection, type="start", language="German")
         error = await hear(connection)
         assert error["code"] == "INVALID_MESSAGE"
-        assert error["message"].endswith("use one of English")
+        assert error["message"].endswith("this model speaks English, or Auto; Qwen/Qwen3-TTS-12Hz-0.6B-Base speaks German")
 
 
 LONG = "x" * 11

@@ -13,3 +13,9 @@ def language_name(given: str) -> str:
     """``en``, ``en-US``, ``eng``, ``English`` -> ``english``. What is no code stays, in lower case: checkpoints have names of their own."""
     folded = given.strip().lower()
     return _CODES.get(folded.replace("_", "-").partition("-")[0], folded)
+
+
+def spoken_elsewhere(given: str) -> str:
+    """The end of a refusal: names a checkpoint that speaks the language; empty if none is known."""
+    name = language_name(given)
+    return f"; {MULTILINGUAL} speaks {name.capitalize()}" if name in NAMES else ""

@@ -3,6 +3,7 @@
 import logging
 from typing import Any, Protocol
 
+from qwen3_jax.messages import shorten
 from qwen3_jax.voice import spelling
 from qwen3_jax.voice_folder import revision
 from server.engines.base import Refused
@@ -10,6 +11,7 @@ from server.settings import Settings
 from server.voices.cache import Name
 from server.voices.store import StoredVoice, VoiceStore
 
+MOST_NAMED = 20  # voices that an error lists
 log = logging.getLogger(__name__)
 
 
@@ -63,12 +65,13 @@ def first_voices(settings: Settings, store: VoiceStore, presets: tuple[str, ...]
 
     Raises:
         FileNotFoundError: the model speaks in cloned voices, and there is none.
+        ValueError: there is no voice of the name that the operator has set.
     """
     if presets is not None:
-        name = spelling(settings.default_voice, presets) or next(iter(presets), "")
-        if name.casefold() != settings.default_voice.casefold():
-            log.warning("there is no voice %r: %r is the default", settings.default_voice, name)
-        return [name]
+        name = spelling(settings.default_voice, presets)
+        if name is None:
+            _missing(settings, presets)
+        return [name or next(iter(presets), "")]
     if not store.voices:
         raise FileNotFoundError(
             f"no voice in {store.layers}: this model speaks in cloned voices; install a recording with "
@@ -76,6 +79,15 @@ def first_voices(settings: Settings, store: VoiceStore, presets: tuple[str, ...]
         )
     default = store.find(settings.default_voice)
     if default is None:
-        log.warning("there is no voice %r: %r is the default", settings.default_voice, next(iter(store.voices)))
+        _missing(settings, tuple(store.voices))
     others = [voice for voice in store.voices.values() if voice is not default]
     return [*([] if default is None else [default]), *sorted(others, key=lambda voice: bool(voice.metadata.owner))]
+
+
+def _missing(settings: Settings, voices: tuple[str, ...]) -> None:
+    """There is no default voice. An operator's choice is an error; without one the first voice is the default."""
+    if "default_voice" in settings.model_fields_set:
+        there = f"use one of {', '.join(voices[:MOST_NAMED])}" if voices else "this model takes no voice: unset it"
+        raise ValueError(f"TTS_DEFAULT_VOICE = {shorten(repr(settings.default_voice))}: no such voice: {there}")
+    if voices:
+        log.warning("there is no voice %r: %r is the default", settings.default_voice, voices[0])

@@ -21,13 +21,14 @@ from qwen3_jax.allocation import settle
 from qwen3_jax.engine import Full, Options
 from qwen3_jax.engine.loop import LoopConsumer
 from qwen3_jax.service import LiveUtterance, SpeechService, Utterance
-from qwen3_jax.tts import load_for
+from qwen3_jax.tts import Qwen3TTS, load_for
 from qwen3_jax.voice_folder import VoiceGone
 from server.engines import prompts
 from server.engines.base import Crowded, EngineClosed, Refused, SpeechRequest, State
 from server.engines.qwen3_cloner import Cloner
 from server.engines.qwen3_handle import Qwen3Handle, named
 from server.engines.slots import slots_for
+from server.languages import check_default
 from server.protocol import LANGUAGES
 from server.settings import Settings
 from server.voices.store import StoredVoice, VoiceStore
@@ -76,8 +77,7 @@ class Qwen3Engine:
 
     @cached_property
     def _languages(self) -> tuple[str, ...]:
-        known = {name.casefold() for name in self._running.tts.languages}
-        return tuple(name for name in LANGUAGES if name.casefold() in known)
+        return _languages(self._running.tts)
 
     @property
     def languages(self) -> tuple[str, ...]:
@@ -292,9 +292,20 @@ def _unless_done(live: LiveUtterance, call: Callable[..., None], *given: Any) ->
         call(*given)
 
 
+def _languages(tts: Qwen3TTS) -> tuple[str, ...]:
+    known = {name.casefold() for name in tts.languages}
+    return tuple(name for name in LANGUAGES if name.casefold() in known)
+
+
 def load(settings: Settings) -> SpeechService:
-    """The configured checkpoint as a service; errors as in ``Qwen3TTS.from_pretrained`` and ``SpeechService``."""
+    """The configured checkpoint as a service.
+
+    Raises:
+        ValueError: TTS_DEFAULT_LANGUAGE is a language that the checkpoint does not speak.
+        Others as in ``Qwen3TTS.from_pretrained`` and ``SpeechService``.
+    """
     tts = load_for(settings.model_id, rows=settings.slots, device=settings.device, dtype=settings.dtype)
+    check_default(settings, _languages(tts))  # before a first start compiles for minutes
     tts.prepared_voices = settings.voice_cache
     slots = settings.slots or slots_for(tts.model, settings.columns, tts.fingerprint)
     log.info("preparing %d slots: programs that this machine has not compiled yet are compiled, and kept", slots)

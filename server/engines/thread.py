@@ -22,6 +22,7 @@ from qwen3_jax.shapes import NpF32
 from server.engines import prompts
 from server.engines.base import Crowded, OutOfMemory, Refused, SpeechRequest, State
 from server.engines.handle import ThreadHandle
+from server.languages import check_default
 from server.settings import Settings
 from server.voices.store import StoredVoice, VoiceStore
 
@@ -264,6 +265,7 @@ class ThreadEngine:
 
     def _prepare(self) -> None:
         self._model = model = self._make(None)
+        check_default(self._settings, model.languages)
         candidates = prompts.first_voices(self._settings, self._store, model.presets)
         for voice in candidates:
             try:

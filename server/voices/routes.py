@@ -105,6 +105,7 @@ def install(app: Quart, context: Context) -> None:
                 await asyncio.to_thread(store.remove, voice)
         finally:
             context.engine.forget(voice.id)
+        _tell("voice deleted", voice, principal)
         return "", 204
 
     @app.post("/api/v1/voices")
@@ -122,7 +123,13 @@ def install(app: Quart, context: Context) -> None:
                 except checks.Refusal as error:
                     raise HttpError(error.status, error.code, str(error)) from error
         await _prepare(context, voice)
+        _tell("voice uploaded", voice, principal)
         return _answer(describe(voice, context.default_voice(principal.id)), 201)
+
+
+def _tell(done: str, voice: StoredVoice, principal: Principal) -> None:
+    fields = {"voice": shorten(voice.id), "principal": shorten(principal.id), "seconds": voice.metadata.duration_seconds}
+    log.info(done, extra={"fields": fields})
 
 
 async def _keep(context: Context, audio: FileStorage, form: dict[str, str], principal: Principal) -> StoredVoice:
@@ -172,7 +179,9 @@ async def _form() -> tuple[FileStorage, dict[str, str]]:
     """The recording and the other fields. Of a long form the recording goes to a temporary file as it comes."""
     files, form = await request.files, await request.form
     if "audio" not in files:
-        raise HttpError(400, "AUDIO_MISSING", "the field audio is missing: send multipart/form-data with a file of that name")
+        raise HttpError(
+            400, "AUDIO_MISSING", "the field audio is missing: send multipart/form-data with a file of that name", param="audio"
+        )
     return files["audio"], dict(form)
 
 
@@ -183,17 +192,20 @@ def _about(form: dict[str, str], principal: Principal) -> Metadata:
     for name, most in (("name", MAX_NAME), ("consent", MAX_CONSENT)):
         if not 1 <= len(values[name]) <= most:
             what = "a statement that the speaker agrees" if name == "consent" else "what people call the voice"
-            raise HttpError(400, f"{name.upper()}_MISSING", f"the field {name} is required: {what}, 1 to {most} characters")
+            raise HttpError(400, f"{name.upper()}_MISSING", f"the field {name} is required: {what}, 1 to {most} characters", param=name)
     if values["language"]:
         known = protocol.language(values["language"])
         if known is None:
             raise HttpError(
-                400, "LANGUAGE_UNKNOWN", f"language {shorten(values['language'])!r}: use one of {', '.join(protocol.LANGUAGES)}"
+                400,
+                "LANGUAGE_UNKNOWN",
+                f"language {shorten(values['language'])!r}: use one of {', '.join(protocol.LANGUAGES)}",
+                param="language",
             )
         values["language"] = known
     for name in ("description", "licence"):
         if len(values[name]) > MAX_CONSENT:
-            raise HttpError(400, f"{name.upper()}_TOO_LONG", f"the field {name} may have {MAX_CONSENT} characters")
+            raise HttpError(400, f"{name.upper()}_TOO_LONG", f"the field {name} may have {MAX_CONSENT} characters", param=name)
     return Metadata(owner=principal.id, **values)  # type: ignore[arg-type]  # all of these are strings
 
 
