@@ -353,10 +353,17 @@ async def handle(socket: Socket, context: Context, address: str, token: str | No
     if not task.cancelled() and (error := task.exception()) is not None:
         session_id.set(session.id)
         if _slow(error):
-            log.warning("session ended: %s", error)
+            log.warning("session ended: %s", _first(error))
         else:
             log.error("session failed", exc_info=error)
             await session.fail()
+
+
+def _first(error: BaseException) -> BaseException:
+    """What happened, out of the groups that tasks put it into."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
 
 
 def _slow(error: BaseException) -> bool:
