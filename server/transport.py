@@ -89,6 +89,8 @@ class _Connection(hypercorn_run.TCPServer):
         except TimeoutError:
             here().closed("stalled")
             self.writer.transport.abort()
+        except OSError:  # no route any more, for one; Hypercorn knows of errors of connections only
+            await self.protocol.handle(Closed())
 
     async def _close(self) -> None:
         with contextlib.suppress(OSError):  # ETIMEDOUT, for one: the client read nothing (STALLED_MS), and the connection is gone
