@@ -4,6 +4,8 @@ Frames of control, empty ones and fragments cost as much as others and reach no 
 """
 
 import asyncio
+import base64
+import binascii
 
 from hypercorn.protocol import ws_stream
 from hypercorn.protocol.events import Data, Event, StreamClosed
@@ -16,6 +18,7 @@ from server.connections import here
 from server.protocol import SPEAK
 
 CLOSE_SECONDS = 1.0  # for a client to read why its connection is closed
+KEY_BYTES = 16  # of Sec-WebSocket-Key
 TURN = 16  # frames, after which the event loop goes round
 upstream.check()  # before its classes are taken for what they were
 
@@ -28,7 +31,15 @@ class PlainHandshake(ws_stream.Handshake):
         self.extensions = None
 
     def is_valid(self) -> bool:
-        return self.upgrade is not None and super().is_valid()
+        return self.upgrade is not None and _is_key(self.key) and super().is_valid()
+
+
+def _is_key(key: bytes | None) -> bool:
+    """Whether that is base64 of 16 bytes (RFC 6455, 4.2.1)."""
+    try:
+        return len(base64.b64decode(key or b"", validate=True)) == KEY_BYTES
+    except binascii.Error:
+        return False
 
 
 class Buffer(ws_stream.WebsocketBuffer):

@@ -6,8 +6,8 @@ browser sends none of the last three, and may ask. docs/security.md says why eac
 
 import ipaddress
 import re
-from collections.abc import Iterable
-from typing import NamedTuple, Protocol
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple, Protocol
 from urllib.parse import urlsplit
 
 from qwen3_jax.messages import shorten
@@ -16,6 +16,8 @@ from server.settings import Settings
 
 LOCAL_ENDS = (".local", ".internal", ".lan", ".home.arpa")  # nobody can own such a name on the Internet
 HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64}")
+ORIGIN = re.compile(r"null|[A-Za-z][A-Za-z0-9+.-]*://[^\s/?#@\\]*")  # what a browser sends: no user, path or fragment
+ONCE = (b"host", b"origin", b"referer", b"sec-fetch-site")  # what is decided from these must be what everybody else reads
 MAX_ASKED_HEADERS = 64  # that a preflight asks for; the rest is not echoed
 PREFLIGHT_SECONDS = 600
 EXPOSED = "Retry-After, WWW-Authenticate, X-Request-Id"  # what scripts of a page may read of an answer, besides the usual
@@ -37,6 +39,25 @@ class Refusal(NamedTuple):
 def asked_host(headers: Iterable[tuple[bytes, bytes]]) -> str:
     """The Host of an ASGI scope's headers; empty if there is none."""
     return next((value.decode("latin1") for name, value in headers if name.lower() == b"host"), "")
+
+
+def malformed(scope: Mapping[str, Any]) -> str | None:
+    """Why the head of an ASGI scope cannot be decided upon, or would make Quart fail before any route; None if it can be."""
+    names = [name.lower() for name, _ in scope["headers"]]
+    for name in ONCE:
+        if names.count(name) > 1:
+            return f"more than one line of {name.decode().title()}"
+    host = asked_host(scope["headers"])
+    if host and hostname(host) is None:
+        return f"Host {shorten(repr(host))} is no name of a host"
+    try:
+        parts = None if scope["path"].startswith("/") else urlsplit(scope["path"])
+        named = parts is not None and parts.netloc
+    except ValueError:
+        named = "["
+    if named and hostname(named) is None:
+        return f"the first line's address {shorten(repr(scope['path']))} is none"
+    return None
 
 
 def refusal(settings: Settings, headers: Headers, *others: str) -> Refusal | None:
@@ -90,6 +111,8 @@ def host_allowed(settings: Settings, host: str) -> bool:
 
 def origin_allowed(settings: Settings, origin: str | None, host: str) -> bool:
     """Whether a browser's page of that origin may ask a server that it calls ``host``."""
+    if origin is not None and ORIGIN.fullmatch(origin) is None:
+        return False
     if origin is None or "*" in settings.allowed_origins:
         return True
     if any(_matches(pattern, origin.lower()) for pattern in settings.allowed_origins):
@@ -129,8 +152,13 @@ def hostname(host: str) -> str | None:
         _ = parts.port
     except ValueError:
         return None
-    plain = re.fullmatch(r"[^\s/?#@\\]+", host) is not None
-    return parts.hostname.rstrip(".") or None if plain and parts.hostname else None
+    if re.fullmatch(r"[^\s/?#@\\]+", host) is None or not parts.hostname:
+        return None
+    try:
+        parts.hostname.encode("idna")  # no label is empty or too long; Werkzeug would raise
+    except UnicodeError:
+        return None
+    return parts.hostname.removesuffix(".") or None
 
 
 def _matches(pattern: str, value: str) -> bool:

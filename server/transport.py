@@ -6,6 +6,7 @@ with it; what follows an oversize message is still kept; 4 MB of audio are accep
 """
 
 import asyncio
+import contextlib
 import logging
 import socket
 import weakref
@@ -17,7 +18,7 @@ from hypercorn import protocol as hypercorn_protocol
 from hypercorn.asyncio import run as hypercorn_run
 from hypercorn.asyncio import serve as hypercorn_serve
 from hypercorn.config import Config, Sockets
-from hypercorn.events import Event, RawData, Updated
+from hypercorn.events import Closed, Event, RawData, Updated
 from hypercorn.middleware import ProxyFixMiddleware
 from hypercorn.protocol import h11 as h11_protocol
 from hypercorn.protocol import ws_stream
@@ -79,12 +80,21 @@ class _Connection(hypercorn_run.TCPServer):
         if not isinstance(event, RawData):
             await super().protocol_send(event)
             return
+        if self.writer.transport.is_closing():  # asyncio warns of every write to it
+            await self.protocol.handle(Closed())
+            return
         try:
             async with asyncio.timeout(WRITE_SECONDS):
                 await super().protocol_send(event)
         except TimeoutError:
             here().closed("stalled")
             self.writer.transport.abort()
+        except OSError:  # no route any more, for one; Hypercorn knows of errors of connections only
+            await self.protocol.handle(Closed())
+
+    async def _close(self) -> None:
+        with contextlib.suppress(OSError):  # ETIMEDOUT, for one: the client read nothing (STALLED_MS), and the connection is gone
+            await super()._close()
 
 
 class QuietSockets(Config):

@@ -4,8 +4,10 @@ from collections.abc import Awaitable, Callable
 from functools import wraps
 from typing import Any
 
-from quart import Quart, Request, Response, ResponseReturnValue, g, jsonify, request, websocket
-from werkzeug.exceptions import HTTPException
+import msgspec
+from quart import Quart, Response, ResponseReturnValue, g, has_request_context, has_websocket_context, jsonify, request, websocket
+from quart.wrappers.base import BaseRequestWebsocket
+from werkzeug.exceptions import HTTPException, NotFound
 
 from qwen3_jax.messages import shorten
 from server.access import EXPLAINED
@@ -13,7 +15,7 @@ from server.auth import Principal, Unauthorized
 from server.connections import here
 from server.context import Context
 from server.limits import Limited
-from server.origins import EXPOSED, Refusal, page_of, preflight, refusal
+from server.origins import EXPOSED, Refusal, malformed, page_of, preflight, refusal
 from server.protocol import MOST_SAID, SPEAK
 from server.settings import Settings
 
@@ -32,7 +34,7 @@ def token_of(headers: Any, query: Any) -> str | None:
     return token.strip() if kind.lower() == "bearer" else query.get("token")
 
 
-def route_of(asked: Request) -> str:
+def route_of(asked: BaseRequestWebsocket) -> str:
     """The route as it was declared, without what a client put into it; ``other`` where there is none."""
     return asked.url_rule.rule if asked.url_rule is not None else "other"
 
@@ -78,9 +80,29 @@ def _refusal(settings: Settings, asked: Any) -> Refusal | None:
     return refusal(settings, asked.headers, *elsewhere)
 
 
+class _Heads:
+    """Around Quart's part of the application: what it could not even begin with is answered here, with 400."""
+
+    def __init__(self, app: Quart, context: Context) -> None:
+        self._inner, self._access = app.asgi_app, context.access
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        why = malformed(scope) if scope["type"] in ("http", "websocket") else None
+        if why is None:
+            await self._inner(scope, receive, send)
+            return
+        self._access.refused(route="other", status=400, reason="BAD_REQUEST", address=address_of(scope.get("client")), head=why)
+        body = msgspec.json.encode({"error": error_of(400, "BAD_REQUEST", why)})
+        headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()), (b"connection", b"close")]
+        kind = "http" if scope["type"] == "http" else "websocket.http"
+        await send({"type": f"{kind}.response.start", "status": 400, "headers": headers})
+        await send({"type": f"{kind}.response.body", "body": body})
+
+
 def install(app: Quart, context: Context) -> None:
     """Hosts, origins and errors, for every route."""
     settings = context.settings
+    app.asgi_app = _Heads(app, context)  # type: ignore[method-assign]  # as Quart wants it to be wrapped
 
     @app.before_request
     async def check_request() -> ResponseReturnValue | None:
@@ -113,16 +135,17 @@ def install(app: Quart, context: Context) -> None:
 
     def noted(status: int, reason: str, why: str) -> None:
         """For the log: a refusal, and not a fault of ours."""
+        asked: Any = request if has_request_context() else websocket
         if status < 500 or status in EXPLAINED:
             context.access.refused(
-                route=route_of(request),
+                route=route_of(asked),
                 status=status,
                 reason=reason,
-                address=address_of(request.scope.get("client")),
+                address=address_of(asked.scope.get("client")),
                 principal=g.get("principal_id"),
-                method=request.method,
-                path=request.path,
-                origin=request.headers.get("Origin") if status == 403 else None,
+                method="WebSocket" if asked is websocket else request.method,
+                path=asked.path,
+                origin=asked.headers.get("Origin") if status == 403 else None,
                 why=why if status in EXPLAINED else "",
             )
 
@@ -138,6 +161,8 @@ def install(app: Quart, context: Context) -> None:
 
     @app.errorhandler(HTTPException)
     async def http(error: HTTPException) -> ResponseReturnValue:
+        if has_websocket_context():
+            error = NotFound("there is no WebSocket of that path")  # whether HTTP has one, or not
         status, reason = error.code or 500, error.name.upper().replace(" ", "_")
         noted(status, reason, error.description or "")
         response = answer(status, reason, error.description or error.name)
@@ -151,14 +176,15 @@ def install(app: Quart, context: Context) -> None:
         return answer(500, "INTERNAL", "internal error; the server's log says more")
 
 
+def error_of(status: int, code: str, message: str, param: str | None = None) -> dict[str, Any]:
+    """An error's fields; ``type`` and ``param`` are what OpenAI's clients look for."""
+    kind = "invalid_request_error" if status < 500 else "server_error"
+    return {"code": code, "message": shorten(message, MOST_SAID), "type": kind, "param": param}
+
+
 def answer(status: int, code: str, message: str, retry_after_ms: int | None = None, *, param: str | None = None) -> Response:
-    """An error as JSON; ``type`` and ``param`` are what OpenAI's clients look for."""
-    body: dict[str, Any] = {
-        "code": code,
-        "message": shorten(message, MOST_SAID),
-        "type": "invalid_request_error" if status < 500 else "server_error",
-        "param": param,
-    }
+    """An error as JSON."""
+    body = error_of(status, code, message, param)
     if retry_after_ms is not None:
         body["retryAfterMs"] = retry_after_ms
     response = jsonify({"error": body})

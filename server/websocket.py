@@ -372,7 +372,7 @@ async def handle(socket: Socket, context: Context, address: str, token: str | No
         await asyncio.wait({task})
         if not task.cancelled() and (error := task.exception()) is not None:
             if _slow(error):
-                log.warning("session ended: %s", error)
+                log.warning("session ended: %s", _first(error))
             else:
                 log.error("session failed", exc_info=error)
                 await session.fail()
@@ -380,6 +380,13 @@ async def handle(socket: Socket, context: Context, address: str, token: str | No
         task.cancel()
         context.sessions.discard(sitting)
         session.told()
+
+
+def _first(error: BaseException) -> BaseException:
+    """What happened, out of the groups that tasks put it into."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
 
 
 def _slow(error: BaseException) -> bool:

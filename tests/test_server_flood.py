@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import json
 import socket
 from collections.abc import AsyncIterator
@@ -432,6 +433,55 @@ async def test_what_is_taken_apart_at_a_time_is_bounded(voices: Path, monkeypatc
         for data in (chunks(b"x" * 70_000), b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n" * 1000 + b"\x00"):
             await answer(server, data.replace(b"Host: localhost", b"Host: localhost\r\nConnection: close"))
     assert max(sizes) == http1.SLICE
+
+
+# Clients that go, and clients that never read
+
+
+async def test_nothing_is_written_to_a_client_that_has_gone(voices: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """asyncio warns of each write after the fifth: a client that asks much and closes made a line of the log for each answer."""
+    async with running(voices, FakeEngine(), jwt_secret=SECRET) as server:
+        for _ in range(4):
+            async with raw(server.port, f"Authorization: {MINE['Authorization']}\r\n") as (_, writer, _):
+                await until(lambda: any(session.known for session, _ in server.context.sessions))
+                writer.write(frame(9, b"x" * 125) * 400)
+                await writer.drain()  # and the connection is reset: what we have not read is thrown away
+            await until(lambda: not server.context.sessions)
+    assert [record.getMessage() for record in caplog.records if record.name == "asyncio"] == []
+
+
+@pytest.mark.parametrize("waits", ["wait_closed", "drain"])
+@pytest.mark.parametrize("number", [errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ECONNRESET])
+async def test_a_connection_that_the_system_gives_up_ends_without_a_traceback(
+    voices: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, number: int, waits: str
+) -> None:
+    """ETIMEDOUT is what TCP_USER_TIMEOUT makes of a client that reads nothing."""
+    given_up = 0
+
+    async def fails(self: asyncio.StreamWriter) -> None:
+        nonlocal given_up
+        given_up += 1
+        raise OSError(number, "given up")
+
+    async with running(voices, FakeEngine()) as server:
+        with monkeypatch.context() as patched:
+            patched.setattr(asyncio.StreamWriter, waits, fails)
+            with contextlib.suppress(ConnectionError):
+                await answer(server, b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+            await until(lambda: given_up > 0 and b"tts_connections 0.0" in server.context.metrics.render())
+    assert [record for record in caplog.records if record.levelname == "ERROR" or record.exc_info] == []
+
+
+async def test_what_ended_a_session_is_told_in_its_own_words(voices: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Not that some sub-exception of a group did."""
+    engine = FakeEngine(frames=4000)
+    async with running(voices, engine, send_timeout=0.05) as server, raw(server.port, SO_RCVBUF=4096) as (reader, writer, _):
+        reader._transport.pause_reading()  # a client that reads nothing
+        writer.write(frame(1, b'{"type":"speak","text":"Hello."}'))
+        await until(lambda: any(record.message.startswith("session ended") for record in caplog.records))
+    assert [record.getMessage() for record in caplog.records if record.message.startswith("session ended")] == [
+        "session ended: the client read nothing for 0.05 s"
+    ]
 
 
 # Redirects

@@ -267,3 +267,86 @@ async def test_a_preflight_is_answered_with_what_it_asks_for(voices: Path) -> No
         assert private["access-control-allow-private-network"] == "true"
         plain = await http.options("/v1/audio/speech", headers={"Origin": "https://app.example"})
         assert plain.status_code == 200 and "POST" in plain.headers["allow"], "no preflight"
+
+
+BAD_HEADS = {
+    "an empty label": "GET /healthz HTTP/1.1\r\nHost: .localhost\r\n\r\n",
+    "two dots at the end": "GET /healthz HTTP/1.1\r\nHost: localhost..\r\n\r\n",
+    "an address and two dots": "GET /healthz HTTP/1.1\r\nHost: 127.0.0.1..:80\r\n\r\n",
+    "dots": "GET /healthz HTTP/1.1\r\nHost: ..\r\n\r\n",
+    "a label of 64": f"GET /healthz HTTP/1.1\r\nHost: {'a' * 64}.localhost\r\n\r\n",
+    "bytes that are no name": "GET /healthz HTTP/1.1\r\nHost: \x80.\xad.localhost\r\n\r\n",
+    "an open bracket": "GET http://[ HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    "an escaped bracket": "GET http://%5b/ HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    "dots in the first line": "GET http://localhost../healthz HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    "two origins": "GET /healthz HTTP/1.1\r\nHost: localhost\r\nOrigin: http://localhost\r\nOrigin: http://evil.example\r\n\r\n",
+    "two sites": "GET /healthz HTTP/1.1\r\nHost: localhost\r\nSec-Fetch-Site: none\r\nsec-fetch-site: cross-site\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("chosen", [{}, KEY, {"proxies": 1, "allowed_hosts": "*", "allowed_origins": "*"}], ids=["open", "key", "proxy"])
+async def test_a_head_that_cannot_be_decided_upon_is_refused_before_any_route(
+    voices: Path, caplog: pytest.LogCaptureFixture, chosen: dict[str, Any]
+) -> None:
+    """400 and a line without traceback, for HTTP and WebSocket; Werkzeug and Quart would raise before they come to a route."""
+    upgrade = HANDSHAKE.partition("Host: localhost\r\n")[2].format(key="A" * 22 + "==", more="")
+    async with running(voices, FakeEngine(), **chosen) as server:
+        for kind, head in BAD_HEADS.items():
+            for more in ("\r\n", upgrade):
+                asked = head.removesuffix("\r\n") + more
+                reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+                writer.write(asked.encode("latin1"))
+                answer = (await asyncio.wait_for(reader.read(), LIMIT)).decode()
+                writer.close()
+                assert answer.startswith("HTTP/1.1 400 ") and "BAD_REQUEST" in answer, (kind, answer)
+                assert "access-control" not in answer.lower() and len(answer) < 1000
+        async with server.http_client() as http:
+            assert (await http.get("/healthz")).status_code == 200
+    assert not [record for record in caplog.records if record.levelname == "ERROR" or record.exc_info]
+    assert [vars(record)["fields"]["reason"] for record in caplog.records if record.message == "refused"] == ["BAD_REQUEST"]
+
+
+@pytest.mark.parametrize(
+    "target", ["http://localhost", "http://localhost?a=b", "x://", "*", "/%", "/%ff%00", "/healthz?%ff=%", "/healthz?&&=;"]
+)
+async def test_odd_targets_are_answered(voices: Path, caplog: pytest.LogCaptureFixture, target: str) -> None:
+    async with running(voices, FakeEngine(), proxies=1) as server:
+        for forwarded in ("", "X-Forwarded-Proto: [\r\nX-Forwarded-For: [::\r\n"):
+            for method in ("GET", "OPTIONS"):
+                reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+                writer.write(f"{method} {target} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{forwarded}\r\n".encode())
+                assert (await asyncio.wait_for(reader.read(), LIMIT))[:10] in (b"HTTP/1.1 2", b"HTTP/1.1 4")
+                writer.close()
+    assert not [record for record in caplog.records if record.levelname == "ERROR" or record.exc_info]
+
+
+@pytest.mark.parametrize("origins", [(), "*", "http://*"])
+@pytest.mark.parametrize(
+    "origin",
+    ["http://evil.example@localhost", "http://localhost/x", "http://localhost#x", "http://localhost?x", "http://localhost\\x", "localhost"],
+)
+async def test_an_origin_has_no_user_and_no_path(voices: Path, origin: str, origins: str | tuple[str, ...]) -> None:
+    async with running(voices, FakeEngine(), allowed_origins=origins) as server, server.http_client() as http:
+        for method in ("GET", "OPTIONS"):
+            answer = await http.request(method, "/v1/models", headers={"Origin": origin, "Access-Control-Request-Method": "GET"})
+            assert answer.status_code == 403 and not [name for name in answer.headers if name.startswith("access-control")]
+        assert (await handshake(server, "/api/v1/speak", {"Host": "localhost", "Origin": origin})).startswith("HTTP/1.1 403 ")
+
+
+async def test_a_handshake_where_no_websocket_is(voices: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """404 as JSON, and one line of the log."""
+    async with running(voices, FakeEngine()) as server:
+        for path in ("/nope", "/v1/models", "/v1/audio/speech", "/" + "x" * 4000):
+            answer = await handshake(server, path, {"Host": "localhost"})
+            assert answer.startswith("HTTP/1.1 404 ") and '"NOT_FOUND"' in answer and len(answer) < 1000, answer
+    refused = [vars(record)["fields"] for record in caplog.records if record.levelname in ("WARNING", "ERROR")]
+    assert [(one.get("status"), one.get("path")) for one in refused if "times" not in one] == [(404, "/nope")]
+
+
+@pytest.mark.parametrize("key", ["x", "", "A" * 24, "A" * 20 + "====", "é" * 24])
+async def test_the_key_of_a_handshake_is_sixteen_bytes(voices: Path, key: str) -> None:
+    async with running(voices, FakeEngine()) as server:
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        writer.write(HANDSHAKE.format(key=key, more="").encode("latin1"))
+        assert (await asyncio.wait_for(reader.read(), LIMIT)).startswith(b"HTTP/1.1 400 ")
+        writer.close()
