@@ -7,7 +7,7 @@ import asyncio
 from typing import Any
 
 import h11
-from hypercorn.events import Event, RawData
+from hypercorn.events import Closed, Event, RawData
 from hypercorn.protocol import h11 as h11_protocol
 
 from server import upstream
@@ -24,9 +24,12 @@ class Requests(h11.Connection):
 
     _refused: h11.RemoteProtocolError | None = None
     _pieces = _bytes = 0
+    over = False  # whether no request is answered any more, so that none is read
     whole = False  # whether a body is being read whose length was told
 
     def next_event(self) -> Any:
+        if self.over:
+            return h11.NEED_DATA
         if self._refused is None and self.our_state is self.their_state is h11.IDLE:
             self._refused = self._check_head()
         if self._refused is not None:
@@ -92,6 +95,9 @@ class Http11(h11_protocol.H11Protocol):
         self._here = here()
 
     async def handle(self, event: Event) -> None:
+        if isinstance(event, Closed):  # Hypercorn's reader would wait for ever for the answer before the next request
+            self._requests.over = True
+            await self.can_read.set()
         if not isinstance(event, RawData) or len(event.data) <= SLICE:
             await super().handle(event)
             return
@@ -104,6 +110,7 @@ class Http11(h11_protocol.H11Protocol):
 
     async def _maybe_recycle(self) -> None:
         self._here.forget()
+        self._requests.over = self._requests.over or self.context.terminated.is_set()
         await super()._maybe_recycle()
 
     async def _check_protocol(self, event: h11.Request) -> None:

@@ -40,6 +40,7 @@ SEND_BUFFER = 32 * 1024  # bytes in the kernel for each connection, which double
 STALLED_MS, WATCH_SECONDS = 20_000, 1.0
 HEAD_SECONDS = 5.0  # from connecting, or from the last answer, to the end of a request's head
 WRITE_SECONDS = 60.0  # that a client may take to make room for one piece: about 1 kB/s, whatever it reads
+QUICK_SECONDS = 0.25  # at the end, for clients that have neither a session nor speech under way, and may just not read or send
 QUEUE = 2  # messages between Hypercorn and Quart
 TOO_MANY = b"HTTP/1.1 503 \r\nRetry-After: 1\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 log = logging.getLogger(__name__)
@@ -222,8 +223,9 @@ async def serve(
         told.cancel()
         failed.cancel()
         log.info("going down: %d sessions", len(context.sessions))
+        told_why = bool(context.sessions or context.streams)
         await drain(context)
-        loop.call_later(CLOSE_SECONDS, config.cut)
+        loop.call_later(CLOSE_SECONDS if told_why else QUICK_SECONDS, config.cut)
 
     try:
         served = _Proxied(app, settings.proxies) if settings.proxies else app

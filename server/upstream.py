@@ -51,7 +51,7 @@ LOOKED_UP = {
     "hypercorn.protocol.ws_stream:WSStream.__init__": "WebsocketBuffer",
     "hypercorn.protocol.ws_stream:Handshake.accept": "extensions",
     "hypercorn.protocol.h11:H11Protocol._create_stream": "WSStream",
-    "hypercorn.protocol.h11:H11Protocol._handle_events": "_check_protocol next_event error_status_hint",
+    "hypercorn.protocol.h11:H11Protocol._handle_events": "_check_protocol next_event error_status_hint can_read",
     "hypercorn.protocol.h11:H11Protocol.stream_send": "_maybe_recycle",
     "hypercorn.protocol:ProtocolWrapper.__init__": "H11Protocol",
     "hypercorn.asyncio.run:worker_serve": "TCPServer",

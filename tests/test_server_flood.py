@@ -450,6 +450,36 @@ async def test_nothing_is_written_to_a_client_that_has_gone(voices: Path, caplog
     assert [record.getMessage() for record in caplog.records if record.name == "asyncio"] == []
 
 
+PIPELINED = b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n" * 100  # more than the socket's buffers hold of answers
+
+
+async def test_requests_in_a_row_whose_answers_nobody_reads_hold_no_place_and_no_end(
+    voices: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Neither when the client has gone, nor when the server goes down: Hypercorn's reader waited for an answer that never ended."""
+    async with running(voices, FakeEngine()) as server:
+
+        def connections(number: int) -> bool:
+            return b"tts_connections %d.0" % number in server.context.metrics.render()
+
+        async with opened(server, PIPELINED):
+            await _answers_stand(server)
+        await until(lambda: connections(0))
+        async with opened(server, PIPELINED):
+            await _answers_stand(server)
+            server.stop.set()
+            assert server.task is not None
+            await asyncio.wait_for(server.task, LIMIT)
+    assert [record for record in caplog.records if record.levelname == "ERROR" or record.exc_info] == []
+
+
+async def _answers_stand(server: Server) -> None:
+    """Return when the server has answers that it cannot write, as others are answered meanwhile."""
+    async with server.http_client() as http:
+        for _ in range(20):
+            assert (await http.get("/healthz")).status_code == 200
+
+
 @pytest.mark.parametrize("waits", ["wait_closed", "drain"])
 @pytest.mark.parametrize("number", [errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ECONNRESET])
 async def test_a_connection_that_the_system_gives_up_ends_without_a_traceback(
