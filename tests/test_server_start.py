@@ -76,8 +76,8 @@ def environment(**more: str) -> dict[str, str]:
 
 
 def hangup(how: str) -> str:
-    """The first line of a program: SIGHUP as under nohup (IGN), or as usual (DFL), whatever the tests were started under."""
-    return f"import signal; signal.signal(signal.SIGHUP, signal.SIG_{how})\n"
+    """The first line of a program: SIGHUP as under nohup (IGN), or as usual (DFL), and SIGINT as usual, however the tests were started."""
+    return f"import signal; signal.signal(signal.SIGHUP, signal.SIG_{how}); signal.signal(signal.SIGINT, signal.SIG_DFL)\n"
 
 
 def begin(program: str, **more: str) -> "subprocess.Popen[str]":
