@@ -148,7 +148,7 @@ def wait_until(alive: Callable[[], bool], url: str, log: Path) -> None:
             with urllib.request.urlopen(url, timeout=LIMIT):
                 return
         except (urllib.error.URLError, ConnectionError):
-            time.sleep(0.2)
+            time.sleep(0.2)  # between two questions; the deadline is above
 
 
 def main() -> None:

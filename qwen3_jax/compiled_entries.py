@@ -6,7 +6,6 @@ a warning and a compilation at every later start.
 
 import contextlib
 import os
-import secrets
 import time
 import zlib
 from pathlib import Path
@@ -17,7 +16,7 @@ from jax._src import compilation_cache
 from jax._src.compilation_cache_interface import CacheInterface
 from jax._src.lru_cache import LRUCache
 
-from qwen3_jax.folders import PARTIAL, say_once
+from qwen3_jax.folders import PARTIAL, say_once, write_whole
 
 STALE_SECONDS = 3600.0  # after which nobody writes at an entry any more
 _jax_open, _jax_read = compilation_cache.get_file_cache, compilation_cache.get_executable_and_time
@@ -43,13 +42,9 @@ class WholeEntries(CacheInterface):
     def put(self, key: str, value: bytes) -> None:
         """Keep an entry. Where it cannot be written, one line of the log says so."""
         path = _file(Path(self._path), key)
-        partial = path.with_name(f".{secrets.token_hex(8)}{PARTIAL}")
         try:
-            partial.write_bytes(value)
-            os.replace(partial, path)
+            write_whole(path, value)
         except OSError as error:
-            with contextlib.suppress(OSError):
-                partial.unlink()
             say_once(
                 f"compiled programs are not kept in {path.parent} ({error.strerror or error}): "
                 "make it a folder that can be written to, or set JAX_COMPILATION_CACHE_DIR to another",

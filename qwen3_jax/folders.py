@@ -8,6 +8,7 @@ import contextlib
 import errno
 import logging
 import os
+import secrets
 import stat
 import tempfile
 from pathlib import Path
@@ -63,6 +64,22 @@ def trouble_with(folder: Path, needs: int = os.R_OK | os.W_OK | os.X_OK) -> str 
     except OSError as error:
         return f"{folder} cannot be made ({error.strerror})"
     return None if os.access(folder, needs) else f"{folder} cannot be {'written to' if needs & os.W_OK else 'read'}"
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file of a cache, so that nobody sees half of it. A process that is killed leaves a file whose name ends with ``PARTIAL``.
+
+    Raises:
+        OSError: it cannot be written; then what was there before stands.
+    """
+    partial = path.with_name(f".{secrets.token_hex(8)}{PARTIAL}")
+    try:
+        partial.write_bytes(data)
+        os.replace(partial, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        raise
 
 
 def say_once(message: str, kind: str | None = None) -> None:

@@ -9,7 +9,8 @@ from flax import nnx
 
 from qwen3_jax import checkpoint, published
 from qwen3_jax.codec import Codec
-from qwen3_jax.config import CodecConfig, GenerationConfig, ModelConfig, check_together, read
+from qwen3_jax.config import CodecConfig, GenerationConfig, ModelConfig, check_together
+from qwen3_jax.config_values import read
 from qwen3_jax.devices import all_devices
 from qwen3_jax.speaker import SpeakerEncoder
 from qwen3_jax.talker import Talker

@@ -17,7 +17,8 @@ import numpy as np
 from safetensors.numpy import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-from qwen3_jax.config import CodecConfig, GenerationConfig, ModelConfig, parse
+from qwen3_jax.config import CodecConfig, GenerationConfig, ModelConfig
+from qwen3_jax.config_values import parse
 from qwen3_jax.mapping import flatten, source_of, targets
 from qwen3_jax.model import abstract
 

@@ -6,29 +6,24 @@ tts.generate("Hello there.", voice="makima", temperature=0.5, seed=1)
 for pcm in tts.stream("Hello there.", voice="reference.wav", transcript="What the reference says."): ...
 """
 
-import inspect
 import secrets
-import threading
-import weakref
-from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
-import msgspec
 import numpy as np
 
 from qwen3_jax import audio, compilation, hub, voice_choice
+from qwen3_jax.arguments import column, sampling_of
 from qwen3_jax.checkpoint import identity
 from qwen3_jax.checks import check_voice
-from qwen3_jax.codec import DecoderState
 from qwen3_jax.devices import device_of
 from qwen3_jax.encode import encode_codes, encode_x_vector
 from qwen3_jax.generate import PROMPT_BUCKETS
-from qwen3_jax.messages import nearest
 from qwen3_jax.model import Model, load
+from qwen3_jax.prepared import PreparedVoices
 from qwen3_jax.prompt import AUTO, CLOSING, ROLE, build, language_id, speaker_name
 from qwen3_jax.sampling import Draw, Sampling
 from qwen3_jax.session import Request, prime, warm_up
@@ -43,15 +38,6 @@ WARM_PROMPTS, WARM_COLUMNS = tuple(rows for rows in PROMPT_BUCKETS if rows <= 19
 PREPARED_VOICES = 16  # kept ready for in-context cloning, 5 MB each
 FRAMES_PER_TOKEN, SPARE_FRAMES = 25, 125  # default cap on an utterance: 2 s a text token and 10 s on top
 
-OTHER_NAMES = {  # arguments of the published package -> ours
-    "speaker": "voice",
-    "voice_clone_prompt": "voice",
-    "ref_audio": "voice",
-    "ref_text": "transcript",
-    "non_streaming_mode": "streaming_text",
-    "max_new_tokens": "max_frames",
-}
-
 
 class Qwen3TTS:
     """A Qwen3-TTS-12Hz checkpoint, ready to speak. Made by ``from_pretrained``."""
@@ -64,10 +50,7 @@ class Qwen3TTS:
         self._choice = voice_choice.of(self, voices_dir)
         self._tokenizer = tokenizer
         self._folder = folder
-        # Least recently used first; a state goes with its voice, so that nothing stays of one that nobody holds any more.
-        self._prepared: OrderedDict[weakref.ref[Voice], DecoderState] = OrderedDict()
-        self._lock = threading.Lock()
-        self.prepared_voices = PREPARED_VOICES
+        self.prepared = PreparedVoices(lambda codes: prime(self.model, codes), PREPARED_VOICES)
 
     @classmethod
     def from_pretrained(
@@ -166,23 +149,7 @@ class Qwen3TTS:
             ValueError: a voice that this checkpoint cannot speak in.
         """
         check_voice(self.model.config, voice)
-        self._codec_state(voice)
-
-    def _codec_state(self, voice: Voice) -> DecoderState | None:
-        if voice.codes is None:
-            return None
-        key = weakref.ref(voice, self._leave)
-        with self._lock:  # two utterances in a new voice decode its reference once
-            if key not in self._prepared:
-                self._prepared[key] = prime(self.model, voice.codes)
-            self._prepared.move_to_end(key)
-            while len(self._prepared) > self.prepared_voices:
-                self._prepared.popitem(last=False)
-            return self._prepared[key]
-
-    def _leave(self, voice: "weakref.ref[Voice]") -> None:
-        """Without the lock: it is called wherever the last one lets go of a voice."""
-        self._prepared.pop(voice, None)
+        self.prepared.state(voice)
 
     def generate(
         self,
@@ -228,13 +195,14 @@ class Qwen3TTS:
             TypeError: an argument that there is not; the message names the nearest one.
             FloatingPointError: what the model computed is NaN or infinite, so that it would be noise: a damaged checkpoint, as a rule.
         """
-        how = {"streaming_text": streaming_text, "sampling": self._sampling("generate", sampling, draw), "max_frames": max_frames}
+        drawn = sampling_of(self.generate, sampling, draw, Sampling.defaults(self.model.generation))
+        how: dict[str, Any] = {"streaming_text": streaming_text, "sampling": drawn, "max_frames": max_frames}
         how |= {"split": split, "normalize": normalize}
         if not isinstance(text, (list, tuple)):
             sentences = self._sentences(text, self._chosen(voice, transcript), language, instruct, seed, **how)
             return speak_batch(self.model, [sentences], max_frames)[0]
         columns = [
-            _column(value, len(text), name)
+            column(value, len(text), name)
             for name, value in (("voice", voice), ("language", language), ("instruct", instruct), ("seed", seed))
         ]
         texts = [
@@ -267,7 +235,8 @@ class Qwen3TTS:
         for name, value in (("first_chunk", first_chunk), ("chunk", chunk)):
             if not 1 <= value <= 64:
                 raise ValueError(f"{name} = {value}: must be from 1 to 64 frames")
-        how = {"streaming_text": streaming_text, "sampling": self._sampling("stream", sampling, draw), "max_frames": max_frames}
+        drawn = sampling_of(self.stream, sampling, draw, Sampling.defaults(self.model.generation))
+        how: dict[str, Any] = {"streaming_text": streaming_text, "sampling": drawn, "max_frames": max_frames}
         how |= {"split": split, "normalize": normalize}
         sentences = self._sentences(text, self._chosen(voice, transcript), language, instruct, seed, **how)
         return SpeechStream(self.model, sentences, max_frames, first_chunk, chunk)
@@ -285,25 +254,9 @@ class Qwen3TTS:
             return self._choice.voice(given, transcript)
         if transcript is not None:
             raise ValueError(f"transcript: a {self.model_type} checkpoint cannot clone voices: load a Base checkpoint")
-        if isinstance(given, Voice):
-            raise ValueError(f"a {self.model_type} checkpoint cannot speak in a cloned voice: load a Base checkpoint")
-        if given is not None and not isinstance(given, str):
+        if given is not None and not isinstance(given, (str, Voice)):
             raise ValueError(f"voice of type {type(given).__name__}: a {self.model_type} checkpoint takes the name of a preset speaker")
         return given
-
-    def _sampling(self, method: str, sampling: Sampling | None, draw: Draw) -> Sampling:
-        """How to draw. ``method``: the one that was given ``draw``, as keywords that it does not name itself."""
-        known = Sampling.__struct_fields__
-        if unknown := [name for name in draw if name not in known]:
-            arguments = [name for name in inspect.signature(getattr(self, method)).parameters if name != "draw"]
-            said = ", ".join(f"{name}{nearest(name, [*arguments, *known], OTHER_NAMES)}" for name in unknown)
-            raise TypeError(
-                f"{method}() has no argument {said}{'' if said.endswith('?') else ';'} "
-                f"It takes {', '.join(arguments)}, and the fields of Sampling ({', '.join(known)}); see help(Qwen3TTS.{method})"
-            )
-        if sampling is not None and not isinstance(sampling, Sampling):
-            raise ValueError(f"sampling of type {type(sampling).__name__}: give a Sampling, or its fields by name, such as temperature=0.5")
-        return msgspec.structs.replace(sampling or Sampling.defaults(self.model.generation), **draw)
 
     def _sentences(
         self,
@@ -373,7 +326,7 @@ class Qwen3TTS:
         seed = secrets.randbits(32) if seed is None else seed
         if not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**32:
             raise ValueError(f"seed = {seed!r}: must be a whole number from 0 to {2**32 - 1}")
-        state = None if cloned is None else self._codec_state(cloned)
+        state = None if cloned is None else self.prepared.state(cloned)
         return Request(prompt, sampling or Sampling.defaults(self.model.generation), seed, max_frames, state, len(ids) - ROLE - CLOSING)
 
     def _streams_text(self) -> bool:
@@ -434,13 +387,3 @@ def load_for(
     except FileNotFoundError:
         tokenizer = None  # such a checkpoint can be verified and measured; `_reader` says what is missing when text comes
     return Qwen3TTS(model, tokenizer, folder, voices_dir, str(path))
-
-
-def _column(value: Any, rows: int, name: str) -> list[Any]:
-    """One value for every row, or one each. A recording as (samples, rate) is one value."""
-    many = isinstance(value, list) or (isinstance(value, tuple) and not any(isinstance(item, np.ndarray) for item in value))
-    if not many:
-        return [value] * rows
-    if len(value) != rows:
-        raise ValueError(f"{name}: {len(value)} values for {rows} texts; give one for all, or one each")
-    return list(value)

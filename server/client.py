@@ -10,7 +10,7 @@ from server import protocol
 from server.auth import Principal, Unauthorized
 from server.connections import here
 from server.context import Context
-from server.crowd import Full
+from server.crowd import NoPlace
 from server.limits import Limited, Overloaded
 from server.protocol import Close
 
@@ -69,7 +69,7 @@ class Client:
             return
         try:
             guest = self._context.limits.newcomers.enter(self.address, self._displaced)
-        except Full as error:
+        except NoPlace as error:
             raise no_place() from error
         self._held.callback(guest.gone)
         if token is not None:

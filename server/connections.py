@@ -5,7 +5,7 @@ from contextvars import ContextVar
 from typing import Protocol
 
 from server.address import is_loopback
-from server.crowd import Bucket, Crowd, Full, Guest, network_of
+from server.crowd import Crowd, Guest, NoPlace, TokenBucket, network_of
 from server.metrics import Metrics
 
 STRANGER_FRAMES = (100.0, 10.0)  # WebSocket frames of a client that has not said who it is: at once, and more a second
@@ -43,7 +43,7 @@ class Connection:
         """A client has said who it is: its place is its own, and it may send more."""
         if not self._is_known:
             self._is_known = True
-            self._frames, self._bytes = Bucket(*FRAMES), self._bucket(MESSAGES)
+            self._frames, self._bytes = TokenBucket(*FRAMES), self._bucket(MESSAGES)
             if self.guest is not None:
                 self.guest.known()
 
@@ -52,12 +52,12 @@ class Connection:
         self._held.close()
         if self._is_known:
             self._is_known = False
-            self._frames, self._bytes = Bucket(*STRANGER_FRAMES), self._bucket(STRANGER_MESSAGES)
+            self._frames, self._bytes = TokenBucket(*STRANGER_FRAMES), self._bucket(STRANGER_MESSAGES)
             if self.guest is not None:
                 self.guest.stranger()
 
-    def _bucket(self, messages: tuple[float, float]) -> Bucket:
-        return Bucket(self._message_bytes * messages[0], self._message_bytes * messages[1])
+    def _bucket(self, messages: tuple[float, float]) -> TokenBucket:
+        return TokenBucket(self._message_bytes * messages[0], self._message_bytes * messages[1])
 
     def keep(self, held: AbstractContextManager[object]) -> None:
         """Hold something until the request has ended, or the connection. Errors are those of entering it."""
@@ -107,7 +107,7 @@ class Connections:
         self.metrics = metrics
         self._message_bytes, self._behind_proxy = message_bytes, behind_proxy
         self._crowd = Crowd(most, behind_proxy=behind_proxy)
-        self._arrivals: dict[str, Bucket] = {}
+        self._arrivals: dict[str, TokenBucket] = {}
 
     def __len__(self) -> int:
         return len(self._crowd)
@@ -125,7 +125,7 @@ class Connections:
             return None
         try:
             connection.guest = self._crowd.enter(address, leave)
-        except Full:
+        except NoPlace:
             self.metrics.refused.labels("too many").inc()
             return None
         begin(connection)
@@ -146,6 +146,6 @@ class Connections:
         if bucket is None:
             if len(self._arrivals) >= MOST_ADDRESSES:
                 del self._arrivals[next(iter(self._arrivals))]  # who has been quiet longest
-            bucket = Bucket(*(LOOPBACK_ARRIVALS if is_loopback(network) else ARRIVALS))
+            bucket = TokenBucket(*(LOOPBACK_ARRIVALS if is_loopback(network) else ARRIVALS))
         self._arrivals[network] = bucket
         return bucket.take()

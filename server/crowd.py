@@ -11,11 +11,11 @@ SHARE = 0.25  # of all places, for the guests of one address
 LOOPBACK_SHARE = 0.75  # the same for this machine: a proxy, or all of its users, come from there
 
 
-class Full(Exception):
+class NoPlace(Exception):
     """There is no place, and nobody who would have to make room."""
 
 
-class Bucket:
+class TokenBucket:
     """So many at once, and ``per_second`` more as time goes on."""
 
     def __init__(self, most: float, per_second: float, clock: Callable[[], float] = monotonic) -> None:
@@ -78,7 +78,7 @@ class Crowd:
             leave: called when the place is given to somebody else.
 
         Raises:
-            Full: all places, or all of that address, are held by guests who are known.
+            NoPlace: all places, or all of that address, are held by guests who are known.
         """
         network = network_of(address)
         if len(self) >= self.most:
@@ -124,7 +124,7 @@ class Crowd:
     def _displace(self, network: str) -> None:
         there = self._strangers.get(network)
         if not there:
-            raise Full
+            raise NoPlace
         guest = next(iter(there))
         guest.gone()
         guest.leave()

@@ -142,9 +142,8 @@ class _Work:
     def rest(self, piece: NpF32["F"] | None) -> AsyncGenerator[bytes, None]:
         """The file. A failure in its middle cuts the connection, for there is no other way to say so; a client that goes away ends it."""
         body = self._rest(piece)
-        weakref.finalize(
-            body, self._ended, "left", "client_left"
-        ).atexit = False  # whose client went before the first byte of it never begins
+        gone = weakref.finalize(body, self._ended, "left", "client_left")  # a body whose client goes before its first byte never begins
+        gone.atexit = False
         return body
 
     def _ended(self, end: End, reason: str | None = None, status: int = 200) -> None:

@@ -29,7 +29,7 @@ class Headers(Protocol):
     def get(self, name: str, default: str, /) -> str: ...
 
 
-class Refusal(NamedTuple):
+class NotAllowed(NamedTuple):
     """Why a request is not taken; ``message`` names the setting."""
 
     code: str
@@ -60,7 +60,7 @@ def malformed(scope: Mapping[str, Any]) -> str | None:
     return None
 
 
-def refusal(settings: Settings, headers: Headers, *others: str) -> Refusal | None:
+def refusal(settings: Settings, headers: Headers, *others: str) -> NotAllowed | None:
     """Why a request with these headers is not taken; None if it is.
 
     Args:
@@ -69,16 +69,16 @@ def refusal(settings: Settings, headers: Headers, *others: str) -> Refusal | Non
     host = headers.get("Host", "")
     for named in (host, *others):
         if not host_allowed(settings, named):
-            return Refusal(
+            return NotAllowed(
                 "HOST_NOT_ALLOWED",
                 f"{shorten(named)!r} is no name of this server: use localhost or its address, or let the operator set "
                 "TTS_ALLOWED_HOSTS to the name",
             )
     origin = page_of(headers)
     if not origin_allowed(settings, origin, host):
-        return Refusal("ORIGIN_NOT_ALLOWED", _why(origin or "none"))
+        return NotAllowed("ORIGIN_NOT_ALLOWED", _why(origin or "none"))
     if origin is None and headers.get("Sec-Fetch-Site", "").lower() == "cross-site" and "*" not in settings.allowed_origins:
-        return Refusal("ORIGIN_NOT_ALLOWED", _why("another site, which hides its name"))
+        return NotAllowed("ORIGIN_NOT_ALLOWED", _why("another site, which hides its name"))
     return None
 
 

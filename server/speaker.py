@@ -147,7 +147,7 @@ class Speaker:
                 self.last = monotonic()
         except ConnectionError:  # the client's
             raise
-        except Exception:
+        except Exception:  # of whatever kind: nothing may be spoken after a fault of ours, which goes on to who runs this
             self._machine.fail()
             raise
 

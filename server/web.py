@@ -15,7 +15,7 @@ from server.auth import Principal, Unauthorized
 from server.connections import here
 from server.context import Context
 from server.limits import Limited
-from server.origins import EXPOSED, Refusal, malformed, page_of, preflight, refusal
+from server.origins import EXPOSED, NotAllowed, malformed, page_of, preflight, refusal
 from server.protocol import MOST_SAID, SPEAK
 from server.settings import Settings
 
@@ -71,7 +71,7 @@ def authenticated(context: Context) -> Callable[[Callable[..., Awaitable[Any]]],
     return wrap
 
 
-def _refusal(settings: Settings, asked: Any) -> Refusal | None:
+def _refusal(settings: Settings, asked: Any) -> NotAllowed | None:
     """Why a request or handshake is not taken."""
     target = asked.scope["raw_path"].decode("latin1")
     elsewhere = [asked.scope.get("state", {}).get("host", "")]

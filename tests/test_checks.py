@@ -12,7 +12,8 @@ from safetensors.numpy import save
 
 from qwen3_jax import Voice
 from qwen3_jax.checks import check_voice
-from qwen3_jax.config import ModelConfig, parse
+from qwen3_jax.config import ModelConfig
+from qwen3_jax.config_values import parse
 from qwen3_jax.prompt import Prompt, build, check_prompt
 from qwen3_jax.testing import tiny_config
 from qwen3_jax.voice import FORMAT, MAX_FRAMES

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import pytest
 
 from qwen3_jax import mapping
-from qwen3_jax.config import CodecConfig, ModelConfig, read
+from qwen3_jax.config import CodecConfig, ModelConfig
+from qwen3_jax.config_values import read
 from qwen3_jax.mapping import (
     DuplicateTensor,
     Ignored,

@@ -4,7 +4,8 @@ import msgspec
 import numpy as np
 import pytest
 
-from qwen3_jax.config import ModelConfig, parse
+from qwen3_jax.config import ModelConfig
+from qwen3_jax.config_values import parse
 from qwen3_jax.prompt import Prompt, as_arrays, build, speaker_name
 from qwen3_jax.testing import tiny_config
 

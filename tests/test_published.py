@@ -13,7 +13,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from qwen3_jax import published
-from qwen3_jax.config import CodecConfig, ModelConfig, read
+from qwen3_jax.config import CodecConfig, ModelConfig
+from qwen3_jax.config_values import read
 from qwen3_jax.mapping import DuplicateTensor, MisshapedTensor, UnfilledTensor, UnmatchedTensor, flatten
 from qwen3_jax.model import abstract
 from qwen3_jax.published import DamagedFile, load_published, write_published

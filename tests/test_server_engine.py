@@ -472,12 +472,12 @@ def test_what_was_timed_is_kept_and_beside_other_work_never_lowered(
         tried.clear()
         return slots_for(tiny, 320, fingerprint), list(tried)
 
-    class Watched(kept.Machine):
+    class Watched(kept.OtherWork):
         def __exit__(self, *_: object) -> None:
             self.cores, self.others, self.load = 2, others, (3.0, 2.0, 1.0)
 
     monkeypatch.setattr(slots_of, "step_seconds", paced)
-    monkeypatch.setattr(slots_of, "Machine", Watched)
+    monkeypatch.setattr(slots_of, "OtherWork", Watched)
     monkeypatch.setattr(slots_of, "LOOK", 0.0)
     monkeypatch.setattr(kept.compilation, "folder", lambda: tmp_path / "compiled")
     assert start() == (5, [10, 5])
@@ -514,14 +514,14 @@ def test_other_work_is_seen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     monkeypatch.setattr(kept.time, "monotonic", clock)
     for busy, others, quiet in ((10, 0.0, True), (11, 0.1, True), (25, 1.5, False)):
         stat.write_text("cpu 1 2 3 999 5 6 7 8 9 10\n", "ascii")
-        with kept.Machine() as machine:
+        with kept.OtherWork() as machine:
             machine.cores = 2
             clock.now += 10
             ticks = busy * second
             stat.write_text(f"cpu {1 + ticks // 2} 2 3 {999 + 77 * second} 5 6 7 {8 + ticks - ticks // 2} 9 10\n", "ascii")
         assert (machine.others, machine.quiet) == (pytest.approx(others), quiet)
     stat.unlink()
-    with kept.Machine() as machine:
+    with kept.OtherWork() as machine:
         clock.now += 1
     assert machine.others == max(0.0, machine.load[0] - machine.cores), "where there is no such file, the load average says it"
 

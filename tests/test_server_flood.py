@@ -19,7 +19,7 @@ from quart import Quart
 
 from server import bodies, connections, frames, http1, transport, upstream
 from server.connections import STRANGER_FRAMES, Connections
-from server.crowd import Bucket, Crowd, Full, Guest, network_of
+from server.crowd import Crowd, Guest, NoPlace, TokenBucket, network_of
 from server.frames import TURN
 from server.http1 import MAX_LOOSE, PIECE_BYTES, PIECES
 from server.limits import PLACES
@@ -175,7 +175,7 @@ def test_a_crowd_makes_room_at_the_cost_of_those_who_are_most() -> None:
     full = Crowd(2)
     for guest in (*places(full, "1.1.1.1", 1, left), *places(full, "2.2.2.2", 1, left)):
         guest.known()
-    with pytest.raises(Full):
+    with pytest.raises(NoPlace):
         full.enter("3.3.3.3", lambda: None)
     guest.gone()
     guest.gone()
@@ -193,7 +193,7 @@ def test_addresses_are_told_apart_by_what_a_user_has() -> None:
 
 def test_a_bucket_fills_as_time_goes_on() -> None:
     now = 0.0
-    bucket = Bucket(3, 2, lambda: now)
+    bucket = TokenBucket(3, 2, lambda: now)
     assert [bucket.take() for _ in range(4)] == [True, True, True, False]
     now = 0.5
     assert [bucket.take(), bucket.take()] == [True, False]

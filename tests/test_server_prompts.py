@@ -252,8 +252,8 @@ def test_the_library_keeps_nothing_of_a_voice_that_nobody_holds(checkpoint: Call
     voices = [tts.create_voice((np.random.default_rng(seed).normal(0, 0.1, 84000).astype(np.float32), 24000), "Words.") for seed in (1, 2)]
     for voice in voices:
         tts.prepare(voice)
-    assert len(tts._prepared) == 2
+    assert len(tts.prepared) == 2
     del voice, voices[0]
-    assert len(tts._prepared) == 1
+    assert len(tts.prepared) == 1
     tts.prepare(voices[0])
-    assert len(tts._prepared) == 1
+    assert len(tts.prepared) == 1

@@ -14,7 +14,8 @@ import pytest
 from flax import nnx
 
 from qwen3_jax.codec import init_state
-from qwen3_jax.config import CodecConfig, parse
+from qwen3_jax.config import CodecConfig
+from qwen3_jax.config_values import parse
 from qwen3_jax.mapping import flatten, unflatten
 from qwen3_jax.testing import tiny_codec_config
 from qwen3_jax.train import (

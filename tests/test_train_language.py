@@ -411,7 +411,8 @@ def test_padding_and_neighbours_change_no_loss(base: Model) -> None:
 
 
 def test_the_tokenizer_tells_what_its_pieces_are(tmp_path: Path) -> None:
-    from qwen3_jax.config import ModelConfig, parse
+    from qwen3_jax.config import ModelConfig
+    from qwen3_jax.config_values import parse
 
     reader = Tokenizer(byte_tokenizer(), parse(ModelConfig, tiny_config()))
     assert reader.pieces(reader.assistant("A b")[ROLE:-CLOSING]) == ["A", "\u0120", "b"]

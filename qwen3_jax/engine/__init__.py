@@ -9,6 +9,7 @@
     scheduler.py   what to do next (admit, read prompts, step, deliver); pure Python, knows a device by its protocol only
     line.py        whose turn it is: the slots, and the places in line, are shared out between the requests' owners
     reserve.py     whether the last free slot may be taken
+    patience.py    whether a request has waited long enough, and ends
     pace.py        how much each slot makes in a step
     news.py        which consumers are told after a turn
     device.py      that protocol on JAX; programs.py holds the compiled functions

@@ -23,18 +23,18 @@ from collections.abc import Callable, Hashable
 
 import numpy as np
 
-from qwen3_jax.engine.errors import ConsumerFailed, DeadlineExceeded, EngineError, Full, NotFinite, Stalled
+from qwen3_jax.engine.errors import ConsumerFailed, EngineError, Full, NotFinite
 from qwen3_jax.engine.line import Line
 from qwen3_jax.engine.news import News
 from qwen3_jax.engine.options import FRAME_SECONDS, Counters, Options
 from qwen3_jax.engine.pace import Flight, Pace
+from qwen3_jax.engine.patience import SETTLES, End, end_in_line, end_in_slot, soonest
 from qwen3_jax.engine.requests import Handle, Packet, Rest
 from qwen3_jax.engine.reserve import Reserve
 from qwen3_jax.engine.slots import NEVER, RUNAWAY, Device, Opening, Outcome, Slot, text_of
 from qwen3_jax.generate import DAMAGED, LENGTH, NOT_FINITE, RUNNING
 from qwen3_jax.shapes import NpF32, NpInt
 
-SETTLES = 0.5  # seconds in which text or a consumer may be late without losing the slot
 ROOM = 5.0  # seconds of audio that a consumer that was late must have taken before its utterance goes on
 
 
@@ -102,7 +102,7 @@ class Scheduler:
         if self._flights and (len(self._flights) > 1 or not limit):
             self._collect(self._flights.popleft())
         self.news.tell()
-        return 0.0 if read or self._flights or self._free_for_next() else self._soonest(now)
+        return 0.0 if read or self._flights or self._free_for_next() else soonest([*self.line], self.slots, self.options, now)
 
     def fail_all(self, error: EngineError) -> None:
         """The device is lost: everybody who is here is told, and nobody is left."""
@@ -123,43 +123,19 @@ class Scheduler:
 
     def _drop(self, now: float) -> None:
         self._end_displaced()
-        ends: dict[Handle, tuple[str, EngineError | None]] = {}
+        ends: dict[Handle, End] = {}
 
         def leaves(handle: Handle) -> bool:
-            if (end := self._end_in_line(handle, now)) is not None:
+            if (end := end_in_line(handle, self.options, now)) is not None:
                 ends[handle] = end
             return end is not None
 
         for handle in self.line.drop(leaves):
             self._end(handle, *ends[handle])
         for slot in self.slots:
-            if slot.handle is not None and (end := self._end_in_slot(slot, slot.handle, now)) is not None:
+            if slot.handle is not None and (end := end_in_slot(slot, slot.handle, self.options, now)) is not None:
                 self._end(slot.handle, *end)
                 slot.release()
-
-    def _end_in_line(self, handle: Handle, now: float) -> tuple[str, EngineError | None] | None:
-        if handle.cancelled:
-            return "cancelled", None
-        if handle.late(now):
-            return "error", DeadlineExceeded(f"no slot was free for {handle.request.deadline} s")
-        standing = handle.standing
-        if standing == "over":
-            return "length" if handle.rest.cut else "eos", None
-        if standing != "ready" and now - handle.rest.since >= self.options.stall_seconds:
-            return "error", self._stalled(text=standing == "text")
-        return None
-
-    def _end_in_slot(self, slot: Slot, handle: Handle, now: float) -> tuple[str, EngineError | None] | None:
-        if handle.cancelled:
-            return "cancelled", None
-        if handle.late(now):
-            return "error", DeadlineExceeded(f"no audio in {handle.request.deadline} s")
-        if slot.idle_since is not None and now - slot.idle_since >= self.options.stall_seconds:
-            return "error", self._stalled(text=slot.between or slot.text_open)
-        return None
-
-    def _stalled(self, *, text: bool) -> Stalled:
-        return Stalled(f"{'no text came' if text else 'no audio was taken'} for {self.options.stall_seconds} s")
 
     def _end_displaced(self) -> None:
         while self._displaced:
@@ -173,11 +149,11 @@ class Scheduler:
         return Counter(slot.handle.request.owner for slot in self.slots if slot.handle is not None)
 
     def _admit(self, now: float) -> None:
+        self.reserve.note(held := self._held(), now)
         for slot in self.slots:
-            held = self._held()
-            self.reserve.note(held, now)
             if slot.handle is None and (handle := self.line.pop(held, below=self.reserve.below(held))) is not None:
                 self._give(slot, handle)
+                held = self._held()
         for slot in self.slots:
             if slot.waits(now, SETTLES) and (handle := self.line.pop(self._held())) is not None:
                 self._park(slot, now)
@@ -382,7 +358,7 @@ class Scheduler:
         handle.end(reason, error)
         self.news.add(handle)
 
-    # Failing, and waiting
+    # Failing
 
     def _lose(self, handles: list[Handle], error: BaseException) -> None:
         """Nobody can be told of these any more."""
@@ -395,16 +371,3 @@ class Scheduler:
         for handle in handles:
             if not handle.ended:
                 self._end(handle, "error", failure)
-
-    def _soonest(self, now: float) -> float | None:
-        """Seconds to the next thing that time alone brings: a deadline, the end of patience, the end of a lead."""
-        moments = []
-        waiting = [*self.line]
-        for handle in [*waiting, *(slot.handle for slot in self.slots if slot.handle is not None)]:
-            if handle.request.deadline is not None and handle.first_audio is None:
-                moments.append(handle.submitted + handle.request.deadline)
-        standing = [(handle, handle.standing) for handle in waiting]
-        moments += [handle.rest.since + self.options.stall_seconds for handle, state in standing if state != "ready"]
-        patience = [self.options.stall_seconds, *([SETTLES] if any(state == "ready" for _, state in standing) else [])]
-        moments += [slot.idle_since + min(patience) for slot in self.slots if slot.handle and slot.idle_since is not None]
-        return max(0.001, min(moments) - now) if moments else None

@@ -15,7 +15,8 @@ from safetensors.numpy import load_file, save_file
 
 from qwen3_jax.atomic import new_folder
 from qwen3_jax.codec import Codec
-from qwen3_jax.config import CodecConfig, parse
+from qwen3_jax.config import CodecConfig
+from qwen3_jax.config_values import parse
 from qwen3_jax.mapping import flatten, make_plan, source_of, targets
 
 FILE, CONFIG = "model.safetensors", "config.json"

@@ -30,7 +30,8 @@ from qwen3_jax import checkpoint, hub, published
 from qwen3_jax.allocation import KEEPING, restart_with_large_pages
 from qwen3_jax.atomic import check_free
 from qwen3_jax.compilation import use_persistent_cache
-from qwen3_jax.config import ModelConfig, parse
+from qwen3_jax.config import ModelConfig
+from qwen3_jax.config_values import parse
 from qwen3_jax.devices import all_devices
 from qwen3_jax.generate import bucket
 from qwen3_jax.mapping import flatten

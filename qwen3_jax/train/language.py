@@ -24,7 +24,8 @@ from qwen3_jax.allocation import KEEPING, restart_with_large_pages
 from qwen3_jax.atomic import new_folder
 from qwen3_jax.audio import load_audio
 from qwen3_jax.compilation import use_persistent_cache
-from qwen3_jax.config import GenerationConfig, ModelConfig, parse
+from qwen3_jax.config import GenerationConfig, ModelConfig
+from qwen3_jax.config_values import parse
 from qwen3_jax.mapping import flatten, unflatten
 from qwen3_jax.model import abstract, read_configs
 from qwen3_jax.prompt import AUTO

@@ -18,7 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from qwen3_jax.config import CodecConfig, parse
+from qwen3_jax.config import CodecConfig
+from qwen3_jax.config_values import parse
 from qwen3_jax.train.locking import RAMPS
 
 LANGUAGES = {

@@ -5,7 +5,6 @@ import hashlib
 import logging
 import os
 import platform
-import secrets
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -15,7 +14,7 @@ import msgspec
 
 import qwen3_jax
 from qwen3_jax import compilation
-from qwen3_jax.folders import PARTIAL
+from qwen3_jax.folders import write_whole
 
 QUIET = 0.125  # of its cores that others may take while a machine counts as quiet: a step is an eighth longer then
 _QUOTA = Path("/sys/fs/cgroup/cpu.max")
@@ -24,7 +23,7 @@ _IDLE = (3, 4, 8, 9)  # columns of /proc/stat: idle, iowait, and guests, which a
 log = logging.getLogger(__name__)
 
 
-class Figure(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class TimedSlots(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Slots that were smooth; meanwhile other programs took ``others`` cores, which is little if ``quiet``. ``load``: the load averages."""
 
     slots: int
@@ -47,12 +46,12 @@ class Kept:
         self.path = None if folder is None else folder / f"slots-{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
         self._most = most
 
-    def load(self) -> Figure | None:
+    def load(self) -> TimedSlots | None:
         """What ``save`` kept."""
         if self.path is None:
             return None
         try:
-            figure = msgspec.json.decode(self.path.read_bytes(), type=Figure)
+            figure = msgspec.json.decode(self.path.read_bytes(), type=TimedSlots)
         except FileNotFoundError:
             return None
         except (OSError, msgspec.DecodeError) as error:
@@ -60,22 +59,18 @@ class Kept:
             return None
         return figure if 1 <= figure.slots <= self._most else None
 
-    def save(self, figure: Figure) -> None:
+    def save(self, figure: TimedSlots) -> None:
         """Keep it: whole, or not at all."""
         if self.path is None:
             return
-        partial = self.path.with_name(f".{secrets.token_hex(8)}{PARTIAL}")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            partial.write_bytes(msgspec.json.encode(figure))
-            os.replace(partial, self.path)
+            write_whole(self.path, msgspec.json.encode(figure))
         except OSError as error:
-            with contextlib.suppress(OSError):
-                partial.unlink()
             log.warning("what was timed is not kept: %s", error)
 
 
-class Machine:
+class OtherWork:
     """What else the machine does while the ``with`` runs: ``others``, cores taken by other programs or by a hypervisor."""
 
     def __init__(self) -> None:
@@ -83,7 +78,7 @@ class Machine:
         self.load: tuple[float, ...] = ()
         self.others = 0.0
 
-    def __enter__(self) -> "Machine":
+    def __enter__(self) -> "OtherWork":
         self._begun, self._busy, self._ours = time.monotonic(), _busy_seconds(), _own_seconds()
         return self
 

@@ -306,7 +306,7 @@ def load(settings: Settings) -> SpeechService:
     """
     tts = load_for(settings.model_id, rows=settings.slots, device=settings.device, dtype=settings.dtype)
     check_default(settings, _languages(tts))  # before a first start compiles for minutes
-    tts.prepared_voices = settings.voice_cache
+    tts.prepared.most = settings.voice_cache
     slots = settings.slots or slots_for(tts.model, settings.columns, tts.fingerprint)
     log.info("preparing %d slots: programs that this machine has not compiled yet are compiled, and kept", slots)
     options = Options(

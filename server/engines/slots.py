@@ -15,7 +15,7 @@ from qwen3_jax.engine.plan import plan
 from qwen3_jax.engine.slots import NEVER, Opening, Text
 from qwen3_jax.model import Model
 from qwen3_jax.prompt import Prompt
-from server.engines.kept import Figure, Kept, Machine
+from server.engines.kept import Kept, OtherWork, TimedSlots
 
 SLOTS, CPU_SLOTS, CPU_SLOTS_LARGE, LARGE = 16, 10, 4, 200_000_000  # parameters of a model that two cores cannot speak ten times
 BUSY = 0.7  # of a frame's 80 ms, for a step of all slots; the rest is for prompts, and for whatever else the machine does
@@ -55,9 +55,9 @@ def remembered(model: Model, slots: int, columns: int, kept: Kept) -> int:
         log.info("%d slots, as timed before (%s)", before.slots, kept.path)
         return before.slots
     log.info("timing how many slots this machine can speak without gaps; TTS_SLOTS says it at once")
-    with Machine() as machine:
+    with OtherWork() as machine:
         timed = smooth(model, slots, columns, 1 if before is None else before.slots)
-    kept.save(Figure(timed, machine.quiet, round(machine.others, 2), list(machine.load)))
+    kept.save(TimedSlots(timed, machine.quiet, round(machine.others, 2), list(machine.load)))
     if not machine.quiet and timed < slots:
         log.warning(
             "%d slots, timed while other programs took %.1f of %d cores (load average %.1f); TTS_SLOTS says how many it should be",
@@ -69,10 +69,10 @@ def remembered(model: Model, slots: int, columns: int, kept: Kept) -> int:
     return timed
 
 
-def _calmer(before: Figure) -> bool:
+def _calmer(before: TimedSlots) -> bool:
     """Whether the machine has less to do now than when it was timed."""
-    with Machine() as now:
-        time.sleep(LOOK)
+    with OtherWork() as now:
+        time.sleep(LOOK)  # what others use in that time is what is measured; the thread that loads has nothing else to do
     return now.quiet or now.others <= before.others / 2
 
 
