@@ -33,13 +33,15 @@ from benchmarks.workload import FRAMES, request
 from qwen3_jax.allocation import TUNABLES
 from qwen3_jax.cache import empty
 from qwen3_jax.codec import init_state
+from qwen3_jax.decode import decode, prime
+from qwen3_jax.engine import Handle, Request, Segment
+from qwen3_jax.engine.inline import FRAMES as AT_ONCE
+from qwen3_jax.engine.inline import Inline
+from qwen3_jax.engine.slots import NEVER, Opening, Text
 from qwen3_jax.model import Model, load
 from qwen3_jax.prompt import build
 from qwen3_jax.sampling import Sampling
-from qwen3_jax.session import Request, Session, decode, prime
-from qwen3_jax.speech import OFFLINE_CHUNK
 from qwen3_jax.talker import Talker
-from qwen3_jax.tts import CHUNK
 
 OFFICIAL = Path(__file__).parent / "official.py"
 COLUMNS, SECONDS_PER_FRAME = 256, 0.08
@@ -123,24 +125,34 @@ def speak(model: Model) -> dict[str, float]:
     begin = time.perf_counter()
     state = jax.block_until_ready(prime(model, given["reference_codes"]))
     prepared = time.perf_counter() - begin
-    row = Request(prompt, Sampling(), seed=1, max_frames=FRAMES + 1, codec_state=state)
+    asked = Request((Segment(prompt, FRAMES + 1),), Sampling(), 1, codec_state=state)
 
-    def run(sizes: list[int]) -> dict[str, float]:
+    def prefill() -> float:
+        device = Inline(model, slots=1, first=1, each=AT_ONCE).device
+        begin, text = time.perf_counter(), Text(prompt.trailing.tolist(), FRAMES, NEVER, NEVER)
+        for _ in device.open(0, Opening(prompt, text, asked.sampling, 1, 0, None, state, False)):
+            device.read(0)
+        device.wait()
+        return time.perf_counter() - begin
+
+    def begun(first: int, *, ahead: bool) -> tuple[Inline, Handle, int, float]:
         begin = time.perf_counter()
-        session = Session(model, [row])
-        jax.block_until_ready(session._state)
-        prefilled = time.perf_counter()
-        made = len(session.step(sizes[0])[0].codes)
-        first = time.perf_counter()
-        for size in sizes[1:]:
-            made += len(session.step(size)[0].codes)
-        return {"prefill": prefilled - begin, "first": first - begin, "total": time.perf_counter() - begin, "frames": made}
+        inline = Inline(model, slots=1, first=first, each=AT_ONCE, ahead=ahead)
+        handle = inline.submit(asked)
+        packet = inline.next(handle)
+        return inline, handle, 0 if packet is None else len(packet.codes), time.perf_counter() - begin
 
-    streamed, whole = [1, CHUNK], [OFFLINE_CHUNK] * (FRAMES // OFFLINE_CHUNK)
-    run(streamed), run(whole)  # compiles
-    total = sorted((run(whole) for _ in range(3)), key=lambda found: found["total"])[1]  # seven seconds each: a median
-    first = sorted((run(streamed) for _ in range(3)), key=lambda found: found["first"])[1]
-    return {"voice": prepared} | total | {key: first[key] for key in ("first", "prefill")}
+    def whole() -> dict[str, float]:
+        inline, handle, made, taken = begun(AT_ONCE, ahead=True)
+        begin = time.perf_counter()
+        while made < FRAMES and (packet := inline.next(handle)) is not None:
+            made += len(packet.codes)
+        return {"total": taken + time.perf_counter() - begin, "frames": made}
+
+    whole(), prefill()  # compiles
+    total = sorted((whole() for _ in range(3)), key=lambda found: found["total"])[1]  # seven seconds each: a median
+    first = statistics.median(begun(1, ahead=False)[3] for _ in range(3))
+    return {"voice": prepared} | total | {"first": first, "prefill": statistics.median(prefill() for _ in range(3))}
 
 
 def official(python: str, folder: Path, dtype: str) -> dict[str, float]:
@@ -167,7 +179,7 @@ def ours(folder: Path, dtype: str) -> dict[str, float]:
 def print_ours(folder: str, dtype: str) -> None:
     """The child's part of ``ours``."""
     model = load(Path(folder), dtype=jnp.dtype(dtype))
-    result = speak(model) | stages(model, OFFLINE_CHUNK) | {"bandwidth": bandwidth()} | bytes_per_frame(model)
+    result = speak(model) | stages(model, AT_ONCE) | {"bandwidth": bandwidth()} | bytes_per_frame(model)
     result["peak_rss"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     print(json.dumps(result))
 

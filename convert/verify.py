@@ -16,11 +16,14 @@ import numpy as np
 from flax import nnx
 
 from convert.golden import FRAMES, Expected, Golden, read_golden
-from qwen3_jax import encode, generate, prompt
+from qwen3_jax import encode, prompt
 from qwen3_jax.audio import mel_spectrogram
 from qwen3_jax.codec.decoder import DecoderState, init_state
+from qwen3_jax.engine import Request, Segment
+from qwen3_jax.engine.inline import FRAMES as AT_ONCE
+from qwen3_jax.engine.inline import Inline
 from qwen3_jax.model import Model, load
-from qwen3_jax.sampling import Sampling, rules
+from qwen3_jax.sampling import Sampling
 from qwen3_jax.shapes import F32, Int
 
 TOLERANCE = 1e-4  # of the root mean square: mel, x-vector, waves, hidden states; codes must be identical
@@ -92,28 +95,22 @@ def _decoder(model: Model, golden: Golden) -> Iterator[Result]:
 
 
 def _generation(model: Model, golden: Golden, name: str, rows: list[Expected], streaming: bool) -> Iterator[Result]:
-    prompts = generate.stack([_prompt(model, golden, row, streaming) for row in rows], model.config.talker_config.hidden_size)
-    state = generate.prefill(
-        model.graphs.talker,
-        model.params["talker"],
-        prompts,
-        jnp.stack([jax.random.key(0)] * len(rows)),
-        rules([GREEDY] * len(rows)),
-        np.full(len(rows), FRAMES, np.int32),
-        np.int32(model.config.tts_pad_token_id),
-        columns=generate.columns_for(prompts.text.shape[1], FRAMES),
-    )
-    state, chunk = generate.generate_chunk(model.graphs.talker, model.params["talker"], state, jnp.int32(FRAMES), size=FRAMES)
-    codes, hidden, counts, reasons = jax.device_get((chunk.codes, chunk.hidden, chunk.counts, state.reason))
-    for number, row in enumerate(rows):
-        ours = codes[: counts[number], number]
+    inline = Inline(model, slots=len(rows), first=AT_ONCE, each=AT_ONCE, ahead=True, hidden=True)
+    prompts = [_prompt(model, golden, row, streaming) for row in rows]
+    handles = [inline.submit(Request((Segment(one, FRAMES),), GREEDY, seed=0)) for one in prompts]
+    for number, (row, handle) in enumerate(zip(rows, handles, strict=True)):
+        while not handle.ended:
+            inline.turn()
+        packets = list(iter(handle.take, None))
+        ours = np.concatenate([row.codes[:0], *(packet.codes for packet in packets)])
+        hidden = np.concatenate([row.hidden[:0], *(packet.hidden for packet in packets if packet.hidden is not None)])
         equal = np.array_equal(ours, row.codes)
         note = "" if equal else f"{len(ours)} frames for {len(row.codes)}, equal up to frame {_agreement(ours, row.codes)}"
-        if equal and (reasons[number] == generate.EOS) != (len(row.codes) < FRAMES):
-            equal, note = False, f"finish reason {generate.FINISH_REASONS[int(reasons[number])]} after {len(ours)} frames"
+        if equal and (handle.finish_reason == "eos") != (len(row.codes) < FRAMES):
+            equal, note = False, f"finish reason {handle.finish_reason} after {len(ours)} frames"
         # up to the first difference both have read the same codes, so their hidden states compare
         shared = min(_agreement(ours, row.codes) + 1, len(ours), len(row.codes))
-        close = _close(f"{name}.{number}", hidden[:shared, number], row.hidden[:shared])
+        close = _close(f"{name}.{number}", hidden[:shared], row.hidden[:shared])
         yield close._replace(codes_equal=equal, passed=close.passed and equal, note=note)
 
 

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from qwen3_jax.sampling import Sampling
-    from qwen3_jax.speech import Speech, SpeechStream
     from qwen3_jax.tts import Qwen3TTS
+    from qwen3_jax.utterance import Speech, SpeechStream
     from qwen3_jax.voice import Voice
 
 __all__ = ["Qwen3TTS", "Sampling", "Speech", "SpeechStream", "Voice"]
 __version__ = "0.1.0"
-_HOME = {"Qwen3TTS": "tts", "Sampling": "sampling", "Speech": "speech", "SpeechStream": "speech", "Voice": "voice"}
+_HOME = {"Qwen3TTS": "tts", "Sampling": "sampling", "Speech": "utterance", "SpeechStream": "utterance", "Voice": "voice"}
 
 
 def __getattr__(name: str) -> Any:

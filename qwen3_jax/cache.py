@@ -6,10 +6,10 @@ Columns are positions. A row of length 3 in a cache of S = 6, writing its next p
     visible (mask)     | 1  1  1  1  0  0  |   columns j <= position of the query
 
 What lies beyond a row's position is garbage (a longer neighbour's padding): it is overwritten by the very step that makes it visible, so
-rows cannot see one another. But it must be finite, for masked values are multiplied by 0: the engine clears a slot for each new owner.
+rows cannot see one another. But it must be finite, for masked values are multiplied by 0: each prompt is read into a cache of zeros.
 """
 
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,21 +24,6 @@ class LayerCache(NamedTuple):
     v: jax.Array  # [B J S D]
 
 
-class SlotCache(NamedTuple):
-    """One row of a layer's cache, where it lies among the others: it is written there before it is looked at, so that XLA, which
-    copies what is read before and written after, copies nothing (a piece of prompt of the small voice, ten slots: 58 MB)."""
-
-    k: jax.Array  # [B J S D], of all rows
-    v: jax.Array
-    slot: jax.Array  # int32: which
-
-    @property
-    def own(self) -> LayerCache:
-        """The row alone, [1 J S D]."""
-        return LayerCache(*(jax.lax.dynamic_slice_in_dim(side, self.slot, 1, axis=0) for side in (self.k, self.v)))
-
-
-Cached = TypeVar("Cached", LayerCache, SlotCache)
 KVCache = list[LayerCache]
 
 
@@ -46,15 +31,6 @@ def empty(layers: int, rows: int, kv_heads: int, columns: int, head_dim: int, dt
     """A cache of zeros for ``layers`` layers. Bytes: 2 x layers x B x J x S x D x itemsize."""
     shape = (rows, kv_heads, columns, head_dim)
     return [LayerCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for _ in range(layers)]
-
-
-def write_slot(cache: SlotCache, k: Float["1 T J D"], v: Float["1 T J D"], start: Int["1"]) -> SlotCache:
-    """`write`, for the one row."""
-
-    def put(side: Float["B J S D"], new: Float["1 T J D"]) -> Float["B J S D"]:
-        return jax.lax.dynamic_update_slice(side, jnp.swapaxes(new, 1, 2).astype(side.dtype), (cache.slot, 0, start[0], 0))
-
-    return SlotCache(put(cache.k, k), put(cache.v, v), cache.slot)
 
 
 def write(cache: LayerCache, k: Float["B T J D"], v: Float["B T J D"], start: Int["B"]) -> LayerCache:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from qwen3_jax.cache import Cached, SlotCache, write, write_slot
+from qwen3_jax.cache import LayerCache, write
 from qwen3_jax.config import PredictorConfig, TalkerConfig
 from qwen3_jax.shapes import Bool, Float, Int
 
@@ -181,18 +181,14 @@ class Attention(nnx.Module):
         self.heads, self.kv_heads, self.head_dim = heads, kv_heads, head_dim
 
     def __call__(
-        self, x: Float["B T H"], rope: tuple[Float["B T D"], Float["B T D"]], cache: Cached, start: Int["B"], mask: Bool["B T S"]
-    ) -> tuple[Float["B T H"], Cached]:
+        self, x: Float["B T H"], rope: tuple[Float["B T D"], Float["B T D"]], cache: LayerCache, start: Int["B"], mask: Bool["B T S"]
+    ) -> tuple[Float["B T H"], LayerCache]:
         rows, length, _ = x.shape
         q = self.q_norm(self.q_proj(x).reshape(rows, length, self.heads, self.head_dim))
         k = self.k_norm(self.k_proj(x).reshape(rows, length, self.kv_heads, self.head_dim))
         v = self.v_proj(x).reshape(rows, length, self.kv_heads, self.head_dim)
-        if isinstance(cache, SlotCache):
-            cache = write_slot(cache, rotate(k, *rope), v, start)
-            seen = cache.own
-        else:
-            cache = seen = write(cache, rotate(k, *rope), v, start)
-        return self.o_proj(attend(rotate(q, *rope), seen.k, seen.v, mask)), cache
+        cache = write(cache, rotate(k, *rope), v, start)
+        return self.o_proj(attend(rotate(q, *rope), cache.k, cache.v, mask)), cache
 
 
 class SwiGLU(nnx.Module):
@@ -218,8 +214,8 @@ class DecoderLayer(nnx.Module):
         self.mlp = SwiGLU(width, config.intermediate_size)
 
     def __call__(
-        self, x: Float["B T H"], rope: tuple[Float["B T D"], Float["B T D"]], cache: Cached, start: Int["B"], mask: Bool["B T S"]
-    ) -> tuple[Float["B T H"], Cached]:
+        self, x: Float["B T H"], rope: tuple[Float["B T D"], Float["B T D"]], cache: LayerCache, start: Int["B"], mask: Bool["B T S"]
+    ) -> tuple[Float["B T H"], LayerCache]:
         attended, cache = self.self_attn(self.input_layernorm(x), rope, cache, start, mask)
         x = x + attended
         return x + self.mlp(self.post_attention_layernorm(x)), cache

@@ -13,27 +13,28 @@ same text gives the same audio whether it comes at once or in pieces.
 import logging
 import threading
 from collections.abc import Hashable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from qwen3_jax import compilation
 from qwen3_jax.engine import Engine, Handle, JaxDevice, Options, Request, Segment, Watch
 from qwen3_jax.engine.device import COLUMNS, FRAMES
 from qwen3_jax.engine.requests import Notify, Priority
-from qwen3_jax.prompt import AUTO, CLOSING, ROLE
+from qwen3_jax.prompt import AUTO
 from qwen3_jax.sampling import Sampling
-from qwen3_jax.session import Request as Row
-from qwen3_jax.shapes import NpF32, NpInt
+from qwen3_jax.sentence import Sentence, request_of
 from qwen3_jax.text.parts import Part, Parts, parts_of
 from qwen3_jax.text.split import settled
 from qwen3_jax.tts import Qwen3TTS, load_for
+from qwen3_jax.utterance import SpeechStream
 from qwen3_jax.voice import Voice
 
 SLOTS, TIMEOUT = 10, 60.0  # a wait for the next piece of audio, in seconds
 WATCH = Watch()
+WAIT = partial(Handle.next, timeout=TIMEOUT)
 log = logging.getLogger(__name__)
 
 
@@ -46,58 +47,15 @@ def _warm(device: JaxDevice) -> None:
         device.warm_up()
 
 
-class Utterance(Iterator[NpF32["F"]]):
-    """Pieces of pcm (float32, mono, 24 kHz) as they are made. Iterate in one thread; ``cancel`` from any. As SpeechStream.
-
-    Raises (from ``next``):
-        EngineError: what went wrong, after all audio that was made before.
-        TimeoutError: no audio for TIMEOUT seconds.
-    """
-
-    def __init__(self, handle: Handle, sample_rate: int, books: int) -> None:
-        self.handle = handle
-        self.sample_rate = sample_rate
-        self.seed = handle.request.seed
-        self._books = books
-        self._codes: list[NpInt["N K"]] = []
-
-    def __next__(self) -> NpF32["F"]:
-        packet = self.handle.next(TIMEOUT)
-        if packet is None:
-            raise StopIteration
-        self._codes.append(packet.codes)
-        return packet.pcm
-
-    @property
-    def finish_reason(self) -> str | None:
-        """``eos``, ``length``, ``cancelled`` or ``error``; None while there is more."""
-        return self.handle.finish_reason
-
-    @property
-    def frames(self) -> NpInt["N K"]:
-        """Codes of all that has been handed out."""
-        return np.concatenate(self._codes) if self._codes else np.zeros((0, self._books), np.int32)
-
-    def cancel(self) -> None:
-        """No piece is handed out after this, and the slot is free after the running step."""
-        self.handle.cancel()
-
-    def __enter__(self) -> "Utterance":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.cancel()
-
-
-class LiveUtterance(Utterance):
-    """An utterance whose text is still being written: ``write``, ``write``, ..., ``finish``, from one thread.
+class LiveSpeech(SpeechStream):
+    """A stream whose text is still being written: ``write``, ``write``, ..., ``finish``, from one thread.
 
     Only text whose tokens are settled is spoken, and no frame is made without text: speech waits for it. In-context cloning lays its
     first words beside the reference's frames, so there it begins when so much text is there.
     """
 
     def __init__(self, service: "SpeechService", handle: Handle, how: dict[str, Any]) -> None:
-        super().__init__(handle, service.tts.sample_rate, service.books)
+        super().__init__(handle, service.books, service.tts.sample_rate, WAIT)
         self._service, self._how = service, how
         self._parts = Parts(how["language"], normalize=service.normalizes(how.pop("normalize")))
         self._ready = 0  # characters of the open part whose tokens are settled
@@ -130,30 +88,30 @@ class LiveUtterance(Utterance):
             raise
         self.handle.finish()
 
-    def _row(self, text: str) -> Row:
-        return self._service.row(text, seed=self.seed, **self._how)
+    def _sentence(self, text: str) -> Sentence:
+        return self._service.sentence(text, seed=self.seed, **self._how)
 
     def _go_on(self, text: str) -> None:
         """The engine gets what it does not have of a text whose tokens are settled."""
         if self._given < 0:
-            row = self._row(text)
-            if len(row.prompt.trailing):  # its last id, tts_eos, does not stand
-                prompt = row.prompt._replace(trailing=row.prompt.trailing[:-1])
-                self.handle.add(Segment(prompt, row.max_frames, open=True, pause=self._parts.pause))
-                self._given = row.tokens
+            sentence = self._sentence(text)
+            if len(sentence.prompt.trailing):  # its last id, tts_eos, does not stand
+                prompt = sentence.prompt._replace(trailing=sentence.prompt.trailing[:-1])
+                self.handle.add(Segment(prompt, sentence.max_frames, open=True, pause=self._parts.pause))
+                self._given = sentence.tokens
         else:
             ids = self._service.ids(text)
             self.handle.append(ids[self._given :])
             self._given = len(ids)
 
     def _end_part(self, part: Part) -> None:
-        row = self._row(part.text)._replace(pause=part.pause)
+        sentence = self._sentence(part.text)._replace(pause=part.pause)
         if self._given < 0:
-            self.handle.add(self._service.segment(row))
+            self.handle.add(sentence.segment)
         else:
-            new = row.tokens - self._given + 1  # and tts_eos
-            self.handle.append(row.prompt.trailing.tolist()[-new:])
-            self.handle.end_segment(row.max_frames, row.tokens)
+            new = sentence.tokens - self._given + 1  # and tts_eos
+            self.handle.append(sentence.prompt.trailing.tolist()[-new:])
+            self.handle.end_segment(sentence.max_frames, sentence.tokens)
         self._ready, self._given = 0, -1
 
 
@@ -200,7 +158,7 @@ class SpeechService:
         streaming_text: bool | None = None, seed: int | None = None, sampling: Sampling | None = None, max_frames: int | None = None,
         normalize: bool | None = None,
         priority: Priority = "normal", deadline: float | None = None, notify: Notify | None = None, owner: Hashable = None,
-    ) -> Utterance:  # fmt: skip
+    ) -> SpeechStream:  # fmt: skip
         """Queue a text of any length.
 
         Args:
@@ -212,45 +170,43 @@ class SpeechService:
             ValueError: as ``Qwen3TTS.generate``, or a part that does not fit into a slot.
             EngineError: too many wait, or the engine is closed.
         """
-        rows = self.rows(
+        sentences = self.sentences(
             text, voice=voice, language=language, instruct=instruct, streaming_text=streaming_text, seed=seed, sampling=sampling,
             max_frames=max_frames, normalize=normalize,
         )  # fmt: skip
-        return self.submit(list(rows), priority=priority, deadline=deadline, notify=notify, owner=owner)
+        return self.submit(list(sentences), priority=priority, deadline=deadline, notify=notify, owner=owner)
 
-    def rows(
+    def sentences(
         self, text: str, *, voice: Voice | str | None = None, language: str = AUTO, instruct: str | None = None,
         streaming_text: bool | None = None, seed: int | None = None, sampling: Sampling | None = None, max_frames: int | None = None,
         normalize: bool | None = None,
-    ) -> Iterator[Row]:  # fmt: skip
+    ) -> Iterator[Sentence]:  # fmt: skip
         """``speak`` in steps, for a caller that has others to serve as well: the parts of a text, for ``submit``, each a few ms of work.
 
         Arguments and errors as in ``speak``.
         """
         how = {"voice": voice, "instruct": instruct, "streaming_text": streaming_text, "sampling": sampling, "max_frames": max_frames}
         for part in parts_of(text, language, normalize=self.normalizes(normalize)):
-            row = self.row(part.text, language=language, seed=seed, **how)
-            seed = row.seed  # one for all parts
-            yield row._replace(pause=part.pause)
+            sentence = self.sentence(part.text, language=language, seed=seed, **how)
+            seed = sentence.seed  # one for all parts
+            yield sentence._replace(pause=part.pause)
 
     def submit(
-        self, rows: list[Row], *, priority: Priority = "normal", deadline: float | None = None, notify: Notify | None = None,
+        self, sentences: list[Sentence], *, priority: Priority = "normal", deadline: float | None = None, notify: Notify | None = None,
         owner: Hashable = None,
-    ) -> Utterance:  # fmt: skip
+    ) -> SpeechStream:  # fmt: skip
         """Queue the parts of one text. Arguments and errors as in ``speak``."""
-        segments, first = tuple(map(self.segment, rows)), rows[0]
-        how: dict[str, Any] = {"priority": priority, "deadline": deadline, "notify": notify, "owner": owner}
-        request = Request(segments, first.sampling, first.seed, first.codec_state, watch=self._watch, **how)
-        return Utterance(self.engine.submit(request), self.tts.sample_rate, self.books)
+        request = request_of(sentences, watch=self._watch, priority=priority, deadline=deadline, notify=notify, owner=owner)
+        return SpeechStream(self.engine.submit(request), self.books, self.tts.sample_rate, WAIT)
 
     def open(
         self, *, voice: Voice | str | None = None, language: str = AUTO, instruct: str | None = None, seed: int | None = None,
         sampling: Sampling | None = None, normalize: bool | None = None, priority: Priority = "normal", deadline: float | None = None,
         notify: Notify | None = None, owner: Hashable = None,
-    ) -> LiveUtterance:  # fmt: skip
+    ) -> LiveSpeech:  # fmt: skip
         """An utterance whose text will be written piece by piece. Arguments and errors as in ``speak``."""
         how: dict[str, Any] = {"voice": voice, "language": language, "instruct": instruct, "streaming_text": True, "sampling": sampling}
-        first = self.row("a", seed=seed, **how)  # refuses a bad voice, language or seed now
+        first = self.sentence("a", seed=seed, **how)  # refuses a bad voice, language or seed now
         request = Request(
             (),
             first.sampling,
@@ -263,20 +219,16 @@ class SpeechService:
             notify=notify,
             owner=owner,
         )
-        return LiveUtterance(self, self.engine.submit(request), how | {"normalize": normalize})
+        return LiveSpeech(self, self.engine.submit(request), how | {"normalize": normalize})
 
-    def row(self, text: str, **how: Any) -> Row:
+    def sentence(self, text: str, **how: Any) -> Sentence:
         """A part's prompt, as Qwen3TTS lays it out."""
         how = {"seed": None, "max_frames": None} | how
-        return self.tts._request(text, **(how | {"voice": self.tts._chosen(how["voice"])}))
+        return self.tts.sentences.one(text, **(how | {"voice": self.tts._chosen(how["voice"])}))
 
     def ids(self, text: str) -> list[int]:
         """A text's token ids, without those of the turn around it. Errors as in ``Qwen3TTS.generate``."""
-        return self.tts._reader(text, "text").assistant(text)[ROLE:-CLOSING].tolist()
-
-    def segment(self, row: Row) -> Segment:
-        """A part whose text is complete."""
-        return Segment(row.prompt, row.max_frames, tokens=row.tokens, pause=row.pause)
+        return self.tts.sentences.ids(text)
 
     def normalizes(self, wanted: bool | None) -> bool:
         """Whether a text is read as words; None: as the checkpoint has it."""

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from qwen3_jax.cache import Cached, causal_mask
+from qwen3_jax.cache import KVCache, causal_mask
 from qwen3_jax.config import TalkerConfig
 from qwen3_jax.layers import DecoderLayer, Embedding, Linear, RMSNorm, rope_angles
 from qwen3_jax.predictor import Predictor
@@ -36,11 +36,11 @@ class TalkerModel(nnx.Module):
         self.text_embedding = Embedding(config.text_vocab_size, config.text_hidden_size)
         self.head_dim, self.theta = config.head_dim, config.rope_theta
 
-    def __call__(self, x: Float["B T H"], cache: list[Cached], start: Int["B"]) -> tuple[Float["B T H"], list[Cached]]:
+    def __call__(self, x: Float["B T H"], cache: KVCache, start: Int["B"]) -> tuple[Float["B T H"], KVCache]:
         positions = start[:, None] + jnp.arange(x.shape[1])
         rope = rope_angles(positions, self.head_dim, self.theta, x.dtype)
         mask = causal_mask(start, x.shape[1], cache[0].k.shape[2])
-        written: list[Cached] = []
+        written: KVCache = []
         for layer, layer_cache in zip(self.layers, cache, strict=True):
             x, layer_cache = layer(x, rope, layer_cache, start, mask)
             written.append(layer_cache)

@@ -6,7 +6,6 @@ tts.generate("Hello there.", voice="makima", temperature=0.5, seed=1)
 for pcm in tts.stream("Hello there.", voice="reference.wav", transcript="What the reference says."): ...
 """
 
-import secrets
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Unpack
@@ -19,24 +18,24 @@ from qwen3_jax import audio, compilation, hub, voice_choice
 from qwen3_jax.arguments import column, sampling_of
 from qwen3_jax.checkpoint import identity
 from qwen3_jax.checks import check_voice
+from qwen3_jax.decode import prime
 from qwen3_jax.devices import device_of
 from qwen3_jax.encode import encode_codes, encode_x_vector
-from qwen3_jax.generate import PROMPT_BUCKETS
+from qwen3_jax.engine.inline import Inline
 from qwen3_jax.model import Model, load
 from qwen3_jax.prepared import PreparedVoices
-from qwen3_jax.prompt import AUTO, CLOSING, ROLE, build, language_id, speaker_name
+from qwen3_jax.prompt import AUTO
 from qwen3_jax.sampling import Draw, Sampling
-from qwen3_jax.session import Request, prime, warm_up
-from qwen3_jax.speech import SpeechStream, speak_batch
-from qwen3_jax.text.parts import Part, parts_of, whole
+from qwen3_jax.sentence import request_of
+from qwen3_jax.sentences import Sentences
 from qwen3_jax.text.tokenizer import Tokenizer
+from qwen3_jax.utterance import SpeechStream, batch, stream
 from qwen3_jax.voice import Voice
 from qwen3_jax.voice_choice import Given, VoiceInfo
 
 FIRST_CHUNK, CHUNK = 1, 4  # frames per compiled call: first sound soon, then fewer calls
-WARM_PROMPTS, WARM_COLUMNS = tuple(rows for rows in PROMPT_BUCKETS if rows <= 192), (128, 256, 512)  # what `warmup` compiles
+WARM_COLUMNS = (128, 256, 512)  # positions that `warmup` compiles for
 PREPARED_VOICES = 16  # kept ready for in-context cloning, 5 MB each
-FRAMES_PER_TOKEN, SPARE_FRAMES = 25, 125  # default cap on an utterance: 2 s a text token and 10 s on top
 
 
 class Qwen3TTS:
@@ -48,9 +47,9 @@ class Qwen3TTS:
         self.model = model
         self._name = folder.name if name is None else name  # as the caller knows it
         self._choice = voice_choice.of(self, voices_dir)
-        self._tokenizer = tokenizer
         self._folder = folder
         self.prepared = PreparedVoices(lambda codes: prime(self.model, codes), PREPARED_VOICES)
+        self.sentences = Sentences(lambda: self.model, tokenizer, folder, self.prepared)
 
     @classmethod
     def from_pretrained(
@@ -132,7 +131,7 @@ class Qwen3TTS:
         if self.model_type != "base":
             raise ValueError(f"a {self.model_type} checkpoint cannot clone voices: load a Base checkpoint")
         if transcript is not None:
-            self._reader(transcript, "transcript").reference(transcript)  # refuse a bad one before any other work
+            self.sentences.reader(transcript, "transcript").reference(transcript)  # refuse a bad one before any other work
         if self.model.generation.x_vector_only_mode if x_vector_only_mode is None else x_vector_only_mode:
             transcript = None
         wave = audio.load_reference(audio_in)
@@ -199,16 +198,17 @@ class Qwen3TTS:
         how: dict[str, Any] = {"streaming_text": streaming_text, "sampling": drawn, "max_frames": max_frames}
         how |= {"split": split, "normalize": normalize}
         if not isinstance(text, (list, tuple)):
-            sentences = self._sentences(text, self._chosen(voice, transcript), language, instruct, seed, **how)
-            return speak_batch(self.model, [sentences], max_frames)[0]
+            sentences = self.sentences.of(text, self._chosen(voice, transcript), language, instruct, seed, **how)
+            return batch(self.model, [request_of(list(sentences), max_frames=max_frames)])[0]
         columns = [
             column(value, len(text), name)
             for name, value in (("voice", voice), ("language", language), ("instruct", instruct), ("seed", seed))
         ]
         texts = [
-            self._sentences(line, self._chosen(given, transcript), *rest, **how) for line, given, *rest in zip(text, *columns, strict=True)
+            self.sentences.of(line, self._chosen(given, transcript), *rest, **how)
+            for line, given, *rest in zip(text, *columns, strict=True)
         ]
-        return speak_batch(self.model, texts, max_frames)
+        return batch(self.model, [request_of(list(sentences), max_frames=max_frames) for sentences in texts])
 
     def stream(
         self,
@@ -238,18 +238,21 @@ class Qwen3TTS:
         drawn = sampling_of(self.stream, sampling, draw, Sampling.defaults(self.model.generation))
         how: dict[str, Any] = {"streaming_text": streaming_text, "sampling": drawn, "max_frames": max_frames}
         how |= {"split": split, "normalize": normalize}
-        sentences = self._sentences(text, self._chosen(voice, transcript), language, instruct, seed, **how)
-        return SpeechStream(self.model, sentences, max_frames, first_chunk, chunk)
+        sentences = self.sentences.of(text, self._chosen(voice, transcript), language, instruct, seed, **how)
+        return stream(self.model, request_of(list(sentences), max_frames=max_frames), first_chunk, chunk)
 
     def warmup(self) -> None:
         """Compile ahead what a stream of up to about 30 s needs at default chunk sizes; seconds to minutes on a cold cache.
 
         Programs are kept in the user's cache folder, so a later process finds them there.
         """
-        warm_up(self.model, (FIRST_CHUNK, CHUNK), WARM_PROMPTS, WARM_COLUMNS)
+        Inline(self.model, slots=1, first=FIRST_CHUNK, each=CHUNK).device.warm_up(WARM_COLUMNS)
+        if self.model_type == "base":
+            frame = np.zeros((17, self.model.config.talker_config.num_code_groups), np.int32)  # a whole piece, and a part of one
+            prime(self.model, frame)
 
     def _chosen(self, given: Given, transcript: str | None = None) -> Voice | str | None:
-        """The voice, as `_request` takes it."""
+        """The voice, as `Sentences.one` takes it."""
         if self.model_type == "base":
             return self._choice.voice(given, transcript)
         if transcript is not None:
@@ -257,112 +260,6 @@ class Qwen3TTS:
         if given is not None and not isinstance(given, (str, Voice)):
             raise ValueError(f"voice of type {type(given).__name__}: a {self.model_type} checkpoint takes the name of a preset speaker")
         return given
-
-    def _sentences(
-        self,
-        text: str,
-        voice: Voice | str | None,
-        language: str,
-        instruct: str | None,
-        seed: int | None,
-        *,
-        split: bool,
-        normalize: bool | None,
-        max_frames: int | None,
-        **how: Any,
-    ) -> list[Request]:
-        """One request a sentence, or for as many as are spoken together."""
-        self._reader(text, "text")
-        if not isinstance(language, str):
-            raise ValueError(f"language of type {type(language).__name__}: give one of {', '.join(self.languages)}, or auto")
-        most = self.model.generation.max_new_tokens - 1
-        if split and max_frames is not None and max_frames > most:
-            max_frames = most  # of each sentence; of the whole text whoever speaks them sees to it
-        sentences: list[Request] = []
-        normalize = self.model.generation.normalize if normalize is None else normalize
-        parts = parts_of(text, language, normalize=normalize) if split else [Part(whole(text, normalize=normalize), 0.0)]
-        for number, (part, pause) in enumerate(parts):
-            request = self._request(part, voice, language, instruct, seed=seed, max_frames=max_frames, **how)
-            seed = request.seed  # one for all
-            sentences.append(request._replace(segment=number, pause=pause))
-        return sentences
-
-    def _request(
-        self,
-        text: str,
-        voice: Voice | str | None,
-        language: str,
-        instruct: str | None,
-        streaming_text: bool | None,
-        seed: int | None,
-        sampling: Sampling | None,
-        max_frames: int | None,
-    ) -> Request:
-        """A text that is spoken at once, as one prompt."""
-        config = self.model.config
-        cloned, speaker = self._voice(voice)
-        if instruct is not None:
-            self._check_instruct()
-        language_id(config, language, speaker)  # refuse a bad name before any other work
-        ids = self._reader(text, "text").assistant(text)
-        prompt = build(
-            config,
-            ids,
-            language=language,
-            speaker=speaker,
-            x_vector=None if cloned is None else cloned.x_vector,
-            reference_ids=None
-            if cloned is None or cloned.transcript is None
-            else self._reader(cloned.transcript, "transcript").reference(cloned.transcript),
-            reference_codes=None if cloned is None else cloned.codes,
-            instruct_ids=None if instruct is None else self._reader(instruct, "instruct").instruction(instruct),
-            streaming_text=self._streams_text() if streaming_text is None else streaming_text,
-        )
-        most = self.model.generation.max_new_tokens - 1  # the published loop's last token never becomes a frame
-        if max_frames is None:
-            max_frames = min(most, SPARE_FRAMES + FRAMES_PER_TOKEN * len(ids))
-        if not 1 <= max_frames <= most:
-            raise ValueError(f"max_frames = {max_frames}: must be from 1 to {most} (the checkpoint's max_new_tokens - 1)")
-        seed = secrets.randbits(32) if seed is None else seed
-        if not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**32:
-            raise ValueError(f"seed = {seed!r}: must be a whole number from 0 to {2**32 - 1}")
-        state = None if cloned is None else self.prepared.state(cloned)
-        return Request(prompt, sampling or Sampling.defaults(self.model.generation), seed, max_frames, state, len(ids) - ROLE - CLOSING)
-
-    def _streams_text(self) -> bool:
-        """Unless the caller says."""
-        whole = self.model.generation.non_streaming_mode
-        return self.model_type == "base" if whole is None else not whole
-
-    def _voice(self, voice: Voice | str | None) -> tuple[Voice | None, str | None]:
-        """(cloned voice, preset speaker) as this checkpoint takes them."""
-        kind = self.model_type
-        if isinstance(voice, Voice):
-            if kind != "base":
-                raise ValueError(f"a {kind} checkpoint cannot speak in a cloned voice: load a Base checkpoint")
-            check_voice(self.model.config, voice)
-            return voice, None
-        if kind == "base":
-            what = "no voice" if voice is None else f"voice {voice!r}"
-            raise ValueError(f"{what}: a Base checkpoint speaks in cloned voices; make one with create_voice(audio, transcript)")
-        if kind == "voice_design" and voice is not None:
-            raise ValueError(f"voice {voice!r}: a voice_design checkpoint takes its voice from instruct; leave voice out")
-        if kind == "custom_voice" and voice is None:
-            raise ValueError(f"no voice: this checkpoint speaks as one of {', '.join(self.speakers)}")
-        return None, None if voice is None else speaker_name(self.model.config, voice)
-
-    def _check_instruct(self) -> None:
-        if self.model_type == "base":
-            raise ValueError(
-                "instruct: a Base checkpoint takes no instruction; leave it out, or load a custom_voice or voice_design checkpoint"
-            )
-        if self.model.config.tts_model_size == "0b6":
-            raise ValueError("instruct: the 0.6B checkpoints were not trained on instructions; leave it out, or load a 1.7B checkpoint")
-
-    def _reader(self, text: str, what: str) -> Tokenizer:
-        if not isinstance(text, str):
-            raise ValueError(f"{what} of type {type(text).__name__}: must be a string")
-        return self._tokenizer or Tokenizer.from_folder(self._folder, self.model.config)
 
 
 def load_for(
@@ -385,5 +282,5 @@ def load_for(
     try:
         tokenizer = Tokenizer.from_folder(folder, model.config)
     except FileNotFoundError:
-        tokenizer = None  # such a checkpoint can be verified and measured; `_reader` says what is missing when text comes
+        tokenizer = None  # such a checkpoint can be verified and measured; `Sentences.reader` says what is missing when text comes
     return Qwen3TTS(model, tokenizer, folder, voices_dir, str(path))

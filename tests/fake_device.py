@@ -116,6 +116,10 @@ class FakeDevice:
         assert self.rows[slot].reason in (EOS, LENGTH, RUNAWAY), "the segment has not ended"
         return self.rows[slot].whose
 
+    def close(self, slot: int) -> None:
+        self.rows.pop(slot, None)
+        self.log.append(("close", slot))
+
     def launch(self, quotas: list[int], limit: int) -> Outcome:
         assert 1 <= limit <= self.frames
         assert max(quotas) == limit

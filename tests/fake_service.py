@@ -14,8 +14,8 @@ import numpy as np
 from qwen3_jax.engine import Engine, Options, Watch
 from qwen3_jax.prompt import Prompt
 from qwen3_jax.sampling import Sampling
+from qwen3_jax.sentence import Sentence
 from qwen3_jax.service import SpeechService
-from qwen3_jax.session import Request as Row
 from tests.fake_device import FakeDevice
 from tests.fake_engine import LIMIT
 from tests.fake_tts import WARM_UP, FakeTTS
@@ -61,7 +61,7 @@ class FakeService(SpeechService):
             raise ValueError("text 'refuse': is refused; say something else")
         return [*map(ord, text)]
 
-    def row(self, text: str, **how: Any) -> Row:
+    def sentence(self, text: str, **how: Any) -> Sentence:
         if text != WARM_UP and not how.get("streaming_text"):
             self.said.append((text, how))
         ids = np.array([*self.ids(text), 0])
@@ -69,4 +69,4 @@ class FakeService(SpeechService):
         breaks = 1 if "damaged" in text else 2 if "nan" in text else 0
         prompt = Prompt(np.array([frames, int("loop" in text), breaks]), np.zeros((3, 5), int), np.zeros(3, bool), None, ids)
         seed = 7 if how.get("seed") is None else how["seed"]
-        return Row(prompt, how.get("sampling") or Sampling(), seed, len(ids) if frames == ENDLESS else LONG + 1, None, len(text))
+        return Sentence(prompt, how.get("sampling") or Sampling(), seed, len(ids) if frames == ENDLESS else LONG + 1, None, len(text))

@@ -5,7 +5,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -16,10 +15,11 @@ from convert import __main__ as cli
 from convert import verify as verifier
 from convert.golden import CASES, FRAMES, read_golden
 from convert.verify import verify
-from qwen3_jax import checkpoint, generate, hub
+from qwen3_jax import checkpoint, hub
 from qwen3_jax.model import Model, load
 from qwen3_jax.testing import write_checkpoint
 from qwen3_jax.text.tokenizer_files import TOKENIZER_FILES
+from tests.alone import greedy
 from tests.test_published import same
 
 F32 = jnp.dtype(jnp.float32)
@@ -153,18 +153,10 @@ def generated(model: Model, made: dict[str, np.ndarray], file: Path) -> dict[str
     save_file(made | empty, file)
     golden = read_golden(file)
     prompts = [verifier._prompt(model, golden, row, True) for row in golden.cases["batch", True]]
-    talker = model.params["talker"]
-    state = generate.prefill(
-        model.graphs.talker, talker, generate.stack(prompts, 48), jnp.stack([jax.random.key(0)] * 2), verifier.rules([verifier.GREEDY] * 2),
-        np.full(2, FRAMES, np.int32), np.int32(model.config.tts_pad_token_id), columns=generate.columns_for(32, FRAMES),
-    )  # fmt: skip
-    _, chunk = generate.generate_chunk(model.graphs.talker, talker, state, jnp.int32(FRAMES), size=FRAMES)
-    counts = np.asarray(chunk.counts)
-    return {
-        f"batch_st.{row}.{what}": np.array(array[: counts[row], row])
-        for row in (0, 1)
-        for what, array in (("codes", chunk.codes), ("hidden", chunk.hidden))
-    }
+    made = {}
+    for row, prompt in enumerate(prompts):
+        made[f"batch_st.{row}.codes"], made[f"batch_st.{row}.hidden"] = greedy(model, prompt, FRAMES)
+    return made
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ def test_the_plan_is_what_is_allocated(model: Callable[[str], Model]) -> None:
     base = model("base")
     planned = plan(base, 4, 128)
     graphs, params = base.graphs, base.params
-    state = programs.start(graphs.talker, params["talker"], graphs.codec_decoder, params["codec"]["decoder"], slots=4, columns=128)
+    state = programs.start(graphs.talker, params["talker"], graphs.codec_decoder, params["codec"]["decoder"], rows=4, columns=128, text=128)
     numbers = [leaf for leaf in jax.tree.leaves(state) if not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)]
     keys = 4 * 8
     assert planned.cache + planned.codec + planned.other == sum(leaf.nbytes for leaf in numbers) + keys

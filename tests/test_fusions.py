@@ -15,14 +15,16 @@ import jaxlib
 import numpy as np
 import pytest
 
-from qwen3_jax import encode, generate
+from qwen3_jax import encode
 from qwen3_jax.audio import SAMPLE_RATE, mel_spectrogram
 from qwen3_jax.codec import init_state
+from qwen3_jax.decode import decode
 from qwen3_jax.engine import programs
+from qwen3_jax.engine.device import PIECES
+from qwen3_jax.generate import PromptRows
 from qwen3_jax.model import Model
-from qwen3_jax.prompt import Prompt, build
+from qwen3_jax.prompt import build
 from qwen3_jax.sampling import Sampling, rules
-from qwen3_jax.session import decode
 from qwen3_jax.train import ear, finetune, narrator
 
 APART = {"xla_cpu_experimental_ynn_fusion_type": ""}  # compiler options: no fusions for YNNPACK
@@ -85,29 +87,29 @@ def codes(model: Model) -> float:
     return float(np.mean(fused != apart))
 
 
-def asked(model: Model, count: int, rows: int) -> tuple[Any, ...]:
-    """Arguments of `generate.prefill` for random prompts."""
+def prompt_rows(model: Model, length: int) -> tuple[Any, ...]:
+    """Arguments of `programs.begin` and `programs.read` for a piece of a random prompt."""
     noise = np.random.default_rng(1)
-    width = model.config.talker_config.hidden_size
-
-    def prompt(length: int) -> Prompt:
-        spoken = noise.integers(0, 2048, (length, 16)).astype(np.int32)
-        x_vector = noise.standard_normal(width, np.float32)
-        return Prompt(noise.integers(0, 256, length).astype(np.int32), spoken, np.arange(length) == 7, x_vector, np.zeros(4, np.int32))
-
-    return (
-        model.params["talker"],
-        generate.stack([prompt(rows - 3 * number) for number in range(count)], width),
-        jax.random.split(jax.random.key(0), count),
-        rules([GREEDY] * count),
-        np.full(count, 64, np.int32),
-        np.int32(model.config.tts_pad_token_id),
-    )
+    spoken = noise.integers(0, 2048, (1, length, 16)).astype(np.int32)
+    x_vector = noise.standard_normal((1, model.config.talker_config.hidden_size), np.float32)
+    speaker = np.arange(length)[None] == 7
+    text = noise.integers(0, 256, (1, length)).astype(np.int32)
+    rows = PromptRows(text, spoken, speaker, x_vector, np.array([length], np.int32))
+    one = np.zeros(1, np.int32)
+    limits = programs.Limits(*([one + 1000] * 4))
+    state = init_state(model.codec_config.decoder_config, 1)
+    new = programs.Opening(np.zeros(1, np.uint32), one, rules([GREEDY]), one + 64, np.zeros((1, 256), np.int32), one + 4, limits, state)
+    return rows, new
 
 
 def prefill(model: Model) -> float:
-    arguments = asked(model, 2, PROMPT)
-    return difference(generate.prefill.lower(model.graphs.talker, *arguments, columns=2 * PROMPT), *arguments)
+    """A prompt at a stretch, and one more piece of it."""
+    graph, talker = model.graphs.talker, model.params["talker"]
+    rows, new = prompt_rows(model, PROMPT)
+    begun = difference(programs.begin.lower(graph, talker, rows, new, columns=2 * PROMPT), talker, rows, new)
+    state = programs.begin(graph, talker, rows, new, columns=2 * PROMPT)
+    piece, at = prompt_rows(model, PIECES[-1])[0], np.int32(PROMPT)
+    return max(begun, difference(programs.read.lower(graph, talker, state, piece, at), talker, state, piece, at))
 
 
 def speech(model: Model) -> float:
@@ -121,7 +123,7 @@ def step(model: Model) -> float:
     """The engine's step, 32 slots."""
     talker, decoder = model.params["talker"], model.params["codec"]["decoder"]
     graphs = model.graphs.talker, model.graphs.codec_decoder
-    state = programs.start(graphs[0], talker, graphs[1], decoder, slots=32, columns=PROMPT)
+    state = programs.start(graphs[0], talker, graphs[1], decoder, rows=32, columns=PROMPT, text=PROMPT)
     state = state._replace(limit=state.limit + 8)
     more = state, np.full(32, 2, np.int32), np.int32(2), np.int32(model.config.tts_pad_token_id)
     return difference(programs.step.lower(graphs[0], talker, graphs[1], decoder, *more, size=2), talker, decoder, *more)

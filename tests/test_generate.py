@@ -5,15 +5,16 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from convert.verify import verify
-from qwen3_jax import generate
+from qwen3_jax.engine import Request, Segment
+from qwen3_jax.engine import inline as inline_of
+from qwen3_jax.engine.inline import Inline
 from qwen3_jax.model import Model
 from qwen3_jax.prompt import Prompt, build
-from qwen3_jax.sampling import Sampling, rules
+from qwen3_jax.sampling import Sampling
 
 GOLDEN = Path(__file__).parent / "golden"
 FRAMES = 12
@@ -44,25 +45,26 @@ def prompts(model: Model) -> list[Prompt]:
 
 
 def run(
-    model: Model, requests: list[Prompt], sampling: Sampling, sizes: list[int], *, limits: list[int] | None = None, seed: int = 3
-) -> Any:
-    """-> codes per row, final state."""
-    state = generate.prefill(
-        model.graphs.talker,
-        model.params["talker"],
-        generate.stack(requests, model.config.talker_config.hidden_size),
-        jnp.stack([jax.random.key(seed)] * len(requests)),
-        rules([sampling] * len(requests)),
-        np.array(limits or [FRAMES] * len(requests), np.int32),
-        np.int32(model.config.tts_pad_token_id),
-        columns=128,
-    )
-    rows: list[list[np.ndarray]] = [[] for _ in requests]
-    for size in sizes:
-        state, chunk = generate.generate_chunk(model.graphs.talker, model.params["talker"], state, jnp.int32(size), size=4)
-        for row, frames in enumerate(rows):
-            frames.append(np.asarray(chunk.codes[: chunk.counts[row], row]))
-    return [np.concatenate(frames) for frames in rows], state
+    model: Model,
+    requests: list[Prompt],
+    sampling: Sampling,
+    *,
+    first: int = 4,
+    each: int = 4,
+    limits: list[int] | None = None,
+    seed: int = 3,
+) -> tuple[list[np.ndarray], list[Any]]:  # fmt: skip
+    """-> codes and finish reason per row, all spoken at once."""
+    inline = Inline(model, slots=len(requests), first=first, each=each)
+    most = limits or [FRAMES] * len(requests)
+    handles = [inline.submit(Request((Segment(prompt, limit),), sampling, seed)) for prompt, limit in zip(requests, most, strict=True)]
+    made = []
+    for handle in handles:
+        packets = []
+        while (packet := inline.next(handle)) is not None:
+            packets.append(packet.codes)
+        made.append(np.concatenate([np.zeros((0, 16), np.int32), *packets]))
+    return made, [handle.finish_reason for handle in handles]
 
 
 @pytest.fixture(scope="module")
@@ -74,64 +76,68 @@ SAMPLED = Sampling(temperature=1.2, top_k=0, repetition_penalty=1.0)
 
 
 def test_any_chunking_gives_the_same_codes(base: Model) -> None:
-    one_by_one, _ = run(base, prompts(base)[:1], SAMPLED, [1] * FRAMES)
-    mixed, _ = run(base, prompts(base)[:1], SAMPLED, [1, 4, 3, 2, 4])
+    one_by_one, _ = run(base, prompts(base)[:1], SAMPLED, first=1, each=1)
+    mixed, _ = run(base, prompts(base)[:1], SAMPLED, first=2, each=3)
     assert len(one_by_one[0]) >= 3
     np.testing.assert_array_equal(one_by_one[0], mixed[0])
 
 
 def test_a_row_does_not_notice_its_neighbours(base: Model) -> None:
-    together, _ = run(base, prompts(base), SAMPLED, [4, 4, 4])
+    together, _ = run(base, prompts(base), SAMPLED)
     for row, request in enumerate(prompts(base)):
-        alone, _ = run(base, [request], SAMPLED, [4, 4, 4])
+        alone, _ = run(base, [request], SAMPLED)
         np.testing.assert_array_equal(together[row], alone[0])
 
 
 def test_seeds_matter_and_repeat(base: Model) -> None:
-    first, again, other = (run(base, prompts(base)[:1], SAMPLED, [4, 4, 4], seed=seed)[0][0] for seed in (1, 1, 2))
+    first, again, other = (run(base, prompts(base)[:1], SAMPLED, seed=seed)[0][0] for seed in (1, 1, 2))
     np.testing.assert_array_equal(first, again)
     assert not np.array_equal(first, other)
 
 
 def test_each_row_has_its_own_limit_and_says_why_it_ended(base: Model) -> None:
-    free, state = run(base, prompts(base), SAMPLED, [4, 4, 4])
-    limited, limited_state = run(base, prompts(base), SAMPLED, [4, 4, 4], limits=[2, FRAMES, FRAMES])
-    assert len(limited[0]) == 2 and int(limited_state.reason[0]) == generate.LENGTH
+    free, reasons = run(base, prompts(base), SAMPLED)
+    limited, limited_reasons = run(base, prompts(base), SAMPLED, limits=[2, FRAMES, FRAMES])
+    assert len(limited[0]) == 2 and limited_reasons[0] == "length"
     for row in (1, 2):
         np.testing.assert_array_equal(limited[row], free[row])
-    for row, frames in enumerate(free):
-        assert int(state.reason[row]) == (generate.LENGTH if len(frames) == FRAMES else generate.EOS)
+    assert reasons == ["length" if len(frames) == FRAMES else "eos" for frames in free]
 
 
 def test_the_end_is_a_prefix_property(base: Model) -> None:
     """What a row has said does not depend on how much more it may say."""
-    short, _ = run(base, prompts(base)[2:], SAMPLED, [4, 4, 4], limits=[5])
-    long, _ = run(base, prompts(base)[2:], SAMPLED, [4, 4, 4])
+    short, _ = run(base, prompts(base)[2:], SAMPLED, limits=[5])
+    long, _ = run(base, prompts(base)[2:], SAMPLED)
     np.testing.assert_array_equal(short[0], long[0][:5])
 
 
 def test_one_trace_per_shape(base: Model) -> None:
-    """Texts, voices, lengths, seeds, limits and sampling parameters of one bucket share a trace."""
-    run(base, prompts(base)[:1], SAMPLED, [4])
-    before = generate.prefill._cache_size(), generate.generate_chunk._cache_size()
-    for number, request in enumerate(prompts(base)[:2]):
-        sampling = Sampling(temperature=0.5 + number, top_k=number, top_p=0.9, do_sample=bool(number))
-        run(base, [request], sampling, [1, 3], limits=[7 + number], seed=number)
-    assert (generate.prefill._cache_size(), generate.generate_chunk._cache_size()) == before
+    """Texts, voices, lengths, seeds, limits and sampling parameters share a trace."""
+    run(base, prompts(base)[:1], SAMPLED)
+    with jax.no_tracing(True):
+        for number, request in enumerate(prompts(base)[:2]):
+            sampling = Sampling(temperature=0.5 + number, top_k=number, top_p=0.9, do_sample=bool(number))
+            run(base, [request], sampling, first=1, each=3, limits=[7 + number], seed=number)
 
 
-def test_growing_the_cache_changes_nothing(base: Model) -> None:
-    _, state = run(base, prompts(base)[:1], SAMPLED, [2])
-    kept = jax.tree.map(jnp.copy, state)
-    one, _ = generate.generate_chunk(base.graphs.talker, base.params["talker"], state, jnp.int32(4), size=4)
-    grown = kept._replace(caches=generate.grow_caches(kept.caches, columns=256))
-    assert grown.caches[0].k.shape[2] == 256
-    two, _ = generate.generate_chunk(base.graphs.talker, base.params["talker"], grown, jnp.int32(4), size=4)
-    np.testing.assert_allclose(one.inputs, two.inputs, atol=1e-6)
-    assert one.step.tolist() == two.step.tolist()
+def test_growing_the_cache_changes_nothing(base: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a prompt is read, between its neighbours', and in the midst of speech."""
+
+    def times(prompt: Prompt, number: int) -> Prompt:
+        return prompt._replace(**{name: np.concatenate([getattr(prompt, name)] * number) for name in ("text", "codes", "speaker")})
+
+    short, long = times(prompts(base)[0], 6), times(prompts(base)[2], 3)
+    assert len(long.text) > 64 > len(short.text)
+    made = []
+    for columns in ((64, 128), (128,)):
+        monkeypatch.setattr(inline_of, "COLUMNS", columns)
+        made.append([*run(base, [short, long], SAMPLED)[0], *run(base, [short], SAMPLED)[0]])
+    for ours, theirs in zip(*made, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    assert len(made[0][2]) + len(short.text) > 64, "the test is about that"
 
 
 def test_too_long_a_prompt_is_refused_with_the_numbers(base: Model) -> None:
     request = prompts(base)[0]
-    with pytest.raises(ValueError, match="text tokens: 5000 is more than the 2048 that fit; split the text"):
-        generate.stack([request._replace(trailing=np.zeros(5000, np.int32))], 48)
+    with pytest.raises(ValueError, match="and 50000 text tokens: a slot has 32768 positions; split the text"):
+        run(base, [request._replace(trailing=np.zeros(50000, np.int32))], SAMPLED)

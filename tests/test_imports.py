@@ -52,11 +52,10 @@ LAYERS = [
     {"qwen3_jax.generate", "qwen3_jax.prepared", "qwen3_jax.testing"},
     {"qwen3_jax.text.split"},
     {"qwen3_jax.text.parts"},
-    {"qwen3_jax.encode", "qwen3_jax.session", "qwen3_jax.engine.errors", "qwen3_jax.engine.options"},
+    {"qwen3_jax.encode", "qwen3_jax.decode", "qwen3_jax.engine.errors", "qwen3_jax.engine.options"},
     {"qwen3_jax.engine.requests"},
-    {"qwen3_jax.speech"},
     {
-        "qwen3_jax.tts",
+        "qwen3_jax.sentence",
         "qwen3_jax.engine.line",
         "qwen3_jax.engine.slots",
         "qwen3_jax.engine.loop",
@@ -67,7 +66,10 @@ LAYERS = [
     {"qwen3_jax.engine.plan", "qwen3_jax.engine.scheduler"},
     {"qwen3_jax.engine.engine"},
     {"qwen3_jax.engine.device"},
+    {"qwen3_jax.engine.inline"},
     {"qwen3_jax.engine"},
+    {"qwen3_jax.sentences", "qwen3_jax.utterance"},
+    {"qwen3_jax.tts"},
     {"qwen3_jax.service"},
     {"qwen3_jax"},  # the public API
     {

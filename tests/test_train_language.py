@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from qwen3_jax import generate
 from qwen3_jax.cache import empty
+from qwen3_jax.generate import PromptRows
 from qwen3_jax.mapping import flatten
 from qwen3_jax.model import Model
 from qwen3_jax.prompt import CLOSING, ROLE, build
-from qwen3_jax.sampling import Sampling, rules
+from qwen3_jax.sampling import Sampling
 from qwen3_jax.talker import Talker
 from qwen3_jax.testing import byte_tokenizer, tiny_config
 from qwen3_jax.text.tokenizer import Tokenizer
@@ -26,6 +26,7 @@ from qwen3_jax.train import hints, language, narrator, plan, utterances
 from qwen3_jax.train.corpus import Line
 from qwen3_jax.train.missteps import Missteps
 from qwen3_jax.train.narrator import Weights
+from tests.alone import greedy
 
 FRAMES = 8
 GREEDY = Sampling(do_sample=False, subtalker_dosample=False, repetition_penalty=1.0)
@@ -52,14 +53,8 @@ class Spoken:
     """What generation made of a prompt: codes [N 16] and hidden states [N H], and the same as the training's forward has them."""
 
     def __init__(self, base: Model, prompt: Any) -> None:
-        state = generate.prefill(
-            base.graphs.talker, base.params["talker"], generate.stack([prompt], 48), jax.random.key(1)[None], rules([GREEDY]),
-            np.array([FRAMES], np.int32), np.int32(base.config.tts_pad_token_id), columns=128,
-        )  # fmt: skip
-        _, chunk = generate.generate_chunk(base.graphs.talker, base.params["talker"], state, jnp.int32(FRAMES), size=FRAMES)
-        count = int(chunk.counts[0])
-        assert count >= 3
-        self.codes, self.hidden = np.asarray(chunk.codes[:count, 0]), np.asarray(chunk.hidden[:count, 0])
+        self.codes, self.hidden = greedy(base, prompt, FRAMES)
+        assert len(self.codes) >= 3
         self.taught = narrator.teach(prompt, self.codes, base.config)
         self.batch = narrator.assemble([self.taught], [np.zeros((40, 128), np.float32)], 64, 40, FRAMES, np.random.default_rng(0))
         rows = self.batch.rows._replace(x_vector=prompt.x_vector[None])
@@ -86,7 +81,7 @@ class Spoken:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def talker_states(graph: Any, params: Any, rows: generate.PromptRows, spoken: np.ndarray) -> jax.Array:
+def talker_states(graph: Any, params: Any, rows: PromptRows, spoken: np.ndarray) -> jax.Array:
     return narrator.talker_states(nnx.merge(graph, params), rows, spoken)[0]
 
 

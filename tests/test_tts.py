@@ -3,6 +3,7 @@
 import inspect
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,13 @@ import soundfile
 import qwen3_jax
 from qwen3_jax import Qwen3TTS, Sampling, Speech, Voice
 from qwen3_jax.codec import init_state
+from qwen3_jax.decode import decode, prime
 from qwen3_jax.model import Model
-from qwen3_jax.session import Session, decode, prime
+from qwen3_jax.sentence import request_of
 from qwen3_jax.text.split import split as split_text
 from qwen3_jax.voice_choice import VoiceChoice
 from qwen3_jax.voice_layers import VoiceLayers
+from tests.alone import spoken
 
 SECONDS = 4
 WAVE = (0.1 * np.random.RandomState(0).standard_normal(24000 * SECONDS)).astype(np.float32)
@@ -200,7 +203,7 @@ def test_what_is_not_a_voice_file_is_named(tmp_path: Path) -> None:
     ("changes", "message"),
     [
         ({"text": "  "}, "is empty: give at least one character"),
-        ({"text": "word " * 2000, "split": False}, "text tokens: .* is more than the 2048 that fit; split the text"),
+        ({"text": "word " * 8000, "split": False}, "text tokens: a slot has 32768 positions; split the text"),
         ({"text": 5}, "text of type int: must be a string"),
         ({"language": "Klingon"}, "language 'Klingon': this checkpoint speaks chinese"),
         ({"voice": 5}, "voice of type int: give a Voice, a name, a voice's folder, a recording or a saved voice"),
@@ -252,16 +255,16 @@ def test_a_long_text_is_spoken_part_by_part_without_a_seam(tts: Qwen3TTS, icl_vo
     assert len(split_text(LONG, "auto")) == 3
     most, sampling = 60, Sampling.defaults(tts.model.generation)
     for seed in range(20):
-        sentences = tts._sentences(
+        sentences = tts.sentences.of(
             LONG, icl_voice, "auto", None, seed, split=True, normalize=False, max_frames=most, streaming_text=None, sampling=sampling
         )
         codes: list[np.ndarray] = []
         for sentence in sentences:
             left = most - sum(map(len, codes))
-            session, made = Session(tts.model, [sentence._replace(max_frames=left)]), [np.zeros((0, 16), np.int32)]
-            while session.running:
-                made.append(session.step(4)[0].codes)
-            codes.append(np.concatenate(made))
+            silent = request_of([sentence]).segments[0]  # each is drawn by its number
+            before = [replace(silent, max_frames=1)] * len(codes)
+            request = replace(request_of([sentence]), segments=(*before, replace(silent, max_frames=left)))
+            codes.append(spoken(tts.model, request)[0])
             if sum(map(len, codes)) == most:
                 break
         if len(codes) > 1 and len(codes[0]) % 8:
@@ -364,7 +367,7 @@ def nan_in(tts: Qwen3TTS, path: list[str], index: int) -> Model:
 @pytest.mark.parametrize("path", [["talker", "codec_head", "weight"], ["codec", "decoder", "pre_conv", "conv", "weight"]])
 def test_damaged_weights_are_an_error_and_no_noise(tts: Qwen3TTS, voice: Voice, path: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tts, "model", nan_in(tts, path, 5))
-    message = "request 0: what the model computed is NaN or infinite; the voice, or the checkpoint's weights, are damaged: clone"
+    message = "is NaN or infinite after 0 frames, in segment 0; the voice, or the checkpoint's weights, are damaged: clone"
     with pytest.raises(FloatingPointError, match=message):
         tts.generate(TEXT, voice=voice, seed=1, max_frames=FRAMES)
     stream = tts.stream(TEXT, voice=voice, seed=1, max_frames=FRAMES)
@@ -385,7 +388,7 @@ def test_of_a_batch_the_row_that_is_not_finite_is_named_and_a_stream_keeps_what_
     """The embedding of "%" is damaged: only texts that have one fail, and not before they get there."""
     whole = long(tts, voice)
     monkeypatch.setattr(
-        tts, "model", nan_in(tts, ["talker", "model", "text_embedding", "weight"], tts._reader("%", "text").assistant("%")[3])
+        tts, "model", nan_in(tts, ["talker", "model", "text_embedding", "weight"], tts.sentences.reader("%", "text").assistant("%")[3])
     )
     np.testing.assert_array_equal(tts.generate(TEXT, voice=voice, seed=whole.seed, max_frames=FRAMES).frames, whole.frames)
     with pytest.raises(FloatingPointError, match="request 1: what the model computed is NaN or infinite"):
@@ -427,7 +430,7 @@ def test_how_a_voice_is_cloned_is_the_callers_choice_or_the_checkpoints(tts: Qwe
 
 def test_how_a_text_is_read_is_the_callers_choice_or_the_checkpoints(tts: Qwen3TTS, voice: Voice, monkeypatch: pytest.MonkeyPatch) -> None:
     def rows(**more: object) -> int:
-        return len(tts._request(TEXT, **({"voice": voice, "language": "auto", "instruct": None, "streaming_text": None, "seed": 1,
+        return len(tts.sentences.one(TEXT, **({"voice": voice, "language": "auto", "instruct": None, "streaming_text": None, "seed": 1,
                                           "sampling": None, "max_frames": 4} | more)).prompt.text)  # fmt: skip
 
     streamed, whole = rows(streaming_text=True), rows(streaming_text=False)

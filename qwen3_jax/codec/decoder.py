@@ -177,16 +177,16 @@ def check_state(cfg: CodecDecoderConfig, state: DecoderState) -> None:
     """
     expected = _one_row(cfg)
     if jax.tree.structure(state) != jax.tree.structure(expected):  # type: ignore[operator]  # jax says that they may be None
-        raise ValueError(f"codec state of type {type(state).__name__}: must be a DecoderState of this codec; make it with session.prime")
+        raise ValueError(f"codec state of type {type(state).__name__}: must be a DecoderState of this codec; make it with decode.prime")
     for (path, ours), theirs in zip(jax.tree.leaves_with_path(state), jax.tree.leaves(expected), strict=True):
         name = f"codec state, {jax.tree_util.keystr(path)}"
         if np.shape(ours) != theirs.shape or np.asarray(ours).dtype != theirs.dtype:
             raise ValueError(
                 f"{name}: {np.asarray(ours).dtype} {np.shape(ours)} must be {theirs.dtype} {theirs.shape}, one row of this codec; make it "
-                "with session.prime"
+                "with decode.prime"
             )
         if not np.isfinite(ours).all():
-            raise ValueError(f"{name}: every number must be finite, and some are NaN or infinite; make it with session.prime")
+            raise ValueError(f"{name}: every number must be finite, and some are NaN or infinite; make it with decode.prime")
 
 
 @functools.cache

@@ -1,9 +1,15 @@
-"""The scheduler's Device on JAX: host numbers in, compiled calls out, one State owned. Every array of the batch is here.
+"""The scheduler's Device on JAX: host numbers in, compiled calls out, one batch owned. Every array of the batch is here.
 
 Calls return at once, but for ``collect``: the device works them off in order, while the host goes on.
+
+The batch has a row for each slot that speaks, and grows and shrinks with them in the sizes of ``rows``: so a lone voice costs what it
+costs alone. A prompt is read into a state of one row, which takes its place in the batch when all of it is read. So nothing but a step,
+and what moves rows, is compiled for each size. The KV caches grow in the same way, in the sizes of ``columns``.
 """
 
 from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -21,6 +27,47 @@ from qwen3_jax.sampling import Draws, Rules, Sampling
 
 PIECES = (16, 64)  # rows of a prompt read at once: the first for prompts of no more, the second for all others
 COLUMNS, FRAMES = 1024, 4  # defaults; 1024 positions are 80 s less the prompt
+SHRINKS = 8  # launches in a row for which a smaller batch would do, before it shrinks
+
+
+def sizes_up_to(slots: int) -> tuple[int, ...]:
+    """1, 2, 4, 8, ... and ``slots``."""
+    return (*(1 << power for power in range(slots.bit_length()) if 1 << power < slots), slots)
+
+
+@dataclass
+class _Reading:
+    """A slot whose prompt is being read."""
+
+    opening: Opening
+    pieces: deque[tuple[PromptRows, int]]
+    columns: int
+    state: programs.State | None = None  # one row; None before the first piece
+
+
+@dataclass
+class _Launched:
+    """A step, and which row each slot had."""
+
+    made: programs.Made
+    rows: dict[int, int]
+
+
+@dataclass
+class _Batch:
+    """The rows that speak."""
+
+    state: programs.State
+    owners: list[int | None]  # the slot of each row; None: it is free
+    columns: int
+    ends: dict[int, int] = field(default_factory=dict)  # of each slot, the last column that it may have written
+
+    def row(self, slot: int) -> int:
+        return self.owners.index(slot)
+
+    @property
+    def count(self) -> int:
+        return sum(owner is not None for owner in self.owners)
 
 
 class JaxDevice:
@@ -28,9 +75,15 @@ class JaxDevice:
 
     Args:
         model: the checkpoint, where it is to be computed.
-        slots: rows of the batch.
-        columns: positions of a slot, prompt and frames; a multiple of 64.
+        slots: requests that speak at a time.
+        columns: positions of a slot, prompt and frames; multiples of 64. More than one number: the caches begin with the first that
+            does, and grow.
         frames: most frames of a launch.
+        rows: sizes of the batch, ascending, the last one ``slots``. Default: on a CPU, where each row costs, 1, 2, 4, 8 and so on;
+            elsewhere ``slots``, for there a step reads the weights whatever the number of rows, and bfloat16 rounds otherwise in another
+            size, so that codes would depend on the load.
+        wide: whether batches of more rows than one read a float32 copy of narrow weights, on a CPU.
+        hidden: hand out the talker's hidden states, too.
 
     Raises:
         ValueError: sizes that cannot be used, or do not fit into memory (see plan.py).
@@ -38,25 +91,36 @@ class JaxDevice:
 
     piece = PIECES[-1]
 
-    def __init__(self, model: Model, *, slots: int, columns: int = COLUMNS, frames: int = FRAMES) -> None:
-        for name, value, least in (("slots", slots, 1), ("columns", columns, self.piece), ("frames", frames, 1)):
+    def __init__(
+        self, model: Model, *, slots: int, columns: int | Sequence[int] = COLUMNS, frames: int = FRAMES,
+        rows: Sequence[int] | None = None, wide: bool = True, hidden: bool = False,
+    ) -> None:  # fmt: skip
+        self._lengths = (columns,) if isinstance(columns, int) else tuple(columns)
+        for name, value, least in (("slots", slots, 1), ("columns", self._lengths[0], self.piece), ("frames", frames, 1)):
             if value < least:
                 raise ValueError(f"{name} = {value}: must be at least {least}")
-        if columns % self.piece:
-            raise ValueError(f"columns = {columns}: must be a multiple of {self.piece}")
-        self.plan = plan(model, slots, columns)
-        require(self.plan)
-        self.slots, self.columns, self.frames = slots, columns, frames
-        self.model = model
+        for length in self._lengths:
+            if length % self.piece:
+                raise ValueError(f"columns = {length}: must be a multiple of {self.piece}")
+        self.slots, self.columns, self.frames = slots, self._lengths[-1], frames
+        self.model, self._hidden = model, hidden
         self._graphs = model.graphs
-        self._talker = programs.for_rows(model.params["talker"], slots)
         self._decoder = model.params["codec"]["decoder"]
+        self._place = jax.tree.leaves(self._decoder)[0].sharding
+        self._sizes = tuple(rows) if rows is not None else sizes_up_to(slots) if self.on_cpu else (slots,)
+        if list(self._sizes) != sorted({*self._sizes, slots}):
+            raise ValueError(f"rows = {self._sizes}: must ascend, and end with the number of slots, {slots}")
+        self._talker = model.params["talker"]
+        if len(self._lengths) == 1:  # caches that grow are refused by the device when they meet its end
+            self.plan = plan(model, slots, self.columns)
+            require(self.plan)
+        self._wide = programs.for_rows(self._talker, slots) if wide else self._talker
         self._pad = np.int32(model.config.tts_pad_token_id)
         self._width = model.config.talker_config.hidden_size
-        self._state = self._start()
-        self._place = jax.tree.leaves(self._decoder)[0].sharding
         self._fresh = jax.device_put(init_state(model.codec_config.decoder_config, 1), self._place)
-        self._pieces: list[deque[tuple[PromptRows, int]]] = [deque() for _ in range(slots)]
+        self._reading: dict[int, _Reading] = {}
+        self._batch: _Batch | None = None
+        self._idle = 0  # launches in a row for which a smaller batch would have done
 
     def check(self, request: Request) -> None:
         """Refuse a request that does not fit, or that would make NaN.
@@ -81,84 +145,205 @@ class JaxDevice:
             )
 
     def open(self, slot: int, opening: Opening) -> list[int]:
-        watch, text = opening.watch, opening.text
-        hold, repeats = (NEVER, NEVER) if watch is None else (watch.hold, watch.repeats)
-        limits = programs.Limits(np.int32(hold), np.int32(repeats), np.int32(text.overdue), np.int32(text.overdue_end))
-        # A voice may have been prepared on the device that a CPU has taken over from.
-        codec = self._fresh if opening.codec_state is None else jax.device_put(opening.codec_state, self._place)
-        self._state = programs.open_row(
-            self._state,
-            np.int32(slot),
-            programs.Opening(
-                seed=np.uint32(opening.seed),
-                segment=np.int32(opening.segment),
-                rules=_rules(opening.sampling),
-                limit=np.int32(text.limit),
-                text=self._padded(text.ids),
-                text_length=np.int32(len(text.ids)),
-                limits=limits,
-                codec=None if opening.carry else codec,
-            ),
-        )
-        self._pieces[slot] = deque(self._cut(opening.prompt))
-        return [rows.text.shape[1] for rows, _ in self._pieces[slot]]
+        pieces = self._cut(opening.prompt)
+        columns = next(length for length in self._lengths if length > len(opening.prompt.text))
+        self._reading[slot] = _Reading(opening, deque(pieces), columns)
+        return [rows.text.shape[1] for rows, _ in pieces]
 
     def read(self, slot: int) -> None:
-        rows, at = self._pieces[slot].popleft()
-        self._state = programs.read(self._graphs.talker, self._talker, self._state, np.int32(slot), rows, np.int32(at), first=at == 0)
+        reading = self._reading[slot]
+        rows, at = reading.pieces.popleft()
+        if reading.state is None:
+            new = self._begun(reading.opening)
+            reading.state = programs.begin(self._graphs.talker, self._wide, rows, new, columns=reading.columns)
+        else:
+            reading.state = programs.read(self._graphs.talker, self._wide, reading.state, rows, np.int32(at))
+        if not reading.pieces:
+            self._place_row(slot, self._reading.pop(slot))
 
     def write_text(self, slot: int, text: Text) -> None:
-        numbers = (np.int32(value) for value in (len(text.ids), text.limit, text.overdue, text.overdue_end))
-        self._state = programs.write_text(self._state, np.int32(slot), self._padded(text.ids), *numbers)
+        numbers = [np.int32(value) for value in (len(text.ids), text.limit, text.overdue, text.overdue_end)]
+        if (reading := self._reading.get(slot)) is not None:
+            reading.opening = reading.opening._replace(text=text)
+            if reading.state is not None:
+                reading.state = programs.write_text(reading.state, np.int32(0), self._padded(text.ids), *numbers)
+            return
+        batch = self._speaking
+        batch.state = programs.write_text(batch.state, np.int32(batch.row(slot)), self._padded(text.ids), *numbers)
 
     def rewind(self, slot: int, seed: int, segment: int, attempt: int) -> None:
-        self._state = programs.rewind(self._state, np.int32(slot), np.uint32(seed), np.int32(segment), np.int32(attempt))
+        batch = self._speaking
+        batch.state = programs.rewind(batch.state, np.int32(batch.row(slot)), np.uint32(seed), np.int32(segment), np.int32(attempt))
 
     def keep(self, slot: int) -> DecoderState:
-        return programs.keep(self._state, np.int32(slot))
+        return programs.keep(self._speaking.state, np.int32(self._speaking.row(slot)))
 
-    def launch(self, quotas: list[int], limit: int) -> programs.Made:
-        self._state, made = programs.step(
-            self._graphs.talker, self._talker, self._graphs.codec_decoder, self._decoder, self._state,
-            np.array(quotas, np.int32), np.int32(limit), self._pad, size=self.frames,
+    def close(self, slot: int) -> None:
+        self._reading.pop(slot, None)
+        if self._batch is not None and slot in self._batch.owners:
+            self._batch.owners[self._batch.row(slot)] = None
+
+    def launch(self, quotas: list[int], limit: int) -> _Launched:
+        batch = self._fitting()
+        made = [0 if owner is None else quotas[owner] for owner in batch.owners]
+        for owner, quota in zip(batch.owners, made, strict=True):
+            if owner is not None and quota:
+                batch.ends[owner] = min(self.columns - 1, batch.ends[owner] + quota)
+        self._widen(batch, max(end for owner, end in batch.ends.items() if owner in batch.owners) + 1)
+        batch.state, found = programs.step(
+            self._graphs.talker, self._talker if len(made) == 1 else self._wide, self._graphs.codec_decoder, self._decoder, batch.state,
+            np.array(made, np.int32), np.int32(limit), self._pad, size=self.frames, hidden=self._hidden,
         )  # fmt: skip
-        for array in made:
+        for array in jax.tree.leaves(found):
             array.copy_to_host_async()
-        return made
+        return _Launched(found, {owner: row for row, owner in enumerate(batch.owners) if owner is not None})
 
-    def collect(self, launched: programs.Made) -> Outcome:
-        return Outcome(*(np.asarray(array) for array in launched))
+    def collect(self, launched: _Launched) -> Outcome:
+        made = jax.tree.map(np.asarray, launched.made)
+        rows = [launched.rows.get(slot, 0) for slot in range(self.slots)]  # of a slot without a row nobody reads anything
+        frames = (None if of is None else of[:, rows] for of in (made.codes, made.pcm, made.hidden))
+        codes, pcm, hidden = frames
+        return Outcome(codes, pcm, made.counts[rows], made.reason[rows], made.held[rows], hidden)
 
     @property
     def on_cpu(self) -> bool:
         """Whether it is this machine's CPU."""
         return all(device.platform == "cpu" for device in self._place.device_set)
 
+    @property
+    def rows(self) -> int:
+        """Rows of the batch as it is; 0 before the first."""
+        return 0 if self._batch is None else len(self._batch.owners)
+
     def wait(self) -> None:
         """Until all that was asked of it is done."""
-        jax.block_until_ready(self._state)
+        jax.block_until_ready((self._batch and self._batch.state, [reading.state for reading in self._reading.values()]))
 
-    def warm_up(self) -> None:
-        """Compile every program, by running it on silence; afterwards nobody owns a slot. Seconds to a minute on a cold cache."""
+    def warm_up(self, columns: Sequence[int] | None = None) -> None:
+        """Compile every program, by running it on silence; afterwards nobody owns a slot. Seconds to a minute on a cold cache.
+
+        Args:
+            columns: those of the device's to compile for. Default: all.
+        """
+        self._batch = None
+        for length in columns or self._lengths:
+            for slot in range(self.slots):
+                for rows in (*PIECES, 2 * PIECES[-1]) if slot == 0 else PIECES[:1]:
+                    for carry in (False, True):
+                        self._silence(slot, min(rows, length - 1), length, carry)
+                if slot + 1 in self._sizes:
+                    self._exercise(slot)
+            while (at := self._sizes.index(self.rows)) > 0:
+                for owner in self._speaking.owners[self._sizes[at - 1] :]:
+                    if owner is not None:
+                        self.close(owner)
+                self._idle = SHRINKS
+                self._exercise(0)
+            if length < self._lengths[-1]:
+                self._widen(self._speaking, length + 1)
+            self._batch = None
+        self._reading.clear()
+
+    def _silence(self, slot: int, rows: int, columns: int, carry: bool) -> None:
         books = self.model.config.talker_config.num_code_groups
-        for rows in (*PIECES, min(2 * PIECES[-1], self.columns)):
-            prompt = Prompt(
-                np.full(rows, -1, np.int32), np.full((rows, books), -1, np.int32), np.zeros(rows, bool), None, np.zeros(0, np.int32)
-            )
-            text = Text([], 1, NEVER, NEVER)
-            for carry in (False, True):
-                pieces = self.open(0, Opening(prompt, text, Sampling(), 0, 0, None, None, carry))
-            for _ in pieces:
-                self.read(0)
-        self.write_text(0, text)
-        self.rewind(0, 0, 0, 1)
-        self.keep(0)
-        self.collect(self.launch([1] * self.slots, 1))
-        self._state = self._start()
+        prompt = Prompt(
+            np.full(rows, -1, np.int32), np.full((rows, books), -1, np.int32), np.zeros(rows, bool), None, np.zeros(0, np.int32)
+        )
+        pieces = self.open(slot, Opening(prompt, Text([], 1, NEVER, NEVER), Sampling(), 0, 0, None, None, carry))
+        self._reading[slot].columns = columns
+        for _ in pieces:
+            self.read(slot)
 
-    def _start(self) -> programs.State:
+    def _exercise(self, slot: int) -> None:
+        """What is compiled for each size of the batch."""
+        self.collect(self.launch([1] * self.slots, 1))
+        self.write_text(slot, Text([], 1, NEVER, NEVER))
+        self.rewind(slot, 0, 0, 1)
+        self.keep(slot)
+
+    # The batch
+
+    @property
+    def _speaking(self) -> _Batch:
+        assert self._batch is not None, "nobody speaks"
+        return self._batch
+
+    def _place_row(self, slot: int, reading: _Reading) -> None:
+        """The prompt is read: the row takes its place."""
+        one, carry = reading.state, reading.opening.carry
+        assert one is not None
+        batch, end = self._batch, len(reading.opening.prompt.text) - 1
+        if self._sizes[0] == 1 and (batch is None or (len(batch.owners) == 1 and batch.owners[0] in (None, slot))):
+            if carry and batch is not None:
+                one = one._replace(codec=batch.state.codec)
+            self._batch = _Batch(one, [slot], reading.columns, {slot: end})
+            return
+        if batch is None:
+            batch = self._batch = _Batch(self._start(self._sizes[0], reading.columns), [None] * self._sizes[0], reading.columns)
+        if slot not in batch.owners:
+            if None not in batch.owners:
+                self._resize(batch, self._sizes[self._sizes.index(len(batch.owners)) + 1])
+            batch.owners[batch.owners.index(None)] = slot
+        self._widen(batch, reading.columns)
+        if reading.columns < batch.columns:
+            one = one._replace(caches=[programs.widen(layer, columns=batch.columns) for layer in one.caches])
+        batch.state = programs.insert(batch.state, one, np.int32(batch.row(slot)), np.bool_(carry))
+        batch.ends[slot] = end
+
+    def _fitting(self) -> _Batch:
+        """The batch, smaller if so few rows have spoken for a while."""
+        batch = self._speaking
+        at = self._sizes.index(len(batch.owners))
+        self._idle = self._idle + 1 if at and batch.count <= self._sizes[at - 1] else 0
+        while self._idle > SHRINKS and at and batch.count <= self._sizes[at - 1]:  # step by step: each pair of sizes is a program
+            at -= 1
+            self._resize(batch, self._sizes[at])
+        return batch
+
+    def _resize(self, batch: _Batch, size: int) -> None:
+        """The same rows in a batch of another size. Layer by layer, so that there is one more layer than before at most."""
+        owners = [owner for owner in batch.owners if owner is not None]
+        rows = np.array([*map(batch.row, owners), *[0] * (size - len(owners))], np.int32)
+        caches = batch.state.caches
+        batch.state = batch.state._replace(caches=[])
+        batch.state = programs.take(batch.state, rows)
+        for layer in range(len(caches)):
+            caches[layer] = programs.take(caches[layer], rows)
+        batch.state = batch.state._replace(caches=caches)
+        batch.owners = [*owners, *[None] * (size - len(owners))]
+
+    def _widen(self, batch: _Batch, columns: int) -> None:
+        """Room for so many columns at least."""
+        length = next(length for length in self._lengths if length >= columns)
+        if length > batch.columns:
+            caches = batch.state.caches
+            for layer in range(len(caches)):
+                caches[layer] = programs.widen(caches[layer], columns=length)
+            batch.columns = length
+
+    def _start(self, rows: int, columns: int) -> programs.State:
         graphs = self._graphs
-        return programs.start(graphs.talker, self._talker, graphs.codec_decoder, self._decoder, slots=self.slots, columns=self.columns)
+        return programs.start(
+            graphs.talker, self._talker, graphs.codec_decoder, self._decoder, rows=rows, columns=columns, text=self.columns
+        )
+
+    # Host numbers as the programs take them
+
+    def _begun(self, opening: Opening) -> programs.Opening:
+        watch, text = opening.watch, opening.text
+        hold, repeats = (NEVER, NEVER) if watch is None else (watch.hold, watch.repeats)
+        # A voice may have been prepared on the device that a CPU has taken over from.
+        codec = self._fresh if opening.codec_state is None else jax.device_put(opening.codec_state, self._place)
+        return programs.Opening(
+            seed=np.array([opening.seed], np.uint32),
+            segment=np.array([opening.segment], np.int32),
+            rules=_rules(opening.sampling),
+            limit=np.array([text.limit], np.int32),
+            text=self._padded(text.ids)[None],
+            text_length=np.array([len(text.ids)], np.int32),
+            limits=programs.Limits(*(np.array([value], np.int32) for value in (hold, repeats, text.overdue, text.overdue_end))),
+            codec=codec,
+        )
 
     def _padded(self, ids: list[int]) -> np.ndarray:
         if len(ids) > self.columns:
@@ -170,7 +355,6 @@ class JaxDevice:
         length = len(prompt.text)
         size = PIECES[0] if length <= PIECES[0] else PIECES[-1]
         x_vector = np.zeros(self._width, np.float32) if prompt.x_vector is None else prompt.x_vector
-        nothing = np.zeros((1, 0), np.int32)
 
         def piece(array: np.ndarray, at: int, fill: int | bool) -> np.ndarray:
             part = array[at : at + size]
@@ -180,7 +364,7 @@ class JaxDevice:
             (
                 PromptRows(
                     piece(prompt.text, at, -1), piece(prompt.codes, at, -1), piece(prompt.speaker, at, False), x_vector[None],
-                    np.array([length], np.int32), nothing, np.zeros(1, np.int32),
+                    np.array([length], np.int32),
                 ),
                 at,
             )

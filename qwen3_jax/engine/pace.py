@@ -13,6 +13,7 @@ gap. Nor is a prompt read while a listener would hear all that he has before the
 
 import math
 from collections import deque
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from qwen3_jax.engine.options import FRAME_SECONDS, Counters, Options
@@ -61,6 +62,8 @@ class Pace:
             self._recent[flight.read].append(each)
         self.counters.steps += 1
         self.counters.step_seconds += (each - self.counters.step_seconds) * (0.1 if self.counters.steps > 10 else 0.5)
+
+    ahead = 1  # launches that the device may work on while the host hands over the last one's audio
 
     @property
     def queue(self) -> int:
@@ -127,3 +130,6 @@ class Pace:
         """Seconds of the next step, judged by the last ones like it; 0 before the first. One that was late alone does not count."""
         known = sorted(self._recent[read])
         return _JITTER * known[int(_MOST * (len(known) - 1))] if known else 0.0
+
+
+PaceOf = Callable[[Device, list[Slot], deque[Flight], Options, Counters, float], Pace]

@@ -25,6 +25,7 @@ class Plan(NamedTuple):
     cache: int
     codec: int  # the codec's states and their marks
     other: int  # the rest of the slots' state
+    reading: int  # a row whose prompt is read, before it takes its place
     work: int
     slots: int
     columns: int
@@ -35,7 +36,7 @@ class Plan(NamedTuple):
     @property
     def total(self) -> int:
         """Of all."""
-        return sum(self.weights.values()) + self.cache + self.codec + self.other + self.work
+        return sum(self.weights.values()) + self.cache + self.codec + self.other + self.reading + self.work
 
     @property
     def fits(self) -> bool:
@@ -47,7 +48,8 @@ class Plan(NamedTuple):
         return (
             f"{_size(self.total)} of {_size(self.available)} on {self.device}: weights {weights}; KV cache {_size(self.cache)} "
             f"({self.slots} slots x {self.columns} positions, {self.cache_dtype}, {_size(self.cache // self.slots)} a slot); "
-            f"codec states {_size(self.codec)} float32; other state {_size(self.other)}; work space about {_size(self.work)}"
+            f"codec states {_size(self.codec)} float32; other state {_size(self.other)}; a prompt {_size(self.reading)}; "
+            f"work space about {_size(self.work)}"
         )
 
 
@@ -71,12 +73,13 @@ def plan(model: Model, slots: int, columns: int, *, available: int | None = None
 
     def shapes() -> programs.State:
         talker, decoder = nnx.merge(graphs.talker, params["talker"]), nnx.merge(graphs.codec_decoder, params["codec"]["decoder"])
-        return programs.initial(talker, decoder, slots, columns)
+        return programs.initial(talker, decoder, slots, columns, columns)
 
     state = jax.eval_shape(shapes)
     cache, codec = _bytes(state.caches), _bytes((state.codec, state.mark.codec))
     return Plan(
-        weights, cache, codec, _bytes(state) - cache - codec, _work(model, slots), slots, columns, state.caches[0].k.dtype.name,
+        weights, cache, codec, _bytes(state) - cache - codec, _bytes(state) // slots, _work(model, slots), slots, columns,
+        state.caches[0].k.dtype.name,
         memory(device) if available is None else available, f"{device.platform}:{device.id}",
     )  # fmt: skip
 
@@ -90,7 +93,7 @@ def require(planned: Plan) -> None:
     if planned.fits:
         return
     each = (planned.cache + planned.codec + planned.other + planned.work) // planned.slots
-    fit = int((SHARE * planned.available - sum(planned.weights.values())) // each)
+    fit = int((SHARE * planned.available - sum(planned.weights.values()) - planned.reading) // each)
     advice = f"{fit} slots of this length would fit" if fit > 0 else "the weights alone leave no room for a slot"
     raise ValueError(f"{planned.slots} slots do not fit: {planned}. At most {SHARE:.0%} of the memory is planned: {advice}")
 

@@ -1,23 +1,25 @@
-"""The engine's compiled functions: State of all slots in -> the same state, changed; donated, so that nothing is copied.
+"""The compiled functions of a device: State of some rows in -> the same state, changed; donated, so that nothing is copied.
 
-    open_row     a slot gets a new owner: keys, rules, limits, text, codec state; what it held is cleared
-    read         one piece of a prompt [C rows] goes into the slot's columns, in place; the others' columns are not touched
-    write_text   the slot's text has grown
-    step         up to N frames of every slot that may make some: talker, predictor and codec, in one loop
+    begin        the first piece of a prompt -> a state of one row: keys, rules, limits, text, codec state, KV cache
+    read         one more piece of the prompt [C rows] goes into that row's cache
+    insert       the row, its prompt read, takes its place in the batch
+    write_text   a row's text has grown
+    step         up to N frames of every row that may make some: talker, predictor and codec, in one loop
     rewind       back to before the frames that are held, with another key
-    keep         a copy of where a slot's codec is, to go on from in another slot
+    keep         a copy of where a row's codec is, to go on from in another place
+    take, widen  the batch gets other rows, or more columns
 
-Everything about a slot is traced, so one compiled step serves any mixture of requests. The batch has one shape, whoever is in it, and
-the codec decodes frame by frame inside the loop: so a row's codes and samples do not depend on the load or the size of packets at all,
-and on the slot only in float32 rounding (a row at the edge of a tile is summed in another order; 3e-6 of a sample). (Timed for 10
-rows of the small codec on two cores: 22 to 27 ms a frame one by one in the loop, 29 to 30 ms for four at once.)
+Everything about a row is traced, so one compiled step serves any mixture of requests. There is one program for each size of the batch,
+see device.py. The codec decodes frame by frame inside the loop: so a row's codes and samples do not depend on the load or the size of
+packets at all, and on the size of the batch and the place in it only in float32 rounding (a row at the edge of a tile is summed in another
+order; 3e-6 of a sample). (Timed for 10 rows of the small codec on two cores: 22 to 27 ms a frame one by one in the loop, 29 to 30 ms for
+four at once.)
 
 A row that may not go on still computes: its results are dropped, and what it writes to its cache's next column is overwritten by the
-operation that makes the column visible (see cache.py). So a paused slot needs no care, nor one whose prompt is half read.
+operation that makes the column visible (see cache.py). So a paused row needs no care.
 
 A row that computes NaN or infinity is stopped with NOT_FINITE. Rows never mix, so the others go on; but a column that is masked is still
-multiplied by 0, which leaves NaN: so an owner's columns are cleared before the next one reads any (2 x layers x J x S x D numbers; 6 MB of
-the small voice, 235 MB in float32 and 117 in bfloat16 of the 0.6B one, at 1024 columns).
+multiplied by 0, which leaves NaN: so a prompt is read into a cache of zeros, which takes the place of whatever the row held.
 """
 
 import functools
@@ -27,7 +29,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from qwen3_jax.cache import KVCache, LayerCache, SlotCache, empty
+from qwen3_jax.cache import KVCache, LayerCache, empty, grow
 from qwen3_jax.codec.decoder import DecoderState
 from qwen3_jax.engine.slots import RUNAWAY
 from qwen3_jax.generate import NOT_FINITE, RUNNING, PromptRows, advance, embed
@@ -58,7 +60,7 @@ class Mark(NamedTuple):
 
 
 class State(NamedTuple):
-    """All slots. The first nine fields are those of generate.GenState, for `generate.advance`."""
+    """Some rows. Every leaf has the rows as its first axis."""
 
     caches: KVCache  # per layer, k and v [B J S D]
     inputs: Float["B H"]
@@ -87,153 +89,160 @@ class Made(NamedTuple):
     counts: Int["B"]
     reason: Int["B"]
     held: Int["B"]
+    hidden: Float["N B H"] | None  # that book 0 was drawn from, where it is asked for
 
 
-def copies(talker: Any, slots: int) -> bool:
+def copies(talker: Any, rows: int) -> bool:
     """Whether the steps read a copy of the talker, in float32: of more than one row on a CPU, where narrower matrices pay for a single row
     only (layers.matmul)."""
     leaves = jax.tree.leaves(talker)
-    return slots > 1 and any(leaf.dtype != jnp.float32 for leaf in leaves) and all(it.platform == "cpu" for it in leaves[0].devices())
+    return rows > 1 and any(leaf.dtype != jnp.float32 for leaf in leaves) and all(it.platform == "cpu" for it in leaves[0].devices())
 
 
-def for_rows(talker: Any, slots: int) -> Any:
+def for_rows(talker: Any, rows: int) -> Any:
     """The talker's parameters as the steps read them."""
-    return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), talker) if copies(talker, slots) else talker
+    return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), talker) if copies(talker, rows) else talker
 
 
-def initial(talker: Talker, decoder: Any, slots: int, columns: int) -> State:
-    """Slots that nobody owns. To be jitted, or only its shapes looked at (plan.py)."""
+def initial(talker: Talker, decoder: Any, rows: int, columns: int, text: int) -> State:
+    """Rows that nobody owns, with room for ``text`` trailing ids. To be jitted, or only its shapes looked at (plan.py)."""
     layers, kv_heads, head_dim = talker.kv_shape
     entries, width = talker.model.codec_embedding.weight.shape
 
     def zeros(dtype: Any = jnp.int32, *axes: int) -> jax.Array:
-        return jnp.zeros((slots, *axes), dtype)
+        return jnp.zeros((rows, *axes), dtype)
 
     def draws() -> Any:
         return {"sample": zeros(bool), "temperature": zeros(jnp.float32) + 1, "top_k": zeros(), "top_p": zeros(jnp.float32) + 1}
 
     return State(
-        caches=empty(layers, slots, kv_heads, columns, head_dim, talker.dtype),
+        caches=empty(layers, rows, kv_heads, columns, head_dim, talker.dtype),
         inputs=zeros(talker.dtype, width),
         position=zeros(),
         step=zeros(),
         seen=zeros(bool, entries),
-        keys=jax.random.split(jax.random.key(0), slots),
+        keys=jax.random.split(jax.random.key(0), rows),
         rules=Rules(Draws(**draws()), Draws(**draws()), zeros(jnp.float32) + 1),
         limit=zeros(),
         reason=zeros(),
-        text=zeros(jnp.int32, columns),
+        text=zeros(jnp.int32, text),
         text_length=zeros(),
-        codec=decoder.initial(slots),
+        codec=decoder.initial(rows),
         limits=Limits(zeros(), zeros(), zeros(), zeros()),
         recent=zeros(jnp.int32, LAGS) - 1,
         runs=zeros(jnp.int32, LAGS),
         held=zeros(),
-        mark=Mark(zeros(talker.dtype, width), zeros(), zeros(), zeros(bool, entries), decoder.initial(slots)),
+        mark=Mark(zeros(talker.dtype, width), zeros(), zeros(), zeros(bool, entries), decoder.initial(rows)),
     )
 
 
-@functools.partial(jax.jit, static_argnames=("talker_graph", "decoder_graph", "slots", "columns"))
-def start(talker_graph: Any, talker: Any, decoder_graph: Any, decoder: Any, *, slots: int, columns: int) -> State:
+@functools.partial(jax.jit, static_argnames=("talker_graph", "decoder_graph", "rows", "columns", "text"))
+def start(talker_graph: Any, talker: Any, decoder_graph: Any, decoder: Any, *, rows: int, columns: int, text: int) -> State:
     """`initial`, on the device of the parameters."""
-    return initial(nnx.merge(talker_graph, talker), nnx.merge(decoder_graph, decoder), slots, columns)
-
-
-def _put(whole: Any, row: Any, slot: Int[""]) -> Any:
-    """Write one row of every array, or the beginning of one; ``row`` has the rows' axis too, of length 1."""
-    return jax.tree.map(lambda x, new: jax.lax.dynamic_update_slice_in_dim(x, new.astype(x.dtype), slot, axis=0), whole, row)
+    return initial(nnx.merge(talker_graph, talker), nnx.merge(decoder_graph, decoder), rows, columns, text)
 
 
 class Opening(NamedTuple):
-    """What a slot gets with a new segment; one row of everything."""
+    """What a row begins a segment with; one row of everything."""
 
-    seed: Int[""]
-    segment: Int[""]
+    seed: Int["1"]
+    segment: Int["1"]
     rules: Rules
-    limit: Int[""]
-    text: Int["Q"]
-    text_length: Int[""]
-    limits: Limits  # scalars
-    codec: DecoderState | None  # None: the slot goes on with what it has, for the same owner
+    limit: Int["1"]
+    text: Int["1 Q"]
+    text_length: Int["1"]
+    limits: Limits
+    codec: DecoderState
 
 
-@functools.partial(jax.jit, donate_argnames=("state",))
-def open_row(state: State, slot: Int[""], new: Opening) -> State:
-    """A segment begins in a slot; its prompt is to be read next. Compiled twice: with a codec state, and without."""
-    if new.codec is not None:
-        state = _cleared(state, slot)._replace(codec=_put(state.codec, new.codec, slot))
-    return state._replace(
-        position=state.position.at[slot].set(0),
-        step=state.step.at[slot].set(0),
-        seen=state.seen.at[slot].set(False),
-        keys=state.keys.at[slot].set(segment_key(new.seed, new.segment, jnp.int32(0))),
-        rules=_put(state.rules, new.rules, slot),
-        limit=state.limit.at[slot].set(new.limit),
-        reason=state.reason.at[slot].set(RUNNING),
-        text=state.text.at[slot].set(new.text),
-        text_length=state.text_length.at[slot].set(new.text_length),
-        limits=Limits(*(x.at[slot].set(value) for x, value in zip(state.limits, new.limits, strict=True))),
-        recent=state.recent.at[slot].set(-1),
-        runs=state.runs.at[slot].set(0),
-        held=state.held.at[slot].set(0),
+@functools.partial(jax.jit, static_argnames=("talker_graph", "columns"))
+def begin(talker_graph: Any, talker_params: Any, rows: PromptRows, new: Opening, *, columns: int) -> State:
+    """Read the first piece of a prompt: a state of one row. ``rows``: see `read`. ``columns``: of its cache, at least the piece's."""
+    talker: Talker = nnx.merge(talker_graph, talker_params)
+    x = embed(talker, rows)
+    size, width = x.shape[1:]
+    layers, kv_heads, head_dim = talker.kv_shape
+    # As many columns as rows while reading: there is nothing before them to look at.
+    caches = talker.model(x, empty(layers, 1, kv_heads, size, head_dim, x.dtype), jnp.zeros(1, jnp.int32))[1]
+    entries = talker.model.codec_embedding.weight.shape[0]
+    zero, none = jnp.zeros(1, jnp.int32), jnp.zeros((1, entries), bool)
+    inputs, position = _last(x, rows, jnp.int32(0))
+    return State(
+        caches=grow(caches, columns),
+        inputs=inputs,
+        position=position,
+        step=zero,
+        seen=none,
+        keys=jax.vmap(lambda seed, segment: segment_key(seed, segment, jnp.int32(0)))(new.seed, new.segment),
+        rules=new.rules,
+        limit=new.limit,
+        reason=zero + RUNNING,
+        text=new.text,
+        text_length=new.text_length,
+        codec=new.codec,
+        limits=new.limits,
+        recent=jnp.full((1, LAGS), -1, jnp.int32),
+        runs=jnp.zeros((1, LAGS), jnp.int32),
+        held=zero,
+        mark=Mark(jnp.zeros((1, width), x.dtype), zero, zero, none, jax.tree.map(jnp.zeros_like, new.codec)),
     )
 
 
-def _cleared(state: State, slot: Int[""]) -> State:
-    """Zeros for all numbers of a row that a NaN could hide in, but those of the codec."""
+@functools.partial(jax.jit, static_argnames=("graph",), donate_argnames=("state",))
+def read(graph: Any, params: Any, state: State, rows: PromptRows, at: Int[""]) -> State:
+    """Read one more piece of a prompt into a state of one row.
 
-    def zeros(tree: Any) -> Any:
-        return _put(tree, jax.tree.map(lambda x: jnp.zeros((1, *x.shape[1:]), x.dtype), tree), slot)
+    Args:
+        graph, params: the talker, split.
+        state: from `begin`.
+        rows: ``text``, ``codes``, ``speaker`` [1 C ..] are the piece, ``length`` [1] is the whole prompt's.
+        at: the piece's first position; at + C <= S.
+    """
+    talker: Talker = nnx.merge(graph, params)
+    x = embed(talker, rows)
+    caches = talker.model(x, state.caches, at[None])[1]
+    inputs, position = _last(x, rows, at)
+    return state._replace(caches=caches, inputs=inputs, position=position)
 
-    return state._replace(caches=zeros(state.caches), inputs=zeros(state.inputs), mark=zeros(state.mark))
+
+def _last(x: Float["1 C H"], rows: PromptRows, at: Int[""]) -> tuple[Float["1 H"], Int["1"]]:
+    """The prompt's last row, which the first step reads again in place, and its position; not looked at before the last piece."""
+    last = rows.length - 1
+    inside = jnp.clip(last - at, 0, x.shape[1] - 1)
+    return jnp.take_along_axis(x, inside[:, None, None], axis=1)[:, 0], last
+
+
+@functools.partial(jax.jit, donate_argnames=("state",))
+def insert(state: State, one: State, row: Int[""], carry: Bool[""]) -> State:
+    """``one``, of one row, takes the place of a row; with ``carry`` the codec goes on from where the row has left it."""
+    codec = jax.tree.map(lambda old, new: jnp.where(carry, jax.lax.dynamic_slice_in_dim(old, row, 1), new), state.codec, one.codec)
+    return jax.tree.map(lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new, row, 0), state, one._replace(codec=codec))
+
+
+@jax.jit
+def take(tree: Any, rows: Int["B"]) -> Any:
+    """These rows of every array."""
+    return jax.tree.map(lambda x: x[rows], tree)
+
+
+@functools.partial(jax.jit, static_argnames=("columns",))
+def widen(layer: LayerCache, *, columns: int) -> LayerCache:
+    """The same cache with S = ``columns``."""
+    return grow([layer], columns)[0]
 
 
 @functools.partial(jax.jit, donate_argnames=("state",))
 def write_text(
-    state: State, slot: Int[""], text: Int["Q"], length: Int[""], limit: Int[""], overdue: Int[""], overdue_end: Int[""]
+    state: State, row: Int[""], text: Int["Q"], length: Int[""], limit: Int[""], overdue: Int[""], overdue_end: Int[""]
 ) -> State:
-    """The slot's whole text as it is now, and the limits that follow from its length."""
+    """The row's whole text as it is now, and the limits that follow from its length."""
     return state._replace(
-        text=state.text.at[slot].set(text),
-        text_length=state.text_length.at[slot].set(length),
-        limit=state.limit.at[slot].set(limit),
+        text=state.text.at[row].set(text),
+        text_length=state.text_length.at[row].set(length),
+        limit=state.limit.at[row].set(limit),
         limits=state.limits._replace(
-            overdue=state.limits.overdue.at[slot].set(overdue), overdue_end=state.limits.overdue_end.at[slot].set(overdue_end)
+            overdue=state.limits.overdue.at[row].set(overdue), overdue_end=state.limits.overdue_end.at[row].set(overdue_end)
         ),
-    )
-
-
-@functools.partial(jax.jit, static_argnames=("graph", "first"), donate_argnames=("state",))
-def read(graph: Any, params: Any, state: State, slot: Int[""], rows: PromptRows, at: Int[""], *, first: bool = False) -> State:
-    """Read one piece of a prompt.
-
-    Args:
-        graph, params: the talker, split.
-        state: all slots.
-        slot: whose prompt it is.
-        rows: one row; ``text``, ``codes``, ``speaker`` [1 C ..] are the piece, ``length`` [1] is the whole prompt's.
-        at: the piece's first position; at + C <= S.
-        first: at = 0, so there is nothing before the piece to look at.
-    """
-    talker: Talker = nnx.merge(graph, params)
-    x = embed(talker, rows)
-    size = x.shape[1]
-
-    if first:
-        layers, kv_heads, head_dim = talker.kv_shape
-        own = talker.model(x, empty(layers, 1, kv_heads, size, head_dim, x.dtype), at[None])[1]
-        caches = _put(state.caches, own, slot)
-    else:
-        written = talker.model(x, [SlotCache(*layer, slot) for layer in state.caches], at[None])[1]
-        caches = [LayerCache(layer.k, layer.v) for layer in written]
-    last = rows.length[0] - 1
-    inside = jnp.clip(last - at, 0, size - 1)
-    return state._replace(
-        caches=caches,
-        # Of the last piece this is the prompt's last row, which the first step reads again in place; of others it is not looked at.
-        inputs=state.inputs.at[slot].set(x[0, inside]),
-        # Other rows' steps write garbage to this slot's column `position`: it must be one that is still to be written.
-        position=state.position.at[slot].set(jnp.minimum(at + size, last)),
     )
 
 
@@ -266,7 +275,7 @@ def _watched(before: State, after: State, first: Int["B"], alive: Bool["B"]) -> 
     )
 
 
-@functools.partial(jax.jit, static_argnames=("talker_graph", "decoder_graph", "size"), donate_argnames=("state",))
+@functools.partial(jax.jit, static_argnames=("talker_graph", "decoder_graph", "size", "hidden"), donate_argnames=("state",))
 def step(
     talker_graph: Any,
     talker_params: Any,
@@ -278,47 +287,61 @@ def step(
     pad_id: Int[""],
     *,
     size: int,
+    hidden: bool = False,
 ) -> tuple[State, Made]:
-    """Make up to ``quota`` frames of each row, ``limit`` (at most ``size``) at most. The caller sees to room in the cache.
+    """Make up to ``quota`` frames of each row, ``limit`` (at most ``size``) at most. The caller sees to room in the cache. ``hidden``: hand
+    out the talker's normed hidden states, too.
 
     A row whose logits or samples are not finite ends with NOT_FINITE before that frame.
     """
     talker: Talker = nnx.merge(talker_graph, talker_params)
     decoder = nnx.merge(decoder_graph, decoder_params)
-    slots = quota.shape[0]
-    samples = jax.eval_shape(decoder, jnp.zeros((slots, 1, talker.books), jnp.int32), state.codec)[0].shape[1]
-    made = (
-        jnp.full((size, slots, talker.books), -1, jnp.int32),
-        jnp.zeros((size, slots, samples), jnp.float32),
-        jnp.zeros(slots, jnp.int32),
+    rows = quota.shape[0]
+    samples = jax.eval_shape(decoder, jnp.zeros((rows, 1, talker.books), jnp.int32), state.codec)[0].shape[1]
+    made = Made(
+        codes=jnp.full((size, rows, talker.books), -1, jnp.int32),
+        pcm=jnp.zeros((size, rows, samples), jnp.float32),
+        counts=jnp.zeros(rows, jnp.int32),
+        reason=state.reason,
+        held=state.held,
+        hidden=jnp.zeros((size, *state.inputs.shape), state.inputs.dtype) if hidden else None,
     )
 
-    def going(carry: tuple[Any, State, Any]) -> Bool[""]:
-        index, state, (_, _, counts) = carry
-        return (index < limit) & jnp.any((state.reason == RUNNING) & (counts < quota))
+    def going(carry: tuple[Any, State, Made]) -> Bool[""]:
+        index, state, made = carry
+        return (index < limit) & jnp.any((state.reason == RUNNING) & (made.counts < quota))
 
-    def one(carry: tuple[Any, State, Any]) -> tuple[Any, State, Any]:
-        index, before, (codes, pcm, counts) = carry
+    def one(carry: tuple[Any, State, Made]) -> tuple[Any, State, Made]:
+        index, before, made = carry
         at = jnp.minimum(before.step, before.text.shape[1] - 1)
         ids = jnp.where(before.step < before.text_length, jnp.take_along_axis(before.text, at[:, None], axis=1)[:, 0], pad_id)
-        after, frame, _, alive = advance(talker, before, talker.text_rows(ids[:, None])[:, 0], counts < quota)
+        after, frame, drawn_from, alive = advance(talker, before, talker.text_rows(ids[:, None])[:, 0], made.counts < quota)
         after = _watched(before, after, frame[:, 0], alive)
         sound, codec = decoder(frame[:, None], before.codec)
         bad = alive & ~jnp.all(jnp.isfinite(sound), axis=1)
         alive = alive & ~bad
         after = after._replace(codec=_where(alive, codec, before.codec), reason=jnp.where(bad, NOT_FINITE, after.reason))
-        return index + 1, after, (codes.at[index].set(frame), pcm.at[index].set(sound), counts + alive)
+        return (
+            index + 1,
+            after,
+            made._replace(
+                codes=made.codes.at[index].set(frame),
+                pcm=made.pcm.at[index].set(sound),
+                counts=made.counts + alive,
+                hidden=None if made.hidden is None else made.hidden.at[index].set(drawn_from),
+            ),
+        )
 
-    _, state, (codes, pcm, counts) = jax.lax.while_loop(going, one, (jnp.int32(0), state, made))
-    return state, Made(codes, pcm, counts, state.reason, state.held)
+    _, state, made = jax.lax.while_loop(going, one, (jnp.int32(0), state, made))
+    return state, made._replace(reason=state.reason, held=state.held)
 
 
 @functools.partial(jax.jit, donate_argnames=("state",))
-def rewind(state: State, slot: Int[""], seed: Int[""], segment: Int[""], attempt: Int[""]) -> State:
-    """Forget the held frames of a slot and go on from the mark with another key."""
+def rewind(state: State, row: Int[""], seed: Int[""], segment: Int[""], attempt: Int[""]) -> State:
+    """Forget the held frames of a row and go on from the mark with another key."""
 
     def back(whole: Any, marked: Any) -> Any:
-        return jax.tree.map(lambda x, m: x.at[slot].set(m[slot]), whole, marked)
+        return jax.tree.map(lambda x, m: x.at[row].set(m[row]), whole, marked)
 
     return state._replace(
         inputs=back(state.inputs, state.mark.inputs),
@@ -326,15 +349,15 @@ def rewind(state: State, slot: Int[""], seed: Int[""], segment: Int[""], attempt
         step=back(state.step, state.mark.step),
         seen=back(state.seen, state.mark.seen),
         codec=back(state.codec, state.mark.codec),
-        keys=state.keys.at[slot].set(segment_key(seed, segment, attempt)),
-        reason=state.reason.at[slot].set(RUNNING),
-        recent=state.recent.at[slot].set(-1),
-        runs=state.runs.at[slot].set(0),
-        held=state.held.at[slot].set(0),
+        keys=state.keys.at[row].set(segment_key(seed, segment, attempt)),
+        reason=state.reason.at[row].set(RUNNING),
+        recent=state.recent.at[row].set(-1),
+        runs=state.runs.at[row].set(0),
+        held=state.held.at[row].set(0),
     )
 
 
 @jax.jit
-def keep(state: State, slot: Int[""]) -> DecoderState:
+def keep(state: State, row: Int[""]) -> DecoderState:
     """One row of the codec's states."""
-    return jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, slot, 1, axis=0), state.codec)
+    return jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, row, 1, axis=0), state.codec)

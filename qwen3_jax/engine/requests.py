@@ -105,6 +105,7 @@ class Request:
         notify: where news go besides ``Handle.next``; the same object for all requests of one event loop, see loop.py. If it raises, the
             requests that it was called for end with ``ConsumerFailed``.
         owner: on whose behalf. Slots and the line are shared out between owners, see line.py; all requests without one have one in common.
+        max_frames: of all segments together; None: as many as they have.
     """
 
     segments: tuple[Segment, ...]
@@ -117,6 +118,7 @@ class Request:
     watch: Watch | None = None
     notify: Notify | None = None
     owner: Hashable = None
+    max_frames: int | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.sampling, Sampling):
@@ -127,6 +129,8 @@ class Request:
             raise ValueError(f"seed = {self.seed!r}: must be a whole number from 0 to {2**32 - 1}")
         if not isinstance(self.watch, Watch | None):
             raise ValueError(f"watch of type {type(self.watch).__name__}: must be a Watch or None")
+        if self.max_frames is not None:
+            _check_count("max_frames", self.max_frames, 1)
         if self.priority not in ("high", "normal"):
             raise ValueError(f"priority {self.priority!r}: use 'high' or 'normal'")
         if self.deadline is not None and not self.deadline > 0:
@@ -146,6 +150,7 @@ class Packet(NamedTuple):
     pcm: NpF32["F"]  # 1920 samples a frame, after the silence before the segment
     codes: NpInt["N K"]
     segment: int  # index into the request's segments
+    hidden: NpF32["N H"] | None = None  # the talker's normed hidden states that book 0 was drawn from, where the device hands them out
 
 
 class Rest(NamedTuple):

@@ -27,13 +27,12 @@ from qwen3_jax.engine.errors import ConsumerFailed, EngineError, Full, NotFinite
 from qwen3_jax.engine.line import Line
 from qwen3_jax.engine.news import News
 from qwen3_jax.engine.options import FRAME_SECONDS, Counters, Options
-from qwen3_jax.engine.pace import Flight, Pace
+from qwen3_jax.engine.pace import Flight, Pace, PaceOf
 from qwen3_jax.engine.patience import SETTLES, End, end_in_line, end_in_slot, soonest
-from qwen3_jax.engine.requests import Handle, Packet, Rest
+from qwen3_jax.engine.requests import MOST, Handle, Packet, Rest
 from qwen3_jax.engine.reserve import Reserve
-from qwen3_jax.engine.slots import NEVER, RUNAWAY, Device, Opening, Outcome, Slot, text_of
+from qwen3_jax.engine.slots import NEVER, RUNAWAY, Device, Frame, Opening, Outcome, Slot, text_of
 from qwen3_jax.generate import DAMAGED, LENGTH, NOT_FINITE, RUNNING
-from qwen3_jax.shapes import NpF32, NpInt
 
 ROOM = 5.0  # seconds of audio that a consumer that was late must have taken before its utterance goes on
 
@@ -48,7 +47,9 @@ class Scheduler:
     Only ``submit`` may be called from any thread (one call at a time). ``clock`` tells seconds, and never goes back.
     """
 
-    def __init__(self, device: Device, options: Options, clock: Callable[[], float], counters: Counters | None = None) -> None:
+    def __init__(
+        self, device: Device, options: Options, clock: Callable[[], float], counters: Counters | None = None, pace: PaceOf = Pace
+    ) -> None:
         self.device, self.options, self.clock = device, options, clock
         self.counters = counters or Counters()
         self.slots = [Slot(index) for index in range(device.slots)]
@@ -57,7 +58,7 @@ class Scheduler:
         self._displaced: deque[Handle] = deque()  # no more than are submitted between two turns
         self._flights: deque[Flight] = deque()
         self.news = News(self._lose)
-        self.pace = Pace(device, self.slots, self._flights, options, self.counters, clock())
+        self.pace = pace(device, self.slots, self._flights, options, self.counters, clock())
 
     def submit(self, handle: Handle) -> None:
         """From any thread (one at a time).
@@ -99,7 +100,7 @@ class Scheduler:
         quotas, limit = self.pace.quotas(now)
         if limit:
             self._launch(quotas, limit, now, read if spoken else None)
-        if self._flights and (len(self._flights) > 1 or not limit):
+        if self._flights and (len(self._flights) > self.pace.ahead or not limit):
             self._collect(self._flights.popleft())
         self.news.tell()
         return 0.0 if read or self._flights or self._free_for_next() else soonest([*self.line], self.slots, self.options, now)
@@ -135,7 +136,7 @@ class Scheduler:
         for slot in self.slots:
             if slot.handle is not None and (end := end_in_slot(slot, slot.handle, self.options, now)) is not None:
                 self._end(slot.handle, *end)
-                slot.release()
+                self._release(slot)
 
     def _end_displaced(self) -> None:
         while self._displaced:
@@ -202,13 +203,14 @@ class Scheduler:
                 room=queue - min(queue // 2, round(ROOM / FRAME_SECONDS)),
             )
         self.counters.parked += 1
-        slot.release()
+        self._release(slot)
         self.line.back(handle)
 
     def _give(self, slot: Slot, handle: Handle) -> None:
         rest = handle.rest
         slot.handle, slot.before = handle, rest.state
         slot.released, slot.cut, slot.pause = rest.released, rest.cut, rest.pause
+        slot.left = MOST if handle.request.max_frames is None else handle.request.max_frames - rest.released + max(rest.heard, 0)
         if not handle.begun:
             handle.begun = True
             self.news.add(handle)
@@ -221,7 +223,7 @@ class Scheduler:
         request, found = slot.handle.request, slot.handle.segment(index)
         assert found is not None
         segment, ids = found
-        text = text_of(segment, ids, request.watch, self.device.columns)
+        text = text_of(segment, ids, request.watch, self.device.columns, slot.left)
         state = None if carry else slot.before
         opening = Opening(segment.prompt, text, request.sampling, request.seed, index, request.watch, state, carry)
         pieces = self.device.open(slot.index, opening)
@@ -245,7 +247,7 @@ class Scheduler:
             assert found is not None
             segment, ids = found
             if len(ids) != slot.text or not segment.open:
-                self.device.write_text(slot.index, text_of(segment, ids, handle.request.watch, self.device.columns))
+                self.device.write_text(slot.index, text_of(segment, ids, handle.request.watch, self.device.columns, slot.left))
                 slot.text, slot.text_open = len(ids), segment.open
 
     # What the device does
@@ -282,7 +284,7 @@ class Scheduler:
         assert handle is not None
         count, reason, held = int(outcome.counts[row]), int(outcome.reason[row]), int(outcome.held[row])
         slot.made += count
-        slot.held += [(outcome.codes[frame, row].copy(), outcome.pcm[frame, row].copy()) for frame in range(count)]
+        slot.held += [_frame(outcome, frame, row) for frame in range(count)]
         ready = len(slot.held) - (held if reason in (RUNNING, RUNAWAY, NOT_FINITE) else 0)
         again = min(slot.skip, ready)
         del slot.held[:again]
@@ -300,11 +302,12 @@ class Scheduler:
             self.counters.cut += reason == LENGTH
             self._next_segment(slot, now)
 
-    def _put(self, slot: Slot, frames: list[tuple[NpInt["K"], NpF32["F"]]], now: float) -> None:
+    def _put(self, slot: Slot, frames: list[Frame], now: float) -> None:
         assert slot.handle is not None
-        codes, pcm = zip(*frames, strict=True)
+        codes, pcm, hidden = zip(*frames, strict=True)
         silence, slot.pause = np.zeros(round(slot.pause / FRAME_SECONDS * len(pcm[0])), np.float32), 0.0
-        slot.handle.put(Packet(np.concatenate([silence, *pcm]), np.stack(codes), slot.segment), now)
+        states = None if hidden[0] is None else np.stack(hidden)
+        slot.handle.put(Packet(np.concatenate([silence, *pcm]), np.stack(codes), slot.segment, states), now)
         slot.released += len(frames)
         self.counters.frames += len(frames)
         self.news.add(slot.handle)
@@ -332,21 +335,30 @@ class Scheduler:
         where = f"after {slot.released} frames, in segment {slot.segment}"
         self.counters.not_finite += 1
         self._end(slot.handle, "error", NotFinite(f"what the model computed is NaN or infinite {where}; {DAMAGED}"))
-        slot.release()
+        self._release(slot)
 
     def _next_segment(self, slot: Slot, now: float) -> None:
         assert slot.handle is not None
         slot.serial += 1  # what is in flight for the old segment is nothing
         slot.flying = 0
         slot.between, slot.idle_since = True, now
+        slot.left -= slot.made
         if slot.handle.more_after(slot.segment):
+            if slot.left <= 0:
+                slot.cut = True
+                self._finish(slot)
+                return
             slot.before = self.device.keep(slot.index)
         self._update(slot, now)
 
     def _finish(self, slot: Slot) -> None:
         assert slot.handle is not None
         self._end(slot.handle, "length" if slot.cut else "eos")
+        self._release(slot)
+
+    def _release(self, slot: Slot) -> None:
         slot.release()
+        self.device.close(slot.index)
 
     def _end(self, handle: Handle, reason: str, error: EngineError | None = None) -> None:
         if reason == "cancelled" or handle.cancelled:
@@ -367,7 +379,12 @@ class Scheduler:
         self.line.drop(lambda one: one in handles)
         for slot in self.slots:
             if slot.handle in handles:
-                slot.release()
+                self._release(slot)
         for handle in handles:
             if not handle.ended:
                 self._end(handle, "error", failure)
+
+
+def _frame(outcome: Outcome, frame: int, row: int) -> Frame:
+    hidden = None if outcome.hidden is None else outcome.hidden[frame, row].copy()
+    return Frame(outcome.codes[frame, row].copy(), outcome.pcm[frame, row].copy(), hidden)

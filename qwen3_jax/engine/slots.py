@@ -26,9 +26,9 @@ class Text(NamedTuple):
     overdue_end: int
 
 
-def text_of(segment: Segment, ids: list[int], watch: Watch | None, columns: int) -> Text:
-    """A segment's trailing ids as they stand, for a slot of so many columns."""
-    room = columns - len(segment.prompt.text)
+def text_of(segment: Segment, ids: list[int], watch: Watch | None, columns: int, most: int) -> Text:
+    """A segment's trailing ids as they stand, for a slot of so many columns and ``most`` frames."""
+    room = min(most, columns - len(segment.prompt.text))
     if segment.open:
         return Text(ids, room, NEVER, NEVER)
     overdue = NEVER
@@ -52,13 +52,22 @@ class Opening(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What a launch made, on the host. Row b's frames are the first counts[b]."""
+    """What a launch made, on the host, by slot. Slot b's frames are the first counts[b]."""
 
     codes: NpInt["N B K"]
     pcm: NpF32["N B F"]
     counts: NpInt["B"]
     reason: NpInt["B"]  # generate.RUNNING, EOS, LENGTH, NOT_FINITE or RUNAWAY
     held: NpInt["B"]  # of a row's newest frames, how many must not be released yet
+    hidden: NpF32["N B H"] | None = None  # the talker's normed hidden states that book 0 was drawn from, where they are asked for
+
+
+class Frame(NamedTuple):
+    """One frame, on the host."""
+
+    codes: NpInt["K"]
+    pcm: NpF32["F"]
+    hidden: NpF32["H"] | None
 
 
 class Device(Protocol):
@@ -85,6 +94,9 @@ class Device(Protocol):
 
     def rewind(self, slot: int, seed: int, segment: int, attempt: int) -> None:
         """Back to before the held frames, with another key."""
+
+    def close(self, slot: int) -> None:
+        """Nobody speaks in the slot any more."""
 
     def keep(self, slot: int) -> DecoderState:
         """A copy of where the segment that has ended leaves the slot's codec (one row), for `open`."""
@@ -117,9 +129,10 @@ class Slot:
     cut: bool = False  # a segment met its limit
     before: DecoderState | None = None  # where the segment before this one has left the codec
     skip: int = 0  # frames of this segment, still to be made, that were handed over before the request came here
-    held: list[tuple[NpInt["K"], NpF32["F"]]] = field(default_factory=list)
+    held: list[Frame] = field(default_factory=list)
     idle_since: float | None = None  # waits for text or for the consumer
     pause: float = 0.0  # seconds of silence that go before its next packet
+    left: int = MOST  # frames that the request may still make, those of this segment included
 
     @property
     def reading(self) -> bool:

@@ -9,10 +9,10 @@ import msgspec
 import numpy as np
 
 from qwen3_jax.codec.decoder import init_state
+from qwen3_jax.decode import decode
 from qwen3_jax.encode import encode_codes
 from qwen3_jax.evaluate.judges import Figure
 from qwen3_jax.model import Model
-from qwen3_jax.session import decode
 from qwen3_jax.shapes import NpF32
 from qwen3_jax.voice import Voice
 

@@ -200,8 +200,6 @@ def assemble(
             np.stack([padded(each.speaker, False, length) for each in rows]),
             np.zeros((len(rows), width), np.float32),
             np.array([len(each.text) for each in rows], np.int32),
-            np.zeros((len(rows), 0), np.int32),
-            np.zeros(len(rows), np.int32),
         ),
         np.stack([padded(mel, 0.0, mel_length) for mel in mels]),
         np.array([len(mel) for mel in mels], np.int32),

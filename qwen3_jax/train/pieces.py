@@ -12,8 +12,8 @@ from flax import nnx
 from qwen3_jax.audio import load_audio
 from qwen3_jax.codec import init_state
 from qwen3_jax.config import CodecConfig
+from qwen3_jax.decode import decode
 from qwen3_jax.mapping import unflatten
-from qwen3_jax.session import decode
 from qwen3_jax.shapes import NpF32, NpInt
 from qwen3_jax.train import listener, vocoder
 from qwen3_jax.train.corpus import said_in

@@ -7,20 +7,20 @@ from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
-import numpy as np
 
 from qwen3_jax.audio import load_audio, write_wav
 from qwen3_jax.config import CodecConfig, GenerationConfig, ModelConfig
 from qwen3_jax.encode import encode_x_vector
+from qwen3_jax.engine import Request, Segment
 from qwen3_jax.mapping import unflatten
 from qwen3_jax.model import Model, abstract
 from qwen3_jax.prompt import build
 from qwen3_jax.sampling import Sampling
-from qwen3_jax.session import Request, Session
 from qwen3_jax.text.tokenizer import Tokenizer
 from qwen3_jax.train.vocoder import Flat
+from qwen3_jax.utterance import batch
 
-CHUNK, FRAMES = 16, 112  # frames at a time; at most
+FRAMES = 112  # at most
 
 
 def assemble_model(config: ModelConfig, codec: CodecConfig, params: dict[str, Any], decoder: Flat) -> Model:
@@ -46,19 +46,10 @@ def speak(model: Model, reader: Tokenizer, teacher: Path, count: int, folder: Pa
     """
     texts = (teacher / "sentences.txt").read_text("utf-8").splitlines()[:count]
     x_vector = encode_x_vector(model, load_audio(teacher / "0000.wav"))
-    requests = [
-        Request(build(model.config, reader.assistant(text), language="english", x_vector=x_vector), sampling or Sampling(), seed, FRAMES)
-        for seed, text in enumerate(texts)
-    ]
-    session = Session(model, requests)
-    waves: list[list[np.ndarray]] = [[] for _ in texts]
-    for _ in range(FRAMES // CHUNK):
-        for row, piece in enumerate(session.step(CHUNK)):
-            waves[row].append(piece.pcm)
-        if not session.running:
-            break
+    prompts = (build(model.config, reader.assistant(text), language="english", x_vector=x_vector) for text in texts)
+    spoken = batch(model, [Request((Segment(one, FRAMES),), sampling or Sampling(), seed) for seed, one in enumerate(prompts)])
     folder.mkdir(parents=True, exist_ok=True)
-    for row, pieces in enumerate(waves):
-        write_wav(folder / f"{row:04}.wav", np.concatenate(pieces))
+    for row, speech in enumerate(spoken):
+        write_wav(folder / f"{row:04}.wav", speech.pcm)
     (folder / "sentences.txt").write_text("".join(f"{text}\n" for text in texts), "utf-8")
-    return sum(reason == "eos" for reason in session.finish_reasons) / len(texts)
+    return sum(speech.finish_reason == "eos" for speech in spoken) / len(texts)

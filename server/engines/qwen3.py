@@ -20,8 +20,9 @@ from qwen3_jax import Sampling, Voice
 from qwen3_jax.allocation import settle
 from qwen3_jax.engine import Full, Options
 from qwen3_jax.engine.loop import LoopConsumer
-from qwen3_jax.service import LiveUtterance, SpeechService, Utterance
+from qwen3_jax.service import LiveSpeech, SpeechService
 from qwen3_jax.tts import Qwen3TTS, load_for
+from qwen3_jax.utterance import SpeechStream
 from qwen3_jax.voice_folder import VoiceGone
 from server.engines import prompts
 from server.engines.base import Crowded, EngineClosed, Refused, SpeechRequest, State
@@ -197,7 +198,7 @@ class Qwen3Engine:
     async def _speak(self, handle: Qwen3Handle, how: dict[str, Any]) -> None:
         """A whole text, a part at a time."""
         options = {name: how.pop(name) for name in ("priority", "notify", "owner")}
-        coming, rows = self._running.rows(handle.request.text, **how), []
+        coming, rows = self._running.sentences(handle.request.text, **how), []
         while not handle.over and (row := await self._in(self._texts, next, coming, None)) is not None:
             rows.append(row)
         if not handle.over:
@@ -205,7 +206,7 @@ class Qwen3Engine:
 
     async def _write(self, handle: Qwen3Handle, how: dict[str, Any]) -> None:
         """A text in pieces, as they come."""
-        live: LiveUtterance = await self._in(self._texts, partial(self._running.open, **how))
+        live: LiveSpeech = await self._in(self._texts, partial(self._running.open, **how))
         try:
             if not handle.request.text:
                 self._attach(handle, live)
@@ -233,7 +234,7 @@ class Qwen3Engine:
             "owner": request.owner,
         }
 
-    def _attach(self, handle: Qwen3Handle, utterance: Utterance) -> None:
+    def _attach(self, handle: Qwen3Handle, utterance: SpeechStream) -> None:
         assert self._consumer is not None
         handle.attach(utterance, asyncio.Event() if handle.over else self._consumer.listen(utterance.handle))
 
@@ -287,7 +288,7 @@ class Qwen3Engine:
         return self._service
 
 
-def _unless_done(live: LiveUtterance, call: Callable[..., None], *given: Any) -> None:
+def _unless_done(live: LiveSpeech, call: Callable[..., None], *given: Any) -> None:
     if not live.handle.done:
         call(*given)
 

@@ -7,8 +7,8 @@ import numpy as np
 
 from qwen3_jax.engine import Closed, Full
 from qwen3_jax.engine import OutOfMemory as DeviceFull
-from qwen3_jax.service import Utterance
 from qwen3_jax.shapes import NpF32
+from qwen3_jax.utterance import SpeechStream
 from server.engines.base import Crowded, EngineClosed, OutOfMemory, Refused, SpeechRequest
 
 PIECE = 240  # characters of a text in pieces that one job of the engine's thread for texts takes: a few ms
@@ -26,7 +26,7 @@ class Qwen3Handle:
         self.request = request
         self.finish_reason: str | None = None
         self.failure: BaseException | None = None
-        self.utterance: Utterance | None = None
+        self.utterance: SpeechStream | None = None
         self._leave, self._loop = leave, asyncio.get_running_loop()
         self._news = asyncio.Event()
         self._text = request.text if request.incremental else ""  # of a text in pieces, what the engine has not taken
@@ -81,7 +81,7 @@ class Qwen3Handle:
         """Whether nobody waits for it any more."""
         return self._over
 
-    def attach(self, utterance: Utterance, news: asyncio.Event) -> None:
+    def attach(self, utterance: SpeechStream, news: asyncio.Event) -> None:
         """It has been given to the engine; ``news`` is set when that has some."""
         self.utterance = utterance
         if self._over:

@@ -95,7 +95,7 @@ def step_seconds(model: Model, slots: int, columns: int, enough: float) -> float
 
     The best of TIMINGS medians, or the first that is ``enough``.
     """
-    device = JaxDevice(model, slots=slots, columns=columns)
+    device = JaxDevice(model, slots=slots, columns=columns, rows=(slots,))
     books = model.config.talker_config.num_code_groups
     prompt = Prompt(np.full(1, -1, np.int32), np.full((1, books), -1, np.int32), np.zeros(1, bool), None, np.zeros(0, np.int32))
     warm = Sampling(temperature=10.0, top_k=0)  # so that hardly anybody draws the end of speech
