@@ -43,7 +43,7 @@ class Sentences:
         """
         self.reader(text, "text")
         if not isinstance(language, str):
-            known = ", ".join(self._model().config.talker_config.languages)
+            known = ", ".join(self._model().config.talker_config.languages)  # type: ignore[unreachable]  # a caller without types
             raise ValueError(f"language of type {type(language).__name__}: give one of {known}, or auto")
         most = self._model().generation.max_new_tokens - 1
         if split and max_frames is not None and max_frames > most:

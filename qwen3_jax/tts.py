@@ -8,7 +8,7 @@ for pcm in tts.stream("Hello there.", voice="reference.wav", transcript="What th
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any, Unpack, overload
 
 import jax
 import jax.numpy as jnp
@@ -29,13 +29,24 @@ from qwen3_jax.sampling import Draw, Sampling
 from qwen3_jax.sentence import request_of
 from qwen3_jax.sentences import Sentences
 from qwen3_jax.text.tokenizer import Tokenizer
-from qwen3_jax.utterance import SpeechStream, batch, stream
+from qwen3_jax.utterance import Speech, SpeechStream, batch, stream
 from qwen3_jax.voice import Voice
 from qwen3_jax.voice_choice import Given, VoiceInfo
 
 FIRST_CHUNK, CHUNK = 1, 4  # frames per compiled call: first sound soon, then fewer calls
 WARM_COLUMNS = (128, 256, 512)  # positions that `warmup` compiles for
 PREPARED_VOICES = 16  # kept ready for in-context cloning, 5 MB each
+
+
+class How(Draw, total=False):
+    """Arguments of `Qwen3TTS.generate` that a batch has in common."""
+
+    transcript: str | None
+    streaming_text: bool | None
+    sampling: Sampling | None
+    max_frames: int | None
+    split: bool
+    normalize: bool | None
 
 
 class Qwen3TTS:
@@ -150,9 +161,27 @@ class Qwen3TTS:
         check_voice(self.model.config, voice)
         self.prepared.state(voice)
 
+    @overload
     def generate(
         self,
-        text: str | Sequence[str],
+        text: str,
+        *,
+        voice: Given = None,
+        language: str = AUTO,
+        instruct: str | None = None,
+        seed: int | None = None,
+        **how: Unpack[How],
+    ) -> Speech: ...
+
+    @overload
+    def generate(
+        self, text: list[str] | tuple[str, ...], *, voice: Given | Sequence[Given] = None, language: str | Sequence[str] = AUTO,
+        instruct: str | Sequence[str | None] | None = None, seed: int | Sequence[int | None] | None = None, **how: Unpack[How],
+    ) -> list[Speech]: ...  # fmt: skip
+
+    def generate(
+        self,
+        text: str | list[str] | tuple[str, ...],
         *,
         voice: Given | Sequence[Given] = None,
         transcript: str | None = None,
@@ -165,7 +194,7 @@ class Qwen3TTS:
         split: bool = True,
         normalize: bool | None = None,
         **draw: Unpack[Draw],
-    ) -> Any:
+    ) -> Speech | list[Speech]:
         """Speak a text of any length, or a batch of texts.
 
         Args:
@@ -197,18 +226,16 @@ class Qwen3TTS:
         drawn = sampling_of(self.generate, sampling, draw, Sampling.defaults(self.model.generation))
         how: dict[str, Any] = {"streaming_text": streaming_text, "sampling": drawn, "max_frames": max_frames}
         how |= {"split": split, "normalize": normalize}
-        if not isinstance(text, (list, tuple)):
-            sentences = self.sentences.of(text, self._chosen(voice, transcript), language, instruct, seed, **how)
-            return batch(self.model, [request_of(list(sentences), max_frames=max_frames)])[0]
+        many = isinstance(text, (list, tuple))
+        texts = list(text) if many else [text]
         columns = [
-            column(value, len(text), name)
+            column(value, len(texts), name) if many else [value]
             for name, value in (("voice", voice), ("language", language), ("instruct", instruct), ("seed", seed))
         ]
-        texts = [
-            self.sentences.of(line, self._chosen(given, transcript), *rest, **how)
-            for line, given, *rest in zip(text, *columns, strict=True)
-        ]
-        return batch(self.model, [request_of(list(sentences), max_frames=max_frames) for sentences in texts])
+        rows = zip(texts, *columns, strict=True)
+        spoken = [list(self.sentences.of(line, self._chosen(given, transcript), *rest, **how)) for line, given, *rest in rows]
+        made = batch(self.model, [request_of(sentences, max_frames=max_frames) for sentences in spoken])
+        return made if many else made[0]
 
     def stream(
         self,

@@ -54,7 +54,7 @@ def assert_same_sound(ours: np.ndarray, expected: np.ndarray) -> None:
     assert np.abs(ours - expected).max() < 1e-3 * level
 
 
-def long(tts: Qwen3TTS, voice: Voice, text: str = TEXT, **more: object) -> Speech:
+def long(tts: Qwen3TTS, voice: Voice, text: str = TEXT, **more: Any) -> Speech:
     """An utterance of FRAMES frames: the seed is one that does not end sooner."""
     for seed in range(20):
         speech = tts.generate(text, voice=voice, seed=seed, max_frames=FRAMES, **more)
