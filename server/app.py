@@ -7,21 +7,23 @@ from collections.abc import Callable
 from quart import Quart, Response, ResponseReturnValue, websocket
 
 from qwen3_jax.voice_layers import VoiceLayers
-from server import bodies, loading, metrics, openai, page, schema, web
-from server.auth import Authenticator
+from server.admission import loading
 from server.context import Context
 from server.engines import factory
 from server.engines.base import TtsEngine
-from server.limits import Limits
-from server.metrics import Metrics
-from server.protocol import SPEAK
+from server.http import bodies, openai, page, schema, web
+from server.http.web import address_of, token_of
+from server.ops import metrics
+from server.ops.auth import Authenticator
+from server.ops.limits import Limits
+from server.ops.metrics import Metrics
+from server.ops.transport import bounded
 from server.settings import Settings
-from server.transport import bounded
 from server.voices import routes as voices
 from server.voices.store import VoiceStore
 from server.voices.watch import watch
-from server.web import address_of, token_of
-from server.websocket import handle
+from server.ws.protocol import SPEAK
+from server.ws.session import handle
 
 log = logging.getLogger(__name__)
 MakeEngine = Callable[[Settings, VoiceStore], TtsEngine]

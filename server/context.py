@@ -7,11 +7,11 @@ from time import monotonic
 from typing import Any
 
 from qwen3_jax.voice import spelling
-from server.access import AccessLog
-from server.auth import Authenticator
 from server.engines.base import Handle, TtsEngine
-from server.limits import Limits
-from server.metrics import Metrics
+from server.ops.access import AccessLog
+from server.ops.auth import Authenticator
+from server.ops.limits import Limits
+from server.ops.metrics import Metrics
 from server.settings import DEFAULT_VOICE, Settings
 from server.voices.names import stands_for
 from server.voices.store import StoredVoice, VoiceStore

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from quart import Quart, websocket
 
-from server.connections import here
-from server.transport import bounded
+from server.ops.connections import here
+from server.ops.transport import bounded
 from tests.fake_engine import FakeEngine
 from tests.serving import running
 

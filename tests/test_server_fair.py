@@ -15,11 +15,11 @@ from websockets.asyncio.client import ClientConnection
 
 from qwen3_jax.engine import Options
 from server.engines.qwen3 import Qwen3Engine
-from server.keys import new_key
+from server.ops.keys import new_key
 from server.settings import Settings
-from server.speaker import Turn
 from server.voices.store import VoiceStore
-from server.websocket import handle
+from server.ws.session import handle
+from server.ws.speaker import Turn
 from tests.fake_engine import LIMIT, FakeEngine
 from tests.fake_service import FakeService
 from tests.fake_tts import FakeTTS

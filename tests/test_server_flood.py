@@ -17,13 +17,15 @@ import soundfile
 from hypercorn.protocol import ws_stream
 from quart import Quart
 
-from server import bodies, connections, frames, http1, transport, upstream
-from server.connections import STRANGER_FRAMES, Connections
-from server.crowd import Crowd, Guest, NoPlace, TokenBucket, network_of
-from server.frames import TURN
-from server.http1 import MAX_LOOSE, PIECE_BYTES, PIECES
-from server.limits import PLACES
-from server.metrics import Metrics
+from server.http import bodies, http1
+from server.http.http1 import MAX_LOOSE, PIECE_BYTES, PIECES
+from server.ops import connections, transport, upstream
+from server.ops.connections import STRANGER_FRAMES, Connections
+from server.ops.crowd import Crowd, Guest, NoPlace, TokenBucket, network_of
+from server.ops.limits import PLACES
+from server.ops.metrics import Metrics
+from server.ws import frames
+from server.ws.frames import TURN
 from tests.fake_engine import LIMIT, FakeEngine, pcm16
 from tests.serving import Server, client, closed, connect, hear, running, say, until, utterance
 from tests.test_server_auth import SECRET, token

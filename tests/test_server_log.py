@@ -11,9 +11,9 @@ import pytest
 from websockets.exceptions import InvalidStatus
 
 from qwen3_jax.messages import printable
-from server import access, logs
-from server.access import AccessLog
-from server.metrics import Metrics
+from server.ops import access, logs
+from server.ops.access import AccessLog
+from server.ops.metrics import Metrics
 from tests.fake_engine import FakeEngine
 from tests.serving import audio, client, closed, connect, hear, running, say, until, utterance
 from tests.test_server_auth import SECRET, token
@@ -265,8 +265,8 @@ def test_a_field_does_not_take_a_name_that_every_line_has() -> None:
 
 
 def test_hypercorn_writes_as_we_do(capsys: pytest.CaptureFixture[str]) -> None:
+    from server.ops.transport import configuration
     from server.settings import Settings
-    from server.transport import configuration
 
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level

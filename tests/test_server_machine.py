@@ -19,15 +19,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from server.auth import Authenticator
 from server.context import Context
-from server.limits import Limits
-from server.machine import NEXT, Machine, Refusal, State, Utterance
-from server.metrics import Metrics
-from server.protocol import Cancel, Flush, Speak, Stop
+from server.ops.auth import Authenticator
+from server.ops.limits import Limits
+from server.ops.metrics import Metrics
 from server.settings import Settings
 from server.voices.store import VoiceStore
-from server.websocket import handle
+from server.ws.machine import NEXT, Machine, Refusal, State, Utterance
+from server.ws.protocol import Cancel, Flush, Speak, Stop
+from server.ws.session import handle
 from tests.fake_engine import LIMIT, FakeEngine
 from tests.serving import make_voices
 from tests.test_server_protocol import NEAR

@@ -15,7 +15,7 @@ import pytest
 import soundfile
 
 from qwen3_jax.sound_files import write_sound
-from server.encode import CONTENT_TYPES, Tempo, Unavailable, encoder
+from server.http.encode import CONTENT_TYPES, Tempo, Unavailable, encoder
 from server.voices import names
 from tests.fake_engine import FRAME, LIMIT, FakeEngine, pcm16
 from tests.serving import Server, make_voices, running, until

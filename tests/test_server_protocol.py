@@ -1,4 +1,4 @@
-"""server/protocol.py: JSON text <-> messages."""
+"""server/ws/protocol.py: JSON text <-> messages."""
 
 import json
 
@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from server import protocol
-from server.protocol import Cancel, Flush, InvalidMessage, Speak, Start, Stop
+from server.ws import protocol
+from server.ws.protocol import Cancel, Flush, InvalidMessage, Speak, Start, Stop
 
 
 def test_start_defaults_are_the_specifications() -> None:

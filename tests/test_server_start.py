@@ -16,12 +16,13 @@ import pytest
 from typer.testing import CliRunner
 
 from qwen3_jax import cli
-from server import reference, signals
-from server.address import is_loopback, listen, url_of
+from server import reference
 from server.app import create_app
 from server.environment import odd_variables
+from server.ops import signals
+from server.ops.address import is_loopback, listen, url_of
+from server.ops.transport import serve
 from server.settings import Settings
-from server.transport import serve
 from tests.fake_engine import LIMIT, FakeEngine
 from tests.serving import closed, connect, hear, running, say, until
 
@@ -62,7 +63,7 @@ serve()
 """
 STARTING = """
 import signal
-from server import signals
+from server.ops import signals
 
 signals.while_starting()
 print("started", flush=True)

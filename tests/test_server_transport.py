@@ -17,7 +17,7 @@ import psutil
 import pytest
 from quart import Quart, websocket
 
-from server.connections import here
+from server.ops.connections import here
 from tests.fake_engine import FRAME, LIMIT, FakeEngine, pcm16
 from tests.serving import audio, client, closed, connect, hear, running, say, until, utterance
 

@@ -343,7 +343,7 @@ async def test_a_client_that_vanishes_ends_the_generation(voices: Path) -> None:
 
 
 async def test_a_fault_of_ours_closes_with_1011(voices: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    monkeypatch.setattr("server.audio_out.to_pcm16", lambda pcm: None / pcm)
+    monkeypatch.setattr("server.ws.audio_out.to_pcm16", lambda pcm: None / pcm)
     async with running(voices, FakeEngine()) as server, client(server.url) as connection:
         await say(connection, type="speak", text="Hello.")
         error = await hear(connection)

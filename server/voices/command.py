@@ -14,9 +14,9 @@ from qwen3_jax.terminal import add_row, console, path_argument, say
 from qwen3_jax.text import files
 from qwen3_jax.voice_folder import StoredVoice
 from qwen3_jax.voice_layers import VoiceLayers
-from server import protocol
 from server.voices import checks
 from server.voices.store import Metadata, VoiceStore
+from server.ws import protocol
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Voices: recordings that a Base checkpoint clones.")
 Above = Annotated[

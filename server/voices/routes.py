@@ -11,16 +11,16 @@ from quart import Quart, Response, ResponseReturnValue, request
 from quart.datastructures import FileStorage
 
 from qwen3_jax.messages import shorten
-from server import protocol
-from server.auth import Principal
-from server.connections import here
 from server.context import Context
 from server.engines.base import EngineClosed, OutOfMemory, Refused
+from server.http.web import HttpError, authenticated
+from server.ops.auth import Principal
+from server.ops.connections import here
 from server.voices import checks
 from server.voices.names import aliases
 from server.voices.sample import respond
 from server.voices.store import Metadata, StoredVoice, VoiceGone
-from server.web import HttpError, authenticated
+from server.ws import protocol
 
 UPLOADS_AT_ONCE = 2  # each may hold a decoded clip in memory
 MAX_NAME, MAX_CONSENT = 100, 1000

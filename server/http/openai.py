@@ -21,17 +21,18 @@ from qwen3_jax.audio import check_finite
 from qwen3_jax.messages import shorten
 from qwen3_jax.shapes import NpF32
 from qwen3_jax.text.nfc import AROUND
-from server import protocol, reading
-from server.admission import normal_form, too_long
-from server.auth import Principal
+from server.admission import reading
+from server.admission.languages import default_language, spoken
+from server.admission.loading import too_early
+from server.admission.text import normal_form, too_long
 from server.context import Context
-from server.encode import CONTENT_TYPES, Encoder, Tempo, Unavailable, encoder
 from server.engines.base import Crowded, Handle, OutOfMemory, Refused, SpeechRequest
-from server.languages import default_language, spoken
-from server.loading import too_early
-from server.machine import End
+from server.http.encode import CONTENT_TYPES, Encoder, Tempo, Unavailable, encoder
+from server.http.web import HttpError, authenticated, route_of
+from server.ops.auth import Principal
 from server.voices.store import StoredVoice, VoiceGone
-from server.web import HttpError, authenticated, route_of
+from server.ws import protocol
+from server.ws.machine import End
 
 SPEECH = "/v1/audio/speech"
 MODELS = ("tts-1", "tts-1-hd", "gpt-4o-mini-tts")  # what clients have in their menus; all are this server's one engine

@@ -6,13 +6,13 @@ Those that have not said who they are have places of their own (``Limits.newcome
 import contextlib
 from collections.abc import Callable
 
-from server import protocol
-from server.auth import Principal, Unauthorized
-from server.connections import here
 from server.context import Context
-from server.crowd import NoPlace
-from server.limits import Limited, Overloaded
-from server.protocol import Close
+from server.ops.auth import Principal, Unauthorized
+from server.ops.connections import here
+from server.ops.crowd import NoPlace
+from server.ops.limits import Limited, Overloaded
+from server.ws import protocol
+from server.ws.protocol import Close
 
 UNKNOWN = "too many clients have not said who they are: connect again, with a token in the handshake or in start at once"
 

@@ -18,13 +18,13 @@ from msgspec import UNSET
 from qwen3_jax.audio import SAMPLE_RATE
 from qwen3_jax.messages import shorten
 from qwen3_jax.shapes import NpF32
-from server import protocol
-from server.audio_out import Converter, Pace
-from server.auth import Principal
 from server.context import Context
 from server.engines.base import Crowded, EngineClosed, Handle, OutOfMemory, Refused, SpeechRequest
-from server.machine import Machine, Utterance
+from server.ops.auth import Principal
 from server.voices.store import StoredVoice, VoiceGone
+from server.ws import protocol
+from server.ws.audio_out import Converter, Pace
+from server.ws.machine import Machine, Utterance
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ class Configuration(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Sink(Protocol):
-    """The part of ``server.outgoing.Outgoing`` that is used here."""
+    """The part of ``server.ws.outgoing.Outgoing`` that is used here."""
 
     async def send(self, message: protocol.ServerMessage) -> None: ...
     async def audio(self, utterance: Utterance, frame: str | bytes) -> bool: ...

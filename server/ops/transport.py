@@ -26,15 +26,18 @@ from hypercorn.typing import ASGIFramework, Scope, WebsocketScope
 from quart import Quart
 from quart.asgi import ASGIWebsocketConnection
 
-from server import BEGUN, frames, http1, signals, upstream
-from server.access import AccessLog
-from server.address import WILDCARDS, listen, url_of
-from server.connections import Connection, Connections, begin, here
+from server import BEGUN
 from server.context import Context
-from server.drain import drain
-from server.frames import CLOSE_SECONDS
-from server.origins import asked_host
+from server.http import http1
+from server.http.origins import asked_host
+from server.ops import signals, upstream
+from server.ops.access import AccessLog
+from server.ops.address import WILDCARDS, listen, url_of
+from server.ops.connections import Connection, Connections, begin, here
+from server.ops.drain import drain
 from server.settings import Settings
+from server.ws import frames
+from server.ws.frames import CLOSE_SECONDS
 
 SEND_BUFFER = 32 * 1024  # bytes in the kernel for each connection, which doubles it: less than two seconds of audio
 STALLED_MS, WATCH_SECONDS = 20_000, 1.0
@@ -181,7 +184,7 @@ async def serve(
     stop: asyncio.Event | None = None,
     bound: Callable[[Config], None] | None = None,
 ) -> None:
-    """Serve until a signal that ends the process (server.signals), or ``stop``; then say goodbye to every session.
+    """Serve until a signal that ends the process (server.ops.signals), or ``stop``; then say goodbye to every session.
 
     Args:
         listener: a socket that listens, which is taken over. Default: one as the settings say.
@@ -190,7 +193,7 @@ async def serve(
 
     Raises:
         FileNotFoundError, ValueError: the model could not be loaded; whatever else made loading fail.
-        OSError: the address cannot be listened on; see server.address.
+        OSError: the address cannot be listened on; see server.ops.address.
         RuntimeError: the engine died for good while it served, so that whoever watches the process starts it anew.
     """
     harden()

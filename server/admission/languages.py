@@ -2,8 +2,8 @@
 
 from qwen3_jax.messages import shorten
 from qwen3_jax.text.languages import spoken_elsewhere
-from server import protocol
 from server.settings import Settings
+from server.ws import protocol
 
 AUTO = "Auto"
 

@@ -12,8 +12,8 @@ from enum import Enum
 from typing import Literal
 
 from qwen3_jax.text.nfc import AROUND, nfc, settle
-from server.admission import check_length, too_long
-from server.protocol import Cancel, Code, Flush, Speak, Start, Stop
+from server.admission.text import check_length, too_long
+from server.ws.protocol import Cancel, Code, Flush, Speak, Start, Stop
 
 
 class State(Enum):

@@ -10,14 +10,14 @@ from quart.wrappers.base import BaseRequestWebsocket
 from werkzeug.exceptions import HTTPException, NotFound
 
 from qwen3_jax.messages import shorten
-from server.access import EXPLAINED
-from server.auth import Principal, Unauthorized
-from server.connections import here
 from server.context import Context
-from server.limits import Limited
-from server.origins import EXPOSED, NotAllowed, malformed, page_of, preflight, refusal
-from server.protocol import MOST_SAID, SPEAK
+from server.http.origins import EXPOSED, NotAllowed, malformed, page_of, preflight, refusal
+from server.ops.access import EXPLAINED
+from server.ops.auth import Principal, Unauthorized
+from server.ops.connections import here
+from server.ops.limits import Limited
 from server.settings import Settings
+from server.ws.protocol import MOST_SAID, SPEAK
 
 
 class HttpError(Exception):

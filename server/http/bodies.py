@@ -14,9 +14,9 @@ from werkzeug.datastructures import MultiDict
 from werkzeug.exceptions import RequestEntityTooLarge
 
 from qwen3_jax.messages import shorten
-from server import upstream
+from server.http.web import HttpError
+from server.ops import upstream
 from server.settings import Settings
-from server.web import HttpError
 
 UPLOAD = ("POST", "/api/v1/voices")
 PIECE, MAX_BOUNDARY = 4096, 70  # bytes of a form that are looked at together; of its boundary, as RFC 2046 has it

@@ -5,10 +5,10 @@ import contextlib
 from collections.abc import AsyncIterator
 from typing import Protocol
 
-from server import protocol
 from server.context import Context
-from server.machine import Utterance
-from server.protocol import Close
+from server.ws import protocol
+from server.ws.machine import Utterance
+from server.ws.protocol import Close
 
 
 class SlowClient(ConnectionError):

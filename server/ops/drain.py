@@ -4,8 +4,8 @@ import asyncio
 import contextlib
 
 from server.context import Context
-from server.outgoing import SlowClient
-from server.websocket import Session
+from server.ws.outgoing import SlowClient
+from server.ws.session import Session
 
 
 async def drain(context: Context) -> None:

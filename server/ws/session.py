@@ -1,6 +1,6 @@
-"""One client on ``/api/v1/speak``: frames in -> messages and audio out. What may happen when is decided in ``server.machine``.
+"""One client on ``/api/v1/speak``: frames in -> messages and audio out. What may happen when is decided in ``server.ws.machine``.
 
-Two tasks: this one reads, a Speaker (server.speaker) speaks what waits. Both send through Outgoing, one message at a time and within a
+Two tasks: this one reads, a Speaker (server.ws.speaker) speaks what waits. Both send through Outgoing, one message at a time and within a
 limit; a frame of audio goes out only if its utterance is still live once the lock is held, so nothing follows a ``CANCELLED``.
 """
 
@@ -14,22 +14,22 @@ import msgspec
 
 from qwen3_jax.messages import shorten
 from qwen3_jax.text.nfc import AROUND, SLICE
-from server import protocol
-from server.admission import normal_form
-from server.auth import Principal
-from server.client import Client, Ended, no_place
-from server.connections import here
+from server.admission.languages import default_language, spoken
+from server.admission.loading import too_early
+from server.admission.text import normal_form
 from server.context import Context
 from server.engines.base import Crowded
-from server.languages import default_language, spoken
-from server.limits import Limited
-from server.loading import too_early
-from server.logs import session_id
-from server.machine import Machine, Refusal, State
-from server.outgoing import Outgoing, SlowClient, Socket
-from server.protocol import SPEAK, Cancel, Close, Flush, Speak, Start
-from server.speaker import Configuration, Speaker, Turn
+from server.ops.auth import Principal
+from server.ops.connections import here
+from server.ops.limits import Limited
+from server.ops.logs import session_id
 from server.voices.store import StoredVoice
+from server.ws import protocol
+from server.ws.client import Client, Ended, no_place
+from server.ws.machine import Machine, Refusal, State
+from server.ws.outgoing import Outgoing, SlowClient, Socket
+from server.ws.protocol import SPEAK, Cancel, Close, Flush, Speak, Start
+from server.ws.speaker import Configuration, Speaker, Turn
 
 TURNED_AWAY = ("UNAUTHORIZED", "RATE_LIMITED", "MODEL_LOADING")  # errors that are refusals: not of a text, but of who asks, or now
 VANISHED = 1006  # the close code of a connection that ended without one (RFC 6455)

@@ -11,8 +11,8 @@ from limits import RateLimitItem, RateLimitItemPerHour, RateLimitItemPerMinute
 from limits.storage import MemoryStorage
 from limits.strategies import SlidingWindowCounterRateLimiter
 
-from server.auth import Principal
-from server.crowd import Crowd
+from server.ops.auth import Principal
+from server.ops.crowd import Crowd
 from server.settings import Settings
 
 What = Literal["connects", "utterances", "characters", "uploads"]

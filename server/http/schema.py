@@ -10,10 +10,11 @@ import msgspec
 from quart import Quart, Response, ResponseReturnValue
 
 import qwen3_jax
-from server import openai, protocol
 from server.context import Context
-from server.encode import CONTENT_TYPES
+from server.http import openai
+from server.http.encode import CONTENT_TYPES
 from server.voices.routes import VoiceInfo, VoiceList
+from server.ws import protocol
 
 CLIENT, SERVER = get_args(protocol.ClientMessage), get_args(protocol.ServerMessage)
 JSON = "application/json"

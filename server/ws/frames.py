@@ -13,9 +13,9 @@ from wsproto.connection import ConnectionState
 from wsproto.events import CloseConnection, Message, Ping
 from wsproto.frame_protocol import CloseReason
 
-from server import upstream
-from server.connections import here
-from server.protocol import SPEAK
+from server.ops import upstream
+from server.ops.connections import here
+from server.ws.protocol import SPEAK
 
 CLOSE_SECONDS = 1.0  # for a client to read why its connection is closed
 KEY_BYTES = 16  # of Sec-WebSocket-Key

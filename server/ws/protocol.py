@@ -12,7 +12,7 @@ from msgspec import UNSET, Meta, UnsetType
 from qwen3_jax.messages import shorten
 from qwen3_jax.sampling import LEAST_TOP_P, TEMPERATURES
 from qwen3_jax.text.languages import language_name
-from server import reading
+from server.admission import reading
 
 SPEAK = "/api/v1/speak"  # the route
 LANGUAGES = ("English", "Japanese", "Chinese", "Korean", "German", "French", "Russian", "Portuguese", "Spanish", "Italian")
