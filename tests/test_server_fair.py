@@ -14,6 +14,7 @@ import pytest
 from websockets.asyncio.client import ClientConnection
 
 from qwen3_jax.engine import Options
+from server.admission.speech import Tries
 from server.engines.qwen3 import Qwen3Engine
 from server.ops.keys import new_key
 from server.settings import Settings
@@ -217,10 +218,10 @@ async def test_an_http_client_that_goes_away_gives_its_slot_back(voices: Path, h
 def too_late(attempt: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
     """A speaker's attempts, the second of which comes when the utterance's time has passed."""
 
-    async def late(turn: Turn, *, whole: bool) -> Any:
-        if whole:
-            turn.due = 0.0
-        return await attempt(turn, whole=whole)
+    async def late(turn: Turn, tries: Tries) -> Any:
+        if tries._first is not None:
+            tries._due = 0.0
+        return await attempt(turn, tries)
 
     return late
 

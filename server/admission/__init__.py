@@ -1,1 +1,1 @@
-"""What a request must be before it is spoken, the same for WebSocket and HTTP: its fields, text, language, and the engine's state."""
+"""What WebSocket and HTTP share between a client's words and the engine: fields, text, language, voice, engine's state, retry."""

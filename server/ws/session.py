@@ -14,12 +14,10 @@ import msgspec
 
 from qwen3_jax.messages import shorten
 from qwen3_jax.text.nfc import AROUND, SLICE
-from server.admission.languages import default_language, spoken
-from server.admission.loading import too_early
+from server.admission import speech
+from server.admission.speech import Denied
 from server.admission.text import normal_form
 from server.context import Context
-from server.engines.base import Crowded
-from server.ops.auth import Principal
 from server.ops.connections import here
 from server.ops.limits import Limited
 from server.ops.logs import session_id
@@ -29,7 +27,7 @@ from server.ws.client import Client, Ended, no_place
 from server.ws.machine import Machine, Refusal, State
 from server.ws.outgoing import Outgoing, SlowClient, Socket
 from server.ws.protocol import SPEAK, Cancel, Close, Flush, Speak, Start
-from server.ws.speaker import Configuration, Speaker, Turn
+from server.ws.speaker import Configuration, Speaker, Turn, told
 
 TURNED_AWAY = ("UNAUTHORIZED", "RATE_LIMITED", "MODEL_LOADING")  # errors that are refusals: not of a text, but of who asks, or now
 VANISHED = 1006  # the close code of a connection that ended without one (RFC 6455)
@@ -167,16 +165,19 @@ class Session:
                 raise Ended(Close.NORMAL, protocol.Stopped(reason=message.reason))
         except Refusal as error:
             self._speaker.wake()  # an open text that turned out empty has ended
-            await self._refuse(message, error.code, error, error.request_id)
+            await self._refuse(message, protocol.error(error.code, str(error), error.request_id, retry_after_ms=error.retry_after_ms))
         except Limited as error:
-            await self._refuse(message, "RATE_LIMITED", error, getattr(message, "request_id", None))
+            await self._refuse(message, protocol.error("RATE_LIMITED", str(error), _id_of(message), retry_after_ms=error.retry_after_ms))
+        except Denied as error:
+            last = told(error, _id_of(message))
+            if error.reason == "failed":  # it will never speak
+                raise Ended(Close.INTERNAL, msgspec.structs.replace(last, recoverable=False)) from error
+            await self._refuse(message, last)
 
-    async def _refuse(
-        self, message: protocol.ClientMessage | None, code: protocol.Code, error: Refusal | Limited, request_id: str | None
-    ) -> None:
-        self._note(code, str(error))
-        final = not isinstance(message, Start) and not self.machine.speaks(request_id)
-        await self._out.send(protocol.error(code, str(error), request_id, final=final, retry_after_ms=error.retry_after_ms))
+    async def _refuse(self, message: protocol.ClientMessage | None, last: protocol.Error) -> None:
+        self._note(last.code, last.message)
+        final = not isinstance(message, Start) and not self.machine.speaks(last.request_id or None)
+        await self._out.send(msgspec.structs.replace(last, final=final))
 
     async def _next_frame(self) -> str | bytes | None:
         """The next frame. Raises Ended if a deadline passes first."""
@@ -212,7 +213,7 @@ class Session:
         ):
             if value not in allowed:
                 raise Refusal("INVALID_MESSAGE", f"{name} {shorten(repr(value))} is not supported: use {', '.join(map(str, allowed))}")
-        language = self._language(message.language)
+        language = speech.language(self._context, message.language or self._configuration.language or None)
         known = self._client.principal
         if self._context.auth.required and (message.auth_token is not None or known is None or known.expired):
             await self._client.authenticate(message.auth_token)
@@ -243,8 +244,8 @@ class Session:
         if principal.expired:
             raise Refusal("UNAUTHORIZED", "the token has expired: send start with a fresh authToken", request_id)
         self._begun = True
-        language = self._language(message.language, request_id)
-        self._check_engine(principal, request_id)
+        language = speech.language(self._context, message.language or self._configuration.language or None)
+        speech.check_engine(self._context, principal)
         if len(message.text) > SLICE:
             message = await self._normalised(message)
         if self.machine.state is State.SPEAKING or message.text.strip(AROUND):  # else there is nothing to count: the machine refuses it
@@ -271,30 +272,8 @@ class Session:
         try:
             text = await normal_form(message.text, self._settings.max_text_chars)
         except ValueError as error:
-            raise Refusal("INVALID_TEXT", str(error), message.request_id) from error
+            raise Denied("text", str(error)) from error
         return msgspec.structs.replace(message, text=text)
-
-    def _check_engine(self, principal: Principal, request_id: str | None) -> None:
-        engine = self._context.engine
-        if self._context.draining.is_set():
-            raise Refusal("RATE_LIMITED", "the server goes down: connect again", request_id, 5000)
-        if engine.state == "idle":
-            self._context.load()
-        if engine.state == "loading":
-            message, wait = too_early(self._context)
-            raise Refusal("MODEL_LOADING", message, request_id, wait)
-        if engine.state == "failed":
-            raise Ended(
-                Close.INTERNAL,
-                protocol.error(
-                    "SYNTHESIS_ERROR", "the model could not be loaded; the server's log says why", request_id, recoverable=False
-                ),
-            )
-        try:
-            engine.check_line(principal.bucket)
-        except Crowded as error:
-            self._context.metrics.crowded.inc()
-            raise Refusal("RATE_LIMITED", str(error), request_id, 5000) from error
 
     async def _cancel(self, message: Cancel) -> None:
         """Every cancelled utterance is told by one CANCELLED; a cancel that finds nothing gets one too."""
@@ -308,14 +287,6 @@ class Session:
 
     # What the client asks for, as this server has it
 
-    def _language(self, name: str | None, request_id: str | None = None) -> str:
-        languages = self._context.engine.languages
-        chosen = name or self._configuration.language or default_language(self._settings, languages)
-        try:
-            return spoken(chosen, languages)
-        except ValueError as error:
-            raise Refusal("INVALID_MESSAGE", str(error), request_id) from error
-
     async def _voice(self, name: str | None, request_id: str | None) -> StoredVoice | str | None:
         """The voice of that name, else the session's, else the default one; the client hears of those that are not there."""
         for wanted in (name, self._configuration.voice):
@@ -325,13 +296,12 @@ class Session:
 
     async def _known_voice(self, name: str, request_id: str | None = None) -> StoredVoice | str | None:
         """The voice of that name; None if there is none, and then the client hears of it."""
-        principal_id = self._client.principal_id
-        if (found := await self._context.named_voice(name, principal_id)) is not None:
-            return found
-        there = ", ".join(self._context.voices(principal_id)[:20]) or "there is none"
-        message = f"voice {shorten(name)!r} is not here: {there}; the default voice is used"
-        await self._out.send(protocol.error("VOICE_NOT_FOUND", message, request_id, final=False))
-        return None
+        try:
+            return await speech.voice(self._context, name, self._client.principal_id)
+        except Denied as error:
+            message = f"{error}; the default voice is used"
+            await self._out.send(protocol.error("VOICE_NOT_FOUND", message, request_id, final=False))
+            return None
 
     @property
     def _default_voice(self) -> str:
@@ -380,6 +350,10 @@ async def handle(socket: Socket, context: Context, address: str, token: str | No
         task.cancel()
         context.sessions.discard(sitting)
         session.told()
+
+
+def _id_of(message: protocol.ClientMessage | None) -> str | None:
+    return getattr(message, "request_id", None)
 
 
 def _first(error: BaseException) -> BaseException:
