@@ -7,12 +7,13 @@ from time import monotonic
 from typing import Any
 
 from qwen3_jax.voice import spelling
+from qwen3_jax.voice_layers import DEFAULT_VOICE
 from server.engines.base import Handle, TtsEngine
 from server.ops.access import AccessLog
 from server.ops.auth import Authenticator
 from server.ops.limits import Limits
 from server.ops.metrics import Metrics
-from server.settings import DEFAULT_VOICE, Settings
+from server.settings import Settings
 from server.voices.names import stands_for
 from server.voices.store import StoredVoice, VoiceStore
 

@@ -8,13 +8,13 @@ from pydantic import AliasChoices, Field, SecretStr, field_validator, model_vali
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from qwen3_jax.hub import EMBEDDED
+from qwen3_jax.voice_layers import DEFAULT_VOICE
 from server.ops.address import check_host, is_loopback
 
 Seconds = Annotated[float, Field(gt=0, le=3600)]
 Count = Annotated[int, Field(ge=1)]
 Names = Annotated[tuple[str, ...], NoDecode]  # from the environment: separated by commas
 SERVICE_LINK = re.compile(r"(tcp|udp|sctp)://", re.I)  # TTS_PORT as Kubernetes sets it for a Service called tts
-DEFAULT_VOICE = "makima"
 LONG = ("jwt_public_key", "jwt_rsa_public_key")  # not secret
 
 
