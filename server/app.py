@@ -17,7 +17,7 @@ from server.ops import metrics
 from server.ops.auth import Authenticator
 from server.ops.limits import Limits
 from server.ops.metrics import Metrics
-from server.ops.transport import bounded
+from server.ops.transport import BoundedSocket
 from server.settings import Settings
 from server.voices import routes as voices
 from server.voices.store import VoiceStore
@@ -46,7 +46,7 @@ def create_app(settings: Settings | None = None, make_engine: MakeEngine = facto
     context = Context(chosen, engine, store, Authenticator(chosen), Limits(chosen), Metrics())
     app = Quart("server", static_folder=None)
     app.url_map.strict_slashes = app.url_map.merge_slashes = False  # a redirect would go wherever Host says
-    app.asgi_websocket_class = bounded(chosen.max_inbound)
+    app.asgi_websocket_class = BoundedSocket
     bodies.install(app, chosen)
     app.config |= {"RESPONSE_TIMEOUT": 120, "BODY_TIMEOUT": 60}
     app.extensions["context"] = context

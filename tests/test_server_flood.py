@@ -22,8 +22,9 @@ from server.http.http1 import MAX_LOOSE, PIECE_BYTES, PIECES
 from server.ops import connections, transport, upstream
 from server.ops.connections import STRANGER_FRAMES, Connections
 from server.ops.crowd import Crowd, Guest, NoPlace, TokenBucket, network_of
-from server.ops.limits import PLACES
+from server.ops.limits import PLACES, Limits
 from server.ops.metrics import Metrics
+from server.settings import Settings
 from server.ws import frames
 from server.ws.frames import TURN
 from tests.fake_engine import LIMIT, FakeEngine, pcm16
@@ -273,9 +274,11 @@ async def test_a_head_that_does_not_end_is_cut(voices: Path, monkeypatch: pytest
 # Sessions
 
 
-async def test_strangers_do_not_take_the_places_of_those_who_have_a_key(voices: Path) -> None:
+async def test_strangers_do_not_take_the_places_of_those_who_have_a_key(voices: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nine addresses without tokens; clients with one, in the handshake or in start, get in as long as there is room for them."""
-    async with running(voices, FakeEngine(), jwt_secret=SECRET, max_sessions=2, max_unauthorized=4) as server:
+    assert (Limits(Settings()).newcomers.most, Limits(Settings(max_sessions=1000)).newcomers.most) == (40, 400)
+    monkeypatch.setattr("server.ops.limits.NEWCOMERS", 4)
+    async with running(voices, FakeEngine(), jwt_secret=SECRET, max_sessions=2) as server:
         async with contextlib.AsyncExitStack() as stack:
             strangers = []
             for number in range(9):

@@ -209,6 +209,12 @@ def test_variables_that_are_no_settings() -> None:
         "TTS_EMPTY": "",
     }
     assert list(odd_variables(ours)) == []
+    assert list(odd_variables({"TTS_MAX_CHUNKS": "9", "tts_max_inbound": "64", "TTS_MAX_UNAUTHORIZED": "1", "TTS_START_TIMEOUT": "5"})) == [
+        "TTS_MAX_CHUNKS=9: no setting any more; it is TTS_MAX_BUFFER_MS now, in milliseconds; unset it",
+        "TTS_MAX_UNAUTHORIZED: no setting any more; two fifths of TTS_MAX_SESSIONS, at least 40, wait for a token; unset it",
+        "TTS_START_TIMEOUT=5: no setting any more; start or speak has to come within 60 s; unset it",
+        "tts_max_inbound=64: no setting any more; 32 messages wait at a socket; unset it",
+    ]
     assert list(odd_variables({"TTS_API_KEY": "a secret", "TTS_ZZ": "1", "tts_slot": "x" * 99 + "\n"})) == [
         "TTS_API_KEY: no such setting; did you mean TTS_API_KEYS?",
         "TTS_ZZ=1: no such setting; python -m server --help lists all",

@@ -45,6 +45,7 @@ HEAD_SECONDS = 5.0  # from connecting, or from the last answer, to the end of a 
 WRITE_SECONDS = 60.0  # that a client may take to make room for one piece: about 1 kB/s, whatever it reads
 QUICK_SECONDS = 0.25  # at the end, for clients that have neither a session nor speech under way, and may just not read or send
 QUEUE = 2  # messages between Hypercorn and Quart
+INBOUND = 32  # messages of a WebSocket that have come and that its session has not read
 TOO_MANY = b"HTTP/1.1 503 \r\nRetry-After: 1\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 log = logging.getLogger(__name__)
 
@@ -129,15 +130,12 @@ class QuietSockets(Config):
         return made
 
 
-def bounded(messages: int) -> type[ASGIWebsocketConnection]:
-    """Quart's connection, holding at most that many messages that nobody has read yet; then the client has to wait."""
+class BoundedSocket(ASGIWebsocketConnection):
+    """Quart's connection, holding at most ``INBOUND`` messages that nobody has read yet; then the client has to wait."""
 
-    class Bounded(ASGIWebsocketConnection):
-        def __init__(self, app: Quart, scope: WebsocketScope) -> None:
-            super().__init__(app, scope)
-            self.queue = asyncio.Queue(messages)
-
-    return Bounded
+    def __init__(self, app: Quart, scope: WebsocketScope) -> None:
+        super().__init__(app, scope)
+        self.queue = asyncio.Queue(INBOUND)
 
 
 class _Proxied:

@@ -30,6 +30,7 @@ from server.ws.protocol import SPEAK, Cancel, Close, Flush, Speak, Start
 from server.ws.speaker import Configuration, Speaker, Turn, told
 
 TURNED_AWAY = ("UNAUTHORIZED", "RATE_LIMITED", "MODEL_LOADING")  # errors that are refusals: not of a text, but of who asks, or now
+START_SECONDS = 60.0  # from connecting to the first start or speak
 VANISHED = 1006  # the close code of a connection that ended without one (RFC 6455)
 log = logging.getLogger(__name__)
 
@@ -201,7 +202,7 @@ class Session:
         if self._client.principal is None:
             return self._connected + chosen.auth_timeout, f"no valid token within {chosen.auth_timeout:g} s"
         if not self._begun:
-            return self._connected + chosen.start_timeout, f"neither start nor speak within {chosen.start_timeout:g} s"
+            return self._connected + START_SECONDS, f"neither start nor speak within {START_SECONDS:g} s"
         heard = monotonic() if self.machine.live else max(self._active, self._speaker.last)
         return heard + chosen.idle_timeout, f"nothing to do for {chosen.idle_timeout:g} s"
 
