@@ -15,7 +15,7 @@ from server.http import bodies, openai, page, schema, web
 from server.http.web import address_of, token_of
 from server.ops import metrics
 from server.ops.auth import Authenticator
-from server.ops.limits import Limits
+from server.ops.limits import Quotas
 from server.ops.metrics import Metrics
 from server.ops.transport import BoundedSocket
 from server.settings import Settings
@@ -43,7 +43,7 @@ def create_app(settings: Settings | None = None, make_engine: MakeEngine = facto
     store = VoiceStore(VoiceLayers.of(chosen.voices_dir, shipped=chosen.shipped_voices))
     log.info("voices: %s; new ones go to %s", store.layers, store.layers.destination or "no folder: set TTS_VOICES_DIR")
     engine = make_engine(chosen, store)
-    context = Context(chosen, engine, store, Authenticator(chosen), Limits(chosen), Metrics())
+    context = Context(chosen, engine, store, Authenticator(chosen), Quotas(chosen), Metrics())
     app = Quart("server", static_folder=None)
     app.url_map.strict_slashes = app.url_map.merge_slashes = False  # a redirect would go wherever Host says
     app.asgi_websocket_class = BoundedSocket

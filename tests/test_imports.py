@@ -154,7 +154,7 @@ LAYERS = [
     {"server.context"},
     {"server.ws.client", "server.admission.loading", "server.ws.outgoing", "server.voices.watch"},
     {"server.admission.speech"},
-    {"server.ws.speaker", "server.http.web"},
+    {"server.ws.playback", "server.http.web"},
     {"server.voices.sample"},
     {"server.ws.session", "server.voices.routes", "server.http.openai", "server.http.bodies", "server.http.page"},
     {"server.ops.drain", "server.http.schema"},

@@ -17,7 +17,7 @@ from websockets.exceptions import InvalidStatus
 from server.http.origins import origin_allowed
 from server.ops.auth import LEEWAY, Authenticator, Unauthorized
 from server.ops.keys import KeyFile, new_key, read_keys
-from server.ops.limits import Limited, Limits
+from server.ops.limits import Limited, Quotas
 from server.settings import Settings
 from tests.fake_engine import LIMIT, FakeEngine
 from tests.serving import client, closed, connect, hear, running, say, until, utterance
@@ -375,7 +375,7 @@ async def test_uploads_have_a_limit(voices: Path) -> None:
 
 @pytest.mark.usefixtures("one_moment")
 def test_what_is_too_much_is_not_counted() -> None:
-    limits = Limits(Settings(limit_characters=10))
+    limits = Quotas(Settings(limit_characters=10))
     someone = Authenticator(Settings()).anonymous("1.2.3.4")
     limits.count(someone, "characters", 6)
     with pytest.raises(Limited, match="more than 10 characters in one minute"):

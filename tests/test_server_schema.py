@@ -112,7 +112,7 @@ async def test_every_answer_is_as_described(voices: Path) -> None:
             ("GET", "/healthz", "Status", {}),
             ("GET", "/readyz", "Status", {}),
             ("GET", "/api/v1/voices", "VoiceList", {}),
-            ("POST", "/api/v1/voices", "VoiceInfo", {"files": files, "data": CONSENT}),
+            ("POST", "/api/v1/voices", "VoiceDescription", {"files": files, "data": CONSENT}),
             ("POST", "/api/v1/voices", "ErrorAnswer", {"data": CONSENT}),
             ("GET", "/v1/models", "Models", {}),
             ("GET", "/v1/audio/models", "Models", {}),

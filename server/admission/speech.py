@@ -1,6 +1,6 @@
 """What WebSocket and HTTP ask alike before anybody speaks, and what they make of a try that failed.
 
-Each puts a ``Denied`` into its own codes: ``server.ws.speaker.told``, ``server.http.web.denied``.
+Each puts a ``Denied`` into its own codes: ``server.ws.playback.told``, ``server.http.web.denied``.
 """
 
 import asyncio
@@ -14,7 +14,7 @@ from qwen3_jax.messages import shorten
 from server.admission.languages import default_language, spoken
 from server.admission.loading import too_early
 from server.context import Context
-from server.engines.base import Crowded, EngineClosed, Handle, OutOfMemory, Refused, SpeechRequest
+from server.engines.base import Crowded, EngineClosed, OutOfMemory, Refused, SpeechHandle, SpeechRequest
 from server.ops.auth import Principal
 from server.voices.store import StoredVoice, VoiceGone
 
@@ -88,11 +88,11 @@ class Tries:
         self._due = monotonic() + context.settings.turn_timeout
         self._first: BaseException | None = None  # what the first one died of
 
-    def submit(self, request: SpeechRequest) -> Handle:
+    def submit(self, request: SpeechRequest) -> SpeechHandle:
         """Begin a try."""
         return self._context.engine.submit(msgspec.structs.replace(request, whole=self._first is not None))
 
-    async def turn(self, handle: Handle) -> None:
+    async def turn(self, handle: SpeechHandle) -> None:
         """Return when the try's turn has come. Raises TimeoutError."""
         with self._context.metrics.wait(high=self._high):
             async with asyncio.timeout(max(0.0, self._due - monotonic())):

@@ -24,8 +24,8 @@ from server.admission import reading, speech
 from server.admission.speech import Denied, Tries
 from server.admission.text import normal_form, too_long
 from server.context import Context
-from server.engines.base import Handle, SpeechRequest
-from server.http.encode import CONTENT_TYPES, Encoder, Tempo, Unavailable, encoder
+from server.engines.base import SpeechHandle, SpeechRequest
+from server.http.encode import CONTENT_TYPES, FileEncoder, Tempo, Unavailable, encoder
 from server.http.web import HttpError, authenticated, denied, route_of
 from server.ops.auth import Principal
 from server.voices.store import StoredVoice
@@ -42,7 +42,7 @@ class VoiceId(msgspec.Struct):
     id: protocol.Name = ""
 
 
-class Speech(msgspec.Struct, kw_only=True):
+class CreateSpeechRequest(msgspec.Struct, kw_only=True):
     """The body of ``POST /v1/audio/speech``. ``instructions`` are taken and not followed: a Base model has none."""
 
     input: str
@@ -120,10 +120,10 @@ def install(app: Quart, context: Context) -> None:
 class _Work:
     """One utterance on its way through an encoder."""
 
-    def __init__(self, context: Context, wanted: SpeechRequest, encoding: Encoder, tempo: Tempo | None, principal_id: str) -> None:
+    def __init__(self, context: Context, wanted: SpeechRequest, encoding: FileEncoder, tempo: Tempo | None, principal_id: str) -> None:
         self._context, self._wanted, self._encoding, self._tempo = context, wanted, encoding, tempo
         self._principal_id = principal_id
-        self._handle: Handle | None = None
+        self._handle: SpeechHandle | None = None
         self._begun = monotonic()
         self._sounds: float | None = None  # when its first bytes went out
         self._seconds = 0.0  # of audio that has been encoded
@@ -226,7 +226,7 @@ class _Work:
         }
         self._context.access.spoke(fields, complete=reason in ("eos", "length"))
 
-    async def _next(self, handle: Handle) -> NpF32["F"] | None:
+    async def _next(self, handle: SpeechHandle) -> NpF32["F"] | None:
         try:
             async with asyncio.timeout(self._context.settings.chunk_timeout):
                 return check_finite(await anext(handle))
@@ -250,15 +250,15 @@ def _event(value: dict[str, Any]) -> bytes:
     return b"data: " + msgspec.json.encode(value) + b"\n\n"
 
 
-def _parse(body: str | bytes) -> Speech:
+def _parse(body: str | bytes) -> CreateSpeechRequest:
     try:
-        wanted: Speech = reading.convert(reading.decode(body), Speech)
+        wanted: CreateSpeechRequest = reading.convert(reading.decode(body), CreateSpeechRequest)
         return wanted
     except reading.BAD as error:
         raise HttpError(400, "INVALID_MESSAGE", reading.said(error), param=getattr(error, "field", None)) from error
 
 
-async def _text(context: Context, wanted: Speech) -> str:
+async def _text(context: Context, wanted: CreateSpeechRequest) -> str:
     most = context.settings.max_text_chars
     try:
         text = (await normal_form(wanted.input, most)).strip(AROUND)

@@ -33,7 +33,7 @@ class Overloaded(Limited):
     """All of the server's sessions are held, by whomever."""
 
 
-class Limits:
+class Quotas:
     """The counts of one process; ``newcomers`` are the sessions of clients that have not said who they are."""
 
     def __init__(self, settings: Settings) -> None:

@@ -156,7 +156,7 @@ def harden() -> None:
     ws_stream.Handshake = frames.PlainHandshake  # type: ignore[misc]  # a class in the place of another
     ws_stream.WebsocketBuffer = frames.Buffer  # type: ignore[misc]  # a class in the place of another
     hypercorn_run.TCPServer = _Connection  # type: ignore[misc]  # the same
-    h11_protocol.WSStream = frames.Stream  # type: ignore[misc]  # a class in the place of another
+    h11_protocol.WSStream = frames.BoundedStream  # type: ignore[misc]  # a class in the place of another
     hypercorn_protocol.H11Protocol = http1.Http11  # type: ignore[misc, assignment]  # the same
 
 

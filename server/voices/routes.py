@@ -24,11 +24,10 @@ from server.ws import protocol
 
 UPLOADS_AT_ONCE = 2  # each may hold a decoded clip in memory
 MAX_NAME, MAX_CONSENT = 100, 1000
-PIECE = 64 * 1024  # bytes of a recording that are sent at a time
 log = logging.getLogger(__name__)
 
 
-class VoiceInfo(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+class VoiceDescription(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     """A voice as clients see it."""
 
     id: str
@@ -46,13 +45,13 @@ class VoiceInfo(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
 class VoiceList(msgspec.Struct, frozen=True):
     """``GET /api/v1/voices``."""
 
-    voices: list[VoiceInfo]
+    voices: list[VoiceDescription]
 
 
-def describe(voice: StoredVoice, default: str, others: Sequence[str] = ()) -> VoiceInfo:
+def describe(voice: StoredVoice, default: str, others: Sequence[str] = ()) -> VoiceDescription:
     """A voice as the list shows it, with the other names that it answers to."""
     about = voice.metadata
-    return VoiceInfo(
+    return VoiceDescription(
         id=voice.id,
         name=about.name or voice.id,
         language=about.language,
@@ -80,7 +79,9 @@ def install(app: Quart, context: Context) -> None:
         if context.engine.presets is not None:
             presets = context.engine.presets
             return _answer(
-                VoiceList([VoiceInfo(id=name, name=name, is_default=name == default, aliases=others.get(name, [])) for name in presets])
+                VoiceList(
+                    [VoiceDescription(id=name, name=name, is_default=name == default, aliases=others.get(name, [])) for name in presets]
+                )
             )
         visible = [voice for voice in store.voices.values() if voice.visible_to(principal.id)]
         return _answer(VoiceList([describe(voice, default, others.get(voice.id, ())) for voice in visible]))

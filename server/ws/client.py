@@ -1,6 +1,6 @@
 """Who is at the other end of a session: nobody yet, then a principal. It is counted on connecting, and holds one place until it leaves.
 
-Those that have not said who they are have places of their own (``Limits.newcomers``), which newcomers may take from them.
+Those that have not said who they are have places of their own (``Quotas.newcomers``), which newcomers may take from them.
 """
 
 import contextlib

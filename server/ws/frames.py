@@ -59,7 +59,7 @@ class Buffer(ws_stream.WebsocketBuffer):
         self._bytes = 0
 
 
-class Stream(ws_stream.WSStream):
+class BoundedStream(ws_stream.WSStream):
     """As Hypercorn's, but a refused handshake closes its connection, and a message that is too big, or a flood, ends the session.
 
     The client has a second to read why before the connection goes, for what it has under way would make its system throw the reason away.

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from server.context import Context
 from server.ws import protocol
-from server.ws.machine import Utterance
+from server.ws.machine import SessionUtterance
 from server.ws.protocol import Close
 
 
@@ -42,7 +42,7 @@ class Outgoing:
         async with self._alone():
             await self._socket.send(protocol.encode(message))
 
-    async def audio(self, utterance: Utterance, frame: str | bytes) -> bool:
+    async def audio(self, utterance: SessionUtterance, frame: str | bytes) -> bool:
         """Send audio; False, and nothing sent, if its utterance is not live any more. Raises SlowClient."""
         async with self._alone():
             if utterance.live:

@@ -128,7 +128,7 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     voices: tuple[str, ...]
 
 
-class Limits(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+class SessionLimits(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     """Part of ``ready``."""
 
     max_message_bytes: int
@@ -142,7 +142,7 @@ class Ready(_Message, tag="ready", frozen=True, kw_only=True):
     session_id: str
     voice_loaded: str
     capabilities: Capabilities
-    limits: Limits
+    limits: SessionLimits
 
 
 class Started(_Message, tag="started", frozen=True, kw_only=True):

@@ -1,6 +1,6 @@
 """One client on ``/api/v1/speak``: frames in -> messages and audio out. What may happen when is decided in ``server.ws.machine``.
 
-Two tasks: this one reads, a Speaker (server.ws.speaker) speaks what waits. Both send through Outgoing, one message at a time and within a
+Two tasks: this one reads, a Playback (server.ws.playback) speaks what waits. Both send through Outgoing, one message at a time and within a
 limit; a frame of audio goes out only if its utterance is still live once the lock is held, so nothing follows a ``CANCELLED``.
 """
 
@@ -24,10 +24,10 @@ from server.ops.logs import session_id
 from server.voices.store import StoredVoice
 from server.ws import protocol
 from server.ws.client import Client, Ended, no_place
-from server.ws.machine import Machine, Refusal, State
+from server.ws.machine import Machine, Rejection
 from server.ws.outgoing import Outgoing, SlowClient, Socket
+from server.ws.playback import Configuration, Playback, Turn, told
 from server.ws.protocol import SPEAK, Cancel, Close, Flush, Speak, Start
-from server.ws.speaker import Configuration, Speaker, Turn, told
 
 TURNED_AWAY = ("UNAUTHORIZED", "RATE_LIMITED", "MODEL_LOADING")  # errors that are refusals: not of a text, but of who asks, or now
 START_SECONDS = 60.0  # from connecting to the first start or speak
@@ -35,7 +35,7 @@ VANISHED = 1006  # the close code of a connection that ended without one (RFC 64
 log = logging.getLogger(__name__)
 
 
-class Session:
+class ClientSession:
     """A connected client.
 
     Args:
@@ -54,7 +54,7 @@ class Session:
         self._displaced = False
         self._out = Outgoing(socket, context)
         self._configuration = Configuration()
-        self._speaker = Speaker(self.machine, self._out, context, self.id)
+        self._playback = Playback(self.machine, self._out, context, self.id)
         self._connected = self._active = monotonic()
         self._begun = False  # whether the client has said anything that counts
 
@@ -66,7 +66,7 @@ class Session:
             await self._out.send(self._ready())
             self.machine.connected()
             async with asyncio.TaskGroup() as tasks:
-                speaking = tasks.create_task(self._speaker.run())
+                speaking = tasks.create_task(self._playback.run())
                 try:
                     while True:
                         await self._receive_one()
@@ -74,8 +74,8 @@ class Session:
                     await self._leave(end.last, end.code)
                 finally:
                     self.machine.stop()
-                    self._speaker.wake()
-                    self._speaker.settle()
+                    self._playback.wake()
+                    self._playback.settle()
                     speaking.cancel()
         except Ended as end:  # before it began
             await self._leave(end.last, end.code)
@@ -96,7 +96,7 @@ class Session:
                     "principal": shorten(client.principal.id),
                     "address": client.address,
                     "seconds": round(monotonic() - self._connected, 1),
-                    "utterances": self._speaker.utterances,
+                    "utterances": self._playback.utterances,
                     "code": self._out.close_code or here().close_code or VANISHED,
                 }
             )
@@ -108,7 +108,7 @@ class Session:
             self.machine.ended(utterance, "cancelled")
         for utterance in waiting:
             await self._out.send(protocol.error("CANCELLED", "the server goes down", utterance.request_id))
-        await self._speaker.quiet(grace)
+        await self._playback.quiet(grace)
         self.machine.cancel()
         await self._leave(protocol.Stopped(reason="server_shutdown"), Close.GOING_AWAY)
 
@@ -157,15 +157,15 @@ class Session:
             elif isinstance(message, Speak):
                 await self._speak(message)
             elif isinstance(message, Flush):
-                self._speaker.more(*self.machine.flush(message))
+                self._playback.more(*self.machine.flush(message))
             elif isinstance(message, Cancel):
                 await self._cancel(message)
             elif message is None:
                 log.debug("a message of a type that nobody knows is ignored")
             else:
                 raise Ended(Close.NORMAL, protocol.Stopped(reason=message.reason))
-        except Refusal as error:
-            self._speaker.wake()  # an open text that turned out empty has ended
+        except Rejection as error:
+            self._playback.wake()  # an open text that turned out empty has ended
             await self._refuse(message, protocol.error(error.code, str(error), error.request_id, retry_after_ms=error.retry_after_ms))
         except Limited as error:
             await self._refuse(message, protocol.error("RATE_LIMITED", str(error), _id_of(message), retry_after_ms=error.retry_after_ms))
@@ -203,7 +203,7 @@ class Session:
             return self._connected + chosen.auth_timeout, f"no valid token within {chosen.auth_timeout:g} s"
         if not self._begun:
             return self._connected + START_SECONDS, f"neither start nor speak within {START_SECONDS:g} s"
-        heard = monotonic() if self.machine.live else max(self._active, self._speaker.last)
+        heard = monotonic() if self.machine.live else max(self._active, self._playback.last)
         return heard + chosen.idle_timeout, f"nothing to do for {chosen.idle_timeout:g} s"
 
     async def _start(self, message: Start) -> None:
@@ -213,7 +213,7 @@ class Session:
             ("transport", message.transport, protocol.TRANSPORTS),
         ):
             if value not in allowed:
-                raise Refusal("INVALID_MESSAGE", f"{name} {shorten(repr(value))} is not supported: use {', '.join(map(str, allowed))}")
+                raise Rejection("INVALID_MESSAGE", f"{name} {shorten(repr(value))} is not supported: use {', '.join(map(str, allowed))}")
         language = speech.language(self._context, message.language or self._configuration.language or None)
         known = self._client.principal
         if self._context.auth.required and (message.auth_token is not None or known is None or known.expired):
@@ -243,17 +243,16 @@ class Session:
                 Close.UNAUTHORIZED, protocol.error("UNAUTHORIZED", "send start with authToken first", request_id, recoverable=False)
             )
         if principal.expired:
-            raise Refusal("UNAUTHORIZED", "the token has expired: send start with a fresh authToken", request_id)
+            raise Rejection("UNAUTHORIZED", "the token has expired: send start with a fresh authToken", request_id)
         self._begun = True
         language = speech.language(self._context, message.language or self._configuration.language or None)
         speech.check_engine(self._context, principal)
         if len(message.text) > SLICE:
             message = await self._normalised(message)
-        if self.machine.state is State.SPEAKING or message.text.strip(AROUND):  # else there is nothing to count: the machine refuses it
-            self._context.limits.count(principal, "characters", len(message.text.strip(AROUND)))
+        self._context.limits.count(principal, "characters", len(message.text.strip(AROUND)))
         utterance, settled, new = self.machine.speak(message)
         if not new:
-            self._speaker.more(utterance, settled)
+            self._playback.more(utterance, settled)
             return
         try:
             self._context.limits.count(principal, "utterances")
@@ -263,10 +262,10 @@ class Session:
         voice = await self._voice(message.voice, request_id)
         if voice is None:
             self.machine.ended(utterance)
-            raise Refusal("VOICE_NOT_FOUND", "there is no voice here: an operator has to install one", request_id)
+            raise Rejection("VOICE_NOT_FOUND", "there is no voice here: an operator has to install one", request_id)
         if utterance.live:
             configuration = msgspec.structs.replace(self._configuration, language=language)
-            self._speaker.add(Turn(utterance, settled, voice, configuration, principal))
+            self._playback.add(Turn(utterance, settled, voice, configuration, principal))
 
     async def _normalised(self, message: Speak) -> Speak:
         """With a long text's normal form, so that the machine, which lets nobody in between, has next to nothing to do."""
@@ -279,7 +278,7 @@ class Session:
     async def _cancel(self, message: Cancel) -> None:
         """Every cancelled utterance is told by one CANCELLED; a cancel that finds nothing gets one too."""
         dropped = self.machine.cancel(message)
-        self._speaker.wake()
+        self._playback.wake()
         self._context.metrics.cancellations.inc(len(dropped))
         for utterance in dropped:
             await self._out.send(protocol.error("CANCELLED", "cancelled by the client", utterance.request_id))
@@ -321,7 +320,7 @@ class Session:
                 max_text_chars=chosen.max_text_chars,
                 voices=self._context.voices(self._client.principal_id),
             ),
-            limits=protocol.Limits(
+            limits=protocol.SessionLimits(
                 max_message_bytes=chosen.max_message_bytes,
                 max_waiting=chosen.max_waiting,
                 idle_timeout_ms=round(chosen.idle_timeout * 1000),
@@ -329,12 +328,9 @@ class Session:
         )
 
 
-Sitting = tuple[Session, "asyncio.Task[None]"]
-
-
 async def handle(socket: Socket, context: Context, address: str, token: str | None = None) -> None:
     """Run a session to its end, whichever end that is; a fault of ours ends in ``error`` and 1011, never in 1000."""
-    session = Session(socket, context, address, token)
+    session = ClientSession(socket, context, address, token)
     task = asyncio.create_task(session.run())
     sitting = (session, task)
     context.sessions.add(sitting)

@@ -20,12 +20,12 @@ from qwen3_jax.messages import shorten
 from qwen3_jax.shapes import NpF32
 from server.admission.speech import Denied, Tries
 from server.context import Context
-from server.engines.base import Handle, SpeechRequest
+from server.engines.base import SpeechHandle, SpeechRequest
 from server.ops.auth import Principal
 from server.voices.store import StoredVoice
 from server.ws import protocol
-from server.ws.audio_out import Converter, Pace
-from server.ws.machine import Machine, Utterance
+from server.ws.audio_out import Converter, SendPace
+from server.ws.machine import Machine, SessionUtterance
 
 log = logging.getLogger(__name__)
 
@@ -40,23 +40,23 @@ class Configuration(msgspec.Struct, frozen=True, kw_only=True):
     voice: str | None = None
 
 
-class Sink(Protocol):
+class SpeechOutput(Protocol):
     """The part of ``server.ws.outgoing.Outgoing`` that is used here."""
 
     async def send(self, message: protocol.ServerMessage) -> None: ...
-    async def audio(self, utterance: Utterance, frame: str | bytes) -> bool: ...
+    async def audio(self, utterance: SessionUtterance, frame: str | bytes) -> bool: ...
 
 
 class Turn:
     """An utterance with all that is needed to speak it."""
 
     def __init__(
-        self, utterance: Utterance, text: str, voice: StoredVoice | str, configuration: Configuration, principal: Principal
+        self, utterance: SessionUtterance, text: str, voice: StoredVoice | str, configuration: Configuration, principal: Principal
     ) -> None:
         self.utterance, self.voice, self.configuration, self.principal = utterance, voice, configuration, principal
         self.text = text  # all of it that has come
         self.arrived = self.touched = monotonic()
-        self.handle: Handle | None = None
+        self.handle: SpeechHandle | None = None
         self.first: float | None = None  # when its first audio went out
         self.sequence = 0
         self.seconds = 0.0  # of audio that has been sent
@@ -77,10 +77,10 @@ class Turn:
         )
 
 
-class Speaker:
+class Playback:
     """The speaking task of one session."""
 
-    def __init__(self, machine: Machine, out: Sink, context: Context, name: str) -> None:
+    def __init__(self, machine: Machine, out: SpeechOutput, context: Context, name: str) -> None:
         self.last = float("-inf")  # when the last utterance ended
         self.utterances = 0  # so far
         self._last_sent = 0.0
@@ -88,7 +88,7 @@ class Speaker:
         self._settings, self._metrics = context.settings, context.metrics
         self._turns: list[Turn] = []
         self._changed = asyncio.Event()
-        self._pace = Pace(self._settings.lead)
+        self._pace = SendPace(self._settings.lead)
 
     def add(self, turn: Turn) -> None:
         """Speak that when its turn comes."""
@@ -106,7 +106,7 @@ class Speaker:
                     self._tell(turn, {"cancelled": "cancelled", "left": "client_left"}.get(str(turn.utterance.end), "error"))
         self._turns = [turn for turn in self._turns if turn.utterance.live]
 
-    def more(self, utterance: Utterance, text: str) -> None:
+    def more(self, utterance: SessionUtterance, text: str) -> None:
         """More text of an utterance, and its end where that is not open any more."""
         turn = next(turn for turn in self._turns if turn.utterance is utterance)
         turn.text += text
@@ -212,7 +212,7 @@ class Speaker:
             tries.failed(failure, heard=converter.samples > 0)
         return None
 
-    async def _pieces(self, turn: Turn, handle: Handle) -> AsyncGenerator[NpF32["F"], None]:
+    async def _pieces(self, turn: Turn, handle: SpeechHandle) -> AsyncGenerator[NpF32["F"], None]:
         """The handle's pieces, each within its limit: the engine's, or that of a client who is still writing."""
         while True:
             writing = turn.utterance.text_open
