@@ -8,8 +8,7 @@ BEGUN = monotonic()  # this package is the first of the server that is imported
 
 def create_app() -> Any:
     """The application, for a Hypercorn that is started by others. Errors as in ``server.app.create_app``."""
-    from server import app, run
-    from server.ops import transport
+    from server import app, run, transport
 
     settings = run.begin()
     transport.harden()

@@ -11,15 +11,14 @@ from server.admission import loading
 from server.context import Context
 from server.engines import factory
 from server.engines.base import TtsEngine
-from server.http import bodies, openai, page, schema, web
+from server.http import bodies, openai, page, schema, voices, web
 from server.http.web import address_of, token_of
 from server.ops import metrics
 from server.ops.auth import Authenticator
 from server.ops.limits import Quotas
 from server.ops.metrics import Metrics
-from server.ops.transport import BoundedSocket
 from server.settings import Settings
-from server.voices import routes as voices
+from server.transport import BoundedSocket
 from server.voices.store import VoiceStore
 from server.voices.watch import watch
 from server.ws.protocol import SPEAK

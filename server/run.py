@@ -17,9 +17,9 @@ from server.app import create_app
 from server.environment import odd_variables
 from server.ops import logs, signals
 from server.ops.address import listen
-from server.ops.transport import serve
 from server.reference import allowed_words
 from server.settings import Settings
+from server.transport import serve
 
 LEAVE_SECONDS = 0.5  # for threads, once every client has been told
 TELL_SECONDS = 2.0  # for whoever called to tell of an error, where a thread would hold the end up

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from server.engines.base import EngineClosed, OutOfMemory, Refused, SpeechRequest, State
+from server.languages import LANGUAGES
 from server.settings import Settings
 from server.voices.store import StoredVoice, VoiceStore
-from server.ws.protocol import LANGUAGES
 
 FRAME = 1920
 LIMIT = 60.0  # seconds that a wait may take before the test counts as hung; no test is to depend on it

@@ -12,7 +12,7 @@ import soundfile
 from qwen3_jax import Sampling, Voice
 from server.engines.base import OutOfMemory, Refused, SpeechRequest
 from server.engines.thread import Synthesis
-from server.ws.protocol import LANGUAGES
+from server.languages import LANGUAGES
 from tests.fake_tts import FakeTTS
 
 

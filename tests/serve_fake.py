@@ -10,8 +10,8 @@ from pathlib import Path
 from server.app import create_app
 from server.engines.base import SpeechRequest
 from server.ops import logs
-from server.ops.transport import serve
 from server.settings import Settings
+from server.transport import serve
 from tests.fake_engine import FakeEngine, FakeHandle
 
 

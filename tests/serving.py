@@ -18,8 +18,8 @@ from websockets.asyncio.client import ClientConnection
 
 from qwen3_jax.audio import write_wav
 from server.app import MakeEngine, create_app
-from server.ops.transport import serve
 from server.settings import Settings
+from server.transport import serve
 from tests.fake_engine import LIMIT
 
 Message = dict[str, Any]

@@ -133,7 +133,7 @@ LAYERS = [
     {
         "server.ops.auth",
         "server.environment",
-        "server.admission.languages",
+        "server.languages",
         "server.reference",
         "server.ops.connections",
         "server.http.origins",
@@ -155,10 +155,10 @@ LAYERS = [
     {"server.ws.client", "server.admission.loading", "server.ws.outgoing", "server.voices.watch"},
     {"server.admission.speech"},
     {"server.ws.playback", "server.http.web"},
-    {"server.voices.sample"},
-    {"server.ws.session", "server.voices.routes", "server.http.openai", "server.http.bodies", "server.http.page"},
-    {"server.ops.drain", "server.http.schema"},
-    {"server.ops.transport"},
+    {"server.http.sample"},
+    {"server.ws.session", "server.http.voices", "server.http.openai", "server.http.bodies", "server.http.page"},
+    {"server.drain", "server.http.schema"},
+    {"server.transport"},
     {"server.app"},
     {"server.run"},
     {"server.__main__"},
@@ -170,8 +170,10 @@ RANK = {module: rank for rank, row in enumerate(LAYERS) for module in row}
 # (importer, imported): why it may go up all the same
 EXCEPTIONS = {
     ("qwen3_jax.checkpoint", "qwen3_jax"): "only __version__, inside the function that writes it into a checkpoint",
-    **{("server", f"server.{name}"): "when hypercorn's command line calls it" for name in ("app", "run", "ops.transport")},
+    **{("server", f"server.{name}"): "when hypercorn's command line calls it" for name in ("app", "run", "transport")},
 }
+# Rooms of the server, lowest first; what all of them share (settings, languages, context) and what puts them together lies above the rooms.
+ROOMS = ("ops", "voices", "engines", "admission", "ws", "http")
 PACKAGES = ("qwen3_jax", "server", "convert")
 
 
@@ -210,6 +212,23 @@ def test_imports_go_down() -> None:
         if (name not in RANK or RANK[name] >= RANK.get(module, -1)) and (module, name) not in EXCEPTIONS
     ]
     assert not wrong
+
+
+def test_rooms_of_the_server_import_lower_rooms_only() -> None:
+    found = modules()
+    assert set(ROOMS) == {module.split(".")[1] for module in found if module.startswith("server.") and module.count(".") > 1}
+    rank = {f"server.{room}": number for number, room in enumerate(ROOMS)}
+    wrong = [
+        f"{module} imports {name}"
+        for module, path in sorted(found.items())
+        for name in sorted(imported(path.read_text("utf-8"), set(found)))
+        if rank.get(room_of(module), len(ROOMS)) < rank.get(room_of(name), 0)
+    ]
+    assert not wrong
+
+
+def room_of(module: str) -> str:
+    return ".".join(module.split(".")[:2])
 
 
 def test_only_checkpoint_imports_orbax() -> None:

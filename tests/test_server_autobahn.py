@@ -14,7 +14,7 @@ import pytest
 from quart import Quart, websocket
 
 from server.ops.connections import here
-from server.ops.transport import BoundedSocket
+from server.transport import BoundedSocket
 from tests.fake_engine import FakeEngine
 from tests.serving import running
 

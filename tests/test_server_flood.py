@@ -17,9 +17,10 @@ import soundfile
 from hypercorn.protocol import ws_stream
 from quart import Quart
 
+from server import transport
 from server.http import bodies, http1
 from server.http.http1 import MAX_LOOSE, PIECE_BYTES, PIECES
-from server.ops import connections, transport, upstream
+from server.ops import connections, upstream
 from server.ops.connections import STRANGER_FRAMES, Connections
 from server.ops.crowd import Crowd, Guest, NoPlace, TokenBucket, network_of
 from server.ops.limits import PLACES, Quotas

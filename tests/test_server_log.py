@@ -267,8 +267,8 @@ def test_a_field_does_not_take_a_name_that_every_line_has() -> None:
 
 
 def test_hypercorn_writes_as_we_do(capsys: pytest.CaptureFixture[str]) -> None:
-    from server.ops.transport import configuration
     from server.settings import Settings
+    from server.transport import configuration
 
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level

@@ -21,8 +21,8 @@ from server.app import create_app
 from server.environment import odd_variables
 from server.ops import signals
 from server.ops.address import is_loopback, listen, url_of
-from server.ops.transport import serve
 from server.settings import Settings
+from server.transport import serve
 from tests.fake_engine import LIMIT, FakeEngine
 from tests.serving import closed, connect, hear, running, say, until
 

@@ -11,10 +11,10 @@ from typing import Literal
 import msgspec
 
 from qwen3_jax.messages import shorten
-from server.admission.languages import default_language, spoken
 from server.admission.loading import too_early
 from server.context import Context
 from server.engines.base import Crowded, EngineClosed, OutOfMemory, Refused, SpeechHandle, SpeechRequest
+from server.languages import default_language, spoken
 from server.ops.auth import Principal
 from server.voices.store import StoredVoice, VoiceGone
 

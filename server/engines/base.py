@@ -88,7 +88,7 @@ class TtsEngine(Protocol):
     def is_ready(self) -> bool: ...
     @property
     def languages(self) -> tuple[str, ...]:
-        """As ``server.ws.protocol.LANGUAGES`` spells them."""
+        """As ``server.languages.LANGUAGES`` spells them."""
 
     @property
     def streaming(self) -> bool:

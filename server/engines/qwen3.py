@@ -23,15 +23,14 @@ from qwen3_jax.engine.loop import LoopConsumer
 from qwen3_jax.service import LiveUtterance, SpeechService, Utterance
 from qwen3_jax.tts import Qwen3TTS, load_for
 from qwen3_jax.voice_folder import VoiceGone
-from server.admission.languages import check_default
 from server.engines import prompts
 from server.engines.base import Crowded, EngineClosed, Refused, SpeechRequest, State
 from server.engines.qwen3_cloner import Cloner
 from server.engines.qwen3_handle import Qwen3Handle, named
 from server.engines.slots import slots_for
+from server.languages import LANGUAGES, check_default
 from server.settings import Settings
 from server.voices.store import StoredVoice, VoiceStore
-from server.ws.protocol import LANGUAGES
 
 WARM_UP, WARM_UP_FRAMES = "Ready.", 6  # a first piece and a later one
 LONGER = 10.0  # seconds that the engine is more patient than the server, so that it is the server who tells the client

@@ -19,10 +19,10 @@ from qwen3_jax.audio import check_finite
 from qwen3_jax.engine import Full
 from qwen3_jax.engine.line import Line
 from qwen3_jax.shapes import NpF32
-from server.admission.languages import check_default
 from server.engines import prompts
 from server.engines.base import Crowded, OutOfMemory, Refused, SpeechRequest, State
 from server.engines.handle import ThreadHandle
+from server.languages import check_default
 from server.settings import Settings
 from server.voices.store import StoredVoice, VoiceStore
 

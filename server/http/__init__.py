@@ -1,1 +1,1 @@
-"""HTTP: OpenAI's endpoint, what all routes share (web), the description (schema), the page, and how bodies and heads are read."""
+"""HTTP: OpenAI's endpoint, voices, the description (schema), the page; what all routes share (web); how heads and bodies are read."""

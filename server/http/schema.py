@@ -13,7 +13,7 @@ import qwen3_jax
 from server.context import Context
 from server.http import openai
 from server.http.encode import CONTENT_TYPES
-from server.voices.routes import VoiceDescription, VoiceList
+from server.http.voices import VoiceDescription, VoiceList
 from server.ws import protocol
 
 CLIENT, SERVER = get_args(protocol.ClientMessage), get_args(protocol.ServerMessage)

@@ -1,1 +1,1 @@
-"""What keeps a server up: who may ask (auth, limits), how much comes in (connections), what is told (logs, metrics), the end (drain)."""
+"""What keeps a server up: who may ask (auth), how much (limits, connections), what the operator is told (logs, metrics), signals."""

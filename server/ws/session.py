@@ -18,6 +18,7 @@ from server.admission import speech
 from server.admission.speech import Denied
 from server.admission.text import normal_form
 from server.context import Context
+from server.languages import LANGUAGES
 from server.ops.connections import here
 from server.ops.limits import Limited
 from server.ops.logs import session_id
@@ -314,7 +315,7 @@ class ClientSession:
             voice_loaded=self._default_voice if engine.is_ready else "",
             capabilities=protocol.Capabilities(
                 streaming=engine.streaming,
-                languages=engine.languages or protocol.LANGUAGES,
+                languages=engine.languages or LANGUAGES,
                 encodings=protocol.ENCODINGS,
                 sample_rates=protocol.SAMPLE_RATES,
                 max_text_chars=chosen.max_text_chars,

@@ -28,13 +28,13 @@ from quart.asgi import ASGIWebsocketConnection
 
 from server import BEGUN
 from server.context import Context
+from server.drain import drain
 from server.http import http1
 from server.http.origins import asked_host
 from server.ops import signals, upstream
 from server.ops.access import AccessLog
 from server.ops.address import WILDCARDS, listen, url_of
 from server.ops.connections import Connection, Connections, begin, here
-from server.ops.drain import drain
 from server.settings import Settings
 from server.ws import frames
 from server.ws.frames import CLOSE_SECONDS

@@ -13,14 +13,14 @@ from quart.datastructures import FileStorage
 from qwen3_jax.messages import shorten
 from server.context import Context
 from server.engines.base import EngineClosed, OutOfMemory, Refused
+from server.http.sample import respond
 from server.http.web import HttpError, authenticated
+from server.languages import LANGUAGES, language
 from server.ops.auth import Principal
 from server.ops.connections import here
 from server.voices import checks
 from server.voices.names import aliases
-from server.voices.sample import respond
 from server.voices.store import Metadata, StoredVoice, VoiceGone
-from server.ws import protocol
 
 UPLOADS_AT_ONCE = 2  # each may hold a decoded clip in memory
 MAX_NAME, MAX_CONSENT = 100, 1000
@@ -195,12 +195,12 @@ def _about(form: dict[str, str], principal: Principal) -> Metadata:
             what = "a statement that the speaker agrees" if name == "consent" else "what people call the voice"
             raise HttpError(400, f"{name.upper()}_MISSING", f"the field {name} is required: {what}, 1 to {most} characters", param=name)
     if values["language"]:
-        known = protocol.language(values["language"])
+        known = language(values["language"])
         if known is None:
             raise HttpError(
                 400,
                 "LANGUAGE_UNKNOWN",
-                f"language {shorten(values['language'])!r}: use one of {', '.join(protocol.LANGUAGES)}",
+                f"language {shorten(values['language'])!r}: use one of {', '.join(LANGUAGES)}",
                 param="language",
             )
         values["language"] = known
