@@ -16,8 +16,8 @@ from qwen3_jax.folders import expand
 from qwen3_jax.text.files import read
 from qwen3_jax.voice import Voice
 from qwen3_jax.voice_files import REFERENCE, TRANSCRIPT
-from qwen3_jax.voice_folder import StoredVoice, VoiceFolder
-from qwen3_jax.voice_layers import DEFAULT_VOICE, VoiceLayers, create
+from qwen3_jax.voice_folder import StoredVoice
+from qwen3_jax.voice_layers import DEFAULT_VOICE, VoiceLayers
 
 KEPT = 16  # voices cloned from names and files, 5 MB each for in-context cloning
 Given = Voice | str | os.PathLike[str] | tuple[np.ndarray, int] | None
@@ -81,16 +81,16 @@ class VoiceChoice:
             voice = stored
             if name is None:
                 self._tell(f"voice: {voice.id}")
-            return self._once(voice, lambda: self._create(self._layers.reference(voice), voice))
+            return self._once(voice, lambda: self._create(self._layers, voice))
         if name is None:
             raise FileNotFoundError(f"no voice: there is none in {self._layers}; give a recording to clone")
         if name.endswith(".safetensors"):
             return Voice.load(name)
         path = Path(expand(name)).absolute()
         if os.path.isfile(path / REFERENCE) and transcript is None:
-            own = VoiceFolder(path.parent)
-            stored = own.voice(path.name)
-            return self._once(stored, lambda: self._create(own.reference(stored), stored))
+            own = VoiceLayers.single(path.parent)
+            alone = own.layers[0].folder.voice(path.name)
+            return self._once(alone, lambda: self._create(own, alone))
         if os.path.isfile(path):
             words, info = _words_beside(path) if transcript is None else transcript, path.stat()
             return self._once((path, info.st_mtime_ns, info.st_size, words), lambda: self._clone(path, words))
@@ -100,8 +100,8 @@ class VoiceChoice:
             "voice's folder at that path"
         )
 
-    def _create(self, recording: bytes, voice: StoredVoice) -> Voice:
-        return create(recording, voice, self._create_voice, self._x_vector_only_mode)
+    def _create(self, layers: VoiceLayers, voice: StoredVoice) -> Voice:
+        return layers.create(voice, self._create_voice, self._x_vector_only_mode)
 
     def _clone(self, recording: Path | tuple[np.ndarray, int], transcript: str | None) -> Voice:
         return self._create_voice(recording, transcript, x_vector_only_mode=self._x_vector_only_mode)

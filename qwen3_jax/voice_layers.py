@@ -111,10 +111,10 @@ class VoiceLayers:
         """Whether its folder had that very voice at the last look."""
         return any(listing.voices.get(voice.id) == voice for listing in self._last.values())
 
-    def listed(self, folder: VoiceFolder) -> tuple[str, ...]:
-        """The ids that one of the folders had at the last look, hidden ones included."""
+    def listed(self, folder: VoiceFolder) -> Mapping[str, StoredVoice]:
+        """The voices that one of the folders had at the last look, by id, hidden ones included."""
         last = self._last.get(folder.address)
-        return () if last is None else tuple(last.voices)
+        return {} if last is None else last.voices
 
     def reference(self, voice: StoredVoice) -> bytes:
         """The recording, a WAV file.
@@ -126,8 +126,17 @@ class VoiceLayers:
         return self.folder_of(voice).reference(voice)
 
     def create(self, voice: StoredVoice, create_voice: CreateVoice, x_vector_only_mode: bool | None = None) -> Voice:
-        """Clone it, with ``Qwen3TTS.create_voice`` of the checkpoint that will speak. Errors are that function's and ``reference``'s."""
-        return create(self.reference(voice), voice, create_voice, x_vector_only_mode)
+        """Clone it, with ``Qwen3TTS.create_voice`` of the checkpoint that will speak.
+
+        Raises:
+            ValueError: as that function; or its recording is no sound that can be cloned.
+            VoiceGone, OSError: as ``reference``.
+        """
+        sound = decode(self.reference(voice), voice.id)
+        try:
+            return create_voice(sound, voice.transcript, name=voice.id, x_vector_only_mode=x_vector_only_mode)
+        except recording.Refusal as error:
+            raise ValueError(f"the recording of voice {voice.id!r}: {error}") from error
 
     def layer_of(self, voice: StoredVoice) -> Layer:
         """The layer that a voice of ``look`` lies in. Raises VoiceGone."""
@@ -142,14 +151,6 @@ class VoiceLayers:
 
     def __str__(self) -> str:
         return ", ".join(f"{layer.folder.address} ({layer.kind})" for layer in self.layers) or "no folder"
-
-
-def create(content: bytes, voice: StoredVoice, create_voice: CreateVoice, x_vector_only_mode: bool | None = None) -> Voice:
-    """Clone a stored voice from its recording. Raises ValueError as ``Qwen3TTS.create_voice``, or if it is no sound."""
-    try:
-        return create_voice(decode(content, voice.id), voice.transcript, name=voice.id, x_vector_only_mode=x_vector_only_mode)
-    except recording.Refusal as error:
-        raise ValueError(f"the recording of voice {voice.id!r}: {error}") from error
 
 
 def decode(content: bytes, voice_id: str) -> tuple[np.ndarray, int]:

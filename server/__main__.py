@@ -9,14 +9,14 @@ from qwen3_jax.messages import shorten
 
 def make_key(name: str) -> None:
     """Print a fresh key on stderr, once, and the line for the key file on stdout."""
-    key, line = needed("server.keys", "server", "python -m server key").new_key(name)
+    key, line = needed("server.ops.keys", "server", "python -m server key").new_key(name)
     print(f"the key of {name}, shown this once: {key}", file=sys.stderr)
     print(line)
 
 
 def serve() -> None:
     """Serve. What the operator can put right ends the process with one line and status 1."""
-    from server import signals  # not server.run: its imports take long enough for a signal
+    from server.ops import signals  # not server.run: its imports take long enough for a signal
 
     signals.while_starting()
     try:

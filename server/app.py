@@ -7,21 +7,22 @@ from collections.abc import Callable
 from quart import Quart, Response, ResponseReturnValue, websocket
 
 from qwen3_jax.voice_layers import VoiceLayers
-from server import bodies, loading, metrics, openai, page, schema, web
-from server.auth import Authenticator
+from server.admission import loading
 from server.context import Context
 from server.engines import factory
 from server.engines.base import TtsEngine
-from server.limits import Limits
-from server.metrics import Metrics
-from server.protocol import SPEAK
+from server.http import bodies, openai, page, schema, voices, web
+from server.http.web import address_of, token_of
+from server.ops import metrics
+from server.ops.auth import Authenticator
+from server.ops.limits import Quotas
+from server.ops.metrics import Metrics
 from server.settings import Settings
-from server.transport import bounded
-from server.voices import routes as voices
+from server.transport import BoundedSocket
 from server.voices.store import VoiceStore
 from server.voices.watch import watch
-from server.web import address_of, token_of
-from server.websocket import handle
+from server.ws.protocol import SPEAK
+from server.ws.session import handle
 
 log = logging.getLogger(__name__)
 MakeEngine = Callable[[Settings, VoiceStore], TtsEngine]
@@ -41,10 +42,10 @@ def create_app(settings: Settings | None = None, make_engine: MakeEngine = facto
     store = VoiceStore(VoiceLayers.of(chosen.voices_dir, shipped=chosen.shipped_voices))
     log.info("voices: %s; new ones go to %s", store.layers, store.layers.destination or "no folder: set TTS_VOICES_DIR")
     engine = make_engine(chosen, store)
-    context = Context(chosen, engine, store, Authenticator(chosen), Limits(chosen), Metrics())
+    context = Context(chosen, engine, store, Authenticator(chosen), Quotas(chosen), Metrics())
     app = Quart("server", static_folder=None)
     app.url_map.strict_slashes = app.url_map.merge_slashes = False  # a redirect would go wherever Host says
-    app.asgi_websocket_class = bounded(chosen.max_inbound)
+    app.asgi_websocket_class = BoundedSocket
     bodies.install(app, chosen)
     app.config |= {"RESPONSE_TIMEOUT": 120, "BODY_TIMEOUT": 60}
     app.extensions["context"] = context

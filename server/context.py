@@ -7,12 +7,13 @@ from time import monotonic
 from typing import Any
 
 from qwen3_jax.voice import spelling
-from server.access import AccessLog
-from server.auth import Authenticator
-from server.engines.base import Handle, TtsEngine
-from server.limits import Limits
-from server.metrics import Metrics
-from server.settings import DEFAULT_VOICE, Settings
+from qwen3_jax.voice_layers import DEFAULT_VOICE
+from server.engines.base import SpeechHandle, TtsEngine
+from server.ops.access import AccessLog
+from server.ops.auth import Authenticator
+from server.ops.limits import Quotas
+from server.ops.metrics import Metrics
+from server.settings import Settings
 from server.voices.names import stands_for
 from server.voices.store import StoredVoice, VoiceStore
 
@@ -25,10 +26,10 @@ class Context:
     engine: TtsEngine
     store: VoiceStore
     auth: Authenticator
-    limits: Limits
+    limits: Quotas
     metrics: Metrics
     sessions: set[Any] = field(default_factory=set)
-    streams: "dict[Handle, asyncio.Future[None]]" = field(default_factory=dict)  # on their way to HTTP clients -> their ends
+    streams: "dict[SpeechHandle, asyncio.Future[None]]" = field(default_factory=dict)  # on their way to HTTP clients -> their ends
     draining: asyncio.Event = field(default_factory=asyncio.Event)
     loading: asyncio.Event = field(default_factory=asyncio.Event)  # set as soon as the engine begins to load
 

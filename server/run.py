@@ -13,10 +13,10 @@ from pydantic_core import ErrorDetails
 
 from qwen3_jax.hub import described
 from qwen3_jax.messages import shorten
-from server import logs, signals
-from server.address import listen
 from server.app import create_app
 from server.environment import odd_variables
+from server.ops import logs, signals
+from server.ops.address import listen
 from server.reference import allowed_words
 from server.settings import Settings
 from server.transport import serve

@@ -8,13 +8,13 @@ from pydantic import AliasChoices, Field, SecretStr, field_validator, model_vali
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from qwen3_jax.hub import EMBEDDED
-from server.address import check_host, is_loopback
+from qwen3_jax.voice_layers import DEFAULT_VOICE
+from server.ops.address import check_host, is_loopback
 
 Seconds = Annotated[float, Field(gt=0, le=3600)]
 Count = Annotated[int, Field(ge=1)]
 Names = Annotated[tuple[str, ...], NoDecode]  # from the environment: separated by commas
 SERVICE_LINK = re.compile(r"(tcp|udp|sctp)://", re.I)  # TTS_PORT as Kubernetes sets it for a Service called tts
-DEFAULT_VOICE = "makima"
 LONG = ("jwt_public_key", "jwt_rsa_public_key")  # not secret
 
 
@@ -92,10 +92,6 @@ class Settings(BaseSettings):
     """Bytes of an uploaded recording; a larger one gets 413."""
     max_connections: Count = 500
     """TCP connections: a quarter of them from one address, three quarters from this machine. More are answered with 503."""
-    max_unauthorized: Count = 40
-    """WebSockets without a valid token yet, besides `TTS_MAX_SESSIONS`; shares of an address as of connections."""
-    max_inbound: Count = 32
-    """Messages read from a socket and not yet looked at; then the client has to wait."""
     max_buffer_ms: Annotated[int, Field(ge=100)] = 30_000
     """Milliseconds of audio of one utterance that are made and not yet sent; then the slot waits."""
     lead: Seconds = 1.0
@@ -119,8 +115,6 @@ class Settings(BaseSettings):
     """Seconds that an utterance whose text comes in pieces waits for more of it."""
     send_timeout: Seconds = 10.0
     """Seconds for a client to read a message."""
-    start_timeout: Seconds = 60.0
-    """Seconds from connecting to the first `start` or `speak`; then closed with 4408."""
     idle_timeout: Seconds = 300.0
     """Seconds of a session with neither speech nor messages; then closed with 4408."""
     auth_timeout: Seconds = 10.0

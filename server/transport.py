@@ -26,15 +26,18 @@ from hypercorn.typing import ASGIFramework, Scope, WebsocketScope
 from quart import Quart
 from quart.asgi import ASGIWebsocketConnection
 
-from server import BEGUN, frames, http1, signals, upstream
-from server.access import AccessLog
-from server.address import WILDCARDS, listen, url_of
-from server.connections import Connection, Connections, begin, here
+from server import BEGUN
 from server.context import Context
 from server.drain import drain
-from server.frames import CLOSE_SECONDS
-from server.origins import asked_host
+from server.http import http1
+from server.http.origins import asked_host
+from server.ops import signals, upstream
+from server.ops.access import AccessLog
+from server.ops.address import WILDCARDS, listen, url_of
+from server.ops.connections import Connection, Connections, begin, here
 from server.settings import Settings
+from server.ws import frames
+from server.ws.frames import CLOSE_SECONDS
 
 SEND_BUFFER = 32 * 1024  # bytes in the kernel for each connection, which doubles it: less than two seconds of audio
 STALLED_MS, WATCH_SECONDS = 20_000, 1.0
@@ -42,6 +45,7 @@ HEAD_SECONDS = 5.0  # from connecting, or from the last answer, to the end of a 
 WRITE_SECONDS = 60.0  # that a client may take to make room for one piece: about 1 kB/s, whatever it reads
 QUICK_SECONDS = 0.25  # at the end, for clients that have neither a session nor speech under way, and may just not read or send
 QUEUE = 2  # messages between Hypercorn and Quart
+INBOUND = 32  # messages of a WebSocket that have come and that its session has not read
 TOO_MANY = b"HTTP/1.1 503 \r\nRetry-After: 1\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 log = logging.getLogger(__name__)
 
@@ -126,15 +130,12 @@ class QuietSockets(Config):
         return made
 
 
-def bounded(messages: int) -> type[ASGIWebsocketConnection]:
-    """Quart's connection, holding at most that many messages that nobody has read yet; then the client has to wait."""
+class BoundedSocket(ASGIWebsocketConnection):
+    """Quart's connection, holding at most ``INBOUND`` messages that nobody has read yet; then the client has to wait."""
 
-    class Bounded(ASGIWebsocketConnection):
-        def __init__(self, app: Quart, scope: WebsocketScope) -> None:
-            super().__init__(app, scope)
-            self.queue = asyncio.Queue(messages)
-
-    return Bounded
+    def __init__(self, app: Quart, scope: WebsocketScope) -> None:
+        super().__init__(app, scope)
+        self.queue = asyncio.Queue(INBOUND)
 
 
 class _Proxied:
@@ -155,7 +156,7 @@ def harden() -> None:
     ws_stream.Handshake = frames.PlainHandshake  # type: ignore[misc]  # a class in the place of another
     ws_stream.WebsocketBuffer = frames.Buffer  # type: ignore[misc]  # a class in the place of another
     hypercorn_run.TCPServer = _Connection  # type: ignore[misc]  # the same
-    h11_protocol.WSStream = frames.Stream  # type: ignore[misc]  # a class in the place of another
+    h11_protocol.WSStream = frames.BoundedStream  # type: ignore[misc]  # a class in the place of another
     hypercorn_protocol.H11Protocol = http1.Http11  # type: ignore[misc, assignment]  # the same
 
 
@@ -181,7 +182,7 @@ async def serve(
     stop: asyncio.Event | None = None,
     bound: Callable[[Config], None] | None = None,
 ) -> None:
-    """Serve until a signal that ends the process (server.signals), or ``stop``; then say goodbye to every session.
+    """Serve until a signal that ends the process (server.ops.signals), or ``stop``; then say goodbye to every session.
 
     Args:
         listener: a socket that listens, which is taken over. Default: one as the settings say.
@@ -190,7 +191,7 @@ async def serve(
 
     Raises:
         FileNotFoundError, ValueError: the model could not be loaded; whatever else made loading fail.
-        OSError: the address cannot be listened on; see server.address.
+        OSError: the address cannot be listened on; see server.ops.address.
         RuntimeError: the engine died for good while it served, so that whoever watches the process starts it anew.
     """
     harden()

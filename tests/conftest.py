@@ -62,7 +62,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Any:
     from tests.serving import Clock
 
     clock = Clock()
-    monkeypatch.setattr("server.speaker.monotonic", clock)
+    monkeypatch.setattr("server.ws.playback.monotonic", clock)
     return clock
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from server.engines.base import EngineClosed, OutOfMemory, Refused, SpeechRequest, State
-from server.protocol import LANGUAGES
+from server.languages import LANGUAGES
 from server.settings import Settings
 from server.voices.store import StoredVoice, VoiceStore
 

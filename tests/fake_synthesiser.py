@@ -11,8 +11,8 @@ import soundfile
 
 from qwen3_jax import Sampling, Voice
 from server.engines.base import OutOfMemory, Refused, SpeechRequest
-from server.engines.thread import Speech
-from server.protocol import LANGUAGES
+from server.engines.thread import Synthesis
+from server.languages import LANGUAGES
 from tests.fake_tts import FakeTTS
 
 
@@ -37,7 +37,7 @@ class FakeSynthesiser:
     def from_bytes(self, data: bytes) -> Voice:
         return Voice(np.zeros(4, np.float32), None, None, data.decode())
 
-    def speak(self, request: SpeechRequest, prompt: Any, text: str) -> Speech:
+    def speak(self, request: SpeechRequest, prompt: Any, text: str) -> Synthesis:
         sampling = msgspec.structs.replace(Sampling.defaults(self._tts.model.generation), **request.draw)
         try:
             return Guarded(self._tts.stream(text, voice=prompt, language=request.language, seed=request.seed, sampling=sampling))

@@ -7,9 +7,9 @@ import asyncio
 import sys
 from pathlib import Path
 
-from server import logs
 from server.app import create_app
 from server.engines.base import SpeechRequest
+from server.ops import logs
 from server.settings import Settings
 from server.transport import serve
 from tests.fake_engine import FakeEngine, FakeHandle

@@ -112,28 +112,35 @@ LAYERS = [
     {"qwen3_jax.train.codec"},
     {"qwen3_jax.train.language"},
     {"qwen3_jax.train.__main__"},
-    {"server.allowed"},
+    {"server.admission", "server.http", "server.ops", "server.ws", "server.voices"},  # only what the rooms are for
+    {"server.admission.allowed"},
     {
         "convert",
         "convert.golden",
         "server",
-        "server.address",
-        "server.admission",
-        "server.upstream",
-        "server.signals",
-        "server.logs",
-        "server.metrics",
-        "server.audio_out",
-        "server.jwks",
-        "server.keys",
-        "server.reading",
-        "server.voices",
+        "server.ops.address",
+        "server.admission.text",
+        "server.ops.upstream",
+        "server.ops.signals",
+        "server.ops.logs",
+        "server.ops.metrics",
+        "server.ws.audio_out",
+        "server.ops.jwks",
+        "server.ops.keys",
+        "server.admission.reading",
         "server.voices.names",
     },
-    {"server.protocol", "server.encode"},
-    {"convert.verify", "server.crowd", "server.access", "server.machine", "server.settings", "server.engines"},
-    {"server.auth", "server.environment", "server.languages", "server.reference", "server.connections", "server.origins"},
-    {"convert.__main__", "server.limits", "server.http1", "server.frames", "server.voices.cache", "server.voices.checks"},
+    {"server.ws.protocol", "server.http.encode"},
+    {"convert.verify", "server.ops.crowd", "server.ops.access", "server.ws.machine", "server.settings", "server.engines"},
+    {
+        "server.ops.auth",
+        "server.environment",
+        "server.languages",
+        "server.reference",
+        "server.ops.connections",
+        "server.http.origins",
+    },
+    {"convert.__main__", "server.ops.limits", "server.http.http1", "server.ws.frames", "server.voices.cache", "server.voices.checks"},
     {"server.voices.store"},
     {"server.engines.base", "server.engines.kept", "server.voices.command"},
     {
@@ -147,10 +154,12 @@ LAYERS = [
     {"server.engines.chatterbox"},
     {"server.engines.factory"},
     {"server.context"},
-    {"server.client", "server.loading", "server.speaker", "server.outgoing", "server.voices.watch", "server.web"},
-    {"server.voices.sample"},
-    {"server.websocket", "server.voices.routes", "server.openai", "server.bodies", "server.page"},
-    {"server.drain", "server.schema"},
+    {"server.ws.client", "server.admission.loading", "server.ws.outgoing", "server.voices.watch"},
+    {"server.admission.speech"},
+    {"server.ws.playback", "server.http.web"},
+    {"server.http.sample"},
+    {"server.ws.session", "server.http.voices", "server.http.openai", "server.http.bodies", "server.http.page"},
+    {"server.drain", "server.http.schema"},
     {"server.transport"},
     {"server.app"},
     {"server.run"},
@@ -165,6 +174,8 @@ EXCEPTIONS = {
     ("qwen3_jax.checkpoint", "qwen3_jax"): "only __version__, inside the function that writes it into a checkpoint",
     **{("server", f"server.{name}"): "when hypercorn's command line calls it" for name in ("app", "run", "transport")},
 }
+# Rooms of the server, lowest first; what all of them share (settings, languages, context) and what puts them together lies above the rooms.
+ROOMS = ("ops", "voices", "engines", "admission", "ws", "http")
 PACKAGES = ("qwen3_jax", "server", "convert")
 
 
@@ -203,6 +214,23 @@ def test_imports_go_down() -> None:
         if (name not in RANK or RANK[name] >= RANK.get(module, -1)) and (module, name) not in EXCEPTIONS
     ]
     assert not wrong
+
+
+def test_rooms_of_the_server_import_lower_rooms_only() -> None:
+    found = modules()
+    assert set(ROOMS) == {module.split(".")[1] for module in found if module.startswith("server.") and module.count(".") > 1}
+    rank = {f"server.{room}": number for number, room in enumerate(ROOMS)}
+    wrong = [
+        f"{module} imports {name}"
+        for module, path in sorted(found.items())
+        for name in sorted(imported(path.read_text("utf-8"), set(found)))
+        if rank.get(room_of(module), len(ROOMS)) < rank.get(room_of(name), 0)
+    ]
+    assert not wrong
+
+
+def room_of(module: str) -> str:
+    return ".".join(module.split(".")[:2])
 
 
 def test_only_checkpoint_imports_orbax() -> None:

@@ -14,10 +14,10 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from websockets.exceptions import InvalidStatus
 
-from server.auth import LEEWAY, Authenticator, Unauthorized
-from server.keys import KeyFile, new_key, read_keys
-from server.limits import Limited, Limits
-from server.origins import origin_allowed
+from server.http.origins import origin_allowed
+from server.ops.auth import LEEWAY, Authenticator, Unauthorized
+from server.ops.keys import KeyFile, new_key, read_keys
+from server.ops.limits import Limited, Quotas
 from server.settings import Settings
 from tests.fake_engine import LIMIT, FakeEngine
 from tests.serving import client, closed, connect, hear, running, say, until, utterance
@@ -113,7 +113,7 @@ def test_a_key_that_is_taken_out_of_its_file_is_refused(tmp_path: Path, caplog: 
 
 
 async def test_a_server_looks_at_its_key_file(tmp_path: Path, voices: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("server.keys.LOOK_SECONDS", 0.02)
+    monkeypatch.setattr("server.ops.keys.LOOK_SECONDS", 0.02)
     key, line = new_key("one")
     (tmp_path / "keys").write_text(f"{line}\n", "utf-8")
     async with running(voices, FakeEngine(), api_keys=tmp_path / "keys") as server, server.http_client() as http:
@@ -235,7 +235,7 @@ async def test_a_token_that_expires_is_renewed_by_start(voices: Path, monkeypatc
         await say(connection, type="start", authToken=token(exp=time.time() + DAY))
         assert (await hear(connection))["type"] == "started"
         later = time.time() + DAY + LEEWAY + 1
-        monkeypatch.setattr("server.auth.time", SimpleNamespace(time=lambda: later))
+        monkeypatch.setattr("server.ops.auth.time", SimpleNamespace(time=lambda: later))
         await say(connection, type="speak", text="Hello.", requestId="r")
         error = await hear(connection)
         assert (error["code"], error["recoverable"], error["requestId"]) == ("UNAUTHORIZED", True, "r")
@@ -375,7 +375,7 @@ async def test_uploads_have_a_limit(voices: Path) -> None:
 
 @pytest.mark.usefixtures("one_moment")
 def test_what_is_too_much_is_not_counted() -> None:
-    limits = Limits(Settings(limit_characters=10))
+    limits = Quotas(Settings(limit_characters=10))
     someone = Authenticator(Settings()).anonymous("1.2.3.4")
     limits.count(someone, "characters", 6)
     with pytest.raises(Limited, match="more than 10 characters in one minute"):

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from quart import Quart, websocket
 
-from server.connections import here
-from server.transport import bounded
+from server.ops.connections import here
+from server.transport import BoundedSocket
 from tests.fake_engine import FakeEngine
 from tests.serving import running
 
@@ -41,7 +41,7 @@ async def test_autobahn(voices: Path, tmp_path: Path) -> None:
         pytest.skip("no Python 2.7 with autobahntestsuite (pip install autobahntestsuite; AUTOBAHN_PYTHON names it)")
 
     def echo(app: Quart) -> None:
-        app.asgi_websocket_class = bounded(32)
+        app.asgi_websocket_class = BoundedSocket
 
         @app.websocket("/echo")
         async def handler() -> None:

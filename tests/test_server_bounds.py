@@ -12,10 +12,10 @@ import pytest
 
 from qwen3_jax.text import nfc
 from qwen3_jax.text.nfc import MARKS, SLICE
-from server.auth import MAX_TOKEN
-from server.bodies import MAX_BOUNDARY, MAX_FIELD, MAX_PART_HEAD, MAX_PARTS, BoundedBody
-from server.http1 import MAX_HEAD, MAX_LINES, MAX_TARGET
-from server.web import HttpError
+from server.http.bodies import MAX_BOUNDARY, MAX_FIELD, MAX_PART_HEAD, MAX_PARTS, BoundedBody
+from server.http.http1 import MAX_HEAD, MAX_LINES, MAX_TARGET
+from server.http.web import HttpError
+from server.ops.auth import MAX_TOKEN
 from tests.fake_engine import LIMIT, FakeEngine, pcm16
 from tests.serving import Server, client, hear, running, say, utterance
 from tests.test_nfc import Counting, run

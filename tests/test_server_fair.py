@@ -14,12 +14,13 @@ import pytest
 from websockets.asyncio.client import ClientConnection
 
 from qwen3_jax.engine import Options
+from server.admission.speech import Tries
 from server.engines.qwen3 import Qwen3Engine
-from server.keys import new_key
+from server.ops.keys import new_key
 from server.settings import Settings
-from server.speaker import Turn
 from server.voices.store import VoiceStore
-from server.websocket import handle
+from server.ws.playback import Turn
+from server.ws.session import handle
 from tests.fake_engine import LIMIT, FakeEngine
 from tests.fake_service import FakeService
 from tests.fake_tts import FakeTTS
@@ -185,7 +186,7 @@ async def test_a_cancellation_is_not_lost_where_a_message_comes_together_with_it
             await asyncio.sleep(0)
         session.cancel()
         async with asyncio.timeout(LIMIT):
-            ours = ("handle", "Session.run", "Speaker.run")
+            ours = ("handle", "ClientSession.run", "Playback.run")
             while left := [task for task in asyncio.all_tasks() if task.get_coro().__qualname__ in ours]:
                 await asyncio.wait(left)
         assert all(one.over for one in server.context.engine.handles)
@@ -217,10 +218,10 @@ async def test_an_http_client_that_goes_away_gives_its_slot_back(voices: Path, h
 def too_late(attempt: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
     """A speaker's attempts, the second of which comes when the utterance's time has passed."""
 
-    async def late(turn: Turn, *, whole: bool) -> Any:
-        if whole:
-            turn.due = 0.0
-        return await attempt(turn, whole=whole)
+    async def late(turn: Turn, tries: Tries) -> Any:
+        if tries._first is not None:
+            tries._due = 0.0
+        return await attempt(turn, tries)
 
     return late
 
@@ -263,7 +264,7 @@ async def test_the_one_retry_waits_for_the_engine_and_keeps_the_reason(voices: P
         rebuild.clear()
         service_of(engine).device.poison = error
         for session, _ in server.context.sessions:
-            session._speaker._attempt = too_late(session._speaker._attempt)
+            session._playback._attempt = too_late(session._playback._attempt)
         await say(connection, type="speak", text="Hello.", requestId="r")
         answer = await hear(connection)
         assert (answer["type"], answer["code"], answer["requestId"]) == ("error", "GPU_OUT_OF_MEMORY", "r")

@@ -17,13 +17,17 @@ import soundfile
 from hypercorn.protocol import ws_stream
 from quart import Quart
 
-from server import bodies, connections, frames, http1, transport, upstream
-from server.connections import STRANGER_FRAMES, Connections
-from server.crowd import Crowd, Guest, NoPlace, TokenBucket, network_of
-from server.frames import TURN
-from server.http1 import MAX_LOOSE, PIECE_BYTES, PIECES
-from server.limits import PLACES
-from server.metrics import Metrics
+from server import transport
+from server.http import bodies, http1
+from server.http.http1 import MAX_LOOSE, PIECE_BYTES, PIECES
+from server.ops import connections, upstream
+from server.ops.connections import STRANGER_FRAMES, Connections
+from server.ops.crowd import Crowd, Guest, NoPlace, TokenBucket, network_of
+from server.ops.limits import PLACES, Quotas
+from server.ops.metrics import Metrics
+from server.settings import Settings
+from server.ws import frames
+from server.ws.frames import TURN
 from tests.fake_engine import LIMIT, FakeEngine, pcm16
 from tests.serving import Server, client, closed, connect, hear, running, say, until, utterance
 from tests.test_server_auth import SECRET, token
@@ -126,7 +130,7 @@ async def test_the_loop_goes_round_between_frames(voices: Path, monkeypatch: pyt
     """Never more than so many pongs in one turn of the loop, however many pings come together."""
     rounds, seen = 0, []
 
-    class Seen(frames.Stream):
+    class Seen(frames.BoundedStream):
         async def _send_wsproto_event(self, event: Any) -> None:
             seen.append(rounds)
             await super()._send_wsproto_event(event)
@@ -137,7 +141,7 @@ async def test_the_loop_goes_round_between_frames(voices: Path, monkeypatch: pyt
             await asyncio.sleep(0)
             rounds += 1
 
-    monkeypatch.setattr(frames, "Stream", Seen)
+    monkeypatch.setattr(frames, "BoundedStream", Seen)
     async with running(voices, FakeEngine()) as server, raw(server.port) as (_, writer, _):
         await until(lambda: any(session.known for session, _ in server.context.sessions))
         going = asyncio.create_task(go_round())
@@ -271,9 +275,11 @@ async def test_a_head_that_does_not_end_is_cut(voices: Path, monkeypatch: pytest
 # Sessions
 
 
-async def test_strangers_do_not_take_the_places_of_those_who_have_a_key(voices: Path) -> None:
+async def test_strangers_do_not_take_the_places_of_those_who_have_a_key(voices: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nine addresses without tokens; clients with one, in the handshake or in start, get in as long as there is room for them."""
-    async with running(voices, FakeEngine(), jwt_secret=SECRET, max_sessions=2, max_unauthorized=4) as server:
+    assert (Quotas(Settings()).newcomers.most, Quotas(Settings(max_sessions=1000)).newcomers.most) == (40, 400)
+    monkeypatch.setattr("server.ops.limits.NEWCOMERS", 4)
+    async with running(voices, FakeEngine(), jwt_secret=SECRET, max_sessions=2) as server:
         async with contextlib.AsyncExitStack() as stack:
             strangers = []
             for number in range(9):

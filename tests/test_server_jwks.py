@@ -19,8 +19,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from server import jwks
-from server.auth import Authenticator, Unauthorized
+from server.ops import jwks
+from server.ops.auth import Authenticator, Unauthorized
 from server.settings import Settings
 from tests.fake_engine import LIMIT, FakeEngine
 from tests.serving import running, until
@@ -202,7 +202,7 @@ async def test_keys_stand_for_a_time_while_they_cannot_be_fetched(
 
 
 async def test_a_fetch_that_fails_is_logged_once(provider: Provider, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level("INFO", "server.jwks")
+    caplog.set_level("INFO", "server.ops.jwks")
     auth = Authenticator(Settings(jwks=provider.url, jwks_ttl=0.1))
     provider.status = 503
     assert not await takes(auth, OF_OLD)

@@ -11,9 +11,9 @@ import pytest
 from websockets.exceptions import InvalidStatus
 
 from qwen3_jax.messages import printable
-from server import access, logs
-from server.access import AccessLog
-from server.metrics import Metrics
+from server.ops import access, logs
+from server.ops.access import AccessLog
+from server.ops.metrics import Metrics
 from tests.fake_engine import FakeEngine
 from tests.serving import audio, client, closed, connect, hear, running, say, until, utterance
 from tests.test_server_auth import SECRET, token
@@ -56,15 +56,17 @@ async def test_a_line_for_each_request_that_speaks(voices: Path, lines: Lines, s
         wanted = {"input": "A private matter.", "voice": "anna", "response_format": "wav"}
         assert (await http.post("/v1/audio/speech", json=wanted)).status_code == 200
         assert (await http.post("/v1/audio/speech", json={"input": "break"})).status_code == 500
+        assert (await http.post("/v1/audio/speech", json={"input": "memory"})).status_code == 503
         assert (await http.post("/v1/audio/speech", json={"input": "private " * 999})).status_code == 400
         page = (await http.get("/metrics")).text
-    spoken, broken = [line for line in lines if line.get("route") == "/v1/audio/speech" and line["message"].startswith("utterance c")]
+    spoken, broken, full = [line for line in lines if line.get("route") == "/v1/audio/speech" and line["message"].startswith("utterance c")]
     assert (spoken["voice"], spoken["characters"], spoken["audio_ms"], spoken["finish_reason"]) == ("anna", 17, 240, "eos")
     assert (spoken["status"], spoken["principal"], spoken["level"]) == (200, "jwt:me\\x1b", "INFO") and spoken["ttfa_ms"] >= 0
     assert spoken.get("text") == ("A private matter." if shown else None)
     assert (broken["message"], broken["status"], broken["finish_reason"], broken["voice"]) == ("utterance cut", 500, "error", "makima")
+    assert (full["message"], full["status"], full["finish_reason"]) == ("utterance cut", 503, "error")
     assert ("rivate" in json.dumps(lines)) is shown
-    for status in (200, 400, 500):
+    for status in (200, 400, 500, 503):
         assert f'tts_requests_total{{route="/v1/audio/speech",status="{status}"}} 1.0' in page
 
 

@@ -19,15 +19,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from server.auth import Authenticator
 from server.context import Context
-from server.limits import Limits
-from server.machine import NEXT, Machine, Refusal, State, Utterance
-from server.metrics import Metrics
-from server.protocol import Cancel, Flush, Speak, Stop
+from server.ops.auth import Authenticator
+from server.ops.limits import Quotas
+from server.ops.metrics import Metrics
 from server.settings import Settings
 from server.voices.store import VoiceStore
-from server.websocket import handle
+from server.ws.machine import NEXT, Machine, Rejection, SessionState, SessionUtterance
+from server.ws.protocol import Cancel, Flush, Speak, Stop
+from server.ws.session import handle
 from tests.fake_engine import LIMIT, FakeEngine
 from tests.serving import make_voices
 from tests.test_server_protocol import NEAR
@@ -95,7 +95,7 @@ class Conversation(RuleBasedStateMachine):
             self.gate = asyncio.Semaphore(0)
             self.engine = FakeEngine(frames=FRAMES, gate=self.gate)
             store = VoiceStore(voices)
-            context = Context(chosen, self.engine, store, Authenticator(chosen), Limits(chosen), Metrics())
+            context = Context(chosen, self.engine, store, Authenticator(chosen), Quotas(chosen), Metrics())
             context.load()
             self.session = asyncio.create_task(handle(self.socket, context, "memory"))
             await turn()
@@ -251,7 +251,7 @@ def test_not_a_byte_follows_a_cancel_whenever_it_comes(voices: Path, turns: int,
     async def converse() -> list[Any]:
         socket, chosen = MemorySocket(), Settings(voices_dir=voices, lead=3600)
         store = VoiceStore(voices)
-        context = Context(chosen, FakeEngine(frames=20), store, Authenticator(chosen), Limits(chosen), Metrics())
+        context = Context(chosen, FakeEngine(frames=20), store, Authenticator(chosen), Quotas(chosen), Metrics())
         context.load()
         session = asyncio.create_task(handle(socket, context, "memory"))
         for message in (
@@ -289,7 +289,7 @@ def test_no_conversation_is_a_fault_of_ours(voices: Path, frames: list[str]) -> 
     async def converse() -> list[Any]:
         socket, chosen = MemorySocket(), Settings(voices_dir=voices, lead=3600, limit_utterances=10_000)
         store = VoiceStore(voices)
-        context = Context(chosen, FakeEngine(), store, Authenticator(chosen), Limits(chosen), Metrics())
+        context = Context(chosen, FakeEngine(), store, Authenticator(chosen), Quotas(chosen), Metrics())
         context.load()
         session = asyncio.create_task(handle(socket, context, "memory"))
         for frame in [*frames, '{"type": "flush"}', '{"type": "cancel"}', '{"type": "stop", "reason": "enough"}']:
@@ -308,11 +308,11 @@ def test_no_conversation_is_a_fault_of_ours(voices: Path, frames: list[str]) -> 
 def test_text_in_pieces_is_the_text_whole(text: str, cuts: list[int]) -> None:
     """NFC across the joints: pieces put together are the normal form of the whole, but for the blanks at its end."""
     edges = [0, *sorted(min(cut, len(text)) for cut in cuts), len(text)]
-    utterance = Utterance(Speak(text="", continue_=True), 1000)
+    utterance = SessionUtterance(Speak(text="", continue_=True), 1000)
     whole = unicodedata.normalize("NFC", text).strip()
     pieces = [utterance.take(text[begin:end], last=False) for begin, end in itertools.pairwise(edges)]
     if not whole:
-        with pytest.raises(Refusal):
+        with pytest.raises(Rejection):
             utterance.take("", last=True)
         return
     pieces.append(utterance.take("", last=True))
@@ -321,9 +321,9 @@ def test_text_in_pieces_is_the_text_whole(text: str, cuts: list[int]) -> None:
 
 
 def test_every_state_is_in_the_table_and_two_are_final() -> None:
-    assert set(NEXT) == set(State)
-    assert NEXT[State.STOPPED] == NEXT[State.ERROR] == {}
-    assert all(Stop in NEXT[state] for state in (State.READY, State.STARTED, State.SPEAKING))
+    assert set(NEXT) == set(SessionState)
+    assert NEXT[SessionState.STOPPED] == NEXT[SessionState.ERROR] == {}
+    assert all(Stop in NEXT[state] for state in (SessionState.READY, SessionState.STARTED, SessionState.SPEAKING))
 
 
 def test_the_states_of_the_specification() -> None:
@@ -332,7 +332,7 @@ def test_the_states_of_the_specification() -> None:
 
     machine = Machine(2, 100)
     assert state(machine) == "connecting"
-    with pytest.raises(Refusal, match="while connecting"):
+    with pytest.raises(Rejection, match="while connecting"):
         machine.start()
     machine.connected()
     machine.start()
@@ -341,13 +341,13 @@ def test_the_states_of_the_specification() -> None:
     assert (settled, new, state(machine)) == ("Hello.", True, "speaking")
     machine.ended(utterance)
     assert state(machine) == "ready"
-    with pytest.raises(Refusal, match="no such text"):
+    with pytest.raises(Rejection, match="no such text"):
         machine.flush(Flush())
     machine.speak(Speak(text="Hello."))
     assert [one.live for one in machine.cancel(Cancel())] == [False]
     machine.stop()
     assert state(machine) == "stopped"
-    with pytest.raises(Refusal, match="while stopped"):
+    with pytest.raises(Rejection, match="while stopped"):
         machine.speak(Speak(text="Hello."))
     machine.fail()
     machine.stop()

@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 
-from server import __main__, loading, protocol, run
+from server import __main__, run
+from server.admission import loading
 from server.app import create_app
-from server.page import LINKS
+from server.http.page import LINKS
 from server.settings import Settings
+from server.ws import protocol
 from tests.fake_engine import FakeEngine
 from tests.serving import client, hear, running, say, until
 from tests.test_server_auth import SECRET

@@ -15,7 +15,7 @@ import pytest
 import soundfile
 
 from qwen3_jax.sound_files import write_sound
-from server.encode import CONTENT_TYPES, Tempo, Unavailable, encoder
+from server.http.encode import CONTENT_TYPES, Tempo, Unavailable, encoder
 from server.voices import names
 from tests.fake_engine import FRAME, LIMIT, FakeEngine, pcm16
 from tests.serving import Server, make_voices, running, until
@@ -326,6 +326,8 @@ async def test_errors_are_those_of_the_package(voices: Path) -> None:
         assert (await client.audio.speech.create(model="tts-1", voice="alloy", input="break", response_format="pcm")).content
         with pytest.raises(openai.APIConnectionError):  # a failure in the middle must not look like an end
             (await client.audio.speech.create(model="tts-1", voice="alloy", input="fail", response_format="pcm")).read()
+        async with server.http_client() as http:  # "break" twice, "nan" and "memory" were tried again, the others not
+            assert "tts_retries_total 4.0" in (await http.get("/metrics")).text
     async with running(voices, FakeEngine(), jwt_secret="a secret of more than thirty-two bytes") as server, ask(server) as client:
         with pytest.raises(openai.AuthenticationError):
             await client.audio.speech.create(model="tts-1", voice="alloy", input="Hello.")

@@ -16,7 +16,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from server import logs
+from server.ops import logs
 from server.run import settings_of
 from server.settings import Settings
 from tests.fake_engine import LIMIT, FakeEngine

@@ -9,7 +9,7 @@ import pytest
 from pydantic import ValidationError
 from websockets.exceptions import InvalidStatus
 
-from server.origins import MAX_ASKED_HEADERS, host_allowed, hostname, origin_allowed
+from server.http.origins import MAX_ASKED_HEADERS, host_allowed, hostname, origin_allowed
 from server.settings import Settings
 from tests.fake_engine import LIMIT, FakeEngine
 from tests.serving import Server, client, connect, running

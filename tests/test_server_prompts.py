@@ -183,7 +183,7 @@ def test_without_a_folder_to_write_to_voices_are_cloned_each_time(
         def refuse(*_: object) -> None:
             raise OSError(errno.EROFS, "Read-only file system")
 
-        monkeypatch.setattr(cache, "write_file", refuse)
+        monkeypatch.setattr(cache, "write_whole", refuse)
     else:
         (tmp_path / "cache" / "qwen3-jax").mkdir(parents=True)
         (tmp_path / "cache" / "qwen3-jax" / "prompts").write_text("in the way")

@@ -1,4 +1,4 @@
-"""server/protocol.py: JSON text <-> messages."""
+"""server/ws/protocol.py: JSON text <-> messages."""
 
 import json
 
@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from server import protocol
-from server.protocol import Cancel, Flush, InvalidMessage, Speak, Start, Stop
+from server.languages import language
+from server.ws import protocol
+from server.ws.protocol import Cancel, Flush, InvalidMessage, Speak, Start, Stop
 
 
 def test_start_defaults_are_the_specifications() -> None:
@@ -125,10 +126,10 @@ def test_formats_of_start_have_no_case() -> None:
 
 
 def test_languages_in_any_case() -> None:
-    assert protocol.language("english") == "English"
-    assert protocol.language("AUTO") == "Auto"
-    assert protocol.language("Klingon") is None
-    assert {protocol.language(name) for name in ("en", "en-US", "en_US", "EN", "eng", " English ")} == {"English"}
+    assert language("english") == "English"
+    assert language("AUTO") == "Auto"
+    assert language("Klingon") is None
+    assert {language(name) for name in ("en", "en-US", "en_US", "EN", "eng", " English ")} == {"English"}
 
 
 VALUES = st.recursive(

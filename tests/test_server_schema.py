@@ -13,7 +13,8 @@ from typing import Any, get_args
 import httpx
 import pytest
 
-from server import protocol, schema
+from server.http import schema
+from server.ws import protocol
 from tests.fake_engine import LIMIT, FakeEngine
 from tests.serving import connect, hear, running, say
 from tests.test_server_voices import CONSENT, sound, speech
@@ -111,7 +112,7 @@ async def test_every_answer_is_as_described(voices: Path) -> None:
             ("GET", "/healthz", "Status", {}),
             ("GET", "/readyz", "Status", {}),
             ("GET", "/api/v1/voices", "VoiceList", {}),
-            ("POST", "/api/v1/voices", "VoiceInfo", {"files": files, "data": CONSENT}),
+            ("POST", "/api/v1/voices", "VoiceDescription", {"files": files, "data": CONSENT}),
             ("POST", "/api/v1/voices", "ErrorAnswer", {"data": CONSENT}),
             ("GET", "/v1/models", "Models", {}),
             ("GET", "/v1/audio/models", "Models", {}),
@@ -148,7 +149,7 @@ def test_schemathesis_finds_nothing(voices: Path) -> None:
                 [
                     *(str(program), "run", url, "--max-examples", "25", "--seed", "1", "--phases", "examples,coverage,fuzzing"),
                     # JSON Schema cannot say what a recording is, nor that a text must be more than blanks; and what is harmless is
-                    # taken although the description does not offer it (server/reading.py)
+                    # taken although the description does not offer it (server/admission/reading.py)
                     *("--exclude-checks", "positive_data_acceptance,negative_data_rejection"),
                     *("--suppress-health-check", "too_slow", "--request-timeout", str(LIMIT)),
                 ],

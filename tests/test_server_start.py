@@ -16,10 +16,11 @@ import pytest
 from typer.testing import CliRunner
 
 from qwen3_jax import cli
-from server import reference, signals
-from server.address import is_loopback, listen, url_of
+from server import reference
 from server.app import create_app
 from server.environment import odd_variables
+from server.ops import signals
+from server.ops.address import is_loopback, listen, url_of
 from server.settings import Settings
 from server.transport import serve
 from tests.fake_engine import LIMIT, FakeEngine
@@ -62,7 +63,7 @@ serve()
 """
 STARTING = """
 import signal
-from server import signals
+from server.ops import signals
 
 signals.while_starting()
 print("started", flush=True)
@@ -208,6 +209,12 @@ def test_variables_that_are_no_settings() -> None:
         "TTS_EMPTY": "",
     }
     assert list(odd_variables(ours)) == []
+    assert list(odd_variables({"TTS_MAX_CHUNKS": "9", "tts_max_inbound": "64", "TTS_MAX_UNAUTHORIZED": "1", "TTS_START_TIMEOUT": "5"})) == [
+        "TTS_MAX_CHUNKS=9: no setting any more; it is TTS_MAX_BUFFER_MS now, in milliseconds; unset it",
+        "TTS_MAX_UNAUTHORIZED: no setting any more; two fifths of TTS_MAX_SESSIONS, at least 40, wait for a token; unset it",
+        "TTS_START_TIMEOUT=5: no setting any more; start or speak has to come within 60 s; unset it",
+        "tts_max_inbound=64: no setting any more; 32 messages wait at a socket; unset it",
+    ]
     assert list(odd_variables({"TTS_API_KEY": "a secret", "TTS_ZZ": "1", "tts_slot": "x" * 99 + "\n"})) == [
         "TTS_API_KEY: no such setting; did you mean TTS_API_KEYS?",
         "TTS_ZZ=1: no such setting; python -m server --help lists all",

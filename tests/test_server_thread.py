@@ -258,16 +258,16 @@ async def test_sessions_speak_in_turn_and_the_turn_has_a_limit(voices: Path) -> 
     async with running(voices, make, turn_timeout=0.1) as server, client(server.url) as first, client(server.url) as second:
         patient = server.context.settings.model_copy(update={"turn_timeout": LIMIT})
         for session, _ in server.context.sessions:
-            session._speaker._settings = patient
+            session._playback._settings = patient
         await say(first, type="speak", text="First.")
         await audio(first)
         for session, _ in server.context.sessions:
-            session._speaker._settings = server.context.settings
+            session._playback._settings = server.context.settings
         await say(second, type="speak", text="Second.", requestId="late")
         error = await hear(second)
         assert (error["code"], error["requestId"]) == ("TIMEOUT", "late")
         for session, _ in server.context.sessions:
-            session._speaker._settings = patient
+            session._playback._settings = patient
         await say(second, type="speak", text="Third.")
         tts.gate.release(5)
         assert (await utterance(first))[1]["type"] == "complete"

@@ -17,7 +17,7 @@ import psutil
 import pytest
 from quart import Quart, websocket
 
-from server.connections import here
+from server.ops.connections import here
 from tests.fake_engine import FRAME, LIMIT, FakeEngine, pcm16
 from tests.serving import audio, client, closed, connect, hear, running, say, until, utterance
 
@@ -219,9 +219,10 @@ async def test_a_handshake_without_a_version_is_a_400(voices: Path) -> None:
         writer.close()
 
 
-async def test_a_client_that_answers_no_ping_is_found_idle(voices: Path) -> None:
+async def test_a_client_that_answers_no_ping_is_found_idle(voices: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody checks pongs: the application's own deadline ends the session."""
-    async with running(voices, FakeEngine(), start_timeout=0.1) as server, raw(server.port) as (reader, _, _):
+    monkeypatch.setattr("server.ws.session.START_SECONDS", 0.1)
+    async with running(voices, FakeEngine()) as server, raw(server.port) as (reader, _, _):
         assert await code_of(reader) == 4408
         await until(lambda: not server.context.sessions)
 

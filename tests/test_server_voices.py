@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from qwen3_jax.voice_folder import VoiceFolder
 from qwen3_jax.voice_layers import Layer, VoiceLayers
-from server.voices import sample
+from server.http import sample
 from server.voices.checks import Refusal, advise, check, check_transcript
 from server.voices.command import app
 from server.voices.store import Metadata, VoiceGone, VoiceStore
@@ -267,7 +267,7 @@ from qwen3_jax import voice_files
 from server.voices import store
 from qwen3_jax.voice_folder import VoiceFolder
 from qwen3_jax.voice_layers import Layer, VoiceLayers
-from server.voices import sample
+from server.http import sample
 from server.voices.checks import Clip
 written = []
 def write(path, data):

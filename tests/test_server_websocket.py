@@ -343,7 +343,7 @@ async def test_a_client_that_vanishes_ends_the_generation(voices: Path) -> None:
 
 
 async def test_a_fault_of_ours_closes_with_1011(voices: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    monkeypatch.setattr("server.audio_out.to_pcm16", lambda pcm: None / pcm)
+    monkeypatch.setattr("server.ws.audio_out.to_pcm16", lambda pcm: None / pcm)
     async with running(voices, FakeEngine()) as server, client(server.url) as connection:
         await say(connection, type="speak", text="Hello.")
         error = await hear(connection)
@@ -381,10 +381,12 @@ async def test_a_model_that_cannot_be_loaded_ends_the_server(voices: Path) -> No
             pass
 
 
-async def test_deadlines_close_with_4408(voices: Path) -> None:
-    async with running(voices, FakeEngine(), start_timeout=0.1) as server, client(server.url) as connection:
-        assert "neither start nor speak" in (await hear(connection))["message"]
-        assert await closed(connection) == 4408
+async def test_deadlines_close_with_4408(voices: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("server.ws.session.START_SECONDS", 0.1)
+        async with running(voices, FakeEngine()) as server, client(server.url) as connection:
+            assert "neither start nor speak" in (await hear(connection))["message"]
+            assert await closed(connection) == 4408
     async with running(voices, FakeEngine(), idle_timeout=0.1) as server, client(server.url) as connection:
         await say(connection, type="speak", text="Hello.")
         assert (await utterance(connection))[1]["type"] == "complete"

@@ -17,7 +17,7 @@ from benchmarks.soak.process import Look, log_of, metrics_of
 from benchmarks.soak.quiet import END_SECONDS, Waits
 from benchmarks.soak.session import Session
 
-LOG = "2026-11-29 19:50:04,123 INFO server.speaker [5] utterance complete characters=4\n"
+LOG = "2026-11-29 19:50:04,123 INFO server.ws.playback [5] utterance complete characters=4\n"
 LOOK = Look(slots=0, queue=0, sessions=0, connections=1, threads=20, descriptors=30, memory=700.0, voices=("prompts/a",), temporary=())
 
 

@@ -13,7 +13,7 @@ import psutil
 
 from benchmarks.server import launch
 from qwen3_jax.folders import cache_folder
-from server.keys import new_key
+from server.ops.keys import new_key
 
 GRACE = 5.0  # seconds, TTS_GRACE
 _METRIC = re.compile(r"^(tts_\w+(?:{.*?})?) (\S+)$", re.MULTILINE)

@@ -1,4 +1,4 @@
-"""What the server asks of an engine, whatever stands behind it: ``submit`` a SpeechRequest, read pcm from its Handle.
+"""What the server asks of an engine, whatever stands behind it: ``submit`` a SpeechRequest, read pcm from its SpeechHandle.
 
 All methods are for the event loop's thread. An engine never sees sockets, and the server never sees a model's arrays.
 """
@@ -50,7 +50,7 @@ class SpeechRequest(msgspec.Struct, frozen=True, kw_only=True):
     owner: Any = None  # hashable
 
 
-class Handle(Protocol):
+class SpeechHandle(Protocol):
     """One utterance on its way. Iterate it for pcm (float32 [F], finite, mono, at the engine's rate); it ends with the utterance.
 
     ``finish_reason`` is ``eos``, ``length`` or ``cancelled`` after a good end; else ``failure`` says what went wrong.
@@ -88,7 +88,7 @@ class TtsEngine(Protocol):
     def is_ready(self) -> bool: ...
     @property
     def languages(self) -> tuple[str, ...]:
-        """As ``server.protocol.LANGUAGES`` spells them."""
+        """As ``server.languages.LANGUAGES`` spells them."""
 
     @property
     def streaming(self) -> bool:
@@ -128,7 +128,7 @@ class TtsEngine(Protocol):
     def check_line(self, owner: Hashable) -> None:
         """Raises Crowded if an utterance of the owner would be refused now."""
 
-    def submit(self, request: SpeechRequest) -> Handle:
+    def submit(self, request: SpeechRequest) -> SpeechHandle:
         """Queue an utterance. One that is refused, or leaves the line for that of another owner, fails with Crowded."""
 
     async def prepare(self, voice: StoredVoice) -> None:

@@ -25,7 +25,7 @@ from qwen3_jax.hub import local_folder
 from qwen3_jax.shapes import NpF32
 from qwen3_jax.voice_layers import decode
 from server.engines.base import OutOfMemory, Refused, SpeechRequest
-from server.engines.thread import Speech
+from server.engines.thread import Synthesis
 from server.settings import Settings
 
 MODEL_ID = "ResembleAI/chatterbox-turbo-ONNX"
@@ -37,7 +37,7 @@ PARTS = ("speech_encoder", "embed_tokens", "language_model", "conditional_decode
 LANGUAGES = ("English",)
 
 
-class Speaker(NamedTuple):
+class SpeakerPrompt(NamedTuple):
     """What the model knows of a voice; the speech encoder's outputs."""
 
     prefix: NpF32["B T H"]
@@ -76,24 +76,24 @@ class ChatterboxSynthesiser:
             (one.name, np.float16 if one.type == "tensor(float16)" else np.float32, one.shape) for one in self._model.get_inputs()[3:]
         ]
 
-    def clone(self, wav: bytes, transcript: str | None, name: str) -> Speaker:
+    def clone(self, wav: bytes, transcript: str | None, name: str) -> SpeakerPrompt:
         """The transcript is of no use to this model."""
         try:
             wave = audio.load_reference(decode(wav, name))
         except ValueError as error:
             raise Refused(str(error)) from error
-        return Speaker(*self._run(self._encoder, {"audio_values": wave[None]}))
+        return SpeakerPrompt(*self._run(self._encoder, {"audio_values": wave[None]}))
 
-    def to_bytes(self, prompt: Speaker) -> bytes:
+    def to_bytes(self, prompt: SpeakerPrompt) -> bytes:
         return safetensors.numpy.save({name: np.ascontiguousarray(value) for name, value in prompt._asdict().items()})
 
-    def from_bytes(self, data: bytes) -> Speaker:
+    def from_bytes(self, data: bytes) -> SpeakerPrompt:
         try:
-            return Speaker(**safetensors.numpy.load(data))
+            return SpeakerPrompt(**safetensors.numpy.load(data))
         except (safetensors.SafetensorError, TypeError) as error:
             raise ValueError(f"not what Chatterbox-Turbo keeps of a voice: {error}") from error
 
-    def speak(self, request: SpeechRequest, prompt: Speaker, text: str) -> Speech:
+    def speak(self, request: SpeechRequest, prompt: SpeakerPrompt, text: str) -> Synthesis:
         if request.language not in (*LANGUAGES, "Auto"):
             raise Refused(f"language {request.language!r}: Chatterbox-Turbo speaks English")
         return OnePiece(partial(self._wave, request, prompt), self.split_for_passes(text))
@@ -124,14 +124,14 @@ class ChatterboxSynthesiser:
                 passes.append(sentence)
         return passes
 
-    def _wave(self, request: SpeechRequest, speaker: Speaker, text: str, speech: "OnePiece") -> tuple[NpF32["F"], str]:
+    def _wave(self, request: SpeechRequest, speaker: SpeakerPrompt, text: str, speech: "OnePiece") -> tuple[NpF32["F"], str]:
         """One pass. Returns its samples, and how its tokens ended."""
         tokens, reason = self._tokens(request, speaker, text, speech)
         row = [*speaker.prompt_tokens[0].tolist(), *tokens, *[SILENCE] * SILENCES]
         feeds = {"speech_tokens": np.array([row], np.int64), "speaker_embeddings": speaker.embedding, "speaker_features": speaker.features}
         return np.asarray(self._run(self._decoder, feeds)[0], np.float32).reshape(-1), reason
 
-    def _tokens(self, request: SpeechRequest, speaker: Speaker, text: str, speech: "OnePiece") -> tuple[list[int], str]:
+    def _tokens(self, request: SpeechRequest, speaker: SpeakerPrompt, text: str, speech: "OnePiece") -> tuple[list[int], str]:
         draw = np.random.default_rng(request.seed)
         ids = np.array([self._tokenizer.encode(text.strip()).ids], np.int64)
         rows = np.concatenate([speaker.prefix, self._run(self._embed, {"input_ids": ids})[0]], axis=1)

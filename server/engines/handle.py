@@ -1,7 +1,7 @@
 """The way of an utterance's pcm from an engine's thread to the event loop, and of its text the other way: both bounded.
 
-The thread's side is ``put``, ``next_text`` and ``wanted``; the loop's side is the Handle of ``base``. Between two sentences of a text that
-is still being written the handle waits in the engine's line (``place``, ``standing``), so no thread waits for text.
+The thread's side is ``put``, ``next_text`` and ``wanted``; the loop's side is the SpeechHandle of ``base``. Between two sentences of a
+text that is still being written the handle waits in the engine's line (``place``, ``standing``), so no thread waits for text.
 """
 
 import asyncio

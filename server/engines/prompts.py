@@ -15,7 +15,7 @@ MOST_NAMED = 20  # voices that an error lists
 log = logging.getLogger(__name__)
 
 
-class Cloner(Protocol):
+class CloningModel(Protocol):
     """A model that clones voices. ``clone`` raises Refused; ``to_bytes`` and ``from_bytes`` keep what it returns on a disk.
 
     ``from_bytes`` raises ValueError for bytes that ``to_bytes`` of this model has not made.
@@ -28,7 +28,7 @@ class Cloner(Protocol):
     def from_bytes(self, data: bytes) -> Any: ...
 
 
-def prepared(store: VoiceStore, voice: StoredVoice, model: Cloner) -> Any:
+def prepared(store: VoiceStore, voice: StoredVoice, model: CloningModel) -> Any:
     """What ``clone`` made of the voice, now or at an earlier time. Blocks.
 
     Raises:

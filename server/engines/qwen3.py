@@ -29,8 +29,7 @@ from server.engines.base import Crowded, EngineClosed, Refused, SpeechRequest, S
 from server.engines.qwen3_cloner import Cloner
 from server.engines.qwen3_handle import Qwen3Handle, named
 from server.engines.slots import slots_for
-from server.languages import check_default
-from server.protocol import LANGUAGES
+from server.languages import LANGUAGES, check_default
 from server.settings import Settings
 from server.voices.store import StoredVoice, VoiceStore
 

@@ -1,1 +1,1 @@
-"""Voices of the server: where they lie (store), what a recording must be (checks), and their REST interface (routes)."""
+"""Voices of the server: where they lie (store), what a recording must be (checks), names, kept prompts (cache), and the command."""

@@ -8,14 +8,12 @@ import contextlib
 import hashlib
 import logging
 import os
-import secrets
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from qwen3_jax.folders import cache_folder
-from qwen3_jax.voice_files import write_file
+from qwen3_jax.folders import cache_folder, write_whole
 
 MAX_FILES, MAX_BYTES = 4096, 256 * 1024 * 1024  # what was used least recently goes
 _DIGEST = hashlib.sha256().digest_size
@@ -72,16 +70,12 @@ class PromptCache:
         if self._folder is None:  # cache_folder has said so
             return
         path = self._folder / name.file
-        partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
         try:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # a voice is its speaker's own
-            write_file(partial, hashlib.sha256(data).digest() + data)
             if path.is_dir():
                 _unlink(path)
-            os.replace(partial, path)
+            write_whole(path, hashlib.sha256(data).digest() + data)
         except OSError as error:
-            with contextlib.suppress(OSError):
-                partial.unlink()
             why = f"prompts of voices are not kept in {self._folder}: {error.strerror or error}"
             self._tell("save", f"{why}; make it a folder that can be written to, or set XDG_CACHE_HOME to another")
             return

@@ -14,7 +14,8 @@ from qwen3_jax.terminal import add_row, console, path_argument, say
 from qwen3_jax.text import files
 from qwen3_jax.voice_folder import StoredVoice
 from qwen3_jax.voice_layers import VoiceLayers
-from server import protocol
+from server.languages import LANGUAGES
+from server.languages import language as known_language
 from server.voices import checks
 from server.voices.store import Metadata, VoiceStore
 
@@ -121,9 +122,9 @@ def add(
         raise ValueError("--consent is required: say that the speaker agrees, or by what right you use the recording")
     for option, value in (("name", title), ("licence", licence), ("consent", consent), ("description", description)):
         checks.check_words(option, value, lines=option != "name")
-    known = protocol.language(language) if language else ""
+    known = known_language(language) if language else ""
     if known is None:
-        raise ValueError(f"--language {language}: use one of {', '.join(protocol.LANGUAGES)}")
+        raise ValueError(f"--language {language}: use one of {', '.join(LANGUAGES)}")
     clip, words = _checked(recording, transcript)
     about = Metadata(name=title or name, language=known, licence=licence, consent=consent.strip(), description=description)
     store = _store(voices_dir)

@@ -104,19 +104,20 @@ class VoiceStore:
         if not is_id(voice_id):
             raise ValueError(f"voice {voice_id!r}: {ID_RULE}")
         folder = self._destination
-        self.refresh(now=True)
-        taken = self.find(voice_id)
-        if taken is not None and taken.folder == folder.address:
-            raise ValueError(f"voice {taken.id!r} is there already: remove it first, or choose another id")
+        if name is not None:
+            self.refresh(now=True)
+            taken = self.find(voice_id)
+            if taken is not None and taken.folder == folder.address:
+                raise ValueError(f"voice {taken.id!r} is there already: remove it first, or choose another id")
         folder.files.write(voice_id, _files(clip, transcript, metadata))
+        self.refresh(now=True)
         try:
-            made = folder.voice(voice_id)
+            return self.layers.listed(folder).get(voice_id) or folder.voice(voice_id)  # the second says why it is not in the list
         except (OSError, ValueError):
             with contextlib.suppress(FileNotFoundError):
                 folder.files.remove(voice_id)
+            self.refresh(now=True)
             raise
-        self.refresh(now=True)
-        return made
 
     def leave_out(self, voice: StoredVoice, why: str) -> None:
         """The model refuses it: it is no voice until it has changed."""

@@ -18,13 +18,14 @@ from msgspec import UNSET
 from qwen3_jax.audio import SAMPLE_RATE
 from qwen3_jax.messages import shorten
 from qwen3_jax.shapes import NpF32
-from server import protocol
-from server.audio_out import Converter, Pace
-from server.auth import Principal
+from server.admission.speech import Denied, Tries
 from server.context import Context
-from server.engines.base import Crowded, EngineClosed, Handle, OutOfMemory, Refused, SpeechRequest
-from server.machine import Machine, Utterance
-from server.voices.store import StoredVoice, VoiceGone
+from server.engines.base import SpeechHandle, SpeechRequest
+from server.ops.auth import Principal
+from server.voices.store import StoredVoice
+from server.ws import protocol
+from server.ws.audio_out import Converter, SendPace
+from server.ws.machine import Machine, SessionUtterance
 
 log = logging.getLogger(__name__)
 
@@ -39,30 +40,28 @@ class Configuration(msgspec.Struct, frozen=True, kw_only=True):
     voice: str | None = None
 
 
-class Sink(Protocol):
-    """The part of ``server.outgoing.Outgoing`` that is used here."""
+class SpeechOutput(Protocol):
+    """The part of ``server.ws.outgoing.Outgoing`` that is used here."""
 
     async def send(self, message: protocol.ServerMessage) -> None: ...
-    async def audio(self, utterance: Utterance, frame: str | bytes) -> bool: ...
+    async def audio(self, utterance: SessionUtterance, frame: str | bytes) -> bool: ...
 
 
 class Turn:
     """An utterance with all that is needed to speak it."""
 
     def __init__(
-        self, utterance: Utterance, text: str, voice: StoredVoice | str, configuration: Configuration, principal: Principal
+        self, utterance: SessionUtterance, text: str, voice: StoredVoice | str, configuration: Configuration, principal: Principal
     ) -> None:
         self.utterance, self.voice, self.configuration, self.principal = utterance, voice, configuration, principal
         self.text = text  # all of it that has come
         self.arrived = self.touched = monotonic()
-        self.handle: Handle | None = None
-        self.due = 0.0  # by when its turn must have come
-        self.reason: BaseException | None = None  # what the first attempt died of
+        self.handle: SpeechHandle | None = None
         self.first: float | None = None  # when its first audio went out
         self.sequence = 0
         self.seconds = 0.0  # of audio that has been sent
 
-    def request(self, *, whole: bool) -> SpeechRequest:
+    def request(self) -> SpeechRequest:
         """For the engine."""
         message = self.utterance.message
         draw = {name: value for name in ("temperature", "top_k", "top_p") if (value := getattr(message, name)) is not None}
@@ -74,15 +73,14 @@ class Turn:
             draw=draw,
             high=message.priority == "high",
             incremental=self.utterance.text_open,
-            whole=whole,
             owner=self.principal.bucket,
         )
 
 
-class Speaker:
+class Playback:
     """The speaking task of one session."""
 
-    def __init__(self, machine: Machine, out: Sink, context: Context, name: str) -> None:
+    def __init__(self, machine: Machine, out: SpeechOutput, context: Context, name: str) -> None:
         self.last = float("-inf")  # when the last utterance ended
         self.utterances = 0  # so far
         self._last_sent = 0.0
@@ -90,7 +88,7 @@ class Speaker:
         self._settings, self._metrics = context.settings, context.metrics
         self._turns: list[Turn] = []
         self._changed = asyncio.Event()
-        self._pace = Pace(self._settings.lead)
+        self._pace = SendPace(self._settings.lead)
 
     def add(self, turn: Turn) -> None:
         """Speak that when its turn comes."""
@@ -108,7 +106,7 @@ class Speaker:
                     self._tell(turn, {"cancelled": "cancelled", "left": "client_left"}.get(str(turn.utterance.end), "error"))
         self._turns = [turn for turn in self._turns if turn.utterance.live]
 
-    def more(self, utterance: Utterance, text: str) -> None:
+    def more(self, utterance: SessionUtterance, text: str) -> None:
         """More text of an utterance, and its end where that is not open any more."""
         turn = next(turn for turn in self._turns if turn.utterance is utterance)
         turn.text += text
@@ -142,7 +140,6 @@ class Speaker:
                     continue
                 turn = max(self._turns, key=lambda turn: turn.utterance.message.priority == "high")  # the first of the highest
                 turn.utterance.begun = True
-                turn.due = monotonic() + self._settings.turn_timeout
                 await self._speak(turn)
                 self.last = monotonic()
         except ConnectionError:  # the client's
@@ -158,13 +155,17 @@ class Speaker:
                 await self._changed.wait()
 
     async def _speak(self, turn: Turn) -> None:
-        utterance = turn.utterance
-        last = await self._attempt(turn, whole=False)
-        if last is None and utterance.live and turn.handle is not None and isinstance(turn.handle.failure, VoiceGone):
-            last = await self._in_default_voice(turn)
-        if last is None and utterance.live:
-            self._metrics.retries.inc()
-            last = await self._attempt(turn, whole=True)
+        utterance, moved = turn.utterance, False
+        tries = Tries(self._context, high=utterance.message.priority == "high")
+        last: protocol.Complete | protocol.Error | None = None
+        while last is None and utterance.live:
+            try:
+                last = await self._attempt(turn, tries)
+            except Denied as error:
+                if error.reason == "voice":
+                    last, moved = await self._in_default_voice(turn, moved), True
+                else:
+                    last = told(error, utterance.request_id)
         if utterance.live and last is not None:
             self._machine.ended(utterance, "completed" if isinstance(last, protocol.Complete) else "failed")
             await self._out.send(last)
@@ -172,28 +173,25 @@ class Speaker:
             self._pace.forget()
         self._changed.set()
 
-    async def _in_default_voice(self, turn: Turn) -> protocol.Complete | protocol.Error | None:
-        """The turn's voice was deleted after it was asked for: the client hears of it, and the default voice speaks. As ``_attempt``."""
-        voice = await self._context.fallback(turn.principal.id)
+    async def _in_default_voice(self, turn: Turn, moved: bool) -> protocol.Error | None:
+        """The turn's voice has gone: the client hears of it, and the default voice is next. Returns the last message if there is none."""
+        voice = None if moved else await self._context.fallback(turn.principal.id)
         if not turn.utterance.live:
             return None
         if voice is None or voice == turn.voice:
             return _voice_gone(turn, "there is no other")
         await self._out.send(_voice_gone(turn, "the default voice is used", final=False))
         turn.voice = voice
-        return await self._attempt(turn, whole=False)
+        return None
 
-    async def _attempt(self, turn: Turn, *, whole: bool) -> protocol.Complete | protocol.Error | None:
-        """Speak it. Returns the message that ends it; None if it failed in a way that may be tried again."""
-        handle = turn.handle = self._context.engine.submit(turn.request(whole=whole))
-        request_id = turn.utterance.request_id
+    async def _attempt(self, turn: Turn, tries: Tries) -> protocol.Complete | None:
+        """Speak it. Returns its last message; None if it is not live any more, or is to be tried again. Raises Denied."""
+        handle = turn.handle = tries.submit(turn.request())
         converter = Converter(turn.configuration.sample_rate, turn.configuration.encoding)
         turn.seconds = 0.0
         broken: FloatingPointError | None = None
         try:
-            with self._metrics.wait(high=turn.utterance.message.priority == "high"):
-                async with asyncio.timeout(max(0.0, turn.due - monotonic())):
-                    await handle.begin()
+            await tries.turn(handle)
             begun = monotonic()
             async with contextlib.aclosing(self._pieces(turn, handle)) as pieces:
                 async for pcm in pieces:
@@ -201,34 +199,20 @@ class Speaker:
                         return None
             if handle.failure is None and not await self._send_all(turn, converter.finish(), end=True):
                 return None
-        except TimeoutError:  # not one of sending: that is a SlowClient
-            if turn.reason is not None:
-                return _failed(turn.reason, request_id)
-            why = "no more text came: flush it in time" if turn.utterance.text_open else "the server is too busy; try again later"
-            return protocol.error("TIMEOUT", why, request_id, retry_after_ms=2000)
+        except TimeoutError as error:  # not one of sending: that is a SlowClient
+            raise (tries.late("no more text came: flush it in time") if turn.utterance.text_open else tries.late()) from error
         except FloatingPointError as error:  # an engine that handed out what is no sound
             broken = error
         finally:
             handle.cancel()
-        failure = handle.failure or broken
-        if failure is None:
+        if (failure := handle.failure or broken) is None:
             self._metrics.rtf.observe((monotonic() - begun) / max(converter.seconds, 0.001))
             return self._complete(turn, converter, handle.finish_reason or "eos")
-        if isinstance(failure, Refused):
-            return protocol.error("INVALID_TEXT", str(failure), request_id)
-        if isinstance(failure, Crowded):
-            self._metrics.crowded.inc()
-            return protocol.error("RATE_LIMITED", str(failure), request_id, retry_after_ms=5000)
-        if isinstance(failure, VoiceGone):
-            return _voice_gone(turn, "there is no other") if whole else None
         if turn.utterance.live:
-            log.error("an utterance failed", exc_info=failure)
-        if converter.samples == 0 and not whole and not isinstance(failure, EngineClosed):
-            turn.reason = failure
-            return None
-        return _failed(turn.reason if isinstance(turn.reason, OutOfMemory) else failure, request_id)
+            tries.failed(failure, heard=converter.samples > 0)
+        return None
 
-    async def _pieces(self, turn: Turn, handle: Handle) -> AsyncGenerator[NpF32["F"], None]:
+    async def _pieces(self, turn: Turn, handle: SpeechHandle) -> AsyncGenerator[NpF32["F"], None]:
         """The handle's pieces, each within its limit: the engine's, or that of a client who is still writing."""
         while True:
             writing = turn.utterance.text_open
@@ -305,10 +289,24 @@ class Speaker:
         self._context.access.spoke(fields, complete=reason in ("eos", "length"))
 
 
-def _failed(failure: BaseException, request_id: str | None) -> protocol.Error:
-    if isinstance(failure, OutOfMemory):
-        return protocol.error("GPU_OUT_OF_MEMORY", "the device ran out of memory; try again", request_id, retry_after_ms=2000)
-    return protocol.error("SYNTHESIS_ERROR", "failed to generate audio; the server's log says more", request_id)
+_DENIED: dict[str, tuple[protocol.Code, str]] = {  # reason -> code, and what is added to the message
+    "draining": ("RATE_LIMITED", ": connect again"),
+    "loading": ("MODEL_LOADING", ""),
+    "failed": ("SYNTHESIS_ERROR", "; the server's log says why"),
+    "crowded": ("RATE_LIMITED", ""),
+    "language": ("INVALID_MESSAGE", ""),
+    "text": ("INVALID_TEXT", ""),
+    "voice": ("VOICE_NOT_FOUND", ""),
+    "late": ("TIMEOUT", ""),
+    "memory": ("GPU_OUT_OF_MEMORY", ""),
+    "fault": ("SYNTHESIS_ERROR", ""),
+}
+
+
+def told(error: Denied, request_id: str | None, *, final: bool = True) -> protocol.Error:
+    """What a client is told of an utterance that is not spoken."""
+    code, more = _DENIED[error.reason]
+    return protocol.error(code, f"{error}{more}", request_id, final=final, retry_after_ms=error.retry_after_ms)
 
 
 def _voice_gone(turn: Turn, then: str, *, final: bool = True) -> protocol.Error:

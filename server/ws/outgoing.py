@@ -5,10 +5,10 @@ import contextlib
 from collections.abc import AsyncIterator
 from typing import Protocol
 
-from server import protocol
 from server.context import Context
-from server.machine import Utterance
-from server.protocol import Close
+from server.ws import protocol
+from server.ws.machine import SessionUtterance
+from server.ws.protocol import Close
 
 
 class SlowClient(ConnectionError):
@@ -42,7 +42,7 @@ class Outgoing:
         async with self._alone():
             await self._socket.send(protocol.encode(message))
 
-    async def audio(self, utterance: Utterance, frame: str | bytes) -> bool:
+    async def audio(self, utterance: SessionUtterance, frame: str | bytes) -> bool:
         """Send audio; False, and nothing sent, if its utterance is not live any more. Raises SlowClient."""
         async with self._alone():
             if utterance.live:

@@ -49,7 +49,7 @@ class Converter:
             yield (to_pcm16(frame) if self.encoding == "pcm16" else frame.astype("<f4").tobytes()), len(frame) / self.sample_rate
 
 
-class Pace:
+class SendPace:
     """How far what was sent is ahead of a listener who began at the first frame. All times are seconds of one clock.
 
     Args:

@@ -4,9 +4,9 @@ from contextlib import AbstractContextManager, ExitStack
 from contextvars import ContextVar
 from typing import Protocol
 
-from server.address import is_loopback
-from server.crowd import Crowd, Guest, NoPlace, TokenBucket, network_of
-from server.metrics import Metrics
+from server.ops.address import is_loopback
+from server.ops.crowd import Crowd, Guest, NoPlace, TokenBucket, network_of
+from server.ops.metrics import Metrics
 
 STRANGER_FRAMES = (100.0, 10.0)  # WebSocket frames of a client that has not said who it is: at once, and more a second
 FRAMES = (4000.0, 500.0)  # the same of any other

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol
 from urllib.parse import urlsplit
 
 from qwen3_jax.messages import shorten
-from server.address import is_loopback
+from server.ops.address import is_loopback
 from server.settings import Settings
 
 LOCAL_ENDS = (".local", ".internal", ".lan", ".home.arpa")  # nobody can own such a name on the Internet

@@ -34,14 +34,14 @@ class Unavailable(ValueError):
     """A format or a speed that needs a package which is not installed."""
 
 
-class Encoder(Protocol):
+class FileEncoder(Protocol):
     """Pieces in, bytes out. ``write`` raises FloatingPointError for samples that are not finite."""
 
     def write(self, pcm: NpF32["F"]) -> bytes: ...
     def finish(self) -> bytes: ...
 
 
-class Raw:
+class RawPcm:
     """16-bit little-endian PCM; ``header`` goes before it."""
 
     def __init__(self, header: bytes = b"") -> None:
@@ -215,7 +215,7 @@ class Tempo:
                 return np.concatenate(pieces)
 
 
-def encoder(kind: str) -> Encoder:
+def encoder(kind: str) -> FileEncoder:
     """A fresh encoder for one of CONTENT_TYPES. Raises Unavailable."""
     if kind == "aac":
         return Aac()
@@ -223,7 +223,7 @@ def encoder(kind: str) -> Encoder:
         return Whole(kind)
     if kind in _SOUNDFILE:
         return Sound(kind)
-    return Raw(wav_header() if kind == "wav" else b"")
+    return RawPcm(wav_header() if kind == "wav" else b"")
 
 
 def wav_header() -> bytes:

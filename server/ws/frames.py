@@ -13,9 +13,9 @@ from wsproto.connection import ConnectionState
 from wsproto.events import CloseConnection, Message, Ping
 from wsproto.frame_protocol import CloseReason
 
-from server import upstream
-from server.connections import here
-from server.protocol import SPEAK
+from server.ops import upstream
+from server.ops.connections import here
+from server.ws.protocol import SPEAK
 
 CLOSE_SECONDS = 1.0  # for a client to read why its connection is closed
 KEY_BYTES = 16  # of Sec-WebSocket-Key
@@ -59,7 +59,7 @@ class Buffer(ws_stream.WebsocketBuffer):
         self._bytes = 0
 
 
-class Stream(ws_stream.WSStream):
+class BoundedStream(ws_stream.WSStream):
     """As Hypercorn's, but a refused handshake closes its connection, and a message that is too big, or a flood, ends the session.
 
     The client has a second to read why before the connection goes, for what it has under way would make its system throw the reason away.

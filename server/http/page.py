@@ -5,8 +5,8 @@ from html import escape
 from quart import Quart, Response, ResponseReturnValue, request
 
 from server.context import Context
-from server.protocol import SPEAK
-from server.web import HttpError
+from server.http.web import HttpError
+from server.ws.protocol import SPEAK
 
 LINKS = (
     ("/readyz", "whether the model is ready"),

@@ -9,7 +9,7 @@ import logging
 from collections import Counter
 
 from qwen3_jax.messages import shorten
-from server.metrics import Metrics
+from server.ops.metrics import Metrics
 
 WINDOW, LINES = 60.0, 100  # seconds; refusals in them that have a line of their own
 EXPLAINED = (401, 403, 413, 429, 503, 507)  # what these say is made of our own words: no text of a client's

@@ -11,24 +11,23 @@ from quart import Quart, Response, ResponseReturnValue, request
 from quart.datastructures import FileStorage
 
 from qwen3_jax.messages import shorten
-from server import protocol
-from server.auth import Principal
-from server.connections import here
 from server.context import Context
 from server.engines.base import EngineClosed, OutOfMemory, Refused
+from server.http.sample import respond
+from server.http.web import HttpError, authenticated
+from server.languages import LANGUAGES, language
+from server.ops.auth import Principal
+from server.ops.connections import here
 from server.voices import checks
 from server.voices.names import aliases
-from server.voices.sample import respond
 from server.voices.store import Metadata, StoredVoice, VoiceGone
-from server.web import HttpError, authenticated
 
 UPLOADS_AT_ONCE = 2  # each may hold a decoded clip in memory
 MAX_NAME, MAX_CONSENT = 100, 1000
-PIECE = 64 * 1024  # bytes of a recording that are sent at a time
 log = logging.getLogger(__name__)
 
 
-class VoiceInfo(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+class VoiceDescription(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     """A voice as clients see it."""
 
     id: str
@@ -46,13 +45,13 @@ class VoiceInfo(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
 class VoiceList(msgspec.Struct, frozen=True):
     """``GET /api/v1/voices``."""
 
-    voices: list[VoiceInfo]
+    voices: list[VoiceDescription]
 
 
-def describe(voice: StoredVoice, default: str, others: Sequence[str] = ()) -> VoiceInfo:
+def describe(voice: StoredVoice, default: str, others: Sequence[str] = ()) -> VoiceDescription:
     """A voice as the list shows it, with the other names that it answers to."""
     about = voice.metadata
-    return VoiceInfo(
+    return VoiceDescription(
         id=voice.id,
         name=about.name or voice.id,
         language=about.language,
@@ -80,7 +79,9 @@ def install(app: Quart, context: Context) -> None:
         if context.engine.presets is not None:
             presets = context.engine.presets
             return _answer(
-                VoiceList([VoiceInfo(id=name, name=name, is_default=name == default, aliases=others.get(name, [])) for name in presets])
+                VoiceList(
+                    [VoiceDescription(id=name, name=name, is_default=name == default, aliases=others.get(name, [])) for name in presets]
+                )
             )
         visible = [voice for voice in store.voices.values() if voice.visible_to(principal.id)]
         return _answer(VoiceList([describe(voice, default, others.get(voice.id, ())) for voice in visible]))
@@ -194,12 +195,12 @@ def _about(form: dict[str, str], principal: Principal) -> Metadata:
             what = "a statement that the speaker agrees" if name == "consent" else "what people call the voice"
             raise HttpError(400, f"{name.upper()}_MISSING", f"the field {name} is required: {what}, 1 to {most} characters", param=name)
     if values["language"]:
-        known = protocol.language(values["language"])
+        known = language(values["language"])
         if known is None:
             raise HttpError(
                 400,
                 "LANGUAGE_UNKNOWN",
-                f"language {shorten(values['language'])!r}: use one of {', '.join(protocol.LANGUAGES)}",
+                f"language {shorten(values['language'])!r}: use one of {', '.join(LANGUAGES)}",
                 param="language",
             )
         values["language"] = known

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Callable
 from time import monotonic
 
-from server.address import is_loopback
+from server.ops.address import is_loopback
 
 SHARE = 0.25  # of all places, for the guests of one address
 LOOPBACK_SHARE = 0.75  # the same for this machine: a proxy, or all of its users, come from there

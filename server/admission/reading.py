@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from qwen3_jax.messages import shorten
-from server.allowed import fields_of, words
+from server.admission.allowed import fields_of, words
 
 BAD = (msgspec.DecodeError, UnicodeError, RecursionError)  # msgspec.ValidationError is one of the first; a lone surrogate cannot be encoded
 FOLDED = frozenset({"response_format", "stream_format", "encoding", "transport", "priority"})  # their values have no case

@@ -1,18 +1,18 @@
 """Who is at the other end of a session: nobody yet, then a principal. It is counted on connecting, and holds one place until it leaves.
 
-Those that have not said who they are have places of their own (``Limits.newcomers``), which newcomers may take from them.
+Those that have not said who they are have places of their own (``Quotas.newcomers``), which newcomers may take from them.
 """
 
 import contextlib
 from collections.abc import Callable
 
-from server import protocol
-from server.auth import Principal, Unauthorized
-from server.connections import here
 from server.context import Context
-from server.crowd import NoPlace
-from server.limits import Limited, Overloaded
-from server.protocol import Close
+from server.ops.auth import Principal, Unauthorized
+from server.ops.connections import here
+from server.ops.crowd import NoPlace
+from server.ops.limits import Limited, Overloaded
+from server.ws import protocol
+from server.ws.protocol import Close
 
 UNKNOWN = "too many clients have not said who they are: connect again, with a token in the handshake or in start at once"
 

@@ -14,9 +14,9 @@ from werkzeug.datastructures import MultiDict
 from werkzeug.exceptions import RequestEntityTooLarge
 
 from qwen3_jax.messages import shorten
-from server import upstream
+from server.http.web import HttpError
+from server.ops import upstream
 from server.settings import Settings
-from server.web import HttpError
 
 UPLOAD = ("POST", "/api/v1/voices")
 PIECE, MAX_BOUNDARY = 4096, 70  # bytes of a form that are looked at together; of its boundary, as RFC 2046 has it
@@ -135,7 +135,7 @@ async def _in_pieces(body: Body) -> AsyncIterator[bytes]:
 def install(app: Quart, settings: Settings) -> None:
     """Requests whose bodies are bounded by what their routes take, and answers that are read."""
 
-    class Bounded(Request):
+    class BoundedRequest(Request):
         form_data_parser_class = Forms
 
         def __init__(self, method: str, scheme: str, path: str, *more: Any, **named: Any) -> None:
@@ -146,7 +146,7 @@ def install(app: Quart, settings: Settings) -> None:
             else:
                 self.body = BoundedBody(self.content_length, settings.max_json_bytes, whole)
 
-    class Waiting(ASGIHTTPConnection):
+    class BoundedConnection(ASGIHTTPConnection):
         """As Quart's, but reads no more than the body has room for."""
 
         async def handle_messages(self, request: Request, receive: ASGIReceiveCallable) -> None:
@@ -157,8 +157,8 @@ def install(app: Quart, settings: Settings) -> None:
                 if isinstance(request.body, BoundedBody):
                     await request.body.room()
 
-    app.request_class = Bounded
-    app.asgi_http_class = Waiting
+    app.request_class = BoundedRequest
+    app.asgi_http_class = BoundedConnection
 
     @app.after_request
     async def hear_out(response: Response) -> Response:

@@ -10,14 +10,15 @@ from quart.wrappers.base import BaseRequestWebsocket
 from werkzeug.exceptions import HTTPException, NotFound
 
 from qwen3_jax.messages import shorten
-from server.access import EXPLAINED
-from server.auth import Principal, Unauthorized
-from server.connections import here
+from server.admission.speech import Denied
 from server.context import Context
-from server.limits import Limited
-from server.origins import EXPOSED, NotAllowed, malformed, page_of, preflight, refusal
-from server.protocol import MOST_SAID, SPEAK
+from server.http.origins import EXPOSED, NotAllowed, malformed, page_of, preflight, refusal
+from server.ops.access import EXPLAINED
+from server.ops.auth import Principal, Unauthorized
+from server.ops.connections import here
+from server.ops.limits import Limited
 from server.settings import Settings
+from server.ws.protocol import MOST_SAID, SPEAK
 
 
 class HttpError(Exception):
@@ -26,6 +27,26 @@ class HttpError(Exception):
     def __init__(self, status: int, code: str, message: str, retry_after_ms: int | None = None, *, param: str | None = None) -> None:
         super().__init__(message)
         self.status, self.code, self.retry_after_ms, self.param = status, code, retry_after_ms, param
+
+
+_DENIED: dict[str, tuple[int, str, str | None, str]] = {  # reason -> status, code, the field that is wrong, what is added to the message
+    "draining": (503, "GOING_AWAY", None, ": ask again"),
+    "loading": (503, "MODEL_LOADING", None, ""),
+    "failed": (500, "SYNTHESIS_ERROR", None, "; the log says why"),
+    "crowded": (503, "RATE_LIMITED", None, ""),
+    "language": (400, "INVALID_LANGUAGE", "language", ""),
+    "text": (400, "INVALID_TEXT", "input", ""),
+    "voice": (404, "VOICE_NOT_FOUND", "voice", ""),
+    "late": (503, "TIMEOUT", None, ""),
+    "memory": (503, "GPU_OUT_OF_MEMORY", None, ""),
+    "fault": (500, "SYNTHESIS_ERROR", None, ""),
+}
+
+
+def denied(error: Denied) -> HttpError:
+    """The answer to an utterance that is not spoken."""
+    status, code, field, more = _DENIED[error.reason]
+    return HttpError(status, code, f"{error}{more}", error.retry_after_ms, param=field)
 
 
 def token_of(headers: Any, query: Any) -> str | None:
@@ -153,6 +174,10 @@ def install(app: Quart, context: Context) -> None:
     async def failed_with(error: HttpError) -> ResponseReturnValue:
         noted(error.status, error.code, str(error))
         return answer(error.status, error.code, str(error), error.retry_after_ms, param=error.param)
+
+    @app.errorhandler(Denied)
+    async def not_spoken(error: Denied) -> ResponseReturnValue:
+        return await failed_with(denied(error))
 
     @app.errorhandler(Limited)
     async def limited(error: Limited) -> ResponseReturnValue:

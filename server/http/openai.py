@@ -6,7 +6,6 @@ Whatever speaks to OpenAI speaks to this: the ``openai`` package, LiveKit, Pipec
 import asyncio
 import base64
 import contextlib
-import logging
 import uuid
 import weakref
 from collections.abc import AsyncGenerator
@@ -21,21 +20,20 @@ from qwen3_jax.audio import check_finite
 from qwen3_jax.messages import shorten
 from qwen3_jax.shapes import NpF32
 from qwen3_jax.text.nfc import AROUND
-from server import protocol, reading
-from server.admission import normal_form, too_long
-from server.auth import Principal
+from server.admission import reading, speech
+from server.admission.speech import Denied, Tries
+from server.admission.text import normal_form, too_long
 from server.context import Context
-from server.encode import CONTENT_TYPES, Encoder, Tempo, Unavailable, encoder
-from server.engines.base import Crowded, Handle, OutOfMemory, Refused, SpeechRequest
-from server.languages import default_language, spoken
-from server.loading import too_early
-from server.machine import End
-from server.voices.store import StoredVoice, VoiceGone
-from server.web import HttpError, authenticated, route_of
+from server.engines.base import SpeechHandle, SpeechRequest
+from server.http.encode import CONTENT_TYPES, FileEncoder, Tempo, Unavailable, encoder
+from server.http.web import HttpError, authenticated, denied, route_of
+from server.ops.auth import Principal
+from server.voices.store import StoredVoice
+from server.ws import protocol
+from server.ws.machine import End
 
 SPEECH = "/v1/audio/speech"
 MODELS = ("tts-1", "tts-1-hd", "gpt-4o-mini-tts")  # what clients have in their menus; all are this server's one engine
-log = logging.getLogger(__name__)
 
 
 class VoiceId(msgspec.Struct):
@@ -44,7 +42,7 @@ class VoiceId(msgspec.Struct):
     id: protocol.Name = ""
 
 
-class Speech(msgspec.Struct, kw_only=True):
+class CreateSpeechRequest(msgspec.Struct, kw_only=True):
     """The body of ``POST /v1/audio/speech``. ``instructions`` are taken and not followed: a Base model has none."""
 
     input: str
@@ -94,11 +92,12 @@ def install(app: Quart, context: Context) -> None:
 
     @app.post(SPEECH)
     @authenticated(context)
-    async def speech(principal: Principal) -> ResponseReturnValue:
+    async def create_speech(principal: Principal) -> ResponseReturnValue:
         wanted = _parse(await request.get_data(as_text=False))
         text = await _text(context, wanted)
-        voice, language = await _voice(context, wanted, principal), _language(context, wanted)
-        _check_engine(context, principal)
+        name = wanted.voice.id.strip() if isinstance(wanted.voice, VoiceId) else wanted.voice or ""
+        voice, language = await speech.voice(context, name, principal.id), speech.language(context, wanted.language)
+        speech.check_engine(context, principal)
         context.limits.count(principal, "characters", len(text))
         context.limits.count(principal, "utterances")
         try:
@@ -121,20 +120,24 @@ def install(app: Quart, context: Context) -> None:
 class _Work:
     """One utterance on its way through an encoder."""
 
-    def __init__(self, context: Context, wanted: SpeechRequest, encoding: Encoder, tempo: Tempo | None, principal_id: str) -> None:
+    def __init__(self, context: Context, wanted: SpeechRequest, encoding: FileEncoder, tempo: Tempo | None, principal_id: str) -> None:
         self._context, self._wanted, self._encoding, self._tempo = context, wanted, encoding, tempo
         self._principal_id = principal_id
-        self._handle: Handle | None = None
+        self._handle: SpeechHandle | None = None
         self._begun = monotonic()
         self._sounds: float | None = None  # when its first bytes went out
         self._seconds = 0.0  # of audio that has been encoded
         self._end: End | None = None
 
     async def first(self) -> NpF32["F"] | None:
-        """The first piece, so that what goes wrong before any sound is an HTTP error; one failure is made good by another try."""
+        """The first piece, so that what goes wrong before any sound is an HTTP error."""
         self._context.metrics.begun.inc()
         try:
             return await self._first()
+        except Denied as error:
+            told = denied(error)
+            self._ended("failed", "error" if error.reason in ("memory", "fault") else None, told.status)
+            raise told from error
         except BaseException as error:
             self._ended("left" if isinstance(error, asyncio.CancelledError) else "failed")
             raise
@@ -157,41 +160,22 @@ class _Work:
             self._handle.cancel()
 
     async def _first(self) -> NpF32["F"] | None:
-        due, reason = monotonic() + self._context.settings.turn_timeout, None
-        for whole in (False, True):
-            self._handle = handle = self._context.engine.submit(msgspec.structs.replace(self._wanted, whole=whole))
+        tries = Tries(self._context)
+        while True:
+            self._handle = handle = tries.submit(self._wanted)
             broken, piece = None, None
             try:
-                with self._context.metrics.wait(high=False):
-                    async with asyncio.timeout(max(0.0, due - monotonic())):
-                        await handle.begin()
+                await tries.turn(handle)
                 piece = await self._next(handle)
             except TimeoutError as error:
-                handle.cancel()
-                if reason is not None:
-                    break
-                raise HttpError(503, "TIMEOUT", "the server is too busy; try again later", 2000) from error
+                raise tries.late() from error
             except FloatingPointError as error:  # an engine that handed out what is no sound
                 handle.cancel()
                 broken = error
-            except BaseException:
-                handle.cancel()
-                raise
             if (failure := handle.failure or broken) is None:
                 self._context.metrics.ttfa.observe(monotonic() - self._begun)
                 return piece
-            if isinstance(failure, Refused):
-                raise HttpError(400, "INVALID_TEXT", str(failure), param="input")
-            if isinstance(failure, VoiceGone):
-                raise HttpError(404, "VOICE_NOT_FOUND", str(failure), param="voice")
-            if isinstance(failure, Crowded):
-                raise _crowded(self._context, failure)
-            log.error("an utterance failed", exc_info=failure)
-            reason = reason if isinstance(reason, OutOfMemory) else failure
-        self._ended("failed", "error", 500)
-        if isinstance(reason, OutOfMemory):
-            raise HttpError(503, "GPU_OUT_OF_MEMORY", "the device ran out of memory; try again", 2000)
-        raise HttpError(500, "SYNTHESIS_ERROR", "failed to generate audio; the server's log says more")
+            tries.failed(failure, heard=False)
 
     async def _rest(self, piece: NpF32["F"] | None) -> AsyncGenerator[bytes, None]:
         handle = self._handle
@@ -242,7 +226,7 @@ class _Work:
         }
         self._context.access.spoke(fields, complete=reason in ("eos", "length"))
 
-    async def _next(self, handle: Handle) -> NpF32["F"] | None:
+    async def _next(self, handle: SpeechHandle) -> NpF32["F"] | None:
         try:
             async with asyncio.timeout(self._context.settings.chunk_timeout):
                 return check_finite(await anext(handle))
@@ -266,66 +250,23 @@ def _event(value: dict[str, Any]) -> bytes:
     return b"data: " + msgspec.json.encode(value) + b"\n\n"
 
 
-def _parse(body: str | bytes) -> Speech:
+def _parse(body: str | bytes) -> CreateSpeechRequest:
     try:
-        wanted: Speech = reading.convert(reading.decode(body), Speech)
+        wanted: CreateSpeechRequest = reading.convert(reading.decode(body), CreateSpeechRequest)
         return wanted
     except reading.BAD as error:
         raise HttpError(400, "INVALID_MESSAGE", reading.said(error), param=getattr(error, "field", None)) from error
 
 
-async def _text(context: Context, wanted: Speech) -> str:
+async def _text(context: Context, wanted: CreateSpeechRequest) -> str:
     most = context.settings.max_text_chars
     try:
         text = (await normal_form(wanted.input, most)).strip(AROUND)
         if not 1 <= len(text) <= most:
             raise too_long(len(text), most)
     except ValueError as error:
-        raise HttpError(400, "INVALID_TEXT", str(error), param="input") from error
+        raise Denied("text", str(error)) from error
     return text
-
-
-async def _voice(context: Context, wanted: Speech, principal: Principal) -> StoredVoice | str:
-    name = wanted.voice.id.strip() if isinstance(wanted.voice, VoiceId) else wanted.voice or ""
-    found = await context.named_voice(name, principal.id)
-    if found is None:
-        raise HttpError(
-            404,
-            "VOICE_NOT_FOUND",
-            f"voice {shorten(name)!r} is not here: {', '.join(context.voices(principal.id)[:20]) or 'there is none'}",
-            param="voice",
-        )
-    return found
-
-
-def _language(context: Context, wanted: Speech) -> str:
-    known = context.engine.languages
-    if wanted.language is None:
-        return default_language(context.settings, known)
-    try:
-        return spoken(wanted.language, known)
-    except ValueError as error:
-        raise HttpError(400, "INVALID_LANGUAGE", str(error), param="language") from error
-
-
-def _check_engine(context: Context, principal: Principal) -> None:
-    if context.draining.is_set():
-        raise HttpError(503, "GOING_AWAY", "the server goes down: ask again", 5000)
-    if context.engine.state == "idle":
-        context.load()
-    if context.engine.state == "loading":
-        raise HttpError(503, "MODEL_LOADING", *too_early(context))
-    if context.engine.state == "failed":
-        raise HttpError(500, "SYNTHESIS_ERROR", "the model could not be loaded; the log says why")
-    try:
-        context.engine.check_line(principal.bucket)
-    except Crowded as error:
-        raise _crowded(context, error) from error
-
-
-def _crowded(context: Context, error: Crowded) -> HttpError:
-    context.metrics.crowded.inc()
-    return HttpError(503, "RATE_LIMITED", str(error), 5000)
 
 
 def _model(name: str) -> dict[str, Any]:

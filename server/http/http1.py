@@ -10,8 +10,8 @@ import h11
 from hypercorn.events import Closed, Event, RawData
 from hypercorn.protocol import h11 as h11_protocol
 
-from server import upstream
-from server.connections import here
+from server.ops import upstream
+from server.ops.connections import here
 
 MAX_HEAD, MAX_TARGET, MAX_LINES = 16 * 1024, 8 * 1024, 128  # of a request's head: bytes, bytes of its first line, lines
 SLICE, MAX_LOOSE = 4096, 1024  # bytes taken apart at a time; of a chunk's first line, or of what follows the last chunk

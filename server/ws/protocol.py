@@ -11,11 +11,9 @@ from msgspec import UNSET, Meta, UnsetType
 
 from qwen3_jax.messages import shorten
 from qwen3_jax.sampling import LEAST_TOP_P, TEMPERATURES
-from qwen3_jax.text.languages import language_name
-from server import reading
+from server.admission import reading
 
 SPEAK = "/api/v1/speak"  # the route
-LANGUAGES = ("English", "Japanese", "Chinese", "Korean", "German", "French", "Russian", "Portuguese", "Spanish", "Italian")
 ENCODINGS, TRANSPORTS = ("pcm16", "pcm32f"), ("binary", "json")
 SAMPLE_RATES = (8000, 16000, 22050, 24000, 44100, 48000)
 
@@ -128,7 +126,7 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     voices: tuple[str, ...]
 
 
-class Limits(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+class SessionLimits(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     """Part of ``ready``."""
 
     max_message_bytes: int
@@ -142,7 +140,7 @@ class Ready(_Message, tag="ready", frozen=True, kw_only=True):
     session_id: str
     voice_loaded: str
     capabilities: Capabilities
-    limits: Limits
+    limits: SessionLimits
 
 
 class Started(_Message, tag="started", frozen=True, kw_only=True):
@@ -253,9 +251,3 @@ def error(
         request_id=UNSET if request_id is None else request_id,
         retry_after_ms=UNSET if retry_after_ms is None else retry_after_ms,
     )
-
-
-def language(name: str) -> str | None:
-    """The name as ``capabilities`` spells it, whatever its case; ``Auto`` too. None if there is no such language."""
-    wanted = language_name(name).casefold()
-    return next((known for known in (*LANGUAGES, "Auto") if known.casefold() == wanted), None)

@@ -10,10 +10,11 @@ import msgspec
 from quart import Quart, Response, ResponseReturnValue
 
 import qwen3_jax
-from server import openai, protocol
 from server.context import Context
-from server.encode import CONTENT_TYPES
-from server.voices.routes import VoiceInfo, VoiceList
+from server.http import openai
+from server.http.encode import CONTENT_TYPES
+from server.http.voices import VoiceDescription, VoiceList
+from server.ws import protocol
 
 CLIENT, SERVER = get_args(protocol.ClientMessage), get_args(protocol.ServerMessage)
 JSON = "application/json"
@@ -49,7 +50,7 @@ class SpeechVoices(msgspec.Struct):
     voices: list[SpeechVoice]
 
 
-class Model(msgspec.Struct):
+class ModelInfo(msgspec.Struct):
     """One of Models."""
 
     id: str
@@ -62,7 +63,7 @@ class Models(msgspec.Struct):
     """``GET /v1/models``."""
 
     object: str
-    data: list[Model]
+    data: list[ModelInfo]
 
 
 class Status(msgspec.Struct):
@@ -127,7 +128,7 @@ def openapi() -> dict[str, Any]:
             "get": _operation("Voices that the caller may use", _json("200", "VoiceList"), 401),
             "post": _operation(
                 "Clone a voice",
-                _json("201", "VoiceInfo"),
+                _json("201", "VoiceDescription"),
                 400,
                 401,
                 404,
@@ -160,7 +161,7 @@ def openapi() -> dict[str, Any]:
         "/v1/models": {"get": _operation("OpenAI: models", _json("200", "Models"), 401)},
         "/v1/models/{model_id}": {
             "parameters": [{"name": "model_id", "in": "path", "required": True, "schema": text}],
-            "get": _operation("OpenAI: a model", _json("200", "Model"), 401, 404),
+            "get": _operation("OpenAI: a model", _json("200", "ModelInfo"), 401, 404),
         },
         "/v1/audio/models": {"get": _operation("Open WebUI: models, as /v1/models", _json("200", "Models"), 401)},
         protocol.SPEAK: {"get": _operation("A WebSocket, which /asyncapi.json describes; no page", {}, 426)},
@@ -170,7 +171,7 @@ def openapi() -> dict[str, Any]:
                 "OpenAI: speech",
                 {"200": {"description": "audio as it is made", "content": {**sounds, "text/event-stream": {}}}},
                 *(400, 401, 404, 413, 429, 500, 503),
-                body=(JSON, {"$ref": _REF.format(name="Speech")}),
+                body=(JSON, {"$ref": _REF.format(name="CreateSpeechRequest")}),
             )
         },
     }
@@ -179,7 +180,9 @@ def openapi() -> dict[str, Any]:
         "info": {"title": "Speech", "version": qwen3_jax.__version__},
         "paths": paths,
         "components": {
-            "schemas": schemas((Status, ErrorAnswer, VoiceList, VoiceInfo, Model, Models, SpeechVoices, openai.Speech)),
+            "schemas": schemas(
+                (Status, ErrorAnswer, VoiceList, VoiceDescription, ModelInfo, Models, SpeechVoices, openai.CreateSpeechRequest)
+            ),
             "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
         },
         "security": [{}, {"token": []}],

@@ -9,7 +9,7 @@ from typing import BinaryIO
 
 from quart import Request, Response
 
-from server.web import answer
+from server.http.web import answer
 
 PIECE = 64 * 1024  # bytes in memory for each client
 KIND = "audio/wav"

@@ -11,13 +11,14 @@ from limits import RateLimitItem, RateLimitItemPerHour, RateLimitItemPerMinute
 from limits.storage import MemoryStorage
 from limits.strategies import SlidingWindowCounterRateLimiter
 
-from server.auth import Principal
-from server.crowd import Crowd
+from server.ops.auth import Principal
+from server.ops.crowd import Crowd
 from server.settings import Settings
 
 What = Literal["connects", "utterances", "characters", "uploads"]
 Work = Literal["upload", "recording"]
 PLACES: dict[Work, tuple[int, int]] = {"upload": (8, 4), "recording": (32, 8)}  # under way: in all, of one principal
+NEWCOMERS, NEWCOMERS_SHARE = 40, 0.4  # places of those without a token: at least; a share of TTS_MAX_SESSIONS, which they do not take
 
 
 class Limited(ValueError):
@@ -32,7 +33,7 @@ class Overloaded(Limited):
     """All of the server's sessions are held, by whomever."""
 
 
-class Limits:
+class Quotas:
     """The counts of one process; ``newcomers`` are the sessions of clients that have not said who they are."""
 
     def __init__(self, settings: Settings) -> None:
@@ -46,7 +47,7 @@ class Limits:
         self._sessions: Counter[str] = Counter()
         self._most_sessions, self._most_in_all = settings.limit_sessions, settings.max_sessions
         self._work: Counter[tuple[Work, str]] = Counter()
-        self.newcomers = Crowd(settings.max_unauthorized)
+        self.newcomers = Crowd(max(NEWCOMERS, round(NEWCOMERS_SHARE * settings.max_sessions)))
 
     def count(self, principal: Principal, what: What, amount: int = 1) -> None:
         """Take note of a use.

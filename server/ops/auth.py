@@ -13,9 +13,9 @@ import msgspec
 from qwen3_jax.folders import expand
 from qwen3_jax.messages import shorten
 from qwen3_jax.text import files
-from server.crowd import network_of
-from server.jwks import KeySet
-from server.keys import KeyFile
+from server.ops.crowd import network_of
+from server.ops.jwks import KeySet
+from server.ops.keys import KeyFile
 from server.settings import Settings
 
 ANONYMOUS = "anonymous"

@@ -12,11 +12,11 @@ from enum import Enum
 from typing import Literal
 
 from qwen3_jax.text.nfc import AROUND, nfc, settle
-from server.admission import check_length, too_long
-from server.protocol import Cancel, Code, Flush, Speak, Start, Stop
+from server.admission.text import check_length, too_long
+from server.ws.protocol import Cancel, Code, Flush, Speak, Start, Stop
 
 
-class State(Enum):
+class SessionState(Enum):
     """See the module's docstring."""
 
     CONNECTING = "connecting"
@@ -27,21 +27,21 @@ class State(Enum):
     ERROR = "error"
 
 
-_IDLE: dict[type, State] = {Start: State.STARTED, Speak: State.SPEAKING, Stop: State.STOPPED}
-NEXT: dict[State, dict[type, State]] = {
-    State.CONNECTING: {},
-    State.READY: _IDLE,
-    State.STARTED: _IDLE,
-    State.SPEAKING: {Speak: State.SPEAKING, Flush: State.SPEAKING, Stop: State.STOPPED},
-    State.STOPPED: {},
-    State.ERROR: {},
+_IDLE: dict[type, SessionState] = {Start: SessionState.STARTED, Speak: SessionState.SPEAKING, Stop: SessionState.STOPPED}
+NEXT: dict[SessionState, dict[type, SessionState]] = {
+    SessionState.CONNECTING: {},
+    SessionState.READY: _IDLE,
+    SessionState.STARTED: _IDLE,
+    SessionState.SPEAKING: {Speak: SessionState.SPEAKING, Flush: SessionState.SPEAKING, Stop: SessionState.STOPPED},
+    SessionState.STOPPED: {},
+    SessionState.ERROR: {},
 }
 
 
 End = Literal["completed", "cancelled", "failed", "left"]  # left: with its connection
 
 
-class Refusal(ValueError):
+class Rejection(ValueError):
     """A message that is not possible now; becomes an ``error`` and changes nothing."""
 
     def __init__(self, code: Code, message: str, request_id: str | None = None, retry_after_ms: int | None = None) -> None:
@@ -49,7 +49,7 @@ class Refusal(ValueError):
         self.code, self.request_id, self.retry_after_ms = code, request_id, retry_after_ms
 
 
-class Utterance:
+class SessionUtterance:
     """One ``speak``, or the text of several: what it says so far, and whether it is still wanted."""
 
     def __init__(self, message: Speak, max_chars: int) -> None:
@@ -66,7 +66,7 @@ class Utterance:
         """More text -> what of it is settled, in NFC. Its length is looked at first.
 
         Raises:
-            Refusal: the text would be too long, is empty at its end, or has too many combining marks in a row; then nothing is taken.
+            Rejection: the text would be too long, is empty at its end, or has too many combining marks in a row; then nothing is taken.
         """
         try:
             check_length(piece, self._max_chars)
@@ -80,7 +80,7 @@ class Utterance:
             if characters + coming > self._max_chars or (last and characters == 0):
                 raise too_long(characters + coming, self._max_chars)
         except ValueError as error:
-            raise Refusal("INVALID_TEXT", str(error), self.request_id) from error
+            raise Rejection("INVALID_TEXT", str(error), self.request_id) from error
         self._held, self.characters = held, characters
         return done
 
@@ -94,56 +94,58 @@ class Machine:
     """
 
     def __init__(self, max_waiting: int, max_chars: int) -> None:
-        self.state = State.CONNECTING
-        self.live: list[Utterance] = []  # in order of arrival
-        self._open: Utterance | None = None
+        self.state = SessionState.CONNECTING
+        self.live: list[SessionUtterance] = []  # in order of arrival
+        self._open: SessionUtterance | None = None
         self._max_waiting, self._max_chars = max_waiting, max_chars
 
     def connected(self) -> None:
         """``ready`` has been sent."""
-        self.state = State.READY
+        self.state = SessionState.READY
 
     def start(self) -> None:
-        """A ``start`` that is in order. Raises Refusal while speaking."""
+        """A ``start`` that is in order. Raises Rejection while speaking."""
         self.state = self._next(Start)
 
-    def speak(self, message: Speak) -> tuple[Utterance, str, bool]:
+    def speak(self, message: Speak) -> tuple[SessionUtterance, str, bool]:
         """A ``speak``. Returns its utterance, the text that is settled, and whether the utterance is a new one.
 
         Raises:
-            Refusal: too long, empty, too many, or a piece of another text than the open one.
+            Rejection: too long, empty, too many, or a piece of another text than the open one.
         """
         after = self._next(Speak, message.request_id)
         if message.continue_ and self._open is not None:
             if message.request_id not in (None, self._open.request_id):
-                raise Refusal("INVALID_MESSAGE", f"the text of {self._open.request_id!r} is still open: flush it first", message.request_id)
+                raise Rejection(
+                    "INVALID_MESSAGE", f"the text of {self._open.request_id!r} is still open: flush it first", message.request_id
+                )
             return self._open, self._open.take(message.text, last=False), False
         if len(self.live) >= self._max_waiting:
-            raise Refusal("RATE_LIMITED", f"{self._max_waiting} utterances wait already", message.request_id, 1000)
-        utterance = Utterance(message, self._max_chars)
+            raise Rejection("RATE_LIMITED", f"{self._max_waiting} utterances wait already", message.request_id, 1000)
+        utterance = SessionUtterance(message, self._max_chars)
         settled = utterance.take(message.text, last=not message.continue_)
         self.live.append(utterance)
         self._open = utterance if message.continue_ else self._open
         self.state = after
         return utterance, settled, True
 
-    def flush(self, message: Flush) -> tuple[Utterance, str]:
+    def flush(self, message: Flush) -> tuple[SessionUtterance, str]:
         """The end of the open text. Returns its utterance and the rest of the text.
 
         Raises:
-            Refusal: no text is open, another one is, or it is empty; an empty one ends here.
+            Rejection: no text is open, another one is, or it is empty; an empty one ends here.
         """
         if self._open is None or message.request_id not in (None, self._open.request_id):
-            raise Refusal("INVALID_MESSAGE", "flush: no such text is open; open one with speak and continue:true", message.request_id)
+            raise Rejection("INVALID_MESSAGE", "flush: no such text is open; open one with speak and continue:true", message.request_id)
         utterance, self._open = self._open, None
         utterance.text_open = False
         try:
             return utterance, utterance.take("", last=True)
-        except Refusal:
+        except Rejection:
             self.ended(utterance)
             raise
 
-    def cancel(self, message: Cancel | None = None, end: End = "cancelled") -> list[Utterance]:
+    def cancel(self, message: Cancel | None = None, end: End = "cancelled") -> list[SessionUtterance]:
         """Whatever is live, or what has the requestId: not live any more."""
         wanted = None if message is None else message.request_id
         dropped = [utterance for utterance in self.live if wanted in (None, utterance.request_id)]
@@ -155,7 +157,7 @@ class Machine:
         """Whether something of that requestId, or without any, is live."""
         return any(utterance.request_id == request_id for utterance in self.live)
 
-    def ended(self, utterance: Utterance, end: End = "failed") -> None:
+    def ended(self, utterance: SessionUtterance, end: End = "failed") -> None:
         """Nothing of it follows but its last message."""
         utterance.end = utterance.end or end
         utterance.live = utterance.text_open = False
@@ -163,22 +165,22 @@ class Machine:
             self.live.remove(utterance)
         if self._open is utterance:
             self._open = None
-        if not self.live and self.state is State.SPEAKING:
-            self.state = State.READY
+        if not self.live and self.state is SessionState.SPEAKING:
+            self.state = SessionState.READY
 
     def stop(self) -> None:
         """The end, from whichever side."""
         self.cancel(end="left")
-        if self.state is not State.ERROR:
-            self.state = State.STOPPED
+        if self.state is not SessionState.ERROR:
+            self.state = SessionState.STOPPED
 
     def fail(self) -> None:
         """A fault of ours."""
         self.cancel(end="failed")
-        self.state = State.ERROR
+        self.state = SessionState.ERROR
 
-    def _next(self, kind: type, request_id: str | None = None) -> State:
+    def _next(self, kind: type, request_id: str | None = None) -> SessionState:
         try:
             return NEXT[self.state][kind]
         except KeyError as error:
-            raise Refusal("INVALID_MESSAGE", f"{kind.__name__.lower()} is not possible while {self.state.value}", request_id) from error
+            raise Rejection("INVALID_MESSAGE", f"{kind.__name__.lower()} is not possible while {self.state.value}", request_id) from error

@@ -1,6 +1,6 @@
-"""One client on ``/api/v1/speak``: frames in -> messages and audio out. What may happen when is decided in ``server.machine``.
+"""One client on ``/api/v1/speak``: frames in -> messages and audio out. What may happen when is decided in ``server.ws.machine``.
 
-Two tasks: this one reads, a Speaker (server.speaker) speaks what waits. Both send through Outgoing, one message at a time and within a
+Two tasks: this one reads, a Playback (server.ws.playback) speaks what waits. Both send through Outgoing, one message at a time and within a
 limit; a frame of audio goes out only if its utterance is still live once the lock is held, so nothing follows a ``CANCELLED``.
 """
 
@@ -14,29 +14,29 @@ import msgspec
 
 from qwen3_jax.messages import shorten
 from qwen3_jax.text.nfc import AROUND, SLICE
-from server import protocol
-from server.admission import normal_form
-from server.auth import Principal
-from server.client import Client, Ended, no_place
-from server.connections import here
+from server.admission import speech
+from server.admission.speech import Denied
+from server.admission.text import normal_form
 from server.context import Context
-from server.engines.base import Crowded
-from server.languages import default_language, spoken
-from server.limits import Limited
-from server.loading import too_early
-from server.logs import session_id
-from server.machine import Machine, Refusal, State
-from server.outgoing import Outgoing, SlowClient, Socket
-from server.protocol import SPEAK, Cancel, Close, Flush, Speak, Start
-from server.speaker import Configuration, Speaker, Turn
+from server.languages import LANGUAGES
+from server.ops.connections import here
+from server.ops.limits import Limited
+from server.ops.logs import session_id
 from server.voices.store import StoredVoice
+from server.ws import protocol
+from server.ws.client import Client, Ended, no_place
+from server.ws.machine import Machine, Rejection
+from server.ws.outgoing import Outgoing, SlowClient, Socket
+from server.ws.playback import Configuration, Playback, Turn, told
+from server.ws.protocol import SPEAK, Cancel, Close, Flush, Speak, Start
 
 TURNED_AWAY = ("UNAUTHORIZED", "RATE_LIMITED", "MODEL_LOADING")  # errors that are refusals: not of a text, but of who asks, or now
+START_SECONDS = 60.0  # from connecting to the first start or speak
 VANISHED = 1006  # the close code of a connection that ended without one (RFC 6455)
 log = logging.getLogger(__name__)
 
 
-class Session:
+class ClientSession:
     """A connected client.
 
     Args:
@@ -55,7 +55,7 @@ class Session:
         self._displaced = False
         self._out = Outgoing(socket, context)
         self._configuration = Configuration()
-        self._speaker = Speaker(self.machine, self._out, context, self.id)
+        self._playback = Playback(self.machine, self._out, context, self.id)
         self._connected = self._active = monotonic()
         self._begun = False  # whether the client has said anything that counts
 
@@ -67,7 +67,7 @@ class Session:
             await self._out.send(self._ready())
             self.machine.connected()
             async with asyncio.TaskGroup() as tasks:
-                speaking = tasks.create_task(self._speaker.run())
+                speaking = tasks.create_task(self._playback.run())
                 try:
                     while True:
                         await self._receive_one()
@@ -75,8 +75,8 @@ class Session:
                     await self._leave(end.last, end.code)
                 finally:
                     self.machine.stop()
-                    self._speaker.wake()
-                    self._speaker.settle()
+                    self._playback.wake()
+                    self._playback.settle()
                     speaking.cancel()
         except Ended as end:  # before it began
             await self._leave(end.last, end.code)
@@ -97,7 +97,7 @@ class Session:
                     "principal": shorten(client.principal.id),
                     "address": client.address,
                     "seconds": round(monotonic() - self._connected, 1),
-                    "utterances": self._speaker.utterances,
+                    "utterances": self._playback.utterances,
                     "code": self._out.close_code or here().close_code or VANISHED,
                 }
             )
@@ -109,7 +109,7 @@ class Session:
             self.machine.ended(utterance, "cancelled")
         for utterance in waiting:
             await self._out.send(protocol.error("CANCELLED", "the server goes down", utterance.request_id))
-        await self._speaker.quiet(grace)
+        await self._playback.quiet(grace)
         self.machine.cancel()
         await self._leave(protocol.Stopped(reason="server_shutdown"), Close.GOING_AWAY)
 
@@ -158,25 +158,28 @@ class Session:
             elif isinstance(message, Speak):
                 await self._speak(message)
             elif isinstance(message, Flush):
-                self._speaker.more(*self.machine.flush(message))
+                self._playback.more(*self.machine.flush(message))
             elif isinstance(message, Cancel):
                 await self._cancel(message)
             elif message is None:
                 log.debug("a message of a type that nobody knows is ignored")
             else:
                 raise Ended(Close.NORMAL, protocol.Stopped(reason=message.reason))
-        except Refusal as error:
-            self._speaker.wake()  # an open text that turned out empty has ended
-            await self._refuse(message, error.code, error, error.request_id)
+        except Rejection as error:
+            self._playback.wake()  # an open text that turned out empty has ended
+            await self._refuse(message, protocol.error(error.code, str(error), error.request_id, retry_after_ms=error.retry_after_ms))
         except Limited as error:
-            await self._refuse(message, "RATE_LIMITED", error, getattr(message, "request_id", None))
+            await self._refuse(message, protocol.error("RATE_LIMITED", str(error), _id_of(message), retry_after_ms=error.retry_after_ms))
+        except Denied as error:
+            last = told(error, _id_of(message))
+            if error.reason == "failed":  # it will never speak
+                raise Ended(Close.INTERNAL, msgspec.structs.replace(last, recoverable=False)) from error
+            await self._refuse(message, last)
 
-    async def _refuse(
-        self, message: protocol.ClientMessage | None, code: protocol.Code, error: Refusal | Limited, request_id: str | None
-    ) -> None:
-        self._note(code, str(error))
-        final = not isinstance(message, Start) and not self.machine.speaks(request_id)
-        await self._out.send(protocol.error(code, str(error), request_id, final=final, retry_after_ms=error.retry_after_ms))
+    async def _refuse(self, message: protocol.ClientMessage | None, last: protocol.Error) -> None:
+        self._note(last.code, last.message)
+        final = not isinstance(message, Start) and not self.machine.speaks(last.request_id or None)
+        await self._out.send(msgspec.structs.replace(last, final=final))
 
     async def _next_frame(self) -> str | bytes | None:
         """The next frame. Raises Ended if a deadline passes first."""
@@ -200,8 +203,8 @@ class Session:
         if self._client.principal is None:
             return self._connected + chosen.auth_timeout, f"no valid token within {chosen.auth_timeout:g} s"
         if not self._begun:
-            return self._connected + chosen.start_timeout, f"neither start nor speak within {chosen.start_timeout:g} s"
-        heard = monotonic() if self.machine.live else max(self._active, self._speaker.last)
+            return self._connected + START_SECONDS, f"neither start nor speak within {START_SECONDS:g} s"
+        heard = monotonic() if self.machine.live else max(self._active, self._playback.last)
         return heard + chosen.idle_timeout, f"nothing to do for {chosen.idle_timeout:g} s"
 
     async def _start(self, message: Start) -> None:
@@ -211,8 +214,8 @@ class Session:
             ("transport", message.transport, protocol.TRANSPORTS),
         ):
             if value not in allowed:
-                raise Refusal("INVALID_MESSAGE", f"{name} {shorten(repr(value))} is not supported: use {', '.join(map(str, allowed))}")
-        language = self._language(message.language)
+                raise Rejection("INVALID_MESSAGE", f"{name} {shorten(repr(value))} is not supported: use {', '.join(map(str, allowed))}")
+        language = speech.language(self._context, message.language or self._configuration.language or None)
         known = self._client.principal
         if self._context.auth.required and (message.auth_token is not None or known is None or known.expired):
             await self._client.authenticate(message.auth_token)
@@ -241,17 +244,16 @@ class Session:
                 Close.UNAUTHORIZED, protocol.error("UNAUTHORIZED", "send start with authToken first", request_id, recoverable=False)
             )
         if principal.expired:
-            raise Refusal("UNAUTHORIZED", "the token has expired: send start with a fresh authToken", request_id)
+            raise Rejection("UNAUTHORIZED", "the token has expired: send start with a fresh authToken", request_id)
         self._begun = True
-        language = self._language(message.language, request_id)
-        self._check_engine(principal, request_id)
+        language = speech.language(self._context, message.language or self._configuration.language or None)
+        speech.check_engine(self._context, principal)
         if len(message.text) > SLICE:
             message = await self._normalised(message)
-        if self.machine.state is State.SPEAKING or message.text.strip(AROUND):  # else there is nothing to count: the machine refuses it
-            self._context.limits.count(principal, "characters", len(message.text.strip(AROUND)))
+        self._context.limits.count(principal, "characters", len(message.text.strip(AROUND)))
         utterance, settled, new = self.machine.speak(message)
         if not new:
-            self._speaker.more(utterance, settled)
+            self._playback.more(utterance, settled)
             return
         try:
             self._context.limits.count(principal, "utterances")
@@ -261,45 +263,23 @@ class Session:
         voice = await self._voice(message.voice, request_id)
         if voice is None:
             self.machine.ended(utterance)
-            raise Refusal("VOICE_NOT_FOUND", "there is no voice here: an operator has to install one", request_id)
+            raise Rejection("VOICE_NOT_FOUND", "there is no voice here: an operator has to install one", request_id)
         if utterance.live:
             configuration = msgspec.structs.replace(self._configuration, language=language)
-            self._speaker.add(Turn(utterance, settled, voice, configuration, principal))
+            self._playback.add(Turn(utterance, settled, voice, configuration, principal))
 
     async def _normalised(self, message: Speak) -> Speak:
         """With a long text's normal form, so that the machine, which lets nobody in between, has next to nothing to do."""
         try:
             text = await normal_form(message.text, self._settings.max_text_chars)
         except ValueError as error:
-            raise Refusal("INVALID_TEXT", str(error), message.request_id) from error
+            raise Denied("text", str(error)) from error
         return msgspec.structs.replace(message, text=text)
-
-    def _check_engine(self, principal: Principal, request_id: str | None) -> None:
-        engine = self._context.engine
-        if self._context.draining.is_set():
-            raise Refusal("RATE_LIMITED", "the server goes down: connect again", request_id, 5000)
-        if engine.state == "idle":
-            self._context.load()
-        if engine.state == "loading":
-            message, wait = too_early(self._context)
-            raise Refusal("MODEL_LOADING", message, request_id, wait)
-        if engine.state == "failed":
-            raise Ended(
-                Close.INTERNAL,
-                protocol.error(
-                    "SYNTHESIS_ERROR", "the model could not be loaded; the server's log says why", request_id, recoverable=False
-                ),
-            )
-        try:
-            engine.check_line(principal.bucket)
-        except Crowded as error:
-            self._context.metrics.crowded.inc()
-            raise Refusal("RATE_LIMITED", str(error), request_id, 5000) from error
 
     async def _cancel(self, message: Cancel) -> None:
         """Every cancelled utterance is told by one CANCELLED; a cancel that finds nothing gets one too."""
         dropped = self.machine.cancel(message)
-        self._speaker.wake()
+        self._playback.wake()
         self._context.metrics.cancellations.inc(len(dropped))
         for utterance in dropped:
             await self._out.send(protocol.error("CANCELLED", "cancelled by the client", utterance.request_id))
@@ -307,14 +287,6 @@ class Session:
             await self._out.send(protocol.error("CANCELLED", "there was nothing to cancel", message.request_id))
 
     # What the client asks for, as this server has it
-
-    def _language(self, name: str | None, request_id: str | None = None) -> str:
-        languages = self._context.engine.languages
-        chosen = name or self._configuration.language or default_language(self._settings, languages)
-        try:
-            return spoken(chosen, languages)
-        except ValueError as error:
-            raise Refusal("INVALID_MESSAGE", str(error), request_id) from error
 
     async def _voice(self, name: str | None, request_id: str | None) -> StoredVoice | str | None:
         """The voice of that name, else the session's, else the default one; the client hears of those that are not there."""
@@ -325,13 +297,12 @@ class Session:
 
     async def _known_voice(self, name: str, request_id: str | None = None) -> StoredVoice | str | None:
         """The voice of that name; None if there is none, and then the client hears of it."""
-        principal_id = self._client.principal_id
-        if (found := await self._context.named_voice(name, principal_id)) is not None:
-            return found
-        there = ", ".join(self._context.voices(principal_id)[:20]) or "there is none"
-        message = f"voice {shorten(name)!r} is not here: {there}; the default voice is used"
-        await self._out.send(protocol.error("VOICE_NOT_FOUND", message, request_id, final=False))
-        return None
+        try:
+            return await speech.voice(self._context, name, self._client.principal_id)
+        except Denied as error:
+            message = f"{error}; the default voice is used"
+            await self._out.send(protocol.error("VOICE_NOT_FOUND", message, request_id, final=False))
+            return None
 
     @property
     def _default_voice(self) -> str:
@@ -344,13 +315,13 @@ class Session:
             voice_loaded=self._default_voice if engine.is_ready else "",
             capabilities=protocol.Capabilities(
                 streaming=engine.streaming,
-                languages=engine.languages or protocol.LANGUAGES,
+                languages=engine.languages or LANGUAGES,
                 encodings=protocol.ENCODINGS,
                 sample_rates=protocol.SAMPLE_RATES,
                 max_text_chars=chosen.max_text_chars,
                 voices=self._context.voices(self._client.principal_id),
             ),
-            limits=protocol.Limits(
+            limits=protocol.SessionLimits(
                 max_message_bytes=chosen.max_message_bytes,
                 max_waiting=chosen.max_waiting,
                 idle_timeout_ms=round(chosen.idle_timeout * 1000),
@@ -358,12 +329,9 @@ class Session:
         )
 
 
-Sitting = tuple[Session, "asyncio.Task[None]"]
-
-
 async def handle(socket: Socket, context: Context, address: str, token: str | None = None) -> None:
     """Run a session to its end, whichever end that is; a fault of ours ends in ``error`` and 1011, never in 1000."""
-    session = Session(socket, context, address, token)
+    session = ClientSession(socket, context, address, token)
     task = asyncio.create_task(session.run())
     sitting = (session, task)
     context.sessions.add(sitting)
@@ -380,6 +348,10 @@ async def handle(socket: Socket, context: Context, address: str, token: str | No
         task.cancel()
         context.sessions.discard(sitting)
         session.told()
+
+
+def _id_of(message: protocol.ClientMessage | None) -> str | None:
+    return getattr(message, "request_id", None)
 
 
 def _first(error: BaseException) -> BaseException:

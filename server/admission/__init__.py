@@ -1,0 +1,1 @@
+"""What WebSocket and HTTP share between a client's words and the engine: fields, text, language, voice, engine's state, retry."""
