@@ -18,7 +18,7 @@ from qwen3_jax import Sampling, Voice
 from qwen3_jax.audio import to_pcm16, write_wav
 from qwen3_jax.engine import JaxDevice, NotFinite, plan
 from qwen3_jax.model import Model
-from qwen3_jax.service import LiveUtterance
+from qwen3_jax.service import LiveSpeech
 from qwen3_jax.voice_folder import VoiceGone
 from server.engines import kept
 from server.engines import slots as slots_of
@@ -336,13 +336,13 @@ async def test_a_long_text_makes_nobody_else_wait(voices: Path) -> None:
 async def test_many_small_pieces_are_taken_together(voices: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = "A word and one more. " * 96
     sizes: list[int] = []
-    write = LiveUtterance.write
+    write = LiveSpeech.write
 
-    def counted(live: LiveUtterance, piece: str) -> None:
+    def counted(live: LiveSpeech, piece: str) -> None:
         sizes.append(len(piece))
         write(live, piece)
 
-    monkeypatch.setattr(LiveUtterance, "write", counted)
+    monkeypatch.setattr(LiveSpeech, "write", counted)
     async with engine_of(voices) as engine:
         handle = engine.submit(request(engine, "", incremental=True))
         for character in text:
