@@ -23,7 +23,7 @@ from qwen3_jax.model import Model
 from qwen3_jax.prompt import Prompt, build
 from qwen3_jax.sampling import Sampling, rules
 from qwen3_jax.session import decode
-from qwen3_jax.train import ear, finetune, narrator
+from qwen3_jax.train import ear, finetune, teacher_forcing
 
 APART = {"xla_cpu_experimental_ynn_fusion_type": ""}  # compiler options: no fusions for YNNPACK
 REFERENCE, LONGEST = 30 * SAMPLE_RATE, 2038  # samples of a clip; frames of 163 s
@@ -141,7 +141,7 @@ def fine_tuning(model: Model) -> float:
     noise, config = np.random.default_rng(4), model.config
     turn = np.array([257, 256, 10, *noise.integers(0, 256, 40), 258, 10, 257, 256, 10])
     prompt = build(config, turn, language="auto", x_vector=noise.standard_normal(48, np.float32), streaming_text=False)
-    taught = [narrator.teach(prompt, noise.integers(0, 2048, (count, 16)).astype(np.int32), config) for count in (900, 850)]
+    taught = [teacher_forcing.align(prompt, noise.integers(0, 2048, (count, 16)).astype(np.int32), config) for count in (900, 850)]
     stacked = jax.tree.map(lambda leaf: np.asarray(leaf)[None], finetune.assembled([taught])[0])
     arguments = finetune.start(model.params["talker"], 0, 0), None, stacked, 1e-3
     more = {"graph": model.graphs.talker, "eos": config.talker_config.codec_eos_token_id, "dtype": "float32"}

@@ -82,6 +82,7 @@ LAYERS = [
         "qwen3_jax.train.loop",
         "qwen3_jax.train.clips",
         "qwen3_jax.train.lora",
+        "qwen3_jax.train.teacher_forcing",
         "qwen3_jax.train.mixed",
     },
     {"qwen3_jax.evaluate.report", "qwen3_jax.evaluate.speak", "qwen3_jax.train.sentences", "qwen3_jax.train.locking"},

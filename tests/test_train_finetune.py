@@ -19,7 +19,7 @@ from qwen3_jax.layers import Linear
 from qwen3_jax.mapping import flatten
 from qwen3_jax.model import Model
 from qwen3_jax.prompt import build
-from qwen3_jax.train import clips, finetune, loop, lora, narrator
+from qwen3_jax.train import clips, finetune, loop, lora, teacher_forcing
 
 STEPS = 4
 TEXTS = {"a": "Good evening.", "b": "Sit down.", "c": "We begin now."}
@@ -127,9 +127,9 @@ def test_a_merge_computes_what_base_and_adapters_do(base: Path, runs: dict[str, 
     made = finetune.taught(loaded.config, clips.load(runs["lora"] / finetune.SPEECH))
     batch = finetune.assembled([made[:1]])[0]
     graph, params = nnx.split(talker)
-    side = jax.jit(lambda params: narrator.scores(nnx.merge(graph, params), batch)[:2])(params)
+    side = jax.jit(lambda params: teacher_forcing.scores(nnx.merge(graph, params), batch)[:2])(params)
     merged = lora.merge(loaded.params["talker"], adapters)
-    one = jax.jit(lambda params: narrator.scores(nnx.merge(loaded.graphs.talker, params), batch)[:2])
+    one = jax.jit(lambda params: teacher_forcing.scores(nnx.merge(loaded.graphs.talker, params), batch)[:2])
     for ours, theirs, untuned in zip(one(merged), side, one(loaded.params["talker"]), strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-4)
         assert np.abs(ours - untuned).max() > 0.1  # the adapters do something

@@ -22,7 +22,7 @@ from qwen3_jax.sampling import Sampling, rules
 from qwen3_jax.talker import Talker
 from qwen3_jax.testing import byte_tokenizer, tiny_config
 from qwen3_jax.text.tokenizer import Tokenizer
-from qwen3_jax.train import hints, language, narrator, plan, utterances
+from qwen3_jax.train import hints, language, narrator, plan, teacher_forcing, utterances
 from qwen3_jax.train.corpus import Line
 from qwen3_jax.train.missteps import Missteps
 from qwen3_jax.train.narrator import Weights
@@ -99,7 +99,7 @@ def predictor_step(graph: Any, params: Any, x: jax.Array, cache: Any, place: jax
 
 @functools.partial(jax.jit, static_argnums=0)
 def predict(graph: Any, params: Any, hidden: jax.Array, first: jax.Array, rest: jax.Array) -> jax.Array:
-    return narrator.predictor_logits(nnx.merge(graph, params), hidden, first, rest)
+    return teacher_forcing.predictor_logits(nnx.merge(graph, params), hidden, first, rest)
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@
 CLIPS: see clips.py. RUN: settings.json, speech/ (the clips as the model has them), and what loop.py says. The recipe is the official one
 (`qwen-tts`, finetuning): all text before the first frame, language Auto, the x-vector as speaker row, cross-entropy of book 0 with the end
 of speech, 0.3 of the predictor's, AdamW at 2e-5 with decay 0.01, gradients clipped at 1 and accumulated over 4 batches. What differs is
-the alignment: labels and hidden states stand where speaking puts them (narrator.py).
+the alignment: labels and hidden states stand where speaking puts them (teacher_forcing.py).
 """
 
 import functools
@@ -38,10 +38,10 @@ from qwen3_jax.mapping import flatten
 from qwen3_jax.model import Model, abstract, load, read_configs
 from qwen3_jax.prompt import AUTO, build
 from qwen3_jax.text.tokenizer import Tokenizer
-from qwen3_jax.train import clips, loop, lora, narrator
-from qwen3_jax.train.narrator import Batch, Taught, Weights
+from qwen3_jax.train import clips, loop, lora, teacher_forcing
+from qwen3_jax.train.teacher_forcing import Example, ExampleBatch
 
-WEIGHTS = Weights(predictor=0.3)
+PREDICTOR = 0.3  # weight of books 1..15 in the loss; book 0 has 1
 RATE, LORA_RATE = 2e-5, 2e-4
 PASSES = 3  # through the clips, when no number of steps is given
 LENGTHS = (64, 128, 256, 512, 1024, 2048)  # rows of prompt and frames; a trace each, or two
@@ -72,7 +72,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 # data
 
 
-def taught(config: ModelConfig, speech: clips.Speech) -> list[Taught]:
+def taught(config: ModelConfig, speech: clips.Speech) -> list[Example]:
     """Every clip's rows and labels, all text beforehand.
 
     Raises:
@@ -81,13 +81,13 @@ def taught(config: ModelConfig, speech: clips.Speech) -> list[Taught]:
     made = []
     for clip in speech.clips:
         prompt = build(config, clip.ids, language=AUTO, x_vector=speech.x_vector, streaming_text=False)
-        made.append(narrator.teach(prompt, clip.codes.astype(np.int32), config))
+        made.append(teacher_forcing.align(prompt, clip.codes.astype(np.int32), config))
         if len(made[-1].labels) > LENGTHS[-1]:
             raise ValueError(f"clip {clip.name}: {len(made[-1].labels)} rows of text and frames, {LENGTHS[-1]} fit; cut it in two")
     return made
 
 
-def assembled(groups: Sequence[Sequence[Taught]]) -> list[Batch]:
+def assembled(groups: Sequence[Sequence[Example]]) -> list[ExampleBatch]:
     """A batch of each group, all of one shape; each frame is picked once."""
     length = bucket(max(len(one.labels) for group in groups for one in group), LENGTHS, "rows")
     most = max(sum(int((one.labels[:, -1] >= 0).sum()) for one in group) for group in groups)
@@ -95,21 +95,20 @@ def assembled(groups: Sequence[Sequence[Taught]]) -> list[Batch]:
     return [_assembled(group, length, frames) for group in groups]
 
 
-def _assembled(group: Sequence[Taught], length: int, frames: int) -> Batch:
-    no_mel = [np.zeros((0, 128), np.float32)] * len(group)
-    batch = narrator.assemble(list(group), no_mel, length, 0, 0, np.random.default_rng(0))
-    places = np.flatnonzero(np.asarray(batch.labels)[:, :, -1].reshape(-1) >= 0)
+def _assembled(group: Sequence[Example], length: int, frames: int) -> ExampleBatch:
+    rows = teacher_forcing.stack_rows([one.rows for one in group], length)
+    labels = np.stack([teacher_forcing.pad(one.labels, -1, length) for one in group])
+    places = teacher_forcing.whole_frames(labels)
     picks = np.zeros(frames, np.int32)  # place 0 is a row of the role, so it has no frame and pads
     picks[: len(places)] = places
-    x_vector = jnp.stack([jnp.asarray(one.rows.x_vector) for one in group])
-    return batch._replace(rows=batch.rows._replace(x_vector=x_vector), picks=jnp.asarray(picks))
+    return ExampleBatch(rows, labels, picks)
 
 
-def batches(training: list[Taught], *, batch: int, accumulate: int, seed: int) -> Callable[[int], Batch]:
+def batches(training: list[Example], *, batch: int, accumulate: int, seed: int) -> Callable[[int], ExampleBatch]:
     """step -> its ``accumulate`` batches, stacked. The clips come in passes, each in an order of its own, which seed and number say."""
     size = batch * accumulate
 
-    def at(step: int) -> Batch:
+    def at(step: int) -> ExampleBatch:
         chosen = []
         for place in range(step * size, (step + 1) * size):
             order = np.random.default_rng([seed, place // len(training)]).permutation(len(training))
@@ -151,16 +150,20 @@ def speaking(trained: dict[str, Any], frozen: dict[str, Any] | None) -> dict[str
     return trained if frozen is None else lora.merge(frozen, trained)
 
 
-def _losses(trained: dict[str, Any], frozen: Any, batch: Batch, graph: Any, eos: int, dtype: str) -> tuple[jax.Array, dict[str, jax.Array]]:
+def _losses(
+    trained: dict[str, Any], frozen: Any, batch: ExampleBatch, graph: Any, eos: int, dtype: str
+) -> tuple[jax.Array, dict[str, jax.Array]]:
     params = jax.tree.map(lambda leaf: leaf.astype(dtype), speaking(trained, frozen))
-    loss, figures = narrator.compared(narrator.scores(nnx.merge(graph, params), batch), batch, eos, WEIGHTS)
-    figures.pop("guidance")  # the official recipe has none
+    made = teacher_forcing.scores(nnx.merge(graph, params), batch)
+    targets = batch.labels.reshape(-1, batch.labels.shape[-1])[batch.picks][:, 1:]
+    figures = teacher_forcing.code_losses(made.first, made.rest, batch.labels, targets, eos)
+    loss = figures["book_0"] + PREDICTOR * figures["books_1_15"]
     return loss, figures | {"loss": loss}
 
 
 @functools.partial(jax.jit, static_argnames=("graph", "eos", "dtype"), donate_argnames="state")
 def train_step(
-    state: State, frozen: dict[str, Any] | None, stacked: Batch, rate: float, *, graph: Any, eos: int, dtype: str
+    state: State, frozen: dict[str, Any] | None, stacked: ExampleBatch, rate: float, *, graph: Any, eos: int, dtype: str
 ) -> tuple[State, dict[str, jax.Array]]:
     """One step of the optimiser, on the mean gradient of several batches.
 
@@ -174,7 +177,7 @@ def train_step(
         dtype: of the arithmetic; what trains is float32.
     """
 
-    def one(sums: Any, batch: Batch) -> tuple[Any, dict[str, jax.Array]]:
+    def one(sums: Any, batch: ExampleBatch) -> tuple[Any, dict[str, jax.Array]]:
         gradient = jax.value_and_grad(_losses, has_aux=True)
         (_, figures), gradients = gradient(state["trained"], frozen, batch, graph, eos, dtype)
         return jax.tree.map(jnp.add, sums, gradients), figures
@@ -188,7 +191,7 @@ def train_step(
 
 
 @functools.partial(jax.jit, static_argnames=("graph", "eos", "dtype"))
-def judge(trained: dict[str, Any], frozen: Any, batch: Batch, *, graph: Any, eos: int, dtype: str) -> dict[str, jax.Array]:
+def judge(trained: dict[str, Any], frozen: Any, batch: ExampleBatch, *, graph: Any, eos: int, dtype: str) -> dict[str, jax.Array]:
     """The figures of a batch."""
     return _losses(trained, frozen, batch, graph, eos, dtype)[1]
 

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from qwen3_jax.shapes import F32, Bool, Float, Int
 from qwen3_jax.train.plan import QUARTERS
+from qwen3_jax.train.teacher_forcing import cross_entropy, masked_mean
 
 PHONEMES = 12  # of a word, at most
 SYMBOLS = 64  # phonemes that are told apart; 0 is the end of a word
@@ -24,18 +25,11 @@ TIMING = QUARTERS * AHEAD * SYMBOLS  # numbers of that map
 Params = dict[str, Any]
 
 
-def cross_entropy(logits: F32["... V"], labels: Int["..."], smoothing: float) -> F32["..."]:
-    """Of each place; labels of -1 give numbers that nobody reads."""
-    logs = jax.nn.log_softmax(logits)
-    right = jnp.take_along_axis(logs, jnp.maximum(labels, 0)[..., None], axis=-1)[..., 0]
-    return -(1 - smoothing) * right - smoothing * jnp.mean(logs, axis=-1)
-
-
 def told_apart(x: Float["B T H"], map_: Params, phonemes: Int["B T S"]) -> jax.Array:
     """Mean cross-entropy of what the map finds at the rows, where phonemes are known."""
     there = phonemes >= 0
     guess = (x @ map_["weight"] + map_["bias"]).reshape(*phonemes.shape, -1).astype(jnp.float32)
-    return jnp.sum(jnp.where(there, cross_entropy(guess, phonemes, 0.0), 0)) / jnp.maximum(jnp.sum(there), 1)
+    return masked_mean(cross_entropy(guess, phonemes), there)
 
 
 def hint_weights(size: int) -> F32["D"]:
@@ -47,7 +41,7 @@ def hint_weights(size: int) -> F32["D"]:
 def missed(x: Float["... H"], map_: Params, latent: F32["... D"], there: Bool["..."]) -> jax.Array:
     """Mean error of the components that the map finds, where ``there`` says so."""
     off = jnp.square(x @ map_["weight"] + map_["bias"] - latent) @ hint_weights(latent.shape[-1])
-    return jnp.sum(jnp.where(there, off, 0)) / jnp.maximum(jnp.sum(there), 1)
+    return masked_mean(off, there)
 
 
 def begin_map(width: int, size: int) -> Params:

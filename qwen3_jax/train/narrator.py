@@ -1,15 +1,10 @@
 """Talker, predictor and speaker encoder as they are trained: a batch of utterances -> losses, and the step that improves them.
 
-The forward is the one that speaks. An utterance is its prompt's rows (prompt.build) and one more row a frame, which is what
-generate.frame feeds the talker after that frame: its sixteen codes and the next text token. `generate.embed` and the modules do the rest.
+Rows and labels are those of teacher_forcing.py, and one more kind of label:
 
-    row            ... | P-1           P            P+1          ...  P-1+N
-    reads          ... | end of prompt frame 0      frame 1      ...  frame N-1
-    label, book 0  -   | frame 0       frame 1      frame 2      ...  end of speech
-    predictor      -   | frame 0       frame 1      frame 2      ...  -            from that row's hidden state and book 0
     spoken         -   | rows of the text tokens that are said in that frame (the teachers state when they say what)
 
-Nothing is shifted after that: a row's label stands at the row. Beside the labels there are hints (hints.py), used in training only. From
+Beside the labels there are hints (hints.py), used in training only. From
 the hidden state a linear map is to find the frame's main components, which tells the talker at every row what the predictor sees of few;
 another, from the predictor's state when it has read book 0. From the rows where a word of the text ends, as they are when the first
 guided head looks at them, the word's phonemes: spelling is learnt from the text itself, and not only through what is heard of it. What
@@ -32,15 +27,24 @@ from qwen3_jax.cache import causal_mask, empty
 from qwen3_jax.config import ModelConfig
 from qwen3_jax.generate import PromptRows, embed
 from qwen3_jax.layers import DecoderLayer, rope_angles, rotate
-from qwen3_jax.predictor import Predictor
 from qwen3_jax.prompt import Prompt
 from qwen3_jax.shapes import F32, Bool, Float, Int, NpF32, NpInt
 from qwen3_jax.speaker import SpeakerEncoder
 from qwen3_jax.talker import Talker
-from qwen3_jax.train.hints import AHEAD, PHONEMES, Params, cross_entropy, missed, told_apart
+from qwen3_jax.train.hints import AHEAD, PHONEMES, Params, missed, told_apart
 from qwen3_jax.train.missteps import Missteps
 from qwen3_jax.train.mixed import mix
 from qwen3_jax.train.plan import QUARTERS
+from qwen3_jax.train.teacher_forcing import (
+    align,
+    code_losses,
+    masked_mean,
+    pad,
+    predictor_logits,
+    predictor_states,
+    stack_rows,
+    whole_frames,
+)
 from qwen3_jax.train.vocoder import rate_at, running_average
 
 Rope = tuple[Float["B T D"], Float["B T D"]]
@@ -138,25 +142,14 @@ def teach(
         sounds: of some rows, the phonemes of the word that ends there; rows that are not there are left out.
         timing: of each frame, the phonemes of its quarters.
     """
-    count, start = len(frames), len(prompt.text)
-    text = np.full(count, config.tts_pad_token_id, np.int32)
-    text[: len(prompt.trailing)] = prompt.trailing[:count]
-    labels = np.full((start + count, frames.shape[1]), -1, np.int32)
-    labels[start - 1 : -1] = frames
-    labels[-1, 0] = config.talker_config.codec_eos_token_id
+    rows, labels, first = align(prompt, frames, config)
+    count, start = len(frames), first + 1
     looks = np.zeros((start + count, 2), np.int32)
     if spoken is not None:
         looks[start - 1 :] = np.minimum(spoken, np.arange(start, start + count + 1)[:, None])
     hint = np.zeros((start + count, 0 if latent is None else latent.shape[1]), np.float32)
     if latent is not None:
         hint[start - 1 : -1] = latent
-    rows = Prompt(
-        np.concatenate([prompt.text, text]),
-        np.concatenate([prompt.codes, frames.astype(np.int32)]),
-        np.concatenate([prompt.speaker, np.zeros(count, bool)]),
-        prompt.x_vector,
-        prompt.trailing[:0],
-    )
     heard = np.full((start + count, PHONEMES), -1, np.int32)
     for row, phonemes in (sounds or {}).items():
         if row < len(heard):
@@ -165,7 +158,7 @@ def teach(
     if timing is not None:
         for later in range(AHEAD):
             quarters[start - 1 : start - 1 + max(count - later, 0), later] = timing[later:]
-    return Taught(rows, labels, looks, hint, heard, quarters.reshape(start + count, -1), start - 1)
+    return Taught(rows, labels, looks, hint, heard, quarters.reshape(start + count, -1), first)
 
 
 def assemble(
@@ -181,35 +174,22 @@ def assemble(
     if (longest := max(len(one.labels) for one in taught)) > length or max(map(len, mels)) > mel_length:
         raise ValueError(f"{longest} rows, {max(map(len, mels))} frames of mel: {length} and {mel_length} fit")
 
-    def padded(array: np.ndarray, fill: float, to: int) -> np.ndarray:
-        return np.concatenate([array, np.full((to - len(array), *array.shape[1:]), fill, array.dtype)])
-
-    rows = [one.rows for one in taught]
-    width = 0 if rows[0].x_vector is None else len(rows[0].x_vector)
-    labels = np.stack([padded(one.labels, -1, length) for one in taught])
-    latent = np.stack([padded(one.latent, 0.0, length) for one in taught])
-    places = np.flatnonzero(labels[:, :, -1].reshape(-1) >= 0)
+    labels = np.stack([pad(one.labels, -1, length) for one in taught])
+    latent = np.stack([pad(one.latent, 0.0, length) for one in taught])
+    places = whole_frames(labels)
     chosen = np.sort(noise.choice(places, picks, replace=len(places) < picks)).astype(np.int32)
     told = rest = None
     if missteps is not None:
         told, rest = missteps.books(labels.reshape(-1, labels.shape[-1])[chosen], latent.reshape(-1, latent.shape[-1])[chosen], noise)
     return Batch(
-        PromptRows(
-            np.stack([padded(each.text, -1, length) for each in rows]),
-            np.stack([padded(each.codes, -1, length) for each in rows]),
-            np.stack([padded(each.speaker, False, length) for each in rows]),
-            np.zeros((len(rows), width), np.float32),
-            np.array([len(each.text) for each in rows], np.int32),
-            np.zeros((len(rows), 0), np.int32),
-            np.zeros(len(rows), np.int32),
-        ),
-        np.stack([padded(mel, 0.0, mel_length) for mel in mels]),
+        stack_rows([one.rows for one in taught], length),
+        np.stack([pad(mel, 0.0, mel_length) for mel in mels]),
         np.array([len(mel) for mel in mels], np.int32),
         labels,
-        np.stack([padded(one.spoken, 0, length) for one in taught]),
+        np.stack([pad(one.spoken, 0, length) for one in taught]),
         latent,
-        np.stack([padded(one.sounds, -1, length) for one in taught]),
-        np.stack([padded(one.timing, -1, length) for one in taught]),
+        np.stack([pad(one.sounds, -1, length) for one in taught]),
+        np.stack([pad(one.timing, -1, length) for one in taught]),
         chosen,
         told,
         rest,
@@ -261,20 +241,6 @@ def guided(layers: int) -> tuple[int, ...]:
     return tuple(sorted({layers // 3, 2 * layers // 3}))
 
 
-def predictor_logits(predictor: Predictor, hidden: Float["N H"], embedding: Float["N H"], rest: Int["N 15"]) -> F32["N 15 V"]:
-    """Scores of books 1..15, given the books before each."""
-    known = predictor.embed(rest, hidden.dtype)[:, :-1]
-    states = _predictor_states(predictor, jnp.concatenate([hidden[:, None], embedding[:, None], known], axis=1))
-    scores = [head(states[:, number + 1]) for number, head in enumerate(predictor.lm_head)]
-    return jnp.stack(scores, axis=1).astype(jnp.float32)
-
-
-def _predictor_states(predictor: Predictor, x: Float["N T H"]) -> Float["N T H"]:
-    layers, kv_heads, head_dim = predictor.kv_shape
-    cache = empty(layers, len(x), kv_heads, x.shape[1], head_dim, x.dtype)
-    return predictor.hidden(x, cache, jnp.zeros(len(x), jnp.int32))[0]
-
-
 def forward(graphs: Definitions, params: Params, batch: Batch) -> Scores:
     """`scores`, with the speaker row made from the batch's references."""
     x_vector = nnx.merge(graphs.speaker, params["speaker_encoder"])(batch.mel, batch.mel_length)
@@ -290,7 +256,7 @@ def scores(talker: Talker, batch: Batch) -> Scores:
     rest = predictor_logits(talker.code_predictor, flat[batch.picks], first, picked[:, 1:])
     at = batch.picks if batch.glances is None else batch.glances
     seen = talker.model.codec_embedding(jnp.maximum(labels[at, 0], 0), talker.dtype)
-    told = _predictor_states(talker.code_predictor, jnp.stack([flat[at], seen], axis=1))[:, 1]
+    told = predictor_states(talker.code_predictor, jnp.stack([flat[at], seen], axis=1))[:, 1]
     return Scores(talker.codec_head(hidden).astype(jnp.float32), rest, told, looks, hidden, early, late)
 
 
@@ -316,29 +282,11 @@ def losses(graphs: Definitions, params: Params, batch: Batch, eos: int, weights:
 
 def compared(made: Scores, batch: Batch, eos: int, weights: Weights) -> tuple[jax.Array, dict[str, jax.Array]]:
     """The loss of some `scores` and its parts: means over frames, in nats, and shares of right guesses. Picks of no frame do not count."""
-    logits, rest, looks = made.first, made.rest, made.looks
-    first = batch.labels[..., 0]
-    there, ends = first >= 0, first == eos
+    targets = (batch.labels.reshape(-1, batch.labels.shape[-1])[batch.picks] if batch.rest is None else batch.rest)[:, 1:]
+    figures = code_losses(made.first, made.rest, batch.labels, targets, eos, weights.smoothing)
     places = batch.spoken[..., 0] < batch.spoken[..., 1]
-    guess = jnp.argmax(logits, axis=-1)
-    picked = (batch.labels.reshape(-1, batch.labels.shape[-1])[batch.picks] if batch.rest is None else batch.rest)[:, 1:]
-
-    def mean(values: jax.Array, of: jax.Array) -> jax.Array:
-        return jnp.sum(jnp.where(of, values, 0)) / jnp.maximum(jnp.sum(of), 1)
-
-    book_0 = mean(cross_entropy(logits, first, weights.smoothing), there)
-    books = mean(cross_entropy(rest, picked, weights.smoothing), picked >= 0)
-    guidance = -mean(jnp.where(places, looks, 0), places)
-    figures = {
-        "book_0": book_0,
-        "books_1_15": books,
-        "guidance": guidance,
-        "right_0": mean(guess == first, there),
-        "right_1_15": mean(jnp.argmax(rest, axis=-1) == picked, picked >= 0),
-        "end_recall": mean(guess == eos, ends),  # ends that are heard as such
-        "end_early": mean(guess == eos, there & ~ends),  # frames taken for an end
-    }
-    return book_0 + weights.predictor * books + weights.guidance * guidance, figures
+    figures["guidance"] = -masked_mean(made.looks, places)
+    return figures["book_0"] + weights.predictor * figures["books_1_15"] + weights.guidance * figures["guidance"], figures
 
 
 def optimiser() -> optax.GradientTransformation:
