@@ -61,7 +61,9 @@ def commands() -> list[tuple[Path, str]]:
         (page, match.group().strip())
         for page, block in EVERY
         if block.language == "sh"
-        for match in re.finditer(r"(?:\./)?(?:\.venv/bin/)?\bpython -m (?:qwen3_jax|convert)\b[^\n]*", block.text.replace("\\\n", " "))
+        for match in re.finditer(
+            r"(?:\./)?(?:\.venv/bin/)?\bpython -m (?:qwen3_jax|convert|training)\b[^\n]*", block.text.replace("\\\n", " ")
+        )
     ]
     return list(dict.fromkeys(found))
 
@@ -70,7 +72,7 @@ def program(module: str) -> typer.Typer:
     """The command line of ``python -m MODULE``."""
     if module == "qwen3_jax":
         return cli.app
-    found = import_module(f"{module}.__main__" if module in ("convert", "qwen3_jax.train") else module)
+    found = import_module(f"{module}.__main__" if module in ("convert", "training") else module)
     made: typer.Typer = found.app
     return made
 

@@ -19,11 +19,13 @@ from qwen3_jax import encode, generate
 from qwen3_jax.audio import SAMPLE_RATE, mel_spectrogram
 from qwen3_jax.codec import init_state
 from qwen3_jax.engine import programs
+from qwen3_jax.finetune import command as finetune
+from qwen3_jax.finetune import teacher_forcing
 from qwen3_jax.model import Model
 from qwen3_jax.prompt import Prompt, build
 from qwen3_jax.sampling import Sampling, rules
 from qwen3_jax.session import decode
-from qwen3_jax.train import ear, finetune, teacher_forcing
+from training.codec import ear
 
 APART = {"xla_cpu_experimental_ynn_fusion_type": ""}  # compiler options: no fusions for YNNPACK
 REFERENCE, LONGEST = 30 * SAMPLE_RATE, 2038  # samples of a clip; frames of 163 s

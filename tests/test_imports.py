@@ -74,43 +74,14 @@ LAYERS = [
         "qwen3_jax.evaluate",
         "qwen3_jax.evaluate.texts",
         "qwen3_jax.evaluate.judges",
-        "qwen3_jax.train",
-        "qwen3_jax.train.sources",
-        "qwen3_jax.train.teachers",
-        "qwen3_jax.train.pitch",
-        "qwen3_jax.train.export",
-        "qwen3_jax.train.loop",
-        "qwen3_jax.train.clips",
-        "qwen3_jax.train.lora",
-        "qwen3_jax.train.teacher_forcing",
-        "qwen3_jax.train.mixed",
+        "qwen3_jax.finetune",
+        "qwen3_jax.finetune.clips",
+        "qwen3_jax.finetune.loop",
+        "qwen3_jax.finetune.lora",
+        "qwen3_jax.finetune.teacher_forcing",
     },
-    {"qwen3_jax.evaluate.report", "qwen3_jax.evaluate.speak", "qwen3_jax.train.sentences", "qwen3_jax.train.locking"},
-    {"qwen3_jax.train.levels", "qwen3_jax.train.plan"},
-    {
-        "qwen3_jax.evaluate.command",
-        "qwen3_jax.train.corpus",
-        "qwen3_jax.train.tokenizer",
-        "qwen3_jax.train.latents",
-        "qwen3_jax.train.hints",
-        "qwen3_jax.train.small",
-    },
-    {"qwen3_jax.train.losses"},
-    {"qwen3_jax.train.discriminators"},
-    {"qwen3_jax.train.data", "qwen3_jax.train.vocoder", "qwen3_jax.train.missteps"},
-    {
-        "qwen3_jax.train.listener",
-        "qwen3_jax.train.voices",
-        "qwen3_jax.train.narrator",
-        "qwen3_jax.train.prior",
-        "qwen3_jax.train.samples",
-        "qwen3_jax.train.ear",
-    },
-    {"qwen3_jax.train.loud", "qwen3_jax.train.pieces", "qwen3_jax.train.utterances", "qwen3_jax.train.finetune"},
-    {"qwen3_jax.train.through"},
-    {"qwen3_jax.train.codec"},
-    {"qwen3_jax.train.language"},
-    {"qwen3_jax.train.__main__"},
+    {"qwen3_jax.evaluate.report", "qwen3_jax.evaluate.speak"},
+    {"qwen3_jax.evaluate.command", "qwen3_jax.finetune.command"},
     {"server.allowed"},
     {
         "convert",
@@ -157,6 +128,28 @@ LAYERS = [
     # The program: it starts everything, convert and serve included (imported inside their commands), and nothing imports it.
     {"qwen3_jax.cli"},
     {"qwen3_jax.__main__"},
+    # How the voice that ships is trained: run from a checkout, in no wheel, imported by nothing of the product.
+    {"training", *(f"training.{room}" for room in ("corpus", "latents", "codec", "language"))},
+    {"training.corpus.sources", "training.corpus.teachers", "training.corpus.pitch", "training.codec.export", "training.mixed"},
+    {"training.corpus.sentences", "training.latents.locking"},
+    {"training.latents.levels", "training.latents.plan"},
+    {"training.corpus.corpus", "training.language.tokenizer", "training.latents.latents", "training.language.hints", "training.small"},
+    {"training.codec.losses"},
+    {"training.codec.discriminators"},
+    {"training.latents.data", "training.codec.vocoder", "training.language.missteps"},
+    {
+        "training.codec.listener",
+        "training.corpus.voices",
+        "training.language.narrator",
+        "training.codec.prior",
+        "training.language.samples",
+        "training.codec.ear",
+    },
+    {"training.codec.loud", "training.codec.pieces", "training.language.utterances"},
+    {"training.codec.through"},
+    {"training.codec.codec"},
+    {"training.language.language"},
+    {"training.__main__"},
 ]
 RANK = {module: rank for rank, row in enumerate(LAYERS) for module in row}
 # (importer, imported): why it may go up all the same
@@ -164,11 +157,12 @@ EXCEPTIONS = {
     ("qwen3_jax.checkpoint", "qwen3_jax"): "only __version__, inside the function that writes it into a checkpoint",
     **{("server", f"server.{name}"): "when hypercorn's command line calls it" for name in ("app", "run", "transport")},
 }
-PACKAGES = ("qwen3_jax", "server", "convert")
+PRODUCT = ("qwen3_jax", "server", "convert")
+PACKAGES = (*PRODUCT, "training")
 
 
 def modules() -> dict[str, Path]:
-    """Every module of the product."""
+    """Every module of the product and of its training."""
     found = {}
     for package in PACKAGES:
         for path in (ROOT / package).rglob("*.py"):
@@ -178,7 +172,7 @@ def modules() -> dict[str, Path]:
 
 
 def imported(source: str, known: set[str]) -> set[str]:
-    """Modules of the product that a source imports; ``from a import b`` is ``a.b`` where that is a module, else ``a``."""
+    """Modules of ours that a source imports; ``from a import b`` is ``a.b`` where that is a module, else ``a``."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
@@ -201,6 +195,17 @@ def test_imports_go_down() -> None:
         for name in sorted(imported(path.read_text("utf-8"), set(found)))
         if (name not in RANK or RANK[name] >= RANK.get(module, -1)) and (module, name) not in EXCEPTIONS
     ]
+    assert not wrong
+
+
+def test_the_product_imports_nothing_of_the_training() -> None:
+    found = modules()
+    wrong = {
+        f"{module} imports {name}"
+        for module, path in found.items()
+        for name in imported(path.read_text("utf-8"), set(found))
+        if module.startswith(PRODUCT) and name.startswith("training")
+    }
     assert not wrong
 
 
