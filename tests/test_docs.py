@@ -6,6 +6,7 @@ import shlex
 import shutil
 import subprocess
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,8 @@ def program(module: str) -> typer.Typer:
     """The command line of ``python -m MODULE``."""
     if module == "qwen3_jax":
         return cli.app
-    found = import_module(f"{module}.__main__" if module in ("convert", "training") else module)
+    inside = find_spec(f"{module}.__main__") if hasattr(import_module(module), "__path__") else None
+    found = import_module(module if inside is None else inside.name)
     made: typer.Typer = found.app
     return made
 

@@ -25,7 +25,7 @@ from qwen3_jax.model import Model
 from qwen3_jax.prompt import Prompt, build
 from qwen3_jax.sampling import Sampling, rules
 from qwen3_jax.session import decode
-from training.codec import ear
+from training.codec import phoneme_recogniser
 
 APART = {"xla_cpu_experimental_ynn_fusion_type": ""}  # compiler options: no fusions for YNNPACK
 REFERENCE, LONGEST = 30 * SAMPLE_RATE, 2038  # samples of a clip; frames of 163 s
@@ -130,12 +130,12 @@ def step(model: Model) -> float:
 
 
 def recogniser(_: Model) -> float:
-    """The training step of ear.py. Like other training steps, and unlike generation, it has products fused with sums over them."""
+    """The training step of phoneme_recogniser.py. Like other training steps, and unlike generation, it has products fused with sums over them."""
     noise = np.random.default_rng(3)
-    columns = noise.standard_normal((ear.COUNT, 24, 200), np.float32)
-    said = noise.integers(0, ear.HEARS, (24, 200)).astype(np.int32)
-    arguments = ear.begin(columns, 0), columns, said, 0, 1e-3
-    return difference(ear.step.lower(*arguments), *arguments)
+    columns = noise.standard_normal((phoneme_recogniser.COUNT, 24, 200), np.float32)
+    said = noise.integers(0, phoneme_recogniser.HEARS, (24, 200)).astype(np.int32)
+    arguments = phoneme_recogniser.begin(columns, 0), columns, said, 0, 1e-3
+    return difference(phoneme_recogniser.step.lower(*arguments), *arguments)
 
 
 def fine_tuning(model: Model) -> float:

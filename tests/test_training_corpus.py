@@ -23,9 +23,9 @@ from qwen3_jax.config_values import parse
 from qwen3_jax.evaluate.texts import held_out
 from qwen3_jax.testing import tiny_config
 from qwen3_jax.text.tokenizer import Tokenizer
-from training.corpus import corpus, sentences, sources, teachers
-from training.corpus.corpus import SHARD, make_shard, read_corpus, read_lines, shards, summarise
+from training.corpus import sentences, shards, sources, teachers, workers
 from training.corpus.sentences import Sentence, clean, is_held_out, key, number, unique
+from training.corpus.shards import SHARD, cut_into_shards, make_shard, read_corpus, read_lines, summarise
 from training.corpus.sources import Raw
 from training.corpus.teachers import SPEAKERS, UNIT, Speaker, Utterance, speaker
 from training.language import tokenizer
@@ -187,28 +187,28 @@ def test_a_missing_package_names_the_extra() -> None:
 
 
 def test_a_shard(tmp_path: Path) -> None:
-    batch = shards(HEART, made_up(200))[1]
+    batch = cut_into_shards(HEART, made_up(200))[1]
     assert len(batch) == SHARD
     samples = make_shard(tmp_path / "heart", 1, HEART, batch, Hum())
     lines = read_corpus(tmp_path)
     assert [line.text for line in lines] == [sentence.text for sentence in batch]
     assert sum(line.samples for line in lines) == samples
     for line in lines:
-        heard = corpus.wave(tmp_path, line)
+        heard = shards.wave(tmp_path, line)
         assert heard.dtype == np.int16 and len(heard) == line.samples == sum(line.durations) * UNIT
         assert set(heard.tolist()) == {round((line.seed % 1000) / 2000 * 32767)}
         assert line.licence and line.text_licence and line.teacher == "hibari-tts, voice heart, speed 0.82"
 
 
 def test_loud_speech_is_turned_down() -> None:
-    assert np.abs(corpus.to_int16(np.array([0.0, 2.0, -1.0], np.float32))).max() == round(0.95 * 32767)
-    assert corpus.to_int16(np.array([0.5], np.float32)).tolist() == [16384]
+    assert np.abs(shards.to_int16(np.array([0.0, 2.0, -1.0], np.float32))).max() == round(0.95 * 32767)
+    assert shards.to_int16(np.array([0.5], np.float32)).tolist() == [16384]
 
 
 def die_within_a_shard(folder: Path) -> None:
     """A process that makes the first shard and is killed in the second."""
     teacher = Hum(last=SHARD + 10)
-    for index, batch in enumerate(shards(HEART, made_up(3 * SHARD))):
+    for index, batch in enumerate(cut_into_shards(HEART, made_up(3 * SHARD))):
         make_shard(folder, index, HEART, batch, teacher)
 
 
@@ -220,7 +220,7 @@ def test_a_killed_run_is_taken_up_again(tmp_path: Path) -> None:
     assert [path.name for path in sorted((tmp_path / "heart").glob("*.jsonl"))] == ["00000.jsonl"]
     first = (tmp_path / "heart" / "00000.npy").stat().st_mtime_ns
     teacher, whole = Hum(), tmp_path / "whole"
-    for index, batch in enumerate(shards(HEART, made_up(3 * SHARD))):
+    for index, batch in enumerate(cut_into_shards(HEART, made_up(3 * SHARD))):
         make_shard(tmp_path / "heart", index, HEART, batch, teacher)
         make_shard(whole / "heart", index, HEART, batch, Hum())
     assert teacher.spoken == 2 * SHARD, "the first shard is not made again"
@@ -235,7 +235,7 @@ def test_a_failing_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(OSError, match="full"):
-        corpus.write_atomically(tmp_path / "file", b"half")
+        shards.write_atomically(tmp_path / "file", b"half")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -250,12 +250,12 @@ class Inline:
 
 def test_hours_are_filled_and_added_to(tmp_path: Path) -> None:
     texts = made_up(5 * SHARD)
-    per_shard = make_shard(tmp_path / "other" / "heart", 0, HEART, shards(HEART, texts)[0], Hum()) / teachers.SAMPLE_RATE
-    list(corpus.fill(tmp_path / "c", HEART, texts, 1.5 * per_shard, Inline(), 1))
+    per_shard = make_shard(tmp_path / "other" / "heart", 0, HEART, cut_into_shards(HEART, texts)[0], Hum()) / teachers.SAMPLE_RATE
+    list(workers.fill(tmp_path / "c", HEART, texts, 1.5 * per_shard, Inline(), 1))
     assert len(list((tmp_path / "c" / "heart").glob("*.npy"))) == 2
-    list(corpus.fill(tmp_path / "c", HEART, texts, 2.5 * per_shard, Inline(), 1))
+    list(workers.fill(tmp_path / "c", HEART, texts, 2.5 * per_shard, Inline(), 1))
     assert len(list((tmp_path / "c" / "heart").glob("*.npy"))) == 3
-    list(corpus.fill(tmp_path / "c", HEART, texts, 1e9, Inline(), 2))
+    list(workers.fill(tmp_path / "c", HEART, texts, 1e9, Inline(), 2))
     assert len(list((tmp_path / "c" / "heart").glob("*.npy"))) == 5, "all there is, and then an end"
 
 
@@ -275,7 +275,7 @@ def test_the_summary(tmp_path: Path) -> None:
 def test_the_held_out_sentences_are_read(tmp_path: Path) -> None:
     teacher = Hum()
     for _ in range(2):
-        corpus.speak_held_out(tmp_path, HEART, teacher)
+        shards.speak_held_out(tmp_path, HEART, teacher)
     assert teacher.spoken == 100, "once each"
     assert len(list(tmp_path.glob("*.wav"))) == 100
     assert (tmp_path / "sentences.txt").read_text("utf-8").splitlines() == held_out()
@@ -283,7 +283,7 @@ def test_the_held_out_sentences_are_read(tmp_path: Path) -> None:
 
 def test_voices_have_orders_of_their_own() -> None:
     texts = made_up(2 * SHARD)
-    first, second = (list(itertools.chain(*shards(SPEAKERS[name], texts))) for name in ("heart", "makima"))
+    first, second = (list(itertools.chain(*cut_into_shards(SPEAKERS[name], texts))) for name in ("heart", "makima"))
     assert first != second and sorted(s.text for s in first) == sorted(s.text for s in second)
 
 
@@ -315,7 +315,8 @@ def test_too_little_for_a_tokenizer() -> None:
 ORPHANS = """
 import multiprocessing, os, time
 from concurrent.futures import ProcessPoolExecutor
-from training.corpus.corpus import end_with_parent
+from training.corpus.workers import end_with_parent
+
 
 pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), end_with_parent)
 print(pool.submit(os.getpid).result(), flush=True)

@@ -23,11 +23,12 @@ from qwen3_jax.sampling import Sampling, rules
 from qwen3_jax.talker import Talker
 from qwen3_jax.testing import byte_tokenizer, tiny_config
 from qwen3_jax.text.tokenizer import Tokenizer
-from training.corpus.corpus import Line
-from training.language import hints, language, narrator, utterances
-from training.language.missteps import Missteps
-from training.language.narrator import Weights
-from training.latents import plan
+from training.corpus.shards import Line
+from training.language import __main__ as language_commands
+from training.language import auxiliary, objective, utterances
+from training.language.corruption import Missteps
+from training.language.objective import Weights
+from training.latents import phonemes
 
 FRAMES = 8
 GREEDY = Sampling(do_sample=False, subtalker_dosample=False, repetition_penalty=1.0)
@@ -62,8 +63,8 @@ class Spoken:
         count = int(chunk.counts[0])
         assert count >= 3
         self.codes, self.hidden = np.asarray(chunk.codes[:count, 0]), np.asarray(chunk.hidden[:count, 0])
-        self.taught = narrator.teach(prompt, self.codes, base.config)
-        self.batch = narrator.assemble([self.taught], [np.zeros((40, 128), np.float32)], 64, 40, FRAMES, np.random.default_rng(0))
+        self.taught = objective.teach(prompt, self.codes, base.config)
+        self.batch = objective.assemble([self.taught], [np.zeros((40, 128), np.float32)], 64, 40, FRAMES, np.random.default_rng(0))
         rows = self.batch.rows._replace(x_vector=prompt.x_vector[None])
         self.states = np.asarray(talker_states(base.graphs.talker, base.params["talker"], rows, self.batch.spoken)[0])
         self.talker: Talker = nnx.merge(base.graphs.talker, base.params["talker"])
@@ -89,7 +90,7 @@ class Spoken:
 
 @functools.partial(jax.jit, static_argnums=0)
 def talker_states(graph: Any, params: Any, rows: generate.PromptRows, spoken: np.ndarray) -> jax.Array:
-    return narrator.talker_states(nnx.merge(graph, params), rows, spoken)[0]
+    return objective.talker_states(nnx.merge(graph, params), rows, spoken)[0]
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -203,8 +204,8 @@ def test_the_guided_heads_are_shown_the_rows_of_the_text(base: Model, streaming_
 
 def test_the_quarters_of_frames_have_the_teachers_phonemes(base: Model) -> None:
     """A frame is 3.2 units, so the middles of its quarters are at .4, 1.2, 2 and 2.8."""
-    timing = plan.quarters("_hi._", [1, 2, 3, 1, 3], 4)
-    h, i = (1 + plan.SYMBOLS.index(phone) for phone in "hi")
+    timing = phonemes.quarters("_hi._", [1, 2, 3, 1, 3], 4)
+    h, i = (1 + phonemes.SYMBOLS.index(phone) for phone in "hi")
     assert timing.tolist() == [[0, h, h, h], [i, i, i, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
     one = utterances.Utterance(0, turn(4, 1), np.zeros((4, 16), np.int32), None, timing=timing)
     taught = utterances.rows_of(base.config, one, utterances.Form(True, "english"))
@@ -214,7 +215,7 @@ def test_the_quarters_of_frames_have_the_teachers_phonemes(base: Model) -> None:
 
 
 def test_speech_begins_at_once_where_all_of_the_text_is_there(base: Model) -> None:
-    timing = plan.quarters("_hi._", [12, 2, 3, 1, 3], 7)  # 3 frames of pause, and three quarters of the fourth
+    timing = phonemes.quarters("_hi._", [12, 2, 3, 1, 3], 7)  # 3 frames of pause, and three quarters of the fourth
     said = np.stack([np.arange(8), np.arange(8) + 1], axis=1)
     late = utterances.Utterance(0, turn(4, 1), np.arange(7 * 16, dtype=np.int32).reshape(7, 16), said, np.ones((7, 4)), timing=timing)
     early = utterances.at_once(late)
@@ -237,7 +238,7 @@ def test_speech_begins_at_once_where_all_of_the_text_is_there(base: Model) -> No
 
 def test_after_a_misstep_the_labels_lead_back(base: Model) -> None:
     """The sum of all books told comes nearer to the true vector than where they went wrong, and true frames keep their labels."""
-    from training.latents.latents import Latents, nearest
+    from training.latents.quantiser import Latents, nearest
 
     noise = np.random.default_rng(0)
     size, entries = 6, 24
@@ -308,7 +309,7 @@ def test_short_phrases_are_drawn_more_often(base: Model) -> None:
 class Learnt(NamedTuple):
     """A run of a few steps on one batch, with every hint."""
 
-    batch: narrator.Batch
+    batch: objective.Batch
     before: dict[str, Any]  # a copy of the parameters
     state: dict[str, Any]  # after
     figures: dict[str, list[float]]  # of each step
@@ -327,19 +328,19 @@ def learnt(base: Model) -> Learnt:
     batch = utterances.batches(base.config, speech, rows=256, picks=16, seed=4, in_context=0.0)(1)
     place = np.argwhere(batch.labels[..., -1] >= 0)[0]
     assert np.array_equal(batch.latent[tuple(place)], table[batch.labels[tuple(place)][0]])
-    graphs, shapes = narrator.define(base.config)
+    graphs, shapes = objective.define(base.config)
     assert set(flatten(shapes)) == {f"{part}.{path}" for part in shapes for path in flatten(base.params[part])}
     params = {name: base.params[name] for name in ("talker", "speaker_encoder")}
     before, size = jax.tree.map(np.array, params), base.config.talker_config.hidden_size
     maps = {
-        "spelling": hints.begin_map(size, hints.SPELLING),
-        "timing": hints.begin_map(size, hints.TIMING),
-        **language.maps(base.config, 6),
+        "spelling": auxiliary.begin_map(size, auxiliary.SPELLING),
+        "timing": auxiliary.begin_map(size, auxiliary.TIMING),
+        **language_commands.maps(base.config, 6),
     }
-    state, seen = narrator.begin(params | maps), []
+    state, seen = objective.begin(params | maps), []
     weights = Weights(guidance=0.5, hint=1.0, spelling=1.0, timing=1.0)
     for _ in range(25):
-        state, figures = narrator.train_step(state, batch, 1e-2, graphs=graphs, eos=2150, weights=weights)
+        state, figures = objective.train_step(state, batch, 1e-2, graphs=graphs, eos=2150, weights=weights)
         seen.append(figures)
     return Learnt(batch, before, state, {name: [float(figures[name]) for figures in seen] for name in seen[0]})
 
@@ -358,20 +359,20 @@ def test_the_hint_is_learnt_and_speaks_no_word_of_its_own(base: Model, learnt: L
     """The latent is found from the row that has the frame's label, and from what the predictor makes of its first code."""
     hint, sound = learnt.figures["hint"], learnt.figures["sound"]
     assert hint[-1] < 0.85 * hint[0] and sound[-1] < 0.7 * sound[0]
-    assert language.speaking(learnt.state["average"]).keys() == learnt.before.keys()
+    assert language_commands.speaking(learnt.state["average"]).keys() == learnt.before.keys()
     now = {name: base.params[name] for name in learnt.before}
     assert all(jax.tree.leaves(jax.tree.map(np.array_equal, now, learnt.before))), "a run has arrays of its own"
 
 
 def test_the_quarters_of_frames_are_learnt(learnt: Learnt) -> None:
     first, *_, last = learnt.figures["timing"]
-    assert first == pytest.approx(np.log(hints.SYMBOLS), rel=1e-5) and last < 0.7 * first
+    assert first == pytest.approx(np.log(auxiliary.SYMBOLS), rel=1e-5) and last < 0.7 * first
 
 
 def test_spelling_is_taught_at_the_rows_where_words_end(learnt: Learnt) -> None:
     one = line("Though yawned.", "_ðˌO jˈɔːnd._", [])
     words = utterances.spelt(one.text, one.phonemes, ["Th", "ough", "\u0120yawned", "."])
-    phones = plan.PHONES
+    phones = phonemes.PHONES
     assert words == {1: [1 + phones.index(one) for one in "ðO"], 3: [1 + phones.index(one) for one in "jɔnd"]}
     assert utterances.spelt("Three words here", one.phonemes, ["Three"]) == {}
 
@@ -382,18 +383,18 @@ def test_spelling_is_taught_at_the_rows_where_words_end(learnt: Learnt) -> None:
         assert sounds[places[1]].tolist() == list(range(1, 13)), "a long word is cut"
         assert any(np.array_equal(row[places[0] - 2 : places[0] + 6], each.ids[3:-5]) for each in some_speech().utterances)
     first, *_, last = learnt.figures["spelling"]
-    assert first == pytest.approx(np.log(hints.SYMBOLS)) and last < 0.9 * first
+    assert first == pytest.approx(np.log(auxiliary.SYMBOLS)) and last < 0.9 * first
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def looked(graphs: Any, params: Any, batch: narrator.Batch) -> tuple[jax.Array, jax.Array]:
-    made = narrator.forward(graphs, params, batch)
+def looked(graphs: Any, params: Any, batch: objective.Batch) -> tuple[jax.Array, jax.Array]:
+    made = objective.forward(graphs, params, batch)
     return made.first, made.looks
 
 
 def test_padding_and_neighbours_change_no_loss(base: Model) -> None:
     batch = utterances.batches(base.config, some_speech(), rows=256, picks=16, seed=4, in_context=0.0)(1)
-    graphs, _ = narrator.define(base.config)
+    graphs, _ = objective.define(base.config)
     params = {name: base.params[name] for name in ("talker", "speaker_encoder")}
     length = int(batch.rows.length[1])
     assert len(batch.labels) > 1 and length < batch.labels.shape[1]

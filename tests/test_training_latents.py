@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from training.corpus import pitch
-from training.latents import locking
-from training.latents.latents import k_means
-from training.latents.locking import FRAME
+from training.latents import pitch_synchronous
+from training.latents.pitch_synchronous import FRAME
+from training.latents.quantiser import k_means
 
 RATE = pitch.SAMPLE_RATE
 
@@ -24,20 +24,20 @@ def voice(frames: int, hertz: float = 190.0, seed: int = 0) -> tuple[np.ndarray,
     return (wave * quiet + noise).astype(np.float32), np.where(pause, 0.0, frequency)
 
 
-def demodulated(wave: np.ndarray, locked: locking.Locked, book: locking.PitchBook, harmonic: int) -> np.ndarray:
+def demodulated(wave: np.ndarray, locked: pitch_synchronous.Locked, book: pitch_synchronous.PitchBook, harmonic: int) -> np.ndarray:
     """Complex amplitudes of a harmonic, over whole voiced frames by the phase that the book says."""
     knots = book.cycles[locked.entry][:, None] * (np.arange(9) / 8)
     knots[:, 1:-1] += book.bends[locked.entry]
-    path = locking.spline(knots)(np.arange(FRAME) / FRAME)
+    path = pitch_synchronous.spline(knots)(np.arange(FRAME) / FRAME)
     turned = wave.reshape(-1, FRAME) * np.exp(-2j * np.pi * harmonic * path)
     inner = np.array([locked.voiced[max(0, n - 1) : n + 2].all() for n in range(len(locked.voiced))])
     return 2 * turned.mean(axis=1)[inner]
 
 
-def book_of(wave: np.ndarray) -> locking.PitchBook:
-    free = locking.lock(wave, None)
+def book_of(wave: np.ndarray) -> pitch_synchronous.PitchBook:
+    free = pitch_synchronous.lock(wave, None)
     noise = np.random.default_rng(0)
-    return locking.fit(
+    return pitch_synchronous.fit(
         free.cycles[free.voiced], free.bends[free.voiced], 80, lambda x, count: k_means(x.astype(np.float32), count, 4, noise)
     )
 
@@ -57,7 +57,7 @@ def test_the_track_is_the_pitch(hertz: float) -> None:
 def test_frames_with_voice_begin_at_the_same_phase_and_time_is_hardly_bent() -> None:
     wave, _ = voice(60)
     book = book_of(wave)
-    locked = locking.lock(wave, book)
+    locked = pitch_synchronous.lock(wave, book)
     assert len(locked.wave) == len(wave) and 0.7 < locked.voiced.mean() < 0.95
     assert np.array_equal(locked.entry > 0, locked.voiced)
     assert np.array_equal(book.cycles[locked.entry[locked.voiced]], np.rint(locked.cycles[locked.voiced]))
@@ -73,10 +73,10 @@ def test_frames_with_voice_begin_at_the_same_phase_and_time_is_hardly_bent() -> 
 def test_harmonics_are_brought_in_step() -> None:
     wave, _ = voice(60)
     book = book_of(wave)
-    before = locking.lock(wave, None)
-    assert np.array_equal(locking.align(np.zeros(FRAME, np.float32), np.zeros(1, np.int32), book), np.zeros(FRAME))
-    locked = locking.lock(wave, book)
-    aligned = locking.align(locked.wave, locked.entry, book)
+    before = pitch_synchronous.lock(wave, None)
+    assert np.array_equal(pitch_synchronous.align(np.zeros(FRAME, np.float32), np.zeros(1, np.int32), book), np.zeros(FRAME))
+    locked = pitch_synchronous.lock(wave, book)
+    aligned = pitch_synchronous.align(locked.wave, locked.entry, book)
     for harmonic in (1, 2, 3, 5):
         found = demodulated(aligned, locked, book, harmonic)
         assert found.real.sum() / np.abs(found).sum() > 0.9, harmonic
@@ -86,16 +86,16 @@ def test_harmonics_are_brought_in_step() -> None:
 
 def test_without_voice_nothing_happens() -> None:
     noise = (0.01 * np.random.default_rng(0).standard_normal(10 * FRAME)).astype(np.float32)
-    locked = locking.lock(noise, book_of(voice(60)[0]))
+    locked = pitch_synchronous.lock(noise, book_of(voice(60)[0]))
     assert locked.voiced.mean() < 0.3
-    silent = locking.lock(np.zeros(4 * FRAME, np.float32), book_of(voice(60)[0]))
+    silent = pitch_synchronous.lock(np.zeros(4 * FRAME, np.float32), book_of(voice(60)[0]))
     assert not silent.voiced.any() and not silent.entry.any() and not silent.wave.any()
 
 
 def test_a_book_tells_its_entries_apart_and_says_their_phase() -> None:
     book = book_of(voice(60)[0])
     ramps, features = book.ramps(), book.features()
-    assert ramps.shape == (80, locking.RAMPS, 2) and features.shape == (80, 28)
+    assert ramps.shape == (80, pitch_synchronous.RAMPS, 2) and features.shape == (80, 28)
     assert not features[0].any() and np.all(ramps[0] == [0.5, 0.0])
     total = ramps[1:, :, 1].sum(axis=1)
     assert np.allclose(total, book.cycles[1:], atol=1e-3), "whole cycles"

@@ -20,10 +20,10 @@ TRAINING = Path(__file__).parent  # has the latents and the discriminators, whic
 EMBEDDED = TRAINING.parent / "qwen3_jax" / "embedded"
 VOICES = {"heart": 1.0, "makima": 0.15, "george": 0.01, "emma": 0.01, "michael": 0.01}  # of the hours; Kokoro is slow
 SHARES = (
-    ("language.language", "train", 0.7, 1.0),
-    ("codec.codec", "ear", 0.05, 0.1),
-    ("codec.codec", "decoder", 0.1, 0.1),
-    ("codec.codec", "encoder --through", 0.15, 0.2),  # each half of the codec learns from what the other became
+    ("language", "train", 0.7, 1.0),
+    ("codec", "ear", 0.05, 0.1),
+    ("codec", "decoder", 0.1, 0.1),
+    ("codec", "encoder --through", 0.15, 0.2),  # each half of the codec learns from what the other became
 )  # of time, of hours
 app = typer.Typer(add_completion=False)
 
@@ -43,11 +43,11 @@ def main(
     """Go on training, and write a checkpoint."""
     corpus, state, out = folder / "corpus", folder / "run", folder / "out"
     for voice, share in VOICES.items():
-        run("corpus.corpus", corpus, "--voices", voice, "--hours", hours * share, "--download")
-    run("corpus.corpus", corpus, "--voices", "heart,makima", "--held-out")
+        run("corpus", corpus, "--voices", voice, "--hours", hours * share, "--download")
+    run("corpus", corpus, "--voices", "heart,makima", "--held-out")
     if not state.is_dir():
-        run("codec.codec", "begin", EMBEDDED, state, "--beside", TRAINING)
-        run("language.language", "begin", EMBEDDED, state)
+        run("codec", "begin", EMBEDDED, state, "--beside", TRAINING)
+        run("language", "begin", EMBEDDED, state)
     began = time.monotonic()
     for _ in range(turns):
         for module, command, share, part in SHARES:
@@ -55,8 +55,8 @@ def main(
     print(f"trained {(time.monotonic() - began) / 60:.0f} minutes")
     for place in (folder / "codec", out):
         shutil.rmtree(place, ignore_errors=True)  # of an earlier call
-    run("codec.codec", "export", state, folder / "codec")
-    run("language.language", "export", state, folder / "codec", out)
+    run("codec", "export", state, folder / "codec")
+    run("language", "export", state, folder / "codec", out)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from qwen3_jax.shapes import F32
-from training.latents.latents import mel_filters
+from training.latents.quantiser import mel_filters
 
 RESOLUTIONS = (512, 1024, 2048)  # FFT sizes; the hop is a quarter
 MEL_BINS = {512: 40, 1024: 80, 2048: 120}

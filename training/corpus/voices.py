@@ -1,6 +1,6 @@
 """Teachers -> the voices that ship: ``OUT/{id}/{reference.wav, transcript.txt, metadata.json}``, all of them synthetic.
 
-python -m training.corpus.voices KOKORO OUT        KOKORO: style vectors, as `train.corpus --download` leaves them in CORPUS/kokoro
+python -m training.corpus.voices KOKORO OUT        KOKORO: style vectors, as `training.corpus --download` leaves them in CORPUS/kokoro
 """
 
 from pathlib import Path

@@ -18,7 +18,7 @@ from qwen3_jax.prompt import build
 from qwen3_jax.sampling import Sampling
 from qwen3_jax.session import Request, Session
 from qwen3_jax.text.tokenizer import Tokenizer
-from training.codec.vocoder import Flat
+from training.optimiser import Flat
 
 CHUNK, FRAMES = 16, 112  # frames at a time; at most
 
@@ -36,7 +36,7 @@ def speak(model: Model, reader: Tokenizer, teacher: Path, count: int, folder: Pa
     Args:
         model: of `assemble_model`.
         reader: the run's tokenizer.
-        teacher: a folder of wavs and sentences.txt, of ``train.corpus --held-out``.
+        teacher: a folder of wavs and sentences.txt, of ``training.corpus --held-out``.
         count: at most what fits one batch.
         folder: where the wavs go.
         sampling: default: the package's.

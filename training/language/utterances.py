@@ -1,4 +1,4 @@
-"""A corpus, its latents and a tokenizer -> utterances (text ids, frames, voice, what is said when), and batches of them for narrator.py.
+"""A corpus, its latents and a tokenizer -> utterances (text ids, frames, voice, what is said when), and batches of them for objective.py.
 
 A batch depends on the seed and the step only. Its rows are of one form: text that comes a token a frame, or all of it beforehand;
 language named or left open; with others of the same voice before it, as in-context cloning has it, or without. The speaker row is
@@ -17,13 +17,13 @@ from qwen3_jax.config import ModelConfig
 from qwen3_jax.prompt import AUTO, CLOSING, REFERENCE_CLOSING, ROLE, build
 from qwen3_jax.shapes import NpF32, NpInt
 from qwen3_jax.text.tokenizer import Tokenizer
-from training.corpus.corpus import Line
+from training.corpus.shards import Line
 from training.corpus.teachers import UNIT
-from training.language.missteps import Missteps
-from training.language.narrator import Batch, Taught, assemble, teach
-from training.latents import plan
-from training.latents.data import SAMPLE_RATE, Stream, chosen_lines, load_streams
-from training.latents.latents import FRAME, Latents
+from training.language.corruption import Missteps
+from training.language.objective import Batch, Taught, assemble, teach
+from training.latents import phonemes
+from training.latents.quantiser import FRAME, Latents
+from training.latents.voice_streams import SAMPLE_RATE, Stream, chosen_lines, load_streams
 
 LENGTHS = (40, 48, 56, 64, 80, 128)  # rows of prompt and frames; one trace each
 SHORT = 64
@@ -99,7 +99,7 @@ def _of_stream(voice: int, stream: Stream, lines: list[Line], latents: Latents, 
         said, words = said_when(line, pieces, frames), spelt(line.text, line.phonemes, pieces)
         whole = slice(start, start + frames)
         codes, latent = stream.codes[whole].astype(np.int32), stream.main[whole] / spread
-        yield Utterance(voice, ids, codes, said, latent, words, plan.quarters(line.phonemes, line.durations, frames))
+        yield Utterance(voice, ids, codes, said, latent, words, phonemes.quarters(line.phonemes, line.durations, frames))
         start += -(-line.samples // _WHOLE) * _WHOLE // FRAME
 
 
@@ -142,7 +142,7 @@ def spelt(text: str, said: str, pieces: list[str]) -> dict[int, list[int]]:
         return {}
     begins = [place for place, piece in enumerate(pieces) if place == 0 or piece.startswith("\u0120")]
     ends = [*(place - 1 for place in begins[1:]), len(pieces) - 1]
-    known = [[1 + plan.PHONES.index(symbol) for symbol in word if symbol in plan.PHONES] for word in words]
+    known = [[1 + phonemes.PHONES.index(symbol) for symbol in word if symbol in phonemes.PHONES] for word in words]
     return dict(zip(ends, known, strict=False))
 
 
@@ -270,7 +270,7 @@ def batches(
                 one.rows.codes[frames] = missteps.frames(one.labels[at], one.latent[at], noise)
             if missteps is not None and reference is not None:
                 first = frames[: len(reference.codes)]
-                quarters = one.timing[first - 1, : plan.QUARTERS]
+                quarters = one.timing[first - 1, : phonemes.QUARTERS]
                 one.rows.codes[first, 0] = missteps.heard(np.maximum(quarters, 0), one.labels[first - 1, 0], noise)
             one.rows.codes[frames[noise.random(len(frames)) < hidden * noise.random()]] = -1
             taught.append(one)

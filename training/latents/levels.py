@@ -1,4 +1,4 @@
-"""Locked speech -> how loud its harmonics and its noise are, a hundred times a second: all that the vocoder of prior.py has to be told.
+"""Locked speech -> how loud its harmonics and its noise are, a hundred times a second: all that the vocoder of vocoder_initialisation.py has to be told.
 
 A frame is eight moments of 28 levels. Eighteen are of the first 22 harmonics below 3.9 kHz, ten of noise between 500 Hz and 12 kHz. Noise
 is measured where there is no voice, and above 3.9 kHz everywhere: what is left between harmonics is mostly what a steady phase gets wrong,
@@ -14,7 +14,7 @@ import scipy.fft
 import scipy.ndimage
 
 from qwen3_jax.shapes import NpF32, NpFloat, NpInt
-from training.latents.locking import FRAME, POINTS, SAMPLE_RATE, PitchBook, hann, spline
+from training.latents.pitch_synchronous import FRAME, POINTS, SAMPLE_RATE, PitchBook, hann, spline
 
 GROUPS = (*((harmonic,) for harmonic in range(1, 15)), (15, 16), (17, 18), (19, 20), (21, 22))  # with one level each
 CENTRES = (500, 1100, 1800, 2600, 3500, 4500, 5600, 6900, 8400, 10500)  # of the bands of noise, Hz

@@ -24,8 +24,8 @@ from qwen3_jax.codec.encoder import Encoder
 from qwen3_jax.config import CodecEncoderConfig
 from qwen3_jax.mapping import unflatten
 from qwen3_jax.shapes import F32, Float, Int
-from training.codec.vocoder import Flat, optimiser, rate_at, running_average
-from training.latents.latents import Latents
+from training.latents.quantiser import Latents
+from training.optimiser import Flat, optimiser, rate_at, running_average
 
 WIDEST = 5.0  # by which a number is widened, at most
 UPPER = 3  # layers of the convolutions that `upper` has: a residual block, the last strided convolution, the last one

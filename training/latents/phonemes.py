@@ -13,7 +13,7 @@ import numpy as np
 
 from qwen3_jax.shapes import NpF32, NpInt
 from training.corpus.teachers import UNIT
-from training.latents.locking import FRAME
+from training.latents.pitch_synchronous import FRAME
 
 PHONES = "AIOQTWYabdfhijklmnpstuvwzæðŋɐɑɒɔəɛɜɡɪɹʃʊʌʒʤʧθᵊᵻ"  # of both teachers
 STRESS = "ˈˌ"  # lasts as well; it counts as the phoneme that follows

@@ -1,11 +1,11 @@
 """Speech [F] -> what a codec frame says: a latent [N H] and 16 codes [N K], without a network.
 
 A frame is eight moments of 28 levels (levels.py): 224 numbers. Their main components are the first part of the latent, what a
-`locking.PitchBook` says of the frame's pitch is the second. Book 1 is that pitch book, books 2 to 15 are k-means, each of some
+`pitch_synchronous.PitchBook` says of the frame's pitch is the second. Book 1 is that pitch book, books 2 to 15 are k-means, each of some
 components only (`shared_out`): a product quantiser (Jegou et al., TPAMI 2011), whose books say each their own. What a residual quantiser's
 late books say depends on every entry before, and the predictor did not learn it (training/log.md). Entries are zero elsewhere, so that
 the published sum of books puts them side by side, and the published search, nearest to what is left, finds each book's own. Book 0 says
-which phonemes come next (plan.py), and nothing of how they sound. How much is lost: `Report`, printed when the books are fitted.
+which phonemes come next (phonemes.py), and nothing of how they sound. How much is lost: `Report`, printed when the books are fitted.
 """
 
 import itertools
@@ -17,7 +17,7 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from qwen3_jax.shapes import NpF32, NpFloat, NpInt
-from training.latents import locking, plan
+from training.latents import phonemes, pitch_synchronous
 from training.latents.levels import LEVELS, MOMENTS, levels
 
 FRAME = 1920
@@ -49,7 +49,7 @@ class Latents(msgspec.Struct):
     acoustic: Any  # [15 V H]
     cycles: Any  # [V] and
     bends: Any  # [V 7]: the pitch book
-    plan: Any  # int8 [V 4]: book 0, see plan.py
+    plan: Any  # int8 [V 4]: book 0, see phonemes.py
     content: Any  # [V D]: what the encoder is to find, for each entry of it
 
     @property
@@ -63,9 +63,9 @@ class Latents(msgspec.Struct):
         return len(self.basis)
 
     @property
-    def pitch(self) -> locking.PitchBook:
+    def pitch(self) -> pitch_synchronous.PitchBook:
         """The contours that book 1 names."""
-        return locking.PitchBook(self.cycles, self.bends)
+        return pitch_synchronous.PitchBook(self.cycles, self.bends)
 
     def main(self, told: NpF32["N 224"]) -> NpF32["N C"]:
         """Main components of frames' levels."""
@@ -76,15 +76,15 @@ class Latents(msgspec.Struct):
         return np.concatenate([main, self.acoustic[0, :, self.components :][entry]], axis=-1)
 
     def read(self, wave: NpF32["N*1920"], said: NpInt["N 4"]) -> "Read":
-        """What the codec is to say of speech; ``said``: of `plan.quarters`, zeros where nobody knows."""
-        locked = locking.lock(wave, self.pitch)
+        """What the codec is to say of speech; ``said``: of `phonemes.quarters`, zeros where nobody knows."""
+        locked = pitch_synchronous.lock(wave, self.pitch)
         told = levels(locked.wave, locked.entry, self.pitch)
         main = self.main(told)
         return Read(locked.wave, told, self.codes(self.latent(main, locked.entry), said), main)
 
     def codes(self, latent: NpF32["N H"], said: NpInt["N 4"]) -> NpInt["N K"]:
         """Book 0 from what is said next, then book after book of the latent."""
-        found = [plan.codes(plan.following(said), self.plan)]
+        found = [phonemes.codes(phonemes.following(said), self.plan)]
         rest = latent.copy()
         for book in self.acoustic:
             found.append(nearest(rest, book))
@@ -136,7 +136,7 @@ class Read(msgspec.Struct):
 
 
 class Part(msgspec.Struct):
-    """A voice's speech, for fitting: levels [N 224] and entries of the pitch book [N], of the locked wave, and `plan.quarters` [N 4]."""
+    """A voice's speech, for fitting: levels [N 224] and entries of the pitch book [N], of the locked wave, and `phonemes.quarters` [N 4]."""
 
     levels: Any
     entry: Any
@@ -154,16 +154,16 @@ class Report(msgspec.Struct):
 
 def fit_pitch(
     cycles: NpF32["N"], bends: NpF32["N 7"], entries: int, *, seed: int = 0, most: int = 60000, steps: int = 12
-) -> locking.PitchBook:
+) -> pitch_synchronous.PitchBook:
     """The pitch book, of frames with voice; ``most`` of them, ``steps`` of k-means."""
     noise = np.random.default_rng(seed)
     some = noise.permutation(len(cycles))[:most]
-    return locking.fit(cycles[some], bends[some], entries, lambda x, count: k_means(x.astype(np.float32), count, steps, noise))
+    return pitch_synchronous.fit(cycles[some], bends[some], entries, lambda x, count: k_means(x.astype(np.float32), count, steps, noise))
 
 
 def fit(
     parts: list[Part],
-    pitch: locking.PitchBook,
+    pitch: pitch_synchronous.PitchBook,
     *,
     latent: int = 88,
     content: int = 24,
@@ -195,16 +195,22 @@ def fit(
         np.concatenate([part.entry[rows[number]] for number, part in enumerate(parts)]),
         pitch, latent, books, steps, noise,
     )  # fmt: skip
-    said = np.concatenate([plan.following(part.said)[rows[number]] for number, part in enumerate(parts)])
-    book = plan.fit(said, entries)
-    use = np.bincount(plan.codes(said, book), minlength=entries)
-    vectors = _shipped(plan.vectors(book, use, content))
-    report.phonemes = float((book[plan.codes(said, book)] == said).mean())
+    said = np.concatenate([phonemes.following(part.said)[rows[number]] for number, part in enumerate(parts)])
+    book = phonemes.fit(said, entries)
+    use = np.bincount(phonemes.codes(said, book), minlength=entries)
+    vectors = _shipped(phonemes.vectors(book, use, content))
+    report.phonemes = float((book[phonemes.codes(said, book)] == said).mean())
     return Latents(**acoustics, cycles=pitch.cycles, bends=pitch.bends, plan=book, content=vectors), report
 
 
 def fit_acoustics(
-    told: NpF32["N 224"], entry: NpInt["N"], pitch: locking.PitchBook, size: int, books: int, steps: int, noise: np.random.Generator
+    told: NpF32["N 224"],
+    entry: NpInt["N"],
+    pitch: pitch_synchronous.PitchBook,
+    size: int,
+    books: int,
+    steps: int,
+    noise: np.random.Generator,
 ) -> tuple[dict[str, np.ndarray], Report]:
     """Components and books of levels: the first fields of Latents. What the pitch says is given `PITCH_SHARE` of the components' weight."""
     mean = np.tile(told.mean(axis=0).reshape(MOMENTS, LEVELS).mean(axis=0), MOMENTS)

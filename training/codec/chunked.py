@@ -1,7 +1,6 @@
 """Speech through one half of a codec that is trained, piece by piece, so that few lengths are compiled and none fills the memory."""
 
 import functools
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -9,39 +8,26 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from qwen3_jax.audio import load_audio
 from qwen3_jax.codec import init_state
 from qwen3_jax.config import CodecConfig
 from qwen3_jax.mapping import unflatten
 from qwen3_jax.session import decode
 from qwen3_jax.shapes import NpF32, NpInt
-from training.codec import listener, vocoder
-from training.corpus.corpus import said_in
-from training.latents.latents import FRAME
+from training.codec import decoder_training, encoder_training
+from training.latents.quantiser import FRAME
 
 _PIECE = 16  # frames decoded at a time
 _LISTENED, _HEARD_BEFORE = 375 * FRAME, 4  # samples that are listened to at a time, and frames before them
 _ENCODED, _ENCODED_BEFORE = 360 * FRAME, 24  # that are encoded at a time; they may hear further back
 
 
-def held_out(corpus: Path, each: int) -> list[tuple[str, NpF32, NpInt]]:
-    """The first clips of every voice that has read the held-out sentences: voice-number, wave of whole frames, what it says."""
-    found = []
-    for folder in sorted(path for path in (corpus / "held_out").glob("*") if path.is_dir()):
-        for path in sorted(folder.glob("*.wav"))[:each]:
-            wave = load_audio(path)
-            whole = np.pad(wave, (0, -len(wave) % FRAME))
-            found.append((f"{folder.name}-{path.stem}", whole, said_in(path, len(whole) // FRAME)))
-    return found
-
-
 def listened(state: dict[str, Any], wave: NpInt["F"], cfg: CodecConfig) -> Any:
-    """`listener.hear` of a voice's whole speech, frame by frame: float16 [N T C]."""
+    """`encoder_training.hear` of a voice's whole speech, frame by frame: float16 [N T C]."""
     pieces, clear = [], _HEARD_BEFORE * FRAME
     padded = np.pad(wave, (clear, -len(wave) % _LISTENED))
     for start in range(0, len(padded) - clear, _LISTENED):
         piece = padded[None, start : start + clear + _LISTENED].astype(np.float32) / 32768
-        found = listener.hear(state, piece, cfg=cfg.encoder_config, books=cfg.encoder_valid_num_quantizers)[0]
+        found = encoder_training.hear(state, piece, cfg=cfg.encoder_config, books=cfg.encoder_valid_num_quantizers)[0]
         pieces.append(np.asarray(found).reshape(_HEARD_BEFORE + _LISTENED // FRAME, -1, found.shape[-1])[_HEARD_BEFORE:])
     return np.concatenate(pieces)[: len(wave) // FRAME]
 
@@ -58,7 +44,7 @@ def heard_codes(cfg: CodecConfig, params: dict[str, Any], wave: NpInt["F"]) -> N
 
 def encode_all(cfg: CodecConfig, params: dict[str, Any], wave: NpF32) -> NpInt:
     """A clip's codes [N K], by the encoder; padded so that few lengths are compiled."""
-    graph, shapes = listener.encoder_definition(cfg.encoder_config, cfg.encoder_valid_num_quantizers)
+    graph, shapes = encoder_training.encoder_definition(cfg.encoder_config, cfg.encoder_valid_num_quantizers)
     padded = np.pad(wave, (0, -len(wave) % (64 * FRAME)))
     codes = _encode(graph, jax.tree.map(jnp.asarray, unflatten(params, shapes)), padded[None], np.array([len(wave)], np.int32))
     return np.asarray(codes[0])[: -(-len(wave) // FRAME)]
@@ -71,7 +57,7 @@ def _encode(graph: Any, params: Any, wave: jax.Array, valid: jax.Array) -> jax.A
 
 def decode_all(cfg: Any, params: dict[str, Any], codes: NpInt) -> NpF32:
     """Codes [N K] -> wave [N*1920], by the decoder that streams."""
-    graph, shapes = vocoder.decoder_definition(cfg)
+    graph, shapes = decoder_training.decoder_definition(cfg)
     tree = jax.tree.map(jnp.asarray, unflatten(params, shapes))
     state, pieces = init_state(cfg, 1), []
     padded = np.pad(codes, ((0, -len(codes) % _PIECE), (0, 0)))  # the decoder is causal: padding comes after all that is kept

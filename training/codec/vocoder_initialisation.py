@@ -1,6 +1,6 @@
 """What a decoder knows before its first step: it is a vocoder already, of harmonics and noise, and its codes say how loud they are.
 
-All of it lies inside the published architecture; it is where the weights begin. Rates are those of `small.codec_config`.
+All of it lies inside the published architecture; it is where the weights begin. Rates are those of `codec_config`.
 
     12.5 Hz   books -> main components of the levels (levels.py), what tells pitches apart, phases, seeds
     50 Hz     two moments of 28 compressed levels, and the rest
@@ -10,8 +10,8 @@ All of it lies inside the published architecture; it is where the weights begin.
 
 The latent of a frame is linear in its levels, and the first two stretchings make four steps of a frame, so matrices turn the one into the
 other; on the way, what the books have narrowed is widened again. Where the first wide convolution takes levels up, differences between
-neighbouring harmonics grow a little, and so does what training (loud.py) has narrowed (`play`), for what is averaged is dull.
-A frame of locked speech has a known phase at every sample (locking.py): book 1 gives it for 32 steps, with its slope, and a stretching by
+neighbouring harmonics grow a little, and so does what training (decoder_levels.py) has narrowed (`play`), for what is averaged is dull.
+A frame of locked speech has a known phase at every sample (pitch_synchronous.py): book 1 gives it for 32 steps, with its slope, and a stretching by
 r adds j/r of the slope to the j-th step it makes. SnakeBeta, x + sin(a x)^2 / b, does the rest:
 
     levels      P sin^2(c / sqrt P): what levels.py has compressed
@@ -29,10 +29,11 @@ import functools
 import numpy as np
 
 from qwen3_jax.shapes import NpF32, NpFloat
-from training.codec.vocoder import Flat, Held, Ranges
-from training.latents.latents import Latents
+from training.codec.decoder_training import Held, Ranges
 from training.latents.levels import DILATIONS, GROUPS, HOP, LEVELS, LOUD, MOST, TURN, UNIT, cascade, filters, unweighted, whole
-from training.latents.locking import RAMPS, SAMPLE_RATE
+from training.latents.pitch_synchronous import RAMPS, SAMPLE_RATE
+from training.latents.quantiser import Latents
+from training.optimiser import Flat
 
 STEADY = 3000.0  # a constant channel that keeps the RMS norm at the transformer's end the same, to 1e-5: phases pass through it
 SILENT = 20.0  # a logarithm of Snake's height that leaves no sine

@@ -1,7 +1,7 @@
 """A recogniser of phonemes from levels: it says which errors of levels change what is heard, and so what is worth getting right.
 
 An error of levels, however it is weighted, is mostly of loud and steady sounds; words are lost with what is soft and short. So what
-reads codes (loud.py) and what finds them (through.py) are also to make levels in which this recogniser, which has heard true ones
+reads codes (decoder_levels.py) and what finds them (straight_through.py) are also to make levels in which this recogniser, which has heard true ones
 only, finds the same as in those that were said: the same phonemes (`Difference.symbols`), and the same on the way to them
 (`features`: arXiv 1603.08155). It is small, hears both ways, and is no judge: Whisper is (training/log.md).
 """
@@ -18,11 +18,11 @@ from flax import nnx
 from qwen3_jax.layers import LayerNorm
 from qwen3_jax.mapping import flatten, unflatten
 from qwen3_jax.shapes import F32, Int, NpF32
-from training import small
-from training.codec.vocoder import Flat, optimiser, rate_at, running_average
+from training.initialisation import random_start
 from training.latents.levels import LEVELS
-from training.latents.plan import SYMBOLS
-from training.mixed import MixedLinear
+from training.latents.phonemes import SYMBOLS
+from training.mixed_precision import MixedLinear
+from training.optimiser import Flat, optimiser, rate_at, running_average
 
 COUNT = 2 * LEVELS  # of a column: two moments
 HEARS = len(SYMBOLS) + 1  # symbols
@@ -86,7 +86,7 @@ def definition() -> tuple[Any, Flat]:
 
 def begin(columns: NpF32["56 B T"], seed: int) -> dict[str, Any]:
     """Training state of step 0; ``columns``: some, to be measured."""
-    params = small.random_start(flatten(definition()[1]), seed)
+    params = random_start(flatten(definition()[1]), seed)
     params["mean"], params["spread"] = columns.mean(axis=(1, 2)), np.maximum(columns.std(axis=(1, 2)), 1e-3)
     trained = {path: jnp.asarray(value) for path, value in params.items() if path not in _GIVEN}
     return {

@@ -1,6 +1,6 @@
 """What only training needs: linear maps from the talker's states to what it should know there, and their errors.
 
-    hint        from a row's hidden state: main components of the frame that the row's label names (latents.py)
+    hint        from a row's hidden state: main components of the frame that the row's label names (quantiser.py)
     sound       the same, from the predictor's state when it has read book 0
     spelling    from the row where a word of the text ends, before the first guided layer: the word's phonemes
     timing      from a row, after the last guided layer: the phonemes of the frame's quarters, and of the next two frames'
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from qwen3_jax.finetune.teacher_forcing import cross_entropy, masked_mean
 from qwen3_jax.shapes import F32, Bool, Float, Int
-from training.latents.plan import QUARTERS
+from training.latents.phonemes import QUARTERS
 
 PHONEMES = 12  # of a word, at most
 SYMBOLS = 64  # phonemes that are told apart; 0 is the end of a word

@@ -20,11 +20,11 @@ from qwen3_jax.mapping import unflatten
 from qwen3_jax.shapes import F32, Int
 from training.codec import losses
 from training.codec.discriminators import Discriminators
-from training.latents.latents import FRAME, Latents
 from training.latents.levels import LEVELS
+from training.latents.quantiser import FRAME, Latents
+from training.optimiser import Flat, optimiser, rate_at, running_average
 
 _CONV, _UNITS = 6, 6 * (1 + 3 + 9)  # past inputs that a convolution of 7, and a block's three dilated ones, hear
-Flat = dict[str, Any]
 Ranges = tuple[tuple[int, int | None], ...]  # of the first axes, from where to where
 Held = tuple[tuple[str, Ranges], ...]  # parts of parameters that stay as they are
 
@@ -105,19 +105,6 @@ def generate(cfg: CodecDecoderConfig, trained: Flat, frozen: Flat, codes: Int["B
     return decode_crop(nnx.merge(graph, unflatten({**trained, **frozen}, shapes)), codes, crop, heard(cfg))
 
 
-def rate_at(step: jax.Array, peak: float, warm: int = 100, flat: int = 1500) -> jax.Array:
-    """Learning rate: up to ``peak`` in ``warm`` steps, level to ``flat``, then falling as 1 / sqrt(step). It needs no last step."""
-    step = jnp.asarray(step, jnp.float32)
-    return peak * jnp.minimum(1.0, (step + 1) / warm) * jax.lax.rsqrt(jnp.maximum(1.0, step / flat))
-
-
-def optimiser(second: float = 0.99, decay: float = 1e-3) -> optax.GradientTransformation:
-    """AdamW without its learning rate, which the step passes. Gradients are clipped to length 1."""
-    return optax.chain(
-        optax.clip_by_global_norm(1.0), optax.scale_by_adam(0.8, second), optax.add_decayed_weights(decay), optax.scale(-1.0)
-    )
-
-
 def _without(held: Held, changes: Flat) -> Flat:
     """Zero where parameters are held."""
     changes = dict(changes)
@@ -147,14 +134,8 @@ def begin(generator: Flat, critic: Flat) -> dict[str, Any]:
         "critic": critic,
         "moments": optimiser().init(trained),
         "critic_moments": optimiser().init(critic),
-        "power": jnp.ones((2, LEVELS)),  # see loud.py
+        "power": jnp.ones((2, LEVELS)),  # see decoder_levels.py
     }
-
-
-def running_average(average: Any, params: Any, step: jax.Array) -> Any:
-    """Of parameters in any tree, over the last thousand steps; over fewer at the beginning."""
-    keep = jnp.minimum(0.999, (1.0 + step) / (10.0 + step))
-    return jax.tree.map(lambda old, new: keep * old + (1 - keep) * new, average, params)
 
 
 def finish(state: dict[str, Any], **changed: Any) -> dict[str, Any]:

@@ -4,7 +4,7 @@ Rows and labels are those of teacher_forcing.py, and one more kind of label:
 
     spoken         -   | rows of the text tokens that are said in that frame (the teachers state when they say what)
 
-Beside the labels there are hints (hints.py), used in training only. From
+Beside the labels there are hints (auxiliary.py), used in training only. From
 the hidden state a linear map is to find the frame's main components, which tells the talker at every row what the predictor sees of few;
 another, from the predictor's state when it has read book 0. From the rows where a word of the text ends, as they are when the first
 guided head looks at them, the word's phonemes: spelling is learnt from the text itself, and not only through what is heard of it. What
@@ -41,11 +41,11 @@ from qwen3_jax.prompt import Prompt
 from qwen3_jax.shapes import F32, Bool, Float, Int, NpF32, NpInt
 from qwen3_jax.speaker import SpeakerEncoder
 from qwen3_jax.talker import Talker
-from training.codec.vocoder import rate_at, running_average
-from training.language.hints import AHEAD, PHONEMES, Params, missed, told_apart
-from training.language.missteps import Missteps
-from training.latents.plan import QUARTERS
-from training.mixed import mix
+from training.language.auxiliary import AHEAD, PHONEMES, Params, missed, told_apart
+from training.language.corruption import Missteps
+from training.latents.phonemes import QUARTERS
+from training.mixed_precision import mix
+from training.optimiser import rate_at, running_average
 
 Rope = tuple[Float["B T D"], Float["B T D"]]
 

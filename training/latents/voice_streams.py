@@ -19,11 +19,12 @@ from rich.console import Console
 from rich.progress import track
 
 from qwen3_jax.shapes import NpF32, NpInt
-from training.corpus.corpus import Line, end_with_parent, read_corpus, wave
+from training.corpus.shards import Line, read_corpus, wave
 from training.corpus.teachers import UNIT
-from training.latents import locking, plan
-from training.latents.latents import FRAME, Latents, Part, fit_pitch
+from training.corpus.workers import end_with_parent
+from training.latents import phonemes, pitch_synchronous
 from training.latents.levels import levels
+from training.latents.quantiser import FRAME, Latents, Part, fit_pitch
 
 SAMPLE_RATE = 24000
 _HEARD, _READ = ("wave", "locked", "levels"), ("codes", "main")  # of a Stream: kept apart
@@ -46,7 +47,7 @@ def chosen_lines(corpus: Path, hours: float, again: int = 0) -> dict[str, list[L
     """The first ``hours`` of each voice, in the corpus's order.
 
     Args:
-        corpus: of training.corpus.corpus.
+        corpus: of training.corpus.
         hours: of each voice, at most.
         again: the same a second time (1) or third (2), begun so many units later (`begun_later`), so that its frames have other borders;
             only voices of so few hours that they fit into ``hours`` as often.
@@ -81,7 +82,7 @@ def padded(corpus: Path, line: Line) -> NpF32:
 
 def said(line: Line) -> NpInt["N 4"]:
     """The phonemes of each quarter of the frames of ``padded``."""
-    return plan.quarters(line.phonemes, line.durations, (line.samples + -line.samples % _WHOLE) // FRAME)
+    return phonemes.quarters(line.phonemes, line.durations, (line.samples + -line.samples % _WHOLE) // FRAME)
 
 
 def sayings(corpus: Path, hours: float) -> dict[str, NpInt]:
@@ -89,16 +90,16 @@ def sayings(corpus: Path, hours: float) -> dict[str, NpInt]:
     return {voice: np.concatenate([said(line) for line in lines]) for voice, lines in chosen_lines(corpus, hours).items()}
 
 
-def parts_to_fit(corpus: Path, hours: float, entries: int) -> tuple[list[Part], locking.PitchBook]:
+def parts_to_fit(corpus: Path, hours: float, entries: int) -> tuple[list[Part], pitch_synchronous.PitchBook]:
     """What `latents.fit` takes."""
     found = chosen_lines(corpus, hours)
-    free = [locking.lock(padded(corpus, line), None) for lines in found.values() for line in lines]
+    free = [pitch_synchronous.lock(padded(corpus, line), None) for lines in found.values() for line in lines]
     heard = np.concatenate([one.voiced for one in free])
     cycles, bends = np.concatenate([one.cycles for one in free]), np.concatenate([one.bends for one in free])
     pitch = fit_pitch(cycles[heard], bends[heard], entries)
     parts = []
     for lines in found.values():
-        locked = [locking.lock(padded(corpus, line), pitch) for line in lines]
+        locked = [pitch_synchronous.lock(padded(corpus, line), pitch) for line in lines]
         told = np.concatenate([levels(one.wave, one.entry, pitch) for one in locked])
         entry = np.concatenate([one.entry for one in locked])
         parts.append(Part(told, entry, np.concatenate([said(line) for line in lines])))
@@ -111,7 +112,7 @@ def load_streams(corpus: Path, run: Path, hours: float, latents: Latents, speech
     Each shard is read once, and what was found is kept in ``run``/read, under a name that tells it from a shard of another corpus.
 
     Args:
-        corpus: of training.corpus.corpus.
+        corpus: of training.corpus.
         run: the run's folder.
         hours: of each voice, at most.
         latents: the run's.
@@ -184,7 +185,7 @@ def _read_shard(corpus: Path, kept: Path, lines: list[Line], speech: bool, laten
             one = latents.read(own, said(line))
             if speech:
                 found["wave"].append(_int16(own))
-                found["locked"].append(_int16(locking.align(one.wave, one.codes[:, 1], latents.pitch)))
+                found["locked"].append(_int16(pitch_synchronous.align(one.wave, one.codes[:, 1], latents.pitch)))
                 found["levels"].append(one.levels.astype(np.float16))
             found["codes"].append(one.codes.astype(np.int16))
             found["main"].append(one.main.astype(np.float16))

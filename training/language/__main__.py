@@ -1,8 +1,8 @@
 """Train talker, predictor and speaker encoder of the small checkpoint together, and write it in the published layout.
 
-    python -m training.language.language train CORPUS RUN        RUN has the codec's latents (train.codec fit); makes RUN/tokenizer.json
-    python -m training.language.language export RUN CODEC OUT    a whole checkpoint: these weights, and the codec of `train.codec export`
-    python -m training.language.language begin OUT RUN           a run that goes on from such a checkpoint (moments start anew)
+    python -m training.language train CORPUS RUN        RUN has the codec's latents (`training.codec fit`); makes RUN/tokenizer.json
+    python -m training.language export RUN CODEC OUT    a whole checkpoint: these weights, and the codec of `training.codec export`
+    python -m training.language begin OUT RUN           a run that goes on from such a checkpoint (moments start anew)
 
 The same command again goes on from the last checkpoint. It needs no trained codec: frames come from the latents.
 """
@@ -32,16 +32,16 @@ from qwen3_jax.model import abstract, read_configs
 from qwen3_jax.prompt import AUTO
 from qwen3_jax.published import CODEC_FOLDER, load_published
 from qwen3_jax.text.tokenizer import Tokenizer
-from training import small
 from training.codec import export
-from training.codec.codec import LATENTS, STEPS, decoder_start
-from training.codec.codec import configured as codec_config
-from training.corpus.corpus import said_in
+from training.codec.checkpoints import LATENTS, STEPS, decoder_start
+from training.codec.checkpoints import configured as codec_config
 from training.corpus.sentences import training
-from training.language import hints, narrator, samples, tokenizer, utterances
-from training.language.missteps import Missteps
-from training.language.narrator import Batch, Weights
-from training.latents.latents import FRAME, Latents
+from training.corpus.shards import said_in
+from training.language import auxiliary, objective, samples, tokenizer, utterances
+from training.language.config import language_config, language_start
+from training.language.corruption import Missteps
+from training.language.objective import Batch, Weights
+from training.latents.quantiser import FRAME, Latents
 
 SAMPLES = 8  # sentences of each teacher that are spoken at an evaluation
 TOKENIZER, PLACE = "tokenizer.json", "language"
@@ -60,23 +60,23 @@ def configured(run: Path) -> tuple[dict[str, Any], ModelConfig, Latents, Tokeniz
     """
     fitted = Latents.load(run / LATENTS)
     inner = tokenizers.Tokenizer.from_file(str(run / TOKENIZER))
-    config = small.language_config(len(fitted.content), inner.get_vocab_size(), tokenizer.token_ids(inner))
+    config = language_config(len(fitted.content), inner.get_vocab_size(), tokenizer.token_ids(inner))
     parsed = parse(ModelConfig, config)
     return config, parsed, fitted, Tokenizer.from_folder(run, parsed)
 
 
 def start(config: ModelConfig, latent: int, seed: int) -> dict[str, Any]:
     """The training state before the first step; ``latent``: its main components."""
-    _, shapes = narrator.define(config)
-    params = unflatten(small.language_start(flatten(shapes), seed), shapes)
-    return narrator.begin(params | maps(config, latent))
+    _, shapes = objective.define(config)
+    params = unflatten(language_start(flatten(shapes), seed), shapes)
+    return objective.begin(params | maps(config, latent))
 
 
 def maps(config: ModelConfig, latent: int) -> dict[str, Any]:
     """What only training needs, before the first step."""
     talker, predictor = config.talker_config.hidden_size, config.talker_config.code_predictor_config.hidden_size
-    sizes = ((talker, latent), (predictor, latent), (talker, hints.SPELLING), (talker, hints.TIMING))
-    return {name: hints.begin_map(*size) for name, size in zip(MAPS, sizes, strict=True)}
+    sizes = ((talker, latent), (predictor, latent), (talker, auxiliary.SPELLING), (talker, auxiliary.TIMING))
+    return {name: auxiliary.begin_map(*size) for name, size in zip(MAPS, sizes, strict=True)}
 
 
 def speaking(params: dict[str, Any]) -> dict[str, Any]:
@@ -89,7 +89,7 @@ def held_out_batches(corpus: Path, config: ModelConfig, fitted: Latents, reader:
     found = []
     for folder in sorted(path.parent for path in (corpus / "held_out").glob("*/sentences.txt")):  # it is written last
         texts = (folder / "sentences.txt").read_text("utf-8").splitlines()
-        taught: list[narrator.Taught] = []
+        taught: list[objective.Taught] = []
         mels = []
         for number, text in enumerate(texts):
             wave = load_audio(folder / f"{number:04}.wav")
@@ -104,13 +104,13 @@ def held_out_batches(corpus: Path, config: ModelConfig, fitted: Latents, reader:
             if len(taught) == rows // utterances.SHORT:
                 break
         noise = np.random.default_rng(0)
-        found.append(narrator.assemble(taught, mels, utterances.SHORT, utterances.REFERENCE // 256, 512, noise))
+        found.append(objective.assemble(taught, mels, utterances.SHORT, utterances.REFERENCE // 256, 512, noise))
     return found
 
 
 @app.command()
 def train(
-    corpus: Annotated[Path, Argument(help="Of training.corpus.corpus.")], run: Run,
+    corpus: Annotated[Path, Argument(help="Of training.corpus.")], run: Run,
     hours: Annotated[float, Option(help="Of each voice, at most.")] = 100.0,
     pause_file: Annotated[Path | None, Option(help="Compute nothing while this file exists.")] = None,
     steps: Annotated[int, Option(help="In all.")] = 1_000_000, minutes: Annotated[float, Option(help="This time.")] = float("inf"),
@@ -130,7 +130,7 @@ def train(
     if not (run / TOKENIZER).is_file():
         tokenizer.train((sentence.text for sentence in training(corpus / "text")), tokenizer.PIECES).save(str(run / TOKENIZER))
     _, config, fitted, reader = configured(run)
-    graphs, _ = narrator.define(config, mixed=mixed)
+    graphs, _ = objective.define(config, mixed=mixed)
     eos = config.talker_config.codec_eos_token_id
     speech, missteps = utterances.load(corpus, run, hours, fitted, reader), Missteps(fitted)
     batch = utterances.batches(config, speech, rows=rows, picks=picks, glances=glances, seed=seed, missteps=missteps)
@@ -139,7 +139,7 @@ def train(
 
     def step(state: loop.State, number: int) -> tuple[loop.State, loop.Figures]:
         now = rate * min(1.0, (steps - number) / max(cool, 1))
-        return narrator.train_step(state, batch(number), now, graphs=graphs, eos=eos, weights=weights)
+        return objective.train_step(state, batch(number), now, graphs=graphs, eos=eos, weights=weights)
 
     def evaluate(state: loop.State, folder: Path) -> loop.Figures:
         ended = {}
@@ -148,7 +148,7 @@ def train(
             model = samples.assemble_model(config, codec_config(fitted), speaking(state["average"]), {**side["average"], **side["frozen"]})
             for teacher in sorted(path.parent for path in (corpus / "held_out").glob("*/sentences.txt")):
                 ended[f"ended_{teacher.name}"] = samples.speak(model, reader, teacher, SAMPLES, folder / teacher.name)
-        found = [narrator.judge(state["average"], each, graphs=graphs, eos=eos) for each in judged]
+        found = [objective.judge(state["average"], each, graphs=graphs, eos=eos) for each in judged]
         names = ("book_0", "books_1_15", "right_0", "right_1_15", "end_recall", "end_early")
         return ended | {f"held_out_{name}": np.mean([float(each[name]) for each in found]) for name in names if found}
 
@@ -158,7 +158,7 @@ def train(
 
 @app.command("export")
 def export_command(
-    run: Run, codec: Annotated[Path, Argument(help="Of `train.codec export`.")],
+    run: Run, codec: Annotated[Path, Argument(help="Of `training.codec export`.")],
     out: Annotated[Path, Argument(help="A folder to be made.")],
     temperature: Annotated[float, Option(help="Default of book 0.")] = 0.3,
     subtalker_temperature: Annotated[float, Option(help="Default of books 1..15.")] = 0.05,
@@ -199,7 +199,7 @@ def begin_command(source: Annotated[Path, Argument(help="A checkpoint, of `expor
     config, codec, _ = read_configs(source)
     params = load_published(source, abstract(config, codec)[1])
     size = Latents.load(run / LATENTS).components
-    state = narrator.begin({name: params[name] for name in ("talker", "speaker_encoder")} | maps(config, size))
+    state = objective.begin({name: params[name] for name in ("talker", "speaker_encoder")} | maps(config, size))
     state["step"] = jnp.asarray(json.loads((source / STEPS).read_text("utf-8"))[PLACE], jnp.int32)
     loop.save(run / PLACE, jax.block_until_ready(state))
 
@@ -208,6 +208,6 @@ if __name__ == "__main__":
     restart_with_large_pages(KEEPING)
     use_persistent_cache()
     try:
-        app(prog_name="python -m training.language.language")
+        app(prog_name="python -m training.language")
     except (ValueError, OSError) as error:
         raise SystemExit(f"error: {error}") from error

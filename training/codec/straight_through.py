@@ -1,6 +1,6 @@
-"""The encoder learns through the decoder: speech -> codes -> levels, which are to sound as those of the speech do (ear.py).
+"""The encoder learns through the decoder: speech -> codes -> levels, which are to sound as those of the speech do (phoneme_recogniser.py).
 
-The regression onto the latents (listener.py) counts every error by its size, and knows nothing of what the decoder makes of it. Here
+The regression onto the latents (encoder_training.py) counts every error by its size, and knows nothing of what the decoder makes of it. Here
 it goes on, so that codes keep their meaning for the language model, and beside it counts what comes out in the end. The entries that
 are named are the nearest, as always; gradients see the mean of a book's entries, weighted by how near they are, where near is what that
 book loses on average (straight through: arXiv 1308.3432). Pitch and book 0 are not touched by it.
@@ -17,12 +17,13 @@ from flax import nnx
 from qwen3_jax.config import CodecDecoderConfig, CodecEncoderConfig
 from qwen3_jax.mapping import unflatten
 from qwen3_jax.shapes import F32, Float
-from training.codec import listener, loud
-from training.codec.ear import difference
-from training.codec.prior import STEPS
-from training.codec.vocoder import Flat, decoder_definition, from_entries, running_average
-from training.codec.vocoder import heard as reach
-from training.mixed import product
+from training.codec import decoder_levels, encoder_training
+from training.codec.decoder_training import decoder_definition, from_entries
+from training.codec.decoder_training import heard as reach
+from training.codec.phoneme_recogniser import difference
+from training.codec.vocoder_initialisation import STEPS
+from training.mixed_precision import product
+from training.optimiser import Flat, running_average
 
 SKIPPED = 8  # frames at a crop's begin that are not heard
 LEVELS, SYMBOLS, FEATURES = 20.0, 14.0, 8.0  # what errors of levels and what the ear hears count for, beside the regression
@@ -39,14 +40,14 @@ def nearly(x: F32["B N D"], entries: F32["K V D"], named: F32["K V H"]) -> F32["
 
 
 def columns(encoder: Flat, decoder: Flat, found: F32["B N H"], *, cfg: CodecEncoderConfig, reads: CodecDecoderConfig) -> F32["56 B N*4"]:
-    """What the decoder makes of frames that the encoder found, as `loud.columns_of` gives it; gradients as described above.
+    """What the decoder makes of frames that the encoder found, as `decoder_levels.columns_of` gives it; gradients as described above.
 
     Args:
-        encoder: of `listener.finished`, so as wide as what is exported; decoder: as trained.
+        encoder: of `encoder_training.finished`, so as wide as what is exported; decoder: as trained.
         found: what the quantiser is given.
         cfg: of the encoder; reads: of the decoder.
     """
-    graph, shapes = listener.encoder_definition(cfg, reads.num_quantizers)
+    graph, shapes = encoder_training.encoder_definition(cfg, reads.num_quantizers)
     quantizer = nnx.merge(graph, unflatten(encoder, shapes)).quantizer
     graph, shapes = decoder_definition(reads)
     reader = nnx.merge(graph, unflatten(decoder, shapes))
@@ -56,7 +57,7 @@ def columns(encoder: Flat, decoder: Flat, found: F32["B N H"], *, cfg: CodecEnco
     near = nearly(x, acoustic.embed_sum[...][1:], decoder[f"{_REST}.vq.embedding_sum"][1:]) @ outward.T
     named = jax.lax.stop_gradient(reader.quantizer(quantizer(found)) - near) + near
     made, *_ = from_entries(reader, named, found.shape[1], tuple(0 for _ in reach(reads)))
-    return made[: loud.COUNT]
+    return made[: decoder_levels.COUNT]
 
 
 @functools.partial(jax.jit, static_argnames=("components", "cfg", "reads"), donate_argnames="state")
@@ -68,27 +69,27 @@ def step(
     """One step of what follows the first convolutions; how its numbers are widened stays.
 
     Args:
-        state: of `listener.begin`.
-        given: of `listener.hear`; wanted: of `listener.target`; told: of `loud.wanted`.
+        state: of `encoder_training.begin`.
+        given: of `encoder_training.hear`; wanted: of `encoder_training.target`; told: of `decoder_levels.wanted`.
         decoder: parameters of one that reads codes, and ear: of a recogniser; they stay.
         spread: of the latents, the first ``components`` of which are those of levels.
         rate: the highest; it falls as elsewhere.
         cfg: of the encoder; reads: of the decoder.
     """
-    graph, shapes = listener.encoder_definition(cfg, reads.num_quantizers)
+    graph, shapes = encoder_training.encoder_definition(cfg, reads.num_quantizers)
 
     def loss(trained: Flat) -> tuple[jax.Array, dict[str, jax.Array]]:
-        encoder = listener.finished({**state, "trained": trained}, components, "trained")
-        found = listener.upper(nnx.merge(graph, unflatten(encoder, shapes)), given.astype(jnp.float32))
-        off, terms = listener.regression(found[:, SKIPPED:], wanted[:, SKIPPED:], spread)
+        encoder = encoder_training.finished({**state, "trained": trained}, components, "trained")
+        found = encoder_training.upper(nnx.merge(graph, unflatten(encoder, shapes)), given.astype(jnp.float32))
+        off, terms = encoder_training.regression(found[:, SKIPPED:], wanted[:, SKIPPED:], spread)
         made, true = (each[:, :, SKIPPED * STEPS :] for each in (columns(encoder, decoder, found, cfg=cfg, reads=reads), told))
-        terms["levels"] = jnp.mean(jnp.square(loud.weighted(made) - loud.weighted(true)))
+        terms["levels"] = jnp.mean(jnp.square(decoder_levels.weighted(made) - decoder_levels.weighted(true)))
         heard = difference(ear, made, true)
         terms |= heard._asdict()
         return off + LEVELS * terms["levels"] + SYMBOLS * heard.symbols + FEATURES * heard.features, terms
 
     (_, terms), gradients = jax.value_and_grad(loss, has_aux=True)(state["trained"])
-    trained, moments = listener.moved(state, gradients, rate, cfg, False)
+    trained, moments = encoder_training.moved(state, gradients, rate, cfg, False)
     average = running_average(state["average"], trained, state["step"])
     state = {**state, "trained": trained, "average": average, "moments": moments, "step": state["step"] + 1}
     return state, {**terms, "gradient": optax.tree.norm(gradients)}

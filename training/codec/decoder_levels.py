@@ -1,8 +1,8 @@
-"""The first stage of a decoder's training: codes -> the levels that the vocoder it begins as (prior.py) needs, at 50 Hz.
+"""The first stage of a decoder's training: codes -> the levels that the vocoder it begins as (vocoder_initialisation.py) needs, at 50 Hz.
 
 It begins with what the books say; a frame's neighbours and its content tell more. It learns from two kinds of codes, those of the latents
 and those that the encoder hears, whose errors it so learns to see through. Only the slowest part of the decoder runs, and the error is that
-of 56 numbers and of what a recogniser (ear.py) hears in them, so a step is cheap. What it is unsure of comes out nearly as the mean; so
+of 56 numbers and of what a recogniser (phoneme_recogniser.py) hears in them, so a step is cheap. What it is unsure of comes out nearly as the mean; so
 levels are then widened until they vary as they should (`wider`).
 """
 
@@ -19,10 +19,11 @@ from qwen3_jax.codec.decoder import Decoder
 from qwen3_jax.config import CodecDecoderConfig
 from qwen3_jax.mapping import unflatten
 from qwen3_jax.shapes import F32, Int, NpF32, NpInt
-from training.codec.ear import COUNT, difference
-from training.codec.prior import STEPS
-from training.codec.vocoder import Flat, Held, decoder_definition, finish, heard, rate_at, running_average, to_columns, update
+from training.codec.decoder_training import Held, decoder_definition, finish, heard, to_columns, update
+from training.codec.phoneme_recogniser import COUNT, difference
+from training.codec.vocoder_initialisation import STEPS
 from training.latents.levels import LEVELS, MOMENTS, SLOWNESS, WEIGHT, unweighted
+from training.optimiser import Flat, rate_at, running_average
 
 HEARD = 0.6  # of the rows have the encoder's codes
 SLIPS = 0.01  # of the codes are another frame's, so that no book is believed blindly
@@ -67,7 +68,7 @@ def step(
     state: dict[str, Any], codes: Int["B M K"], target: F32["56 B crop*4"], ear: Flat | None, rate: float,
     *, cfg: CodecDecoderConfig, crop: int, held: Held,
 ) -> tuple[dict[str, Any], dict[str, jax.Array]]:  # fmt: skip
-    """One step towards ``target``, of `wanted`: squared errors, weighted as in the books, and what an ``ear`` (ear.py) hears of them, if
+    """One step towards ``target``, of `wanted`: squared errors, weighted as in the books, and what an ``ear`` (phoneme_recogniser.py) hears of them, if
     there is one. ``state["power"]`` [2 28] is how much the columns and the wanted ones vary, by level."""
     graph, shapes = decoder_definition(cfg)
     aim = weighted(target)

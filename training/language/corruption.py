@@ -11,8 +11,8 @@ Of a reference's frames it is told what an encoder may take for book 0, which ca
 import numpy as np
 
 from qwen3_jax.shapes import NpF32, NpInt
-from training.latents import plan
-from training.latents.latents import Latents, nearest
+from training.latents import phonemes
+from training.latents.quantiser import Latents, nearest
 
 _FIRST = 2  # the first book of the components; the one before is the pitch's
 _UNSURE = (0.3, 0.015, 0.8)  # deviation of whitened component 0, how it grows by component, and its highest
@@ -60,7 +60,7 @@ class Missteps:
 
     def heard(self, said: NpInt["N 4"], codes: NpInt["N"], noise: np.random.Generator) -> NpInt["N"]:
         """Book 0 of a reference: most frames as if they went on as they end; ``said``: their quarters, ``codes``: the right ones."""
-        going_on = plan.codes(np.repeat(said[:, -1:], said.shape[1], axis=1), self._plan)
+        going_on = phonemes.codes(np.repeat(said[:, -1:], said.shape[1], axis=1), self._plan)
         return np.where(noise.random(len(codes)) < _DEAF, going_on, codes)
 
     def _near(self, latent: NpF32["N C"], noise: np.random.Generator) -> NpF32["N C"]:
