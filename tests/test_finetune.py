@@ -210,7 +210,7 @@ def test_tables_of_transcripts(recordings: Path, tmp_path: Path) -> None:
     table.write_text("\n".join(f"{name}|Mr. X|{text}" for name, text in TEXTS.items()), "utf-8")
     assert [(clip.path.stem, clip.text) for clip in clips.find(tmp_path)] == list(TEXTS.items())
     table.write_text('file_name,text\nwavs/a.wav,"Well, well."\n', "utf-8")
-    assert clips.find(tmp_path) == [clips.Clip(tmp_path / "wavs" / "a.wav", "Well, well.")]
+    assert clips.find(tmp_path) == [clips.TranscribedClip(tmp_path / "wavs" / "a.wav", "Well, well.")]
     for text, message in (("a|\n", "a.wav.*is empty"), ("x|Hm.\n", "names 'x'"), ("path,words\n", "starts with 'path,words'")):
         table.write_text(text, "utf-8")
         with pytest.raises((ValueError, FileNotFoundError), match=message):

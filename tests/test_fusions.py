@@ -130,7 +130,7 @@ def step(model: Model) -> float:
 
 
 def recogniser(_: Model) -> float:
-    """The training step of phoneme_recogniser.py. Like other training steps, and unlike generation, it has products fused with sums over them."""
+    """The recogniser's training step. Like other training steps, and unlike generation, it has products fused with sums over them."""
     noise = np.random.default_rng(3)
     columns = noise.standard_normal((phoneme_recogniser.COUNT, 24, 200), np.float32)
     said = noise.integers(0, phoneme_recogniser.HEARS, (24, 200)).astype(np.int32)

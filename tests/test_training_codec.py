@@ -35,12 +35,12 @@ from training.codec import (
 from training.codec.config import codec_config, parsed_config
 from training.codec.discriminators import PERIODS, Discriminators
 from training.corpus import shards, teachers
-from training.corpus.sentences import Sentence
-from training.corpus.teachers import UNIT, Speaker, Utterance
+from training.corpus.sentences import CorpusSentence
+from training.corpus.teachers import UNIT, TeacherSpeech, TeacherVoice
 from training.initialisation import random_start
 from training.latents import levels, phonemes, pitch_synchronous, quantiser
 from training.latents.quantiser import FRAME
-from training.latents.voice_streams import Stream, begun_later, chosen_lines, crops, load_streams
+from training.latents.voice_streams import VoiceStream, begun_later, chosen_lines, crops, load_streams
 
 CROP, ROWS, ENTRIES = 2, 2, 48
 LATENT = 16 + 28  # main components, and what tells pitches apart
@@ -82,13 +82,13 @@ def fit(wave: np.ndarray, latent: int) -> quantiser.Latents:
     free = pitch_synchronous.lock(sound, None)
     pitch = quantiser.fit_pitch(free.cycles[free.voiced], free.bends[free.voiced], ENTRIES, steps=3)
     locked = pitch_synchronous.lock(sound, pitch)
-    part = quantiser.Part(levels.levels(locked.wave, locked.entry, pitch), locked.entry, told(len(locked.entry)))
+    part = quantiser.FitPart(levels.levels(locked.wave, locked.entry, pitch), locked.entry, told(len(locked.entry)))
     return quantiser.fit([part], pitch, latent=latent, content=4, steps=3)[0]
 
 
-def stream_of(fitted: quantiser.Latents, wave: np.ndarray) -> Stream:
+def stream_of(fitted: quantiser.Latents, wave: np.ndarray) -> VoiceStream:
     read = fitted.read(wave.astype(np.float32) / 32768, told(len(wave) // FRAME))
-    return Stream("a", wave, np.rint(read.wave * 32767).astype(np.int16), read.levels, read.codes, read.main)
+    return VoiceStream("a", wave, np.rint(read.wave * 32767).astype(np.int16), read.levels, read.codes, read.main)
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +97,7 @@ def fitted() -> quantiser.Latents:
 
 
 @pytest.fixture(scope="module")
-def stream(fitted: quantiser.Latents) -> Stream:
+def stream(fitted: quantiser.Latents) -> VoiceStream:
     return stream_of(fitted, sounds(60))
 
 
@@ -117,7 +117,7 @@ def streamed(params: dict[str, Any], codes: jax.Array) -> jax.Array:
 GENERATE = jax.jit(decoder_training.generate, static_argnums=(0, 4))
 
 
-def batch(stream: Stream, step: int) -> Any:
+def batch(stream: VoiceStream, step: int) -> Any:
     return crops([stream], ROWS, decoder_training.heard(CFG.decoder_config)[0] + 3, CROP, 5, step)
 
 
@@ -155,7 +155,7 @@ def test_equal_waves_have_no_loss_and_finite_gradients() -> None:
 # latents
 
 
-def test_books_explain_more_and_more(stream: Stream, fitted: quantiser.Latents, tmp_path: Path) -> None:
+def test_books_explain_more_and_more(stream: VoiceStream, fitted: quantiser.Latents, tmp_path: Path) -> None:
     main = stream.main
     rest, left = fitted.latent(main, stream.codes[:, 1]), [np.square(main).sum()]
     for number, book in enumerate(fitted.acoustic):
@@ -373,7 +373,7 @@ def test_a_few_codes_slip_and_never_the_pitch() -> None:
     assert slips.mean() == pytest.approx(decoder_levels.SLIPS, rel=0.2) and not slips[..., 1].any()
 
 
-def test_a_crop_is_what_the_decoder_streams(stream: Stream, fitted: quantiser.Latents) -> None:
+def test_a_crop_is_what_the_decoder_streams(stream: VoiceStream, fitted: quantiser.Latents) -> None:
     state = decoder_state(fitted)
     codes = jnp.asarray(stream.codes[None, :14])
     whole = streamed({**state["trained"], **state["frozen"]}, codes)
@@ -382,7 +382,7 @@ def test_a_crop_is_what_the_decoder_streams(stream: Stream, fitted: quantiser.La
     np.testing.assert_allclose(crop, whole[:, -CROP * FRAME :], atol=2e-6)
 
 
-def test_everything_that_is_to_train_has_a_gradient(stream: Stream, fitted: quantiser.Latents) -> None:
+def test_everything_that_is_to_train_has_a_gradient(stream: VoiceStream, fitted: quantiser.Latents) -> None:
     state, first = decoder_state(fitted), batch(stream, 0)
     after, _ = runner(stream, 1)(decoder_state(fitted), 0)
     assert [path for path, value in after["moments"][1].mu.items() if not float(jnp.abs(value).max()) > 0] == []
@@ -401,7 +401,7 @@ def test_everything_that_is_to_train_has_a_gradient(stream: Stream, fitted: quan
         assert touched == {path for path in gradients if path.startswith((f"periods.{pair}.", f"spectra.{pair}."))}
 
 
-def runner(stream: Stream, adversarial_from: int) -> Any:
+def runner(stream: VoiceStream, adversarial_from: int) -> Any:
     def step(state: Any, number: int) -> Any:
         got = batch(stream, number)
         if number < adversarial_from:
@@ -415,14 +415,14 @@ def runner(stream: Stream, adversarial_from: int) -> Any:
 
 
 @pytest.mark.slow
-def test_loss_falls_and_a_run_goes_on_bit_for_bit(stream: Stream, fitted: quantiser.Latents, tmp_path: Path) -> None:
+def test_loss_falls_and_a_run_goes_on_bit_for_bit(stream: VoiceStream, fitted: quantiser.Latents, tmp_path: Path) -> None:
     step = runner(stream, 12)
 
     def evaluate(state: Any, folder: Path) -> dict[str, float]:
         return {"held_out": 1.0}
 
     def run(name: str, steps: int) -> Any:
-        plan = loop.Plan(steps=steps, log_every=2, evaluate_at=(4,))
+        plan = loop.Schedule(steps=steps, log_every=2, evaluate_at=(4,))
         return loop.train(tmp_path / name, loop.resume(tmp_path / name, decoder_state(fitted)), step, plan, evaluate)
 
     whole = run("whole", 16)
@@ -459,13 +459,13 @@ def test_a_pause_file_holds_the_run_until_it_goes(tmp_path: Path, monkeypatch: p
 class Hum:
     """A teacher of one sound, so and so fast."""
 
-    def speak(self, who: Speaker, text: str, seed: int) -> Utterance:
+    def speak(self, who: TeacherVoice, text: str, seed: int) -> TeacherSpeech:
         wave = sounds(round(15 / who.speed)).astype(np.float32) / 32768
-        return Utterance(wave, "_m_", [2, len(wave) // UNIT - 3, 1])
+        return TeacherSpeech(wave, "_m_", [2, len(wave) // UNIT - 3, 1])
 
 
 def test_what_was_read_of_a_corpus_is_kept_and_not_taken_for_anothers(fitted: quantiser.Latents, tmp_path: Path) -> None:
-    batch = [Sentence("A sound.", "text"), Sentence("And a sound.", "text")]
+    batch = [CorpusSentence("A sound.", "text"), CorpusSentence("And a sound.", "text")]
     for name, speed in (("slow", 1.0), ("fast", 1.5)):
         shards.make_shard(tmp_path / name / "heart", 0, msgspec.structs.replace(teachers.SPEAKERS["heart"], speed=speed), batch, Hum())
     loaded = [load_streams(tmp_path / name, tmp_path / "run", 1.0, fitted) for name in ("slow", "fast", "slow")]
@@ -477,7 +477,7 @@ def test_what_was_read_of_a_corpus_is_kept_and_not_taken_for_anothers(fitted: qu
 
 def test_a_voice_of_few_hours_is_read_again_with_other_borders_of_frames(fitted: quantiser.Latents, tmp_path: Path) -> None:
     who = msgspec.structs.replace(teachers.SPEAKERS["heart"], speed=1.0)
-    shards.make_shard(tmp_path / "heart", 0, who, [Sentence("A sound.", "text")], Hum())
+    shards.make_shard(tmp_path / "heart", 0, who, [CorpusSentence("A sound.", "text")], Hum())
     seconds = 15 * FRAME / 24000
     (first,) = load_streams(tmp_path, tmp_path / "run", 2.1 * seconds / 3600, fitted)
     (later,) = load_streams(tmp_path, tmp_path / "run", 2.1 * seconds / 3600, fitted, again=1)
@@ -523,7 +523,7 @@ def encoder_state(fitted: quantiser.Latents) -> dict[str, Any]:
     return encoder_training.begin(encoder_training.fill_books(random_start(shapes, 0), fitted))
 
 
-def test_a_right_embedding_has_the_latents_codes(stream: Stream, fitted: quantiser.Latents) -> None:
+def test_a_right_embedding_has_the_latents_codes(stream: VoiceStream, fitted: quantiser.Latents) -> None:
     state = encoder_state(fitted)
     graph, shapes = encoder_training.encoder_definition(CFG.encoder_config, 16)
     encoder = nnx.merge(graph, unflatten({**state["trained"], **state["frozen"]}, shapes))
@@ -534,7 +534,7 @@ def test_a_right_embedding_has_the_latents_codes(stream: Stream, fitted: quantis
     assert np.array_equal(codes[:, 1], stream.codes[:, 1])
 
 
-def test_the_encoder_learns_and_nothing_of_it_is_frozen(stream: Stream, fitted: quantiser.Latents) -> None:
+def test_the_encoder_learns_and_nothing_of_it_is_frozen(stream: VoiceStream, fitted: quantiser.Latents) -> None:
     state = encoder_state(fitted)
     before = jax.tree.map(np.asarray, state["trained"])
     wave = stream.wave[: 16 * FRAME].reshape(2, -1).astype(np.float32) / 32768
@@ -560,7 +560,7 @@ def test_the_encoder_learns_and_nothing_of_it_is_frozen(stream: Stream, fitted: 
 
 
 def test_the_encoders_upper_part_learns_alone_from_what_the_lower_one_hears(
-    stream: Stream, fitted: quantiser.Latents, monkeypatch: pytest.MonkeyPatch
+    stream: VoiceStream, fitted: quantiser.Latents, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cfg = CFG.encoder_config
     monkeypatch.setattr(chunked, "_LISTENED", 12 * FRAME)  # two pieces
@@ -592,7 +592,7 @@ def test_the_encoders_upper_part_learns_alone_from_what_the_lower_one_hears(
     assert kept == {path for path in before if encoder_training.stays(path, cfg)} and 0 < len(kept) < len(before)
 
 
-def test_a_voice_is_encoded_in_pieces_as_in_one(stream: Stream, fitted: quantiser.Latents, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_voice_is_encoded_in_pieces_as_in_one(stream: VoiceStream, fitted: quantiser.Latents, monkeypatch: pytest.MonkeyPatch) -> None:
     state = encoder_state(fitted)
     params = {path: np.asarray(value) for path, value in {**state["trained"], **state["frozen"]}.items()}
     monkeypatch.setattr(chunked, "_ENCODED", 20 * FRAME)
@@ -604,7 +604,7 @@ def test_a_voice_is_encoded_in_pieces_as_in_one(stream: Stream, fitted: quantise
     )  # further on the past ends elsewhere
 
 
-def test_an_export_is_the_trained_decoder(stream: Stream, fitted: quantiser.Latents, tmp_path: Path) -> None:
+def test_an_export_is_the_trained_decoder(stream: VoiceStream, fitted: quantiser.Latents, tmp_path: Path) -> None:
     sides = {"decoder": decoder_state(fitted), "encoder": encoder_state(fitted)}
     params = {f"{name}.{path}": value for name, side in sides.items() for path, value in {**side["trained"], **side["frozen"]}.items()}
     export.write_codec(tmp_path / "speech_tokenizer", tiny(), params)
@@ -658,7 +658,8 @@ def test_what_tells_sounds_apart_counts_more_than_what_does_not(hearing: dict[st
         other[channel] = np.roll(columns[channel], 4, axis=1)
         off[channel] = phoneme_recogniser.difference(params, other, columns)
     assert float(off[0].symbols) > 10 * float(off[9].symbols) and float(off[0].features) > float(off[9].features)
-    found, true = (np.asarray(nnx.merge(phoneme_recogniser.definition()[0], unflatten(params, phoneme_recogniser.definition()[1]))(np.moveaxis(x, 0, -1))[0], np.float64)
+    graph, shapes = phoneme_recogniser.definition()
+    found, true = (np.asarray(nnx.merge(graph, unflatten(params, shapes))(np.moveaxis(x, 0, -1))[0], np.float64)
                    for x in (other, columns))  # fmt: skip
     assert float(off[9].symbols) == pytest.approx(np.sum(np.exp(true) * (true - found), axis=-1).mean(), rel=1e-3)
 
@@ -763,11 +764,11 @@ def test_an_encoder_learns_through_the_decoder(begun: Any, both: dict[str, Any],
 
 def test_an_encoder_learns_through_no_decoder_that_is_not_there(fitted: quantiser.Latents, tmp_path: Path) -> None:
     fitted.save(tmp_path / checkpoints.LATENTS)
-    with pytest.raises(ValueError, match="the decoder and the ear that .* has"):
+    with pytest.raises(ValueError, match="the decoder and the recogniser that .* has"):
         codec_commands.encoder(tmp_path / "corpus", tmp_path, by_decoder=True)
-    assert checkpoints.heard_by(tmp_path) is None
+    assert checkpoints.load_recogniser(tmp_path) is None
     state = phoneme_recogniser.begin(np.ones((phoneme_recogniser.COUNT, 2, 8), np.float32), 3)
-    loop.save(tmp_path / "ear", state)
-    found = checkpoints.heard_by(tmp_path)
+    loop.save(tmp_path / "recogniser", state)
+    found = checkpoints.load_recogniser(tmp_path)
     assert found is not None and found.keys() == {**state["trained"], **state["frozen"]}.keys()
     assert all(np.array_equal(found[path], value) for path, value in state["trained"].items())

@@ -24,10 +24,10 @@ from qwen3_jax.evaluate.texts import held_out
 from qwen3_jax.testing import tiny_config
 from qwen3_jax.text.tokenizer import Tokenizer
 from training.corpus import sentences, shards, sources, teachers, workers
-from training.corpus.sentences import Sentence, clean, is_held_out, key, number, unique
+from training.corpus.sentences import CorpusSentence, clean, is_held_out, key, number, unique
 from training.corpus.shards import SHARD, cut_into_shards, make_shard, read_corpus, read_lines, summarise
-from training.corpus.sources import Raw
-from training.corpus.teachers import SPEAKERS, UNIT, Speaker, Utterance, speaker
+from training.corpus.sources import RawText
+from training.corpus.teachers import SPEAKERS, UNIT, TeacherSpeech, TeacherVoice, speaker
 from training.language import tokenizer
 
 WORDS = ["the", "of", "cat", "dog", "runs", "sees", "a", "bird", "in", "garden", "old", "house", "by", "river", "every", "with", "and"]
@@ -35,12 +35,12 @@ HEART = SPEAKERS["heart"]
 LIMIT = 600.0  # seconds; for hangs
 
 
-def made_up(count: int) -> list[Sentence]:
+def made_up(count: int) -> list[CorpusSentence]:
     """Sentences enough for shards; the words vary."""
     texts = [
         " ".join(WORDS[(index * step) % len(WORDS)] for step in range(2, 9)) + f" x{chr(97 + index % 26)}" for index in range(1, count + 1)
     ]
-    return [Sentence(f"{text.capitalize()} {index}.", "text") for index, text in enumerate(texts)]
+    return [CorpusSentence(f"{text.capitalize()} {index}.", "text") for index, text in enumerate(texts)]
 
 
 class Hum:
@@ -49,12 +49,12 @@ class Hum:
     def __init__(self, last: int | None = None) -> None:
         self.last, self.spoken = last, 0
 
-    def speak(self, who: Speaker, text: str, seed: int) -> Utterance:
+    def speak(self, who: TeacherVoice, text: str, seed: int) -> TeacherSpeech:
         if self.spoken == self.last:
             os.kill(os.getpid(), signal.SIGKILL)
         self.spoken += 1
         durations = [1, len(text) % 3 + 1, 1]
-        return Utterance(np.full(sum(durations) * UNIT, (seed % 1000) / 2000, np.float32), "_m_", durations)
+        return TeacherSpeech(np.full(sum(durations) * UNIT, (seed % 1000) / 2000, np.float32), "_m_", durations)
 
 
 # Sentences.
@@ -79,18 +79,18 @@ class Hum:
     ],
 )
 def test_cleaning(text: str, expected: str | None) -> None:
-    assert clean(Raw(text, "wordnet")) == expected
+    assert clean(RawText(text, "wordnet")) == expected
 
 
 def test_our_own_phrases_survive_cleaning() -> None:
     raws = list(sources.phrases())
     assert len(raws) > 1500
     assert [raw.text for raw in raws if clean(raw) is None] == []
-    assert clean(Raw("Hello.", "phrases")) == "Hello."
+    assert clean(RawText("Hello.", "phrases")) == "Hello."
 
 
 def test_no_two_alike() -> None:
-    raws = [Raw("the cat runs home", "text"), Raw("The cat runs home!", "text"), Raw("the cat's runs home", "text")]
+    raws = [RawText("the cat runs home", "text"), RawText("The cat runs home!", "text"), RawText("the cat's runs home", "text")]
     assert [sentence.text for sentence in unique(raws)] == ["The cat runs home.", "The cat's runs home."]
 
 
@@ -242,7 +242,7 @@ def test_a_failing_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monk
 class Inline:
     """A pool of one that works at once, in this process."""
 
-    def submit(self, _: object, folder: Path, index: int, who: Speaker, batch: list[Sentence]) -> Future[int]:
+    def submit(self, _: object, folder: Path, index: int, who: TeacherVoice, batch: list[CorpusSentence]) -> Future[int]:
         future: Future[int] = Future()
         future.set_result(make_shard(folder, index, who, batch, Hum()))
         return future

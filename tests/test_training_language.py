@@ -23,11 +23,11 @@ from qwen3_jax.sampling import Sampling, rules
 from qwen3_jax.talker import Talker
 from qwen3_jax.testing import byte_tokenizer, tiny_config
 from qwen3_jax.text.tokenizer import Tokenizer
-from training.corpus.shards import Line
+from training.corpus.shards import ManifestLine
 from training.language import __main__ as language_commands
 from training.language import auxiliary, objective, utterances
-from training.language.corruption import Missteps
-from training.language.objective import Weights
+from training.language.corruption import CodeCorruption
+from training.language.objective import LossWeights
 from training.latents import phonemes
 
 FRAMES = 8
@@ -157,8 +157,8 @@ def test_counter_example_heads_shifted_by_a_book(spoken: Spoken) -> None:
 # what is said when
 
 
-def line(text: str, phonemes: str, durations: list[int]) -> Line:
-    return Line(
+def line(text: str, phonemes: str, durations: list[int]) -> ManifestLine:
+    return ManifestLine(
         id="a-0",
         text=text, voice="a", seed=1, phonemes=phonemes, durations=durations, shard="a/0.npy", start=0, samples=sum(durations) * 600,
         source="phrases", text_licence="", teacher="", versions={},
@@ -182,8 +182,10 @@ def test_words_are_said_when_the_teacher_says_them() -> None:
 def test_the_guided_heads_are_shown_the_rows_of_the_text(base: Model, streaming_text: bool, in_context: bool) -> None:
     frames = np.random.RandomState(1).randint(0, 2048, (12, 16)).astype(np.int32)
     said = np.stack([np.arange(13) // 3, np.arange(13) // 3 + 1], axis=1)
-    one, other = (utterances.Utterance(0, turn(4, seed), frames, said) for seed in (1, 2))
-    taught = utterances.rows_of(base.config, one, utterances.Form(streaming_text, "english", in_context), other if in_context else None)
+    one, other = (utterances.TrainingUtterance(0, turn(4, seed), frames, said) for seed in (1, 2))
+    taught = utterances.rows_of(
+        base.config, one, utterances.RowLayout(streaming_text, "english", in_context), other if in_context else None
+    )
     said_before = list(other.ids[ROLE:-CLOSING]) if in_context else []
     body = [*said_before, *one.ids[ROLE:-CLOSING], base.config.tts_eos_token_id]
     count = 24 if in_context else 12
@@ -207,8 +209,8 @@ def test_the_quarters_of_frames_have_the_teachers_phonemes(base: Model) -> None:
     timing = phonemes.quarters("_hi._", [1, 2, 3, 1, 3], 4)
     h, i = (1 + phonemes.SYMBOLS.index(phone) for phone in "hi")
     assert timing.tolist() == [[0, h, h, h], [i, i, i, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
-    one = utterances.Utterance(0, turn(4, 1), np.zeros((4, 16), np.int32), None, timing=timing)
-    taught = utterances.rows_of(base.config, one, utterances.Form(True, "english"))
+    one = utterances.TrainingUtterance(0, turn(4, 1), np.zeros((4, 16), np.int32), None, timing=timing)
+    taught = utterances.rows_of(base.config, one, utterances.RowLayout(True, "english"))
     shown = taught.timing[taught.start :].reshape(-1, 3, 4)
     assert shown[1, 0].tolist() == timing[1].tolist() and shown[1, 1].tolist() == timing[2].tolist()
     assert (shown[3, 1:] == -1).all() and (shown[4] == -1).all() and (taught.timing[: taught.start] == -1).all()
@@ -217,7 +219,9 @@ def test_the_quarters_of_frames_have_the_teachers_phonemes(base: Model) -> None:
 def test_speech_begins_at_once_where_all_of_the_text_is_there(base: Model) -> None:
     timing = phonemes.quarters("_hi._", [12, 2, 3, 1, 3], 7)  # 3 frames of pause, and three quarters of the fourth
     said = np.stack([np.arange(8), np.arange(8) + 1], axis=1)
-    late = utterances.Utterance(0, turn(4, 1), np.arange(7 * 16, dtype=np.int32).reshape(7, 16), said, np.ones((7, 4)), timing=timing)
+    late = utterances.TrainingUtterance(
+        0, turn(4, 1), np.arange(7 * 16, dtype=np.int32).reshape(7, 16), said, np.ones((7, 4)), timing=timing
+    )
     early = utterances.at_once(late)
     assert early.codes.tolist() == late.codes[2:].tolist() and early.said.tolist() == said[2:].tolist()
     assert early.timing.tolist() == timing[2:].tolist() and early.latent.shape == (5, 4)
@@ -226,7 +230,7 @@ def test_speech_begins_at_once_where_all_of_the_text_is_there(base: Model) -> No
     assert utterances.at_once(silent) is silent  # nobody knows when it is said
     assert utterances.at_once(msgspec.structs.replace(late, timing=None)).timing is None
 
-    speech = utterances.Speech([late], [np.zeros(24000, np.int16)])
+    speech = utterances.UtteranceCorpus([late], [np.zeros(24000, np.int16)])
     draw = utterances.batches(base.config, speech, rows=80, picks=4, seed=0, in_context=0.0, hidden=0.0)
     lengths: dict[bool, set[int]] = {True: set(), False: set()}
     for step in range(12):
@@ -253,7 +257,7 @@ def test_after_a_misstep_the_labels_lead_back(base: Model) -> None:
     for book in range(2, 16):
         codes[:, book] = nearest(rest, acoustic[book - 1])
         rest -= acoustic[book - 1][codes[:, book]]
-    missteps = Missteps(fitted)
+    missteps = CodeCorruption(fitted)
     told, labels = missteps.books(codes, latent, noise)
 
     def error(some: np.ndarray) -> np.ndarray:
@@ -278,14 +282,14 @@ def test_after_a_misstep_the_labels_lead_back(base: Model) -> None:
 # batches and steps
 
 
-def some_speech() -> utterances.Speech:
+def some_speech() -> utterances.UtteranceCorpus:
     noise = np.random.RandomState(3)
     made = []
     for number in range(12):
         count = 20 if number % 3 else 60
         said = np.stack([np.arange(count + 1) // 3, np.arange(count + 1) // 3 + 1], axis=1).clip(max=9)
-        made.append(utterances.Utterance(number % 2, turn(8, number), noise.randint(0, 2048, (count, 16)).astype(np.int32), said))
-    return utterances.Speech(made, [noise.randint(-3000, 3000, 90000).astype(np.int16) for _ in range(2)])
+        made.append(utterances.TrainingUtterance(number % 2, turn(8, number), noise.randint(0, 2048, (count, 16)).astype(np.int32), said))
+    return utterances.UtteranceCorpus(made, [noise.randint(-3000, 3000, 90000).astype(np.int16) for _ in range(2)])
 
 
 def test_batches_depend_on_seed_and_step_alone(base: Model) -> None:
@@ -295,7 +299,7 @@ def test_batches_depend_on_seed_and_step_alone(base: Model) -> None:
     assert {one(step).labels.shape[:2] for step in range(40)} == {(6, 40), (3, 80), (1, 256)}  # a short one is 39 rows, a long one 71 to 79
     assert not np.array_equal(one(0).picks, one(1).picks)
     with pytest.raises(ValueError, match="fits into 128 rows"):
-        utterances.batches(base.config, utterances.Speech([], [np.zeros(9, np.int16)]), rows=256, picks=16, seed=4)
+        utterances.batches(base.config, utterances.UtteranceCorpus([], [np.zeros(9, np.int16)]), rows=256, picks=16, seed=4)
 
 
 def test_short_phrases_are_drawn_more_often(base: Model) -> None:
@@ -309,7 +313,7 @@ def test_short_phrases_are_drawn_more_often(base: Model) -> None:
 class Learnt(NamedTuple):
     """A run of a few steps on one batch, with every hint."""
 
-    batch: objective.Batch
+    batch: objective.LanguageBatch
     before: dict[str, Any]  # a copy of the parameters
     state: dict[str, Any]  # after
     figures: dict[str, list[float]]  # of each step
@@ -320,7 +324,7 @@ def learnt(base: Model) -> Learnt:
     """The latent and the phonemes of a frame are here what its first code says. One program is compiled for all that is taught."""
     speech, table = some_speech(), np.random.default_rng(0).standard_normal((2048, 6)).astype(np.float32)
     speech.utterances = [
-        utterances.Utterance(
+        utterances.TrainingUtterance(
             one.voice, one.ids, one.codes % 4, one.said, table[one.codes[:, 0] % 4], WORDS, np.repeat(1 + one.codes[:, :1] % 4, 4, axis=1)
         )
         for one in speech.utterances
@@ -338,7 +342,7 @@ def learnt(base: Model) -> Learnt:
         **language_commands.maps(base.config, 6),
     }
     state, seen = objective.begin(params | maps), []
-    weights = Weights(guidance=0.5, hint=1.0, spelling=1.0, timing=1.0)
+    weights = LossWeights(guidance=0.5, hint=1.0, spelling=1.0, timing=1.0)
     for _ in range(25):
         state, figures = objective.train_step(state, batch, 1e-2, graphs=graphs, eos=2150, weights=weights)
         seen.append(figures)
@@ -387,7 +391,7 @@ def test_spelling_is_taught_at_the_rows_where_words_end(learnt: Learnt) -> None:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def looked(graphs: Any, params: Any, batch: objective.Batch) -> tuple[jax.Array, jax.Array]:
+def looked(graphs: Any, params: Any, batch: objective.LanguageBatch) -> tuple[jax.Array, jax.Array]:
     made = objective.forward(graphs, params, batch)
     return made.first, made.looks
 

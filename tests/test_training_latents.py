@@ -24,7 +24,9 @@ def voice(frames: int, hertz: float = 190.0, seed: int = 0) -> tuple[np.ndarray,
     return (wave * quiet + noise).astype(np.float32), np.where(pause, 0.0, frequency)
 
 
-def demodulated(wave: np.ndarray, locked: pitch_synchronous.Locked, book: pitch_synchronous.PitchBook, harmonic: int) -> np.ndarray:
+def demodulated(
+    wave: np.ndarray, locked: pitch_synchronous.SynchronousSpeech, book: pitch_synchronous.PitchBook, harmonic: int
+) -> np.ndarray:
     """Complex amplitudes of a harmonic, over whole voiced frames by the phase that the book says."""
     knots = book.cycles[locked.entry][:, None] * (np.arange(9) / 8)
     knots[:, 1:-1] += book.bends[locked.entry]

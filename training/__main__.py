@@ -21,9 +21,9 @@ EMBEDDED = TRAINING.parent / "qwen3_jax" / "embedded"
 VOICES = {"heart": 1.0, "makima": 0.15, "george": 0.01, "emma": 0.01, "michael": 0.01}  # of the hours; Kokoro is slow
 SHARES = (
     ("language", "train", 0.7, 1.0),
-    ("codec", "ear", 0.05, 0.1),
+    ("codec", "recogniser", 0.05, 0.1),
     ("codec", "decoder", 0.1, 0.1),
-    ("codec", "encoder --through", 0.15, 0.2),  # each half of the codec learns from what the other became
+    ("codec", "encoder --through-decoder", 0.15, 0.2),  # each half of the codec learns from what the other became
 )  # of time, of hours
 app = typer.Typer(add_completion=False)
 

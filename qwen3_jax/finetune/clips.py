@@ -32,14 +32,14 @@ _TEXT_COLUMNS = ("text", "transcription", "transcript", "sentence")
 _FILE, _ARRAYS = "speech.json", "speech.safetensors"
 
 
-class Clip(msgspec.Struct, frozen=True):
+class TranscribedClip(msgspec.Struct, frozen=True):
     """A recording and exactly what it says."""
 
     path: Path
     text: str
 
 
-class Spoken(msgspec.Struct, frozen=True):
+class EncodedClip(msgspec.Struct, frozen=True):
     """A clip as the model has it."""
 
     name: str
@@ -47,15 +47,15 @@ class Spoken(msgspec.Struct, frozen=True):
     codes: NpInt  # [N K]
 
 
-class Speech(msgspec.Struct, frozen=True):
+class EncodedClips(msgspec.Struct, frozen=True):
     """All clips, and the speaker."""
 
-    clips: list[Spoken]
+    clips: list[EncodedClip]
     x_vector: NpF32  # [H]
     reference: str  # the clip that it is of
 
 
-def find(folder: Path) -> list[Clip]:
+def find(folder: Path) -> list[TranscribedClip]:
     """The clips of a folder, by name.
 
     Raises:
@@ -76,14 +76,14 @@ def find(folder: Path) -> list[Clip]:
     return sorted(clips, key=lambda clip: clip.path)
 
 
-def _of_files(folder: Path) -> list[Clip]:
+def _of_files(folder: Path) -> list[TranscribedClip]:
     sounds = [path for path in folder.iterdir() if path.suffix.lower() in SOUNDS]
     if bare := sorted(path.name for path in sounds if not path.with_suffix(".txt").is_file()):
         raise FileNotFoundError(f"{folder}: no transcript for {', '.join(bare[:5])}; write {Path(bare[0]).with_suffix('.txt')} beside it")
-    return [Clip(path, read(path.with_suffix(".txt"))) for path in sounds]
+    return [TranscribedClip(path, read(path.with_suffix(".txt"))) for path in sounds]
 
 
-def _of_table(folder: Path) -> list[Clip]:
+def _of_table(folder: Path) -> list[TranscribedClip]:
     table = folder / TABLE
     text = read(table)
     first = text.splitlines()[0] if text.strip() else ""
@@ -98,7 +98,7 @@ def _of_table(folder: Path) -> list[Clip]:
                 f"or a header with file_name and one of {', '.join(_TEXT_COLUMNS)}"
             )
         rows = [(row["file_name"], row[column] or "") for row in reader]
-    return [Clip(_sound(folder, name.strip()), text) for name, text in rows]
+    return [TranscribedClip(_sound(folder, name.strip()), text) for name, text in rows]
 
 
 def _sound(folder: Path, name: str) -> Path:
@@ -109,7 +109,7 @@ def _sound(folder: Path, name: str) -> Path:
     raise FileNotFoundError(f"{folder / TABLE} names {name!r}: there is no such recording in {folder} or {folder / 'wavs'}")
 
 
-def digest(clips: list[Clip]) -> str:
+def digest(clips: list[TranscribedClip]) -> str:
     """sha256 (hex) over the recordings' bytes and the transcripts."""
     made = hashlib.sha256()
     for clip in clips:
@@ -117,7 +117,7 @@ def digest(clips: list[Clip]) -> str:
     return made.hexdigest()
 
 
-def encode(model: Model, tokenizer: Tokenizer, clips: list[Clip], done: Callable[[], object] = lambda: None) -> Speech:
+def encode(model: Model, tokenizer: Tokenizer, clips: list[TranscribedClip], done: Callable[[], object] = lambda: None) -> EncodedClips:
     """What the checkpoint makes of the clips; ``done`` is called after each.
 
     Raises:
@@ -131,15 +131,15 @@ def encode(model: Model, tokenizer: Tokenizer, clips: list[Clip], done: Callable
             ids = tokenizer.assistant(clip.text)
         except ValueError as error:
             raise ValueError(f"{clip.path}: {error}") from error
-        spoken.append(Spoken(clip.path.stem, ids, encode_codes(model, wave)))
+        spoken.append(EncodedClip(clip.path.stem, ids, encode_codes(model, wave)))
         x_vectors.append(encode_x_vector(model, wave))
         done()
     unit = np.stack(x_vectors) / np.linalg.norm(x_vectors, axis=1, keepdims=True)
     nearest = int(np.argmax(unit @ unit.mean(axis=0)))
-    return Speech(spoken, x_vectors[nearest], spoken[nearest].name)
+    return EncodedClips(spoken, x_vectors[nearest], spoken[nearest].name)
 
 
-def save(folder: Path, speech: Speech) -> None:
+def save(folder: Path, speech: EncodedClips) -> None:
     """Write a new folder."""
     arrays = {"x_vector": speech.x_vector}
     for number, clip in enumerate(speech.clips):
@@ -150,9 +150,9 @@ def save(folder: Path, speech: Speech) -> None:
         (temporary / _FILE).write_bytes(msgspec.json.format(msgspec.json.encode(facts), indent=1))
 
 
-def load(folder: Path) -> Speech:
+def load(folder: Path) -> EncodedClips:
     """What ``save`` wrote."""
     facts = msgspec.json.decode((folder / _FILE).read_bytes())
     arrays = load_file(folder / _ARRAYS)
-    clips = [Spoken(name, arrays[f"{number}.ids"], arrays[f"{number}.codes"]) for number, name in enumerate(facts["clips"])]
-    return Speech(clips, arrays["x_vector"], facts["reference"])
+    clips = [EncodedClip(name, arrays[f"{number}.ids"], arrays[f"{number}.codes"]) for number, name in enumerate(facts["clips"])]
+    return EncodedClips(clips, arrays["x_vector"], facts["reference"])

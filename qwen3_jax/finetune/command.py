@@ -57,7 +57,7 @@ Source = Annotated[str, Argument(metavar="CHECKPOINT", help="A Base checkpoint i
 Run = Annotated[Path, Argument(help="The run's folder.")]
 
 
-class Settings(msgspec.Struct, frozen=True, kw_only=True):
+class RunSettings(msgspec.Struct, frozen=True, kw_only=True):
     """What a run was begun with and must go on with; the rate may change."""
 
     checkpoint: str  # sha256 of its config and weights
@@ -72,7 +72,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 # data
 
 
-def taught(config: ModelConfig, speech: clips.Speech) -> list[Example]:
+def taught(config: ModelConfig, speech: clips.EncodedClips) -> list[Example]:
     """Every clip's rows and labels, all text beforehand.
 
     Raises:
@@ -224,7 +224,7 @@ def identity(folder: Path) -> str:
     return made.hexdigest()
 
 
-def kept(run: Path, settings: Settings) -> None:
+def kept(run: Path, settings: RunSettings) -> None:
     """Write a run's settings, or compare with those that it was begun with.
 
     Raises:
@@ -235,14 +235,14 @@ def kept(run: Path, settings: Settings) -> None:
         run.mkdir(parents=True, exist_ok=True)
         loop.replace(file, msgspec.json.format(msgspec.json.encode(settings), indent=1))
         return
-    before = msgspec.json.decode(file.read_bytes(), type=Settings)
-    for name in Settings.__struct_fields__:
+    before = msgspec.json.decode(file.read_bytes(), type=RunSettings)
+    for name in RunSettings.__struct_fields__:
         old, new = getattr(before, name), getattr(settings, name)
         if old != new:
             raise ValueError(f"{run} was begun with {name} {old!r}, now it is {new!r}: give the same, or another folder for the run")
 
 
-def speech_of(run: Path, model: Model, folder: Path, found: list[clips.Clip]) -> clips.Speech:
+def speech_of(run: Path, model: Model, folder: Path, found: list[clips.TranscribedClip]) -> clips.EncodedClips:
     """The clips as the model has them, encoded once."""
     if not (run / SPEECH).is_dir():
         tokenizer = Tokenizer.from_folder(folder, model.config)
@@ -284,7 +284,7 @@ def run_command(
     model = load(folder, dtype=base, stored=base)
     talker, graph = model.params["talker"], model.graphs.talker
     shapes = jax.eval_shape(functools.partial(start, rank=rank, seed=seed), talker)
-    chosen = Settings(
+    chosen = RunSettings(
         checkpoint=identity(folder), clips=clips.digest(found), lora=rank, batch=batch, accumulate=accumulate, held_out=held_out, seed=seed
     )
     kept(run, chosen)
@@ -310,7 +310,7 @@ def run_command(
     loop.console.print(
         f"{len(found)} clips, {seconds:.0f} s; speaker row of {speech.reference}; {trains:,} parameters train; {steps} steps"
     )
-    plan = loop.Plan(
+    plan = loop.Schedule(
         steps=steps, minutes=minutes, save_minutes=save_minutes, log_every=1 if steps <= 200 else 10,
         evaluate_at=(steps,), evaluate_every=evaluate_every,
     )  # fmt: skip
@@ -336,7 +336,7 @@ def export_command(
     folder, config = base_folder(source)
     if not (run / SETTINGS).is_file() or not loop.saved(run):
         raise ValueError(f"{run} has no checkpoints: train first, by `run`")
-    settings = msgspec.json.decode((run / SETTINGS).read_bytes(), type=Settings)
+    settings = msgspec.json.decode((run / SETTINGS).read_bytes(), type=RunSettings)
     if identity(folder) != settings.checkpoint:
         raise ValueError(f"{run} was begun from another checkpoint than {folder}: give that one")
     row = config.talker_config.code_predictor_config.vocab_size + ROW

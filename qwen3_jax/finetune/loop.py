@@ -34,7 +34,7 @@ console = Console(stderr=True)
 _KEPT = 2
 
 
-class Plan(msgspec.Struct, frozen=True, kw_only=True):
+class Schedule(msgspec.Struct, frozen=True, kw_only=True):
     """How long, and how often. ``pause`` is a file: while it exists, nothing is computed."""
 
     steps: int
@@ -82,7 +82,7 @@ def resume(run: Path, state: State) -> State:
     return jax.tree.unflatten(jax.tree.structure(state), [found[name] for name in named(state)])
 
 
-class Log:
+class RunLog:
     """``log.jsonl`` of a run; lines of steps from ``step`` on are dropped at the start."""
 
     def __init__(self, run: Path, step: int) -> None:
@@ -140,7 +140,7 @@ def _stopping() -> Iterator[Callable[[], bool]]:
 
 
 def train(
-    run: Path, state: State, step: Callable[[State, int], tuple[State, Figures]], plan: Plan, evaluate: Callable[[State, Path], Figures]
+    run: Path, state: State, step: Callable[[State, int], tuple[State, Figures]], plan: Schedule, evaluate: Callable[[State, Path], Figures]
 ) -> State:
     """Go on until the plan says stop.
 
@@ -151,7 +151,7 @@ def train(
         plan: when to stop, save and evaluate.
         evaluate: (state, folder for samples) -> figures for the log.
     """
-    log = Log(run, int(state["step"]))
+    log = RunLog(run, int(state["step"]))
     began = saved_at = time.monotonic()
     before = log.entries[-1]["seconds"] if log.entries else 0.0
     paused = 0.0

@@ -2,7 +2,7 @@
 
     python -m training.codec fit CORPUS RUN         locked speech, levels, k-means: RUN/latents.safetensors
     python -m training.codec encoder CORPUS RUN     speech -> the latents of its codes
-    python -m training.codec ear CORPUS RUN         levels -> phonemes: a recogniser, by which both halves learn from then on
+    python -m training.codec recogniser CORPUS RUN       levels -> phonemes: a recogniser, by which both halves learn from then on
     python -m training.codec decoder CORPUS RUN     codes -> speech: its levels, then spectral losses, then adversarial ones
     python -m training.codec export RUN OUT         the averaged weights in the published layout, and what a run goes on from
     python -m training.codec mean OUT A B ...       the mean of such exports' weights
@@ -27,8 +27,15 @@ from qwen3_jax.audio import load_audio, write_wav
 from qwen3_jax.compilation import use_persistent_cache
 from qwen3_jax.finetune import loop
 from qwen3_jax.mapping import flatten
-from training.codec import decoder_levels, decoder_training, encoder_training, export, straight_through, vocoder_initialisation
-from training.codec import phoneme_recogniser as ears
+from training.codec import (
+    decoder_levels,
+    decoder_training,
+    encoder_training,
+    export,
+    phoneme_recogniser,
+    straight_through,
+    vocoder_initialisation,
+)
 from training.codec.checkpoints import (
     CODEC,
     KINDS,
@@ -38,7 +45,7 @@ from training.codec.checkpoints import (
     decoder_start,
     encoder_start,
     export_codec,
-    heard_by,
+    load_recogniser,
     mean_of_exports,
 )
 from training.codec.chunked import decode_all, encode_all, heard_codes, listened
@@ -75,7 +82,7 @@ def fit(
 
 
 @app.command()
-def ear(
+def recogniser(
     corpus: Corpus, run: Run, hours: Hours = 4.0, pause_file: Pause = None,
     steps: Annotated[int, Option(help="In all.")] = 5000, minutes: Annotated[float, Option(help="This time.")] = float("inf"),
     rows: Annotated[int, Option(help="Crops of a step.")] = 24, crop: Annotated[int, Option(help="Frames of a crop.")] = 50,
@@ -88,20 +95,24 @@ def ear(
         (decoder_levels.wanted(fitted.read(wave, names).levels[None]), names.reshape(1, -1)) for _, wave, names in held_out(corpus, 10)
     ]
     some = decoder_levels.wanted(np.concatenate([stream.levels[:2000] for stream in streams]).astype(np.float32)[None])
-    state = loop.resume(run / "ear", ears.begin(some, seed))
+    state = loop.resume(run / "recogniser", phoneme_recogniser.begin(some, seed))
 
     def step(state: loop.State, number: int) -> tuple[loop.State, loop.Figures]:
         found = voice_streams.places(streams, rows, crop, seed, number)
         told = np.stack([stream.levels[at : at + crop] for stream, at in found]).astype(np.float32)
         names = np.stack([said[stream.voice][at : at + crop] for stream, at in found]).reshape(rows, -1)
-        return ears.step(state, decoder_levels.wanted(told), names.astype(np.int32), number, rate * min(1.0, 2 * (steps - number) / steps))
+        return phoneme_recogniser.step(
+            state, decoder_levels.wanted(told), names.astype(np.int32), number, rate * min(1.0, 2 * (steps - number) / steps)
+        )
 
     def evaluate(state: loop.State, folder: Path) -> loop.Figures:
         params = {**state["average"], **state["frozen"]}
-        heard = np.array([ears.agreement(params, *clip) for clip in clips])
+        heard = np.array([phoneme_recogniser.agreement(params, *clip) for clip in clips])
         return dict(zip(("held_symbols", "held_right"), heard.mean(axis=0), strict=True)) if clips else {}
 
-    loop.train(run / "ear", state, step, loop.Plan(steps=steps, minutes=minutes, pause=pause_file, evaluate_every=1000), evaluate)
+    loop.train(
+        run / "recogniser", state, step, loop.Schedule(steps=steps, minutes=minutes, pause=pause_file, evaluate_every=1000), evaluate
+    )
 
 
 @app.command()
@@ -124,7 +135,7 @@ def decoder(
     context = cfg.sliding_window - crop // 2
     judged = crop // 2 * FRAME
     state = loop.resume(place, decoder_start(fitted, seed))
-    recogniser = heard_by(run)
+    judge = load_recogniser(run)
     by_encoder = {stream.voice: stream.codes for stream in streams}
     if int(state["step"]) < levels_until and loop.saved(run / "encoder"):
         params = encoder_training.finished(loop.resume(run / "encoder", encoder_start(fitted, 0)), fitted.components)
@@ -141,7 +152,7 @@ def decoder(
             codes = np.stack([some[at : at + size] for some, (_, at) in zip(by, found, strict=True)]).astype(np.int32)
             codes = decoder_levels.slipped(codes, np.stack([some[noise.integers(len(some), size=size)] for some in by]), noise)
             told = np.stack([stream.levels[at + before : at + before + crop] for stream, at in found]).astype(np.float32)
-            return decoder_levels.step(state, codes, decoder_levels.wanted(told), recogniser, rate, cfg=cfg, crop=crop, held=held)
+            return decoder_levels.step(state, codes, decoder_levels.wanted(told), judge, rate, cfg=cfg, crop=crop, held=held)
         if number == levels_until:  # what is heard from now on is as wide as what will be exported
             wide = {
                 kind: jax.tree.map(jnp.asarray, vocoder_initialisation.play(state[kind], fitted, decoder_levels.wider(state["power"])))
@@ -170,7 +181,7 @@ def decoder(
         params = {**state["average"], **state["frozen"]}
         return listen(corpus, fitted, cfg, vocoder_initialisation.play(params, fitted, decoder_levels.wider(state["power"])), folder)
 
-    loop.train(place, state, step, loop.Plan(steps=steps, minutes=minutes, pause=pause_file), evaluate)
+    loop.train(place, state, step, loop.Schedule(steps=steps, minutes=minutes, pause=pause_file), evaluate)
 
 
 @app.command()
@@ -181,16 +192,18 @@ def encoder(
     rate: Annotated[float, Option(help="Highest learning rate.")] = 1e-3,
     cool: Annotated[int, Option(help="Over so many of the last steps (see --steps) the rate falls to nothing.")] = 0,
     whole: Annotated[bool, Option("--whole", help="Train the first convolutions, too: several times the work.")] = False,
-    by_decoder: Annotated[bool, Option("--through", help="Learn what the run's decoder makes of it, and its ear hears.")] = False,
+    by_decoder: Annotated[bool, Option("--through-decoder", help="Learn what the run's decoder makes of it, and its recogniser hphoneme_recogniser.")] = False,
     readings: Annotated[int, Option(help="Of voices of few hours: 2, 3 have the borders of frames elsewhere.")] = 2, seed: int = 0,
 ) -> None:  # fmt: skip
     """Train the encoder onto the latents."""
     fitted = Latents.load(run / LATENTS)
     cfg = configured(fitted)
-    recogniser, reader = heard_by(run), {}
+    judge, reader = load_recogniser(run), {}
     if by_decoder:
-        if whole or recogniser is None or not loop.saved(run / "decoder"):
-            raise ValueError(f"--through takes the decoder and the ear that {run} has (train them first), and goes without --whole")
+        if whole or judge is None or not loop.saved(run / "decoder"):
+            raise ValueError(
+                f"--through-decoder takes the decoder and the recogniser that {run} has (train them first), and goes without --whole"
+            )
         reader = loop.resume(run / "decoder", decoder_start(fitted, 0))
         reader = {**reader["average"], **reader["frozen"]}
     streams = [stream for again in range(readings) for stream in voice_streams.load_streams(corpus, run, hours, fitted, again=again)]
@@ -217,7 +230,7 @@ def encoder(
         if by_decoder:
             told = decoder_levels.wanted(np.stack([stream.levels[at : at + crop] for stream, at in found]).astype(np.float32))
             return straight_through.step(
-                state, given, wanted, told, reader, recogniser, fitted.spread, fitted.components, now,
+                state, given, wanted, told, reader, judge, fitted.spread, fitted.components, now,
                 cfg=cfg.encoder_config, reads=cfg.decoder_config,
             )  # fmt: skip
         return encoder_training.regression_step(
@@ -227,7 +240,7 @@ def encoder(
     def evaluate(state: loop.State, folder: Path) -> loop.Figures:
         return agreement(corpus, fitted, cfg, encoder_training.finished(state, fitted.components))
 
-    plan = loop.Plan(steps=steps, minutes=minutes, pause=pause_file, evaluate_every=1000)
+    plan = loop.Schedule(steps=steps, minutes=minutes, pause=pause_file, evaluate_every=1000)
     loop.train(run / "encoder", state, step, plan, evaluate)
 
 

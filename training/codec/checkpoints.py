@@ -17,8 +17,7 @@ from qwen3_jax.atomic import new_folder
 from qwen3_jax.config import CodecConfig
 from qwen3_jax.finetune import loop
 from qwen3_jax.mapping import flatten
-from training.codec import decoder_levels, decoder_training, encoder_training, export, vocoder_initialisation
-from training.codec import phoneme_recogniser as ears
+from training.codec import decoder_levels, decoder_training, encoder_training, export, phoneme_recogniser, vocoder_initialisation
 from training.codec.config import codec_config, parsed_config
 from training.initialisation import random_start
 from training.latents.quantiser import Latents
@@ -52,11 +51,11 @@ def encoder_start(fitted: Latents, seed: int) -> dict[str, Any]:
     return encoder_training.begin(encoder_training.fill_books(random_start(flatten(shapes), seed), fitted))
 
 
-def heard_by(run: Path) -> dict[str, Any] | None:
+def load_recogniser(run: Path) -> dict[str, Any] | None:
     """The recogniser of a run, if it has one."""
-    if not loop.saved(run / "ear"):
+    if not loop.saved(run / "recogniser"):
         return None
-    state = loop.resume(run / "ear", ears.begin(np.zeros((ears.COUNT, 1, 1), np.float32), 0))
+    state = loop.resume(run / "recogniser", phoneme_recogniser.begin(np.zeros((phoneme_recogniser.COUNT, 1, 1), np.float32), 0))
     return {**state["average"], **state["frozen"]}
 
 

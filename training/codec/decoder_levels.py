@@ -2,8 +2,8 @@
 
 It begins with what the books say; a frame's neighbours and its content tell more. It learns from two kinds of codes, those of the latents
 and those that the encoder hears, whose errors it so learns to see through. Only the slowest part of the decoder runs, and the error is that
-of 56 numbers and of what a recogniser (phoneme_recogniser.py) hears in them, so a step is cheap. What it is unsure of comes out nearly as the mean; so
-levels are then widened until they vary as they should (`wider`).
+of 56 numbers and of what a recogniser (phoneme_recogniser.py) hears in them, so a step is cheap. What it is unsure of comes out nearly
+as the mean; so levels are then widened until they vary as they should (`wider`).
 """
 
 import functools
@@ -68,8 +68,8 @@ def step(
     state: dict[str, Any], codes: Int["B M K"], target: F32["56 B crop*4"], ear: Flat | None, rate: float,
     *, cfg: CodecDecoderConfig, crop: int, held: Held,
 ) -> tuple[dict[str, Any], dict[str, jax.Array]]:  # fmt: skip
-    """One step towards ``target``, of `wanted`: squared errors, weighted as in the books, and what an ``ear`` (phoneme_recogniser.py) hears of them, if
-    there is one. ``state["power"]`` [2 28] is how much the columns and the wanted ones vary, by level."""
+    """One step towards ``target``, of `wanted`: squared errors, weighted as in the books, and what a recogniser
+    (phoneme_recogniser.py) hears of them, if there is one. ``state["power"]`` [2 28] is how much the columns and the wanted ones vary, by level."""
     graph, shapes = decoder_definition(cfg)
     aim = weighted(target)
 

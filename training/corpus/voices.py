@@ -23,7 +23,7 @@ NAMES = {"makima": "Makima (default)", "heart": "Heart", "emma": "Emma", "george
 app = typer.Typer(add_completion=False)
 
 
-def metadata(who: teachers.Speaker) -> dict[str, Any]:
+def metadata(who: teachers.TeacherVoice) -> dict[str, Any]:
     """``metadata.json`` of a voice."""
     return {
         "name": NAMES[who.name],
@@ -37,7 +37,7 @@ def metadata(who: teachers.Speaker) -> dict[str, Any]:
     }
 
 
-def make(out: Path, who: teachers.Speaker, teacher: teachers.Teacher) -> float:
+def make(out: Path, who: teachers.TeacherVoice, teacher: teachers.Teacher) -> float:
     """One voice's folder; returns the seconds of its reference.
 
     Raises:

@@ -8,11 +8,11 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from pathlib import Path
 from typing import Any
 
-from training.corpus.sentences import Sentence
-from training.corpus.shards import SHARD, Speaks, cut_into_shards, make_shard
-from training.corpus.teachers import SAMPLE_RATE, Speaker, Teacher
+from training.corpus.sentences import CorpusSentence
+from training.corpus.shards import SHARD, SpeechSource, cut_into_shards, make_shard
+from training.corpus.teachers import SAMPLE_RATE, Teacher, TeacherVoice
 
-_TEACHER: list[Speaks] = []  # of a worker process
+_TEACHER: list[SpeechSource] = []  # of a worker process
 
 
 def end_with_parent() -> None:
@@ -33,11 +33,11 @@ def start(voices: Path | None) -> None:
     _TEACHER[:] = [Teacher(voices)]
 
 
-def _work(folder: Path, index: int, who: Speaker, batch: list[Sentence]) -> int:
+def _work(folder: Path, index: int, who: TeacherVoice, batch: list[CorpusSentence]) -> int:
     return make_shard(folder, index, who, batch, _TEACHER[0])
 
 
-def fill(folder: Path, who: Speaker, texts: list[Sentence], seconds: float, pool: Any, workers: int) -> Iterator[int]:
+def fill(folder: Path, who: TeacherVoice, texts: list[CorpusSentence], seconds: float, pool: Any, workers: int) -> Iterator[int]:
     """Make shards until there are ``seconds`` of the voice; yields the samples of each as it is done, old ones included.
 
     Shards are started in order, one a worker, and only while those under way will not do; so a run ends with few too many, and

@@ -39,8 +39,8 @@ from training.corpus.sentences import training
 from training.corpus.shards import said_in
 from training.language import auxiliary, objective, samples, tokenizer, utterances
 from training.language.config import language_config, language_start
-from training.language.corruption import Missteps
-from training.language.objective import Batch, Weights
+from training.language.corruption import CodeCorruption
+from training.language.objective import LanguageBatch, LossWeights
 from training.latents.quantiser import FRAME, Latents
 
 SAMPLES = 8  # sentences of each teacher that are spoken at an evaluation
@@ -84,21 +84,21 @@ def speaking(params: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in params.items() if name not in MAPS}
 
 
-def held_out_batches(corpus: Path, config: ModelConfig, fitted: Latents, reader: Tokenizer, rows: int) -> list[Batch]:
+def held_out_batches(corpus: Path, config: ModelConfig, fitted: Latents, reader: Tokenizer, rows: int) -> list[LanguageBatch]:
     """One batch of each voice that has read the held-out sentences: those that fit the shorter length."""
     found = []
     for folder in sorted(path.parent for path in (corpus / "held_out").glob("*/sentences.txt")):  # it is written last
         texts = (folder / "sentences.txt").read_text("utf-8").splitlines()
-        taught: list[objective.Taught] = []
+        taught: list[objective.LanguageExample] = []
         mels = []
         for number, text in enumerate(texts):
             wave = load_audio(folder / f"{number:04}.wav")
             whole = np.pad(wave, (0, -len(wave) % FRAME))
             said = said_in(folder / f"{number:04}.wav", len(whole) // FRAME)
-            utterance = utterances.Utterance(0, reader.assistant(text), fitted.read(whole, said).codes, None, timing=said)
+            utterance = utterances.TrainingUtterance(0, reader.assistant(text), fitted.read(whole, said).codes, None, timing=said)
             if utterances.size_of(utterance, streaming_text=False) > utterances.SHORT:
                 continue
-            form = utterances.Form(len(taught) % 2 == 0, AUTO)
+            form = utterances.RowLayout(len(taught) % 2 == 0, AUTO)
             taught.append(utterances.rows_of(config, utterance if form.streaming_text else utterances.at_once(utterance), form))
             mels.append(utterances.reference_mel(np.rint(wave * 32767).astype(np.int16), np.random.default_rng(number)))
             if len(taught) == rows // utterances.SHORT:
@@ -132,10 +132,10 @@ def train(
     _, config, fitted, reader = configured(run)
     graphs, _ = objective.define(config, mixed=mixed)
     eos = config.talker_config.codec_eos_token_id
-    speech, missteps = utterances.load(corpus, run, hours, fitted, reader), Missteps(fitted)
+    speech, missteps = utterances.load(corpus, run, hours, fitted, reader), CodeCorruption(fitted)
     batch = utterances.batches(config, speech, rows=rows, picks=picks, glances=glances, seed=seed, missteps=missteps)
     judged = held_out_batches(corpus, config, fitted, reader, rows)
-    weights = Weights(predictor=predictor, guidance=guidance, hint=hint, spelling=spelling, timing=timing)
+    weights = LossWeights(predictor=predictor, guidance=guidance, hint=hint, spelling=spelling, timing=timing)
 
     def step(state: loop.State, number: int) -> tuple[loop.State, loop.Figures]:
         now = rate * min(1.0, (steps - number) / max(cool, 1))
@@ -153,7 +153,7 @@ def train(
         return ended | {f"held_out_{name}": np.mean([float(each[name]) for each in found]) for name in names if found}
 
     state = loop.resume(run / PLACE, start(config, fitted.components, seed))
-    loop.train(run / PLACE, state, step, loop.Plan(steps=steps, minutes=minutes, pause=pause_file, evaluate_every=500), evaluate)
+    loop.train(run / PLACE, state, step, loop.Schedule(steps=steps, minutes=minutes, pause=pause_file, evaluate_every=500), evaluate)
 
 
 @app.command("export")

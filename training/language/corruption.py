@@ -20,7 +20,7 @@ _DEAF = 0.7  # share of a reference's frames
 _DULL = 0.25  # of a component, at most, that is lost with it: what is guessed is nearer to the mean
 
 
-class Missteps:
+class CodeCorruption:
     """Wrong turns among the books of the main components."""
 
     def __init__(self, latents: Latents) -> None:

@@ -42,7 +42,7 @@ from qwen3_jax.shapes import F32, Bool, Float, Int, NpF32, NpInt
 from qwen3_jax.speaker import SpeakerEncoder
 from qwen3_jax.talker import Talker
 from training.language.auxiliary import AHEAD, PHONEMES, Params, missed, told_apart
-from training.language.corruption import Missteps
+from training.language.corruption import CodeCorruption
 from training.latents.phonemes import QUARTERS
 from training.mixed_precision import mix
 from training.optimiser import rate_at, running_average
@@ -57,7 +57,7 @@ class Definitions(NamedTuple):
     speaker: Any
 
 
-class Batch(NamedTuple):
+class LanguageBatch(NamedTuple):
     """Utterances side by side; N frames of them are for the predictor."""
 
     rows: PromptRows  # [B T], prompts and frames; their x_vector and trailing are not read
@@ -74,7 +74,7 @@ class Batch(NamedTuple):
     glances: Int["F"] | None = None  # F more such places, at which the predictor reads book 0 and no further; None: `picks`
 
 
-class Taught(NamedTuple):
+class LanguageExample(NamedTuple):
     """One utterance, ready to be stacked."""
 
     rows: Prompt  # of the prompt and of all frames
@@ -86,7 +86,7 @@ class Taught(NamedTuple):
     start: int  # the row before which the frames to be learnt begin: it has the first label
 
 
-class Scores(NamedTuple):
+class LanguageOutputs(NamedTuple):
     """What the parameters make of a batch."""
 
     first: F32["B T V"]  # of book 0, at every row
@@ -98,7 +98,7 @@ class Scores(NamedTuple):
     late: Float["B T H"]  # what the last one hands on, likewise
 
 
-class Weights(NamedTuple):
+class LossWeights(NamedTuple):
     """Of the loss: ``predictor`` times the mean over books 1..15, ``guidance`` times that of the guided heads, and ``hint`` times the
     hints' errors are added to book 0's, ``spelling`` times that of words' phonemes, and ``timing`` times that of quarters'; ``smoothing``
     goes to all entries alike."""
@@ -130,7 +130,7 @@ def teach(
     latent: NpF32["N D"] | None = None,
     sounds: dict[int, list[int]] | None = None,
     timing: NpInt["N 4"] | None = None,
-) -> Taught:
+) -> LanguageExample:
     """Prompt and frames -> the rows that the talker reads while it makes them, and the labels of these rows.
 
     Args:
@@ -158,13 +158,13 @@ def teach(
     if timing is not None:
         for later in range(AHEAD):
             quarters[start - 1 : start - 1 + max(count - later, 0), later] = timing[later:]
-    return Taught(rows, labels, looks, hint, heard, quarters.reshape(start + count, -1), first)
+    return LanguageExample(rows, labels, looks, hint, heard, quarters.reshape(start + count, -1), first)
 
 
 def assemble(
-    taught: list[Taught], mels: list[NpF32["F 128"]], length: int, mel_length: int, picks: int, noise: np.random.Generator,
-    missteps: Missteps | None = None, glances: int = 0,
-) -> Batch:  # fmt: skip
+    taught: list[LanguageExample], mels: list[NpF32["F 128"]], length: int, mel_length: int, picks: int, noise: np.random.Generator,
+    missteps: CodeCorruption | None = None, glances: int = 0,
+) -> LanguageBatch:  # fmt: skip
     """Pad to ``length`` rows and ``mel_length`` frames of mel; draw the predictor's frames, some of which go wrong by ``missteps``, and as
     many ``glances``.
 
@@ -181,7 +181,7 @@ def assemble(
     told = rest = None
     if missteps is not None:
         told, rest = missteps.books(labels.reshape(-1, labels.shape[-1])[chosen], latent.reshape(-1, latent.shape[-1])[chosen], noise)
-    return Batch(
+    return LanguageBatch(
         stack_rows([one.rows for one in taught], length),
         np.stack([pad(mel, 0.0, mel_length) for mel in mels]),
         np.array([len(mel) for mel in mels], np.int32),
@@ -241,13 +241,13 @@ def guided(layers: int) -> tuple[int, ...]:
     return tuple(sorted({layers // 3, 2 * layers // 3}))
 
 
-def forward(graphs: Definitions, params: Params, batch: Batch) -> Scores:
+def forward(graphs: Definitions, params: Params, batch: LanguageBatch) -> LanguageOutputs:
     """`scores`, with the speaker row made from the batch's references."""
     x_vector = nnx.merge(graphs.speaker, params["speaker_encoder"])(batch.mel, batch.mel_length)
     return scores(nnx.merge(graphs.talker, params["talker"]), batch._replace(rows=batch.rows._replace(x_vector=x_vector)))
 
 
-def scores(talker: Talker, batch: Batch) -> Scores:
+def scores(talker: Talker, batch: LanguageBatch) -> LanguageOutputs:
     """Of a batch whose speaker rows are made."""
     hidden, looks, early, late = talker_states(talker, batch.rows, batch.spoken)
     picked = batch.labels.reshape(-1, talker.books)[batch.picks] if batch.told is None else batch.told
@@ -257,10 +257,12 @@ def scores(talker: Talker, batch: Batch) -> Scores:
     at = batch.picks if batch.glances is None else batch.glances
     seen = talker.model.codec_embedding(jnp.maximum(labels[at, 0], 0), talker.dtype)
     told = predictor_states(talker.code_predictor, jnp.stack([flat[at], seen], axis=1))[:, 1]
-    return Scores(talker.codec_head(hidden).astype(jnp.float32), rest, told, looks, hidden, early, late)
+    return LanguageOutputs(talker.codec_head(hidden).astype(jnp.float32), rest, told, looks, hidden, early, late)
 
 
-def losses(graphs: Definitions, params: Params, batch: Batch, eos: int, weights: Weights) -> tuple[jax.Array, dict[str, jax.Array]]:
+def losses(
+    graphs: Definitions, params: Params, batch: LanguageBatch, eos: int, weights: LossWeights
+) -> tuple[jax.Array, dict[str, jax.Array]]:
     """`compared`, of what the parameters make of a batch; the error of the phonemes, and the hint's."""
     made = forward(graphs, params, batch)
     total, figures = compared(made, batch, eos, weights)
@@ -280,7 +282,7 @@ def losses(graphs: Definitions, params: Params, batch: Batch, eos: int, weights:
     return total + weights.hint * (figures["hint"] + figures["sound"]), figures
 
 
-def compared(made: Scores, batch: Batch, eos: int, weights: Weights) -> tuple[jax.Array, dict[str, jax.Array]]:
+def compared(made: LanguageOutputs, batch: LanguageBatch, eos: int, weights: LossWeights) -> tuple[jax.Array, dict[str, jax.Array]]:
     """The loss of some `scores` and its parts: means over frames, in nats, and shares of right guesses. Picks of no frame do not count."""
     targets = (batch.labels.reshape(-1, batch.labels.shape[-1])[batch.picks] if batch.rest is None else batch.rest)[:, 1:]
     figures = code_losses(made.first, made.rest, batch.labels, targets, eos, weights.smoothing)
@@ -304,7 +306,7 @@ def begin(params: Params) -> dict[str, Any]:
 
 @functools.partial(jax.jit, static_argnames=("graphs", "eos", "weights"), donate_argnames="state")
 def train_step(
-    state: dict[str, Any], batch: Batch, rate: float, *, graphs: Definitions, eos: int, weights: Weights
+    state: dict[str, Any], batch: LanguageBatch, rate: float, *, graphs: Definitions, eos: int, weights: LossWeights
 ) -> tuple[dict[str, Any], dict[str, jax.Array]]:
     """One step at the highest rate ``rate``; see `vocoder.rate_at`."""
 
@@ -321,6 +323,6 @@ def train_step(
 
 
 @functools.partial(jax.jit, static_argnames=("graphs", "eos"))
-def judge(params: Params, batch: Batch, *, graphs: Definitions, eos: int) -> dict[str, jax.Array]:
+def judge(params: Params, batch: LanguageBatch, *, graphs: Definitions, eos: int) -> dict[str, jax.Array]:
     """The figures of a batch, without smoothing."""
-    return losses(graphs, params, batch, eos, Weights())[1]
+    return losses(graphs, params, batch, eos, LossWeights())[1]

@@ -17,13 +17,13 @@ from qwen3_jax.config import ModelConfig
 from qwen3_jax.prompt import AUTO, CLOSING, REFERENCE_CLOSING, ROLE, build
 from qwen3_jax.shapes import NpF32, NpInt
 from qwen3_jax.text.tokenizer import Tokenizer
-from training.corpus.shards import Line
+from training.corpus.shards import ManifestLine
 from training.corpus.teachers import UNIT
-from training.language.corruption import Missteps
-from training.language.objective import Batch, Taught, assemble, teach
+from training.language.corruption import CodeCorruption
+from training.language.objective import LanguageBatch, LanguageExample, assemble, teach
 from training.latents import phonemes
 from training.latents.quantiser import FRAME, Latents
-from training.latents.voice_streams import SAMPLE_RATE, Stream, chosen_lines, load_streams
+from training.latents.voice_streams import SAMPLE_RATE, VoiceStream, chosen_lines, load_streams
 
 LENGTHS = (40, 48, 56, 64, 80, 128)  # rows of prompt and frames; one trace each
 SHORT = 64
@@ -39,7 +39,7 @@ _BRIEF = 20  # frames of a short phrase, at most
 _GONE_WRONG = 0.4  # share of utterances whose earlier frames the talker is told a little wrong
 
 
-class Utterance(msgspec.Struct, frozen=True):
+class TrainingUtterance(msgspec.Struct, frozen=True):
     """What is said, as the product's tokenizer has it: ids [T] of the whole turn; and how: codes [N K].
 
     ``voice`` is an index. ``said`` [N+1 2]: of each frame and of the end, the first token of the text that is said in it and the first
@@ -55,14 +55,14 @@ class Utterance(msgspec.Struct, frozen=True):
     timing: Any = None  # int8 [N 4]: the phoneme in the middle of each quarter of a frame
 
 
-class Speech(msgspec.Struct):
+class UtteranceCorpus(msgspec.Struct):
     """Utterances, and each voice's waves, int16 [F], for references."""
 
-    utterances: list[Utterance]
+    utterances: list[TrainingUtterance]
     waves: list[np.ndarray]
 
 
-class Form(msgspec.Struct, frozen=True):
+class RowLayout(msgspec.Struct, frozen=True):
     """How the rows of a batch are laid out."""
 
     streaming_text: bool
@@ -70,7 +70,7 @@ class Form(msgspec.Struct, frozen=True):
     in_context: bool = False
 
 
-def load(corpus: Path, run: Path, hours: float, latents: Latents, tokenizer: Tokenizer) -> Speech:
+def load(corpus: Path, run: Path, hours: float, latents: Latents, tokenizer: Tokenizer) -> UtteranceCorpus:
     """The first ``hours`` of each voice, in memory; references come from their first half hour.
 
     A voice of so few hours that they fit into ``hours`` twice or three times is read as often, each time with its frames' borders
@@ -79,17 +79,19 @@ def load(corpus: Path, run: Path, hours: float, latents: Latents, tokenizer: Tok
     Raises:
         FileNotFoundError: there is no corpus.
     """
-    utterances: list[Utterance] = []
+    utterances: list[TrainingUtterance] = []
     waves: dict[str, np.ndarray] = {}
     for again in range(_READINGS):
         lines = chosen_lines(corpus, hours, again)
         for stream in load_streams(corpus, run, hours, latents, speech=0.5, again=again):
             waves.setdefault(stream.voice, stream.wave)
             utterances += _of_stream(list(waves).index(stream.voice), stream, lines[stream.voice], latents, tokenizer)
-    return Speech(utterances, list(waves.values()))
+    return UtteranceCorpus(utterances, list(waves.values()))
 
 
-def _of_stream(voice: int, stream: Stream, lines: list[Line], latents: Latents, tokenizer: Tokenizer) -> Iterator[Utterance]:
+def _of_stream(
+    voice: int, stream: VoiceStream, lines: list[ManifestLine], latents: Latents, tokenizer: Tokenizer
+) -> Iterator[TrainingUtterance]:
     spread = latents.spread[: latents.components].astype(np.float16)
     start = 0
     for line in lines:
@@ -99,12 +101,12 @@ def _of_stream(voice: int, stream: Stream, lines: list[Line], latents: Latents, 
         said, words = said_when(line, pieces, frames), spelt(line.text, line.phonemes, pieces)
         whole = slice(start, start + frames)
         codes, latent = stream.codes[whole].astype(np.int32), stream.main[whole] / spread
-        yield Utterance(voice, ids, codes, said, latent, words, phonemes.quarters(line.phonemes, line.durations, frames))
+        yield TrainingUtterance(voice, ids, codes, said, latent, words, phonemes.quarters(line.phonemes, line.durations, frames))
         start += -(-line.samples // _WHOLE) * _WHOLE // FRAME
 
 
-def said_when(line: Line, pieces: list[str], frames: int) -> NpInt["N+1 2"] | None:
-    """`Utterance.said`, by the teacher's durations: words by their phonemes, and the pieces of a word by their letters."""
+def said_when(line: ManifestLine, pieces: list[str], frames: int) -> NpInt["N+1 2"] | None:
+    """`TrainingUtterance.said`, by the teacher's durations: words by their phonemes, and the pieces of a word by their letters."""
     starts, clock, before = [], 0, " "
     last = 0
     for symbol, units in zip(line.phonemes.replace("_", " "), line.durations, strict=True):
@@ -135,8 +137,8 @@ def said_when(line: Line, pieces: list[str], frames: int) -> NpInt["N+1 2"] | No
 
 
 def spelt(text: str, said: str, pieces: list[str]) -> dict[int, list[int]]:
-    """`Utterance.words`: of each word's last piece, the numbers of its phonemes without stress; none if the teacher's words are not the
-    text's."""
+    """`TrainingUtterance.words`: of each word's last piece, the numbers of its phonemes without stress; none if the teacher's words are
+    not the text's."""
     words = said.replace("_", " ").split()
     if len(words) != len(text.split()):
         return {}
@@ -146,7 +148,7 @@ def spelt(text: str, said: str, pieces: list[str]) -> dict[int, list[int]]:
     return dict(zip(ends, known, strict=False))
 
 
-def at_once(utterance: Utterance) -> Utterance:
+def at_once(utterance: TrainingUtterance) -> TrainingUtterance:
     """Without the silent frames before the speech, but for the last of them, which plans what the next one says. Teachers pause for a
     third of a second there, and a listener waits for it."""
     if utterance.timing is None or not utterance.timing.any():
@@ -156,13 +158,13 @@ def at_once(utterance: Utterance) -> Utterance:
     return msgspec.structs.replace(utterance, **cut)
 
 
-def joined(first: Utterance, second: Utterance) -> Utterance:
+def joined(first: TrainingUtterance, second: TrainingUtterance) -> TrainingUtterance:
     """Two of a voice, one after the other."""
     body = len(first.ids) - CLOSING
     own = body - ROLE
     told = first.said is not None and second.said is not None
     known = {own + token: phonemes for token, phonemes in (second.words or {}).items()}
-    return Utterance(
+    return TrainingUtterance(
         first.voice,
         np.concatenate([first.ids[:body], second.ids[ROLE:]]),
         np.concatenate([first.codes, second.codes]),
@@ -173,7 +175,9 @@ def joined(first: Utterance, second: Utterance) -> Utterance:
     )
 
 
-def rows_of(config: ModelConfig, utterance: Utterance, form: Form, reference: Utterance | None = None) -> Taught:
+def rows_of(
+    config: ModelConfig, utterance: TrainingUtterance, form: RowLayout, reference: TrainingUtterance | None = None
+) -> LanguageExample:
     """An utterance's rows and labels; the x-vector is filled in on the device. The frames of a reference are learnt, too."""
     before = np.zeros(0, np.int32) if reference is None else reference.ids[: len(reference.ids) - CLOSING + REFERENCE_CLOSING]
     prompt = build(
@@ -204,16 +208,17 @@ def reference_mel(wave: np.ndarray, noise: np.random.Generator) -> NpF32:
     return mel_spectrogram(wave[start : start + length].astype(np.float32) / 32768)
 
 
-def size_of(utterance: Utterance, *, streaming_text: bool) -> int:
+def size_of(utterance: TrainingUtterance, *, streaming_text: bool) -> int:
     """Rows that it takes at most, without a reference."""
     return _CONTROL + len(utterance.codes) + (0 if streaming_text else len(utterance.ids) - ROLE - CLOSING)
 
 
 def batches(
-    config: ModelConfig, speech: Speech, *, rows: int, picks: int, seed: int, missteps: Missteps | None = None, glances: int = 0,
+    config: ModelConfig, speech: UtteranceCorpus, *, rows: int, picks: int, seed: int,
+    missteps: CodeCorruption | None = None, glances: int = 0,
     streaming: float = 0.3, in_context: float = 0.15, hidden: float = 0.2, evenness: float = 0.25,
     brief: float = 4.0,
-) -> Callable[[int], Batch]:  # fmt: skip
+) -> Callable[[int], LanguageBatch]:  # fmt: skip
     """A step's batch. Too long utterances are left out. Where all of the text is there, speech begins `at_once`.
 
     Args:
@@ -248,10 +253,10 @@ def batches(
     short = np.concatenate([group for group, length in groups[False] if length <= SHORT] or [np.zeros(0, np.int64)])
     same_voice = [short[[speech.utterances[number].voice == voice for number in short]] for voice in range(len(speech.waves))]
 
-    def batch(step: int) -> Batch:
+    def batch(step: int) -> LanguageBatch:
         noise = np.random.default_rng([seed, step])
         streams, named, follows = noise.random(3) < (streaming, 0.5, in_context)
-        form = Form(bool(streams), LANGUAGE if named else AUTO, bool(follows) and len(short) > 0)
+        form = RowLayout(bool(streams), LANGUAGE if named else AUTO, bool(follows) and len(short) > 0)
         fitting = groups[form.streaming_text]
         share = np.array([weight[group].sum() for group, _ in fitting])
         group, length = fitting[noise.choice(len(fitting), p=share / share.sum())]
@@ -277,7 +282,7 @@ def batches(
         mels = [reference_mel(speech.waves[utterance.voice], noise) for utterance in chosen]
         return assemble(taught, mels, length, REFERENCE // _HOP, picks, noise, missteps, glances)
 
-    def before(utterance: Utterance, noise: np.random.Generator) -> Utterance:
+    def before(utterance: TrainingUtterance, noise: np.random.Generator) -> TrainingUtterance:
         others = same_voice[utterance.voice]
         room = CONTEXT - size_of(utterance, streaming_text=False)
         found = speech.utterances[noise.choice(others)]

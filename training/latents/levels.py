@@ -1,4 +1,4 @@
-"""Locked speech -> how loud its harmonics and its noise are, a hundred times a second: all that the vocoder of vocoder_initialisation.py has to be told.
+"""Pitch-synchronous speech -> how loud its harmonics and its noise are, a hundred times a second: all that the vocoder needs.
 
 A frame is eight moments of 28 levels. Eighteen are of the first 22 harmonics below 3.9 kHz, ten of noise between 500 Hz and 12 kHz. Noise
 is measured where there is no voice, and above 3.9 kHz everywhere: what is left between harmonics is mostly what a steady phase gets wrong,

@@ -91,7 +91,7 @@ def fit(cycles: NpFloat["N"], bends: NpFloat["N 7"], entries: int, means: Any) -
     return PitchBook(np.array(found_cycles, np.int32), np.concatenate(found_bends).astype(np.float32))
 
 
-class Locked(msgspec.Struct):
+class SynchronousSpeech(msgspec.Struct):
     """``wave`` float32 [N*1920]; of each frame whether there is voice, its cycles and bends (of the source), and its entry."""
 
     wave: NpF32
@@ -101,7 +101,7 @@ class Locked(msgspec.Struct):
     entry: NpInt
 
 
-def lock(wave: NpF32["N*1920"], book: PitchBook | None) -> Locked:
+def lock(wave: NpF32["N*1920"], book: PitchBook | None) -> SynchronousSpeech:
     """Lock whole frames of speech; without a book, frames keep their own contours and have no entry."""
     count = len(wave) // FRAME
     frequency, heard = track(wave)
@@ -120,7 +120,7 @@ def lock(wave: NpF32["N*1920"], book: PitchBook | None) -> Locked:
         run = np.where(voiced, book.cycles[entry], cycles)
         bent = np.where(voiced[:, None], book.bends[entry], bends)
     made = _bent(wave, passed, path[:, 0], run, bent)
-    return Locked(made, voiced, cycles, bends, entry)
+    return SynchronousSpeech(made, voiced, cycles, bends, entry)
 
 
 def align(wave: NpF32["N*1920"], entry: NpInt["N"], book: PitchBook) -> NpF32["N*1920"]:

@@ -5,7 +5,7 @@ A frame is eight moments of 28 levels (levels.py): 224 numbers. Their main compo
 components only (`shared_out`): a product quantiser (Jegou et al., TPAMI 2011), whose books say each their own. What a residual quantiser's
 late books say depends on every entry before, and the predictor did not learn it (training/log.md). Entries are zero elsewhere, so that
 the published sum of books puts them side by side, and the published search, nearest to what is left, finds each book's own. Book 0 says
-which phonemes come next (phonemes.py), and nothing of how they sound. How much is lost: `Report`, printed when the books are fitted.
+which phonemes come next (phonemes.py), and nothing of how they sound. How much is lost: `FitReport`, printed when the books are fitted.
 """
 
 import itertools
@@ -75,12 +75,12 @@ class Latents(msgspec.Struct):
         """Of frames' main components and entries of the pitch book."""
         return np.concatenate([main, self.acoustic[0, :, self.components :][entry]], axis=-1)
 
-    def read(self, wave: NpF32["N*1920"], said: NpInt["N 4"]) -> "Read":
+    def read(self, wave: NpF32["N*1920"], said: NpInt["N 4"]) -> "AnalysedSpeech":
         """What the codec is to say of speech; ``said``: of `phonemes.quarters`, zeros where nobody knows."""
         locked = pitch_synchronous.lock(wave, self.pitch)
         told = levels(locked.wave, locked.entry, self.pitch)
         main = self.main(told)
-        return Read(locked.wave, told, self.codes(self.latent(main, locked.entry), said), main)
+        return AnalysedSpeech(locked.wave, told, self.codes(self.latent(main, locked.entry), said), main)
 
     def codes(self, latent: NpF32["N H"], said: NpInt["N 4"]) -> NpInt["N K"]:
         """Book 0 from what is said next, then book after book of the latent."""
@@ -126,7 +126,7 @@ def _shipped(book: NpF32["V D"]) -> NpF32["V D"]:
     return book.astype(np.float16).astype(np.float32)
 
 
-class Read(msgspec.Struct):
+class AnalysedSpeech(msgspec.Struct):
     """Speech as it is locked, float32 [N*1920], its levels [N 224], its codes [N K] and main components [N C]."""
 
     wave: NpF32
@@ -135,15 +135,15 @@ class Read(msgspec.Struct):
     main: NpF32
 
 
-class Part(msgspec.Struct):
-    """A voice's speech, for fitting: levels [N 224] and entries of the pitch book [N], of the locked wave, and `phonemes.quarters` [N 4]."""
+class FitPart(msgspec.Struct):
+    """A voice's speech, for fitting: levels [N 224] and entries of the pitch book [N] of the locked wave, `phonemes.quarters` [N 4]."""
 
     levels: Any
     entry: Any
     said: Any
 
 
-class Report(msgspec.Struct):
+class FitReport(msgspec.Struct):
     """What is kept: variance by the main components; of that, what is unexplained after each acoustic book; and quarters of frames whose
     phoneme book 0 has right."""
 
@@ -162,7 +162,7 @@ def fit_pitch(
 
 
 def fit(
-    parts: list[Part],
+    parts: list[FitPart],
     pitch: pitch_synchronous.PitchBook,
     *,
     latent: int = 88,
@@ -171,7 +171,7 @@ def fit(
     seed: int = 0,
     most: int = 60000,
     steps: int = 12,
-) -> tuple[Latents, Report]:
+) -> tuple[Latents, FitReport]:
     """Fit everything else.
 
     Args:
@@ -211,7 +211,7 @@ def fit_acoustics(
     books: int,
     steps: int,
     noise: np.random.Generator,
-) -> tuple[dict[str, np.ndarray], Report]:
+) -> tuple[dict[str, np.ndarray], FitReport]:
     """Components and books of levels: the first fields of Latents. What the pitch says is given `PITCH_SHARE` of the components' weight."""
     mean = np.tile(told.mean(axis=0).reshape(MOMENTS, LEVELS).mean(axis=0), MOMENTS)
     basis, kept = _components(told - mean, size)
@@ -228,7 +228,7 @@ def fit_acoustics(
     spread = np.concatenate([x.std(axis=0), np.maximum(said[entry].std(axis=0), _RARE)]).astype(np.float32)
     regain = (x.std(axis=0) / (x - rest).std(axis=0)).astype(np.float32)
     found = {"mean": mean, "basis": basis, "spread": spread, "regain": regain, "acoustic": np.stack(acoustic)}
-    return found, Report(kept, unexplained, 0.0)
+    return found, FitReport(kept, unexplained, 0.0)
 
 
 def shared_out(variance: NpFloat["C"], books: int, bits: float) -> list[int]:

@@ -19,19 +19,19 @@ from rich.console import Console
 from rich.progress import track
 
 from qwen3_jax.shapes import NpF32, NpInt
-from training.corpus.shards import Line, read_corpus, wave
+from training.corpus.shards import ManifestLine, read_corpus, wave
 from training.corpus.teachers import UNIT
 from training.corpus.workers import end_with_parent
 from training.latents import phonemes, pitch_synchronous
 from training.latents.levels import levels
-from training.latents.quantiser import FRAME, Latents, Part, fit_pitch
+from training.latents.quantiser import FRAME, FitPart, Latents, fit_pitch
 
 SAMPLE_RATE = 24000
-_HEARD, _READ = ("wave", "locked", "levels"), ("codes", "main")  # of a Stream: kept apart
+_HEARD, _READ = ("wave", "locked", "levels"), ("codes", "main")  # of a VoiceStream: kept apart
 _WHOLE = 9600  # samples: whole frames and whole units of the teachers' durations
 
 
-class Stream(msgspec.Struct):
+class VoiceStream(msgspec.Struct):
     """A voice's speech, and its locked and aligned form, int16 [N*1920]; what the latents say of the locked form: levels [N 224], codes
     [N K], main components [N C]."""
 
@@ -43,7 +43,7 @@ class Stream(msgspec.Struct):
     main: np.ndarray
 
 
-def chosen_lines(corpus: Path, hours: float, again: int = 0) -> dict[str, list[Line]]:
+def chosen_lines(corpus: Path, hours: float, again: int = 0) -> dict[str, list[ManifestLine]]:
     """The first ``hours`` of each voice, in the corpus's order.
 
     Args:
@@ -55,7 +55,7 @@ def chosen_lines(corpus: Path, hours: float, again: int = 0) -> dict[str, list[L
     Raises:
         FileNotFoundError: there is no corpus.
     """
-    found: dict[str, list[Line]] = {}
+    found: dict[str, list[ManifestLine]] = {}
     seconds: dict[str, float] = {}
     for line in read_corpus(corpus):
         if seconds.get(line.voice, 0.0) < hours * 3600:
@@ -64,7 +64,7 @@ def chosen_lines(corpus: Path, hours: float, again: int = 0) -> dict[str, list[L
     return {voice: lines for voice, lines in found.items() if not again or seconds[voice] * (again + 1) <= hours * 3600}
 
 
-def begun_later(line: Line, units: int) -> Line:
+def begun_later(line: ManifestLine, units: int) -> ManifestLine:
     """Without the first units (of 600 samples) of the pause before the speech; as it is where that is shorter. A frame is 3.2 units, so
     one and two of them less put the borders of frames elsewhere."""
     if line.phonemes[:1] not in ("_", " ") or line.durations[0] <= units:
@@ -74,13 +74,13 @@ def begun_later(line: Line, units: int) -> Line:
     return msgspec.structs.replace(line, start=line.start + cut, samples=line.samples - cut, durations=durations)
 
 
-def padded(corpus: Path, line: Line) -> NpF32:
+def padded(corpus: Path, line: ManifestLine) -> NpF32:
     """An utterance's speech, padded to whole frames: float32 [N*1920]."""
     samples = wave(corpus, line)
     return np.concatenate([samples, np.zeros(-len(samples) % _WHOLE, samples.dtype)]).astype(np.float32) / 32768
 
 
-def said(line: Line) -> NpInt["N 4"]:
+def said(line: ManifestLine) -> NpInt["N 4"]:
     """The phonemes of each quarter of the frames of ``padded``."""
     return phonemes.quarters(line.phonemes, line.durations, (line.samples + -line.samples % _WHOLE) // FRAME)
 
@@ -90,7 +90,7 @@ def sayings(corpus: Path, hours: float) -> dict[str, NpInt]:
     return {voice: np.concatenate([said(line) for line in lines]) for voice, lines in chosen_lines(corpus, hours).items()}
 
 
-def parts_to_fit(corpus: Path, hours: float, entries: int) -> tuple[list[Part], pitch_synchronous.PitchBook]:
+def parts_to_fit(corpus: Path, hours: float, entries: int) -> tuple[list[FitPart], pitch_synchronous.PitchBook]:
     """What `latents.fit` takes."""
     found = chosen_lines(corpus, hours)
     free = [pitch_synchronous.lock(padded(corpus, line), None) for lines in found.values() for line in lines]
@@ -102,11 +102,13 @@ def parts_to_fit(corpus: Path, hours: float, entries: int) -> tuple[list[Part], 
         locked = [pitch_synchronous.lock(padded(corpus, line), pitch) for line in lines]
         told = np.concatenate([levels(one.wave, one.entry, pitch) for one in locked])
         entry = np.concatenate([one.entry for one in locked])
-        parts.append(Part(told, entry, np.concatenate([said(line) for line in lines])))
+        parts.append(FitPart(told, entry, np.concatenate([said(line) for line in lines])))
     return parts, pitch
 
 
-def load_streams(corpus: Path, run: Path, hours: float, latents: Latents, speech: float = float("inf"), again: int = 0) -> list[Stream]:
+def load_streams(
+    corpus: Path, run: Path, hours: float, latents: Latents, speech: float = float("inf"), again: int = 0
+) -> list[VoiceStream]:
     """The corpus in memory, as the latents read it: about 350 MB an hour, of which 15 without the speech.
 
     Each shard is read once, and what was found is kept in ``run``/read, under a name that tells it from a shard of another corpus.
@@ -119,9 +121,9 @@ def load_streams(corpus: Path, run: Path, hours: float, latents: Latents, speech
         speech: hours of each voice whose waves and levels are loaded too, at least; those of the rest are left out.
         again: as for `chosen_lines`.
     """
-    jobs: dict[str, list[tuple[Path, list[Line], bool]]] = {}
+    jobs: dict[str, list[tuple[Path, list[ManifestLine], bool]]] = {}
     for voice, lines in chosen_lines(corpus, hours, again).items():
-        shards: dict[str, list[Line]] = {}
+        shards: dict[str, list[ManifestLine]] = {}
         for line in lines:
             shards.setdefault(line.shard, []).append(line)
         seconds = 0.0
@@ -136,11 +138,11 @@ def load_streams(corpus: Path, run: Path, hours: float, latents: Latents, speech
     for voice, found in jobs.items():
         pieces = [_read_shard(corpus, *job, latents) for job in found]
         joined = {name: [piece[name] for piece in pieces if name in piece] for name in (*_HEARD, *_READ)}
-        streams.append(Stream(voice, **{name: np.concatenate(arrays) for name, arrays in joined.items()}))
+        streams.append(VoiceStream(voice, **{name: np.concatenate(arrays) for name, arrays in joined.items()}))
     return streams
 
 
-def _read_together(corpus: Path, jobs: list[tuple[Path, list[Line], bool]], latents: Latents) -> None:
+def _read_together(corpus: Path, jobs: list[tuple[Path, list[ManifestLine], bool]], latents: Latents) -> None:
     """Write the files of `_read_shard`, on all cores, one process each."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(os.cpu_count(), context, _start, (corpus, latents)) as pool:
@@ -156,12 +158,12 @@ def _start(corpus: Path, latents: Latents) -> None:
     _READER[:] = [(corpus, latents)]
 
 
-def _work(job: tuple[Path, list[Line], bool]) -> None:
+def _work(job: tuple[Path, list[ManifestLine], bool]) -> None:
     corpus, latents = _READER[0]
     _read_shard(corpus, *job, latents)
 
 
-def _fingerprint(lines: list[Line]) -> str:
+def _fingerprint(lines: list[ManifestLine]) -> str:
     """Of what is said, by whom (and how fast), with which packages."""
     return hashlib.blake2b(msgspec.json.encode(lines), digest_size=6).hexdigest()
 
@@ -175,8 +177,8 @@ def _is_read(kept: Path, speech: bool) -> bool:
     return read.is_file() and (heard.is_file() or not speech)
 
 
-def _read_shard(corpus: Path, kept: Path, lines: list[Line], speech: bool, latents: Latents) -> dict[str, np.ndarray]:
-    """Arrays of a Stream, from the files at ``kept``, which are written if they are not there: codes and latents, and waves."""
+def _read_shard(corpus: Path, kept: Path, lines: list[ManifestLine], speech: bool, latents: Latents) -> dict[str, np.ndarray]:
+    """Arrays of a VoiceStream, from the files at ``kept``, which are written if they are not there: codes and latents, and waves."""
     read, heard = _files(kept)
     if not _is_read(kept, speech):
         found: dict[str, list[np.ndarray]] = {name: [] for name in (*_HEARD, *_READ)}
@@ -212,14 +214,14 @@ def keep(path: Path, save: Callable[[Any], None]) -> None:
     os.replace(file.name, path)
 
 
-class Batch(msgspec.Struct):
+class CropBatch(msgspec.Struct):
     """Rows of crops: codes int32 [B M K]; wave float32 [B C*1920], the last C of the M frames."""
 
     codes: NpInt
     wave: NpF32
 
 
-def places(streams: list[Stream], rows: int, frames: int, seed: int, step: int) -> list[tuple[Stream, int]]:
+def places(streams: list[VoiceStream], rows: int, frames: int, seed: int, step: int) -> list[tuple[VoiceStream, int]]:
     """Where a step's crops begin. A voice is drawn as the square root of its length, so that small ones are heard too."""
     noise = np.random.default_rng([seed, step])
     free = np.array([len(stream.codes) - frames for stream in streams])
@@ -230,10 +232,10 @@ def places(streams: list[Stream], rows: int, frames: int, seed: int, step: int) 
     return [(streams[number], int(noise.integers(free[number] + 1))) for number in chosen]
 
 
-def crops(streams: list[Stream], rows: int, context: int, crop: int, seed: int, step: int) -> Batch:
+def crops(streams: list[VoiceStream], rows: int, context: int, crop: int, seed: int, step: int) -> CropBatch:
     """A batch for the decoder: ``context`` frames whose codes are given, then ``crop`` whose speech is given too."""
     frames = context + crop
     found = places(streams, rows, frames, seed, step)
     codes = np.stack([stream.codes[at : at + frames] for stream, at in found]).astype(np.int32)
     speech = np.stack([stream.locked[(at + context) * FRAME : (at + frames) * FRAME] for stream, at in found])
-    return Batch(codes, speech.astype(np.float32) / 32768)
+    return CropBatch(codes, speech.astype(np.float32) / 32768)
