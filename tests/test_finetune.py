@@ -15,12 +15,13 @@ from safetensors.numpy import load_file
 
 from qwen3_jax import Qwen3TTS, Sampling
 from qwen3_jax.audio import write_wav
-from qwen3_jax.finetune import clips, loop, lora, teacher_forcing
-from qwen3_jax.finetune import command as finetune
+from qwen3_jax.finetune import clips, command, loop, lora, teacher_forcing
 from qwen3_jax.layers import Linear
 from qwen3_jax.mapping import flatten
 from qwen3_jax.model import Model
 from qwen3_jax.prompt import build
+from qwen3_jax.text.tokenizer import Tokenizer
+from tests.unoptimised import unoptimised
 
 STEPS = 4
 TEXTS = {"a": "Good evening.", "b": "Sit down.", "c": "We begin now."}
@@ -43,25 +44,51 @@ def base(checkpoint: Callable[[str], Path]) -> Path:
     return checkpoint("base")
 
 
-@pytest.fixture(scope="module")
-def runs(base: Path, recordings: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A run of everything, and one of adapters."""
-    folder = tmp_path_factory.mktemp("runs")
-    before = finetune.identity(base)
-    for name, rank in (("full", None), ("lora", 4)):
-        programs = finetune.train_step._cache_size()
-        finetune.run_command(str(base), recordings, folder / name, lora_rank=rank, steps=STEPS, **OPTIONS)
-        assert finetune.train_step._cache_size() == programs + 1  # clips of like length share one
-    assert finetune.identity(base) == before
-    return {name: folder / name for name in ("full", "lora")}
+class Runs(dict[str, Path]):
+    """A run of everything, and one of adapters; each is made when it is first asked for."""
+
+    def __init__(self, base: Path, recordings: Path, folder: Path) -> None:
+        super().__init__()
+        self.base, self.recordings, self.folder = base, recordings, folder
+
+    def __missing__(self, name: str) -> Path:
+        before, programs = command.identity(self.base), command.train_step._cache_size()
+        with unoptimised():
+            command.run_command(
+                str(self.base), self.recordings, self.folder / name, lora_rank={"full": None, "lora": 4}[name], steps=STEPS, **OPTIONS
+            )
+        assert command.train_step._cache_size() == programs + 1  # clips of like length share one
+        assert command.identity(self.base) == before
+        self[name] = self.folder / name
+        return self[name]
 
 
 @pytest.fixture(scope="module")
-def exported(base: Path, runs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    folder = tmp_path_factory.mktemp("exported")
-    for name, run in runs.items():
-        finetune.export_command(str(base), run, folder / name, name=" Ann ")
-    return {name: folder / name for name in runs}
+def runs(base: Path, recordings: Path, model: Callable[[str], Model], tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    found = clips.find(recordings)
+    clips.encode(model("base"), Tokenizer.from_folder(base, model("base").config), found)  # compiled here as other tests know it
+    return Runs(base, recordings, tmp_path_factory.mktemp("runs"))
+
+
+class Exports(dict[str, Path]):
+    """What is exported of these runs."""
+
+    def __init__(self, runs: Runs, folder: Path) -> None:
+        super().__init__()
+        self.runs, self.folder = runs, folder
+
+    def __missing__(self, name: str) -> Path:
+        command.export_command(str(self.runs.base), self.runs[name], self.folder / name, name=" Ann ")
+        self[name] = self.folder / name
+        return self[name]
+
+
+@pytest.fixture(scope="module")
+def exported(runs: Runs, tmp_path_factory: pytest.TempPathFactory) -> Exports:
+    return Exports(runs, tmp_path_factory.mktemp("exported"))
+
+
+BOTH = pytest.mark.parametrize("name", [pytest.param("full", marks=pytest.mark.slow), "lora"])
 
 
 def log(run: Path) -> list[dict[str, float]]:
@@ -69,15 +96,15 @@ def log(run: Path) -> list[dict[str, float]]:
 
 
 def arrays(run: Path, model: Model, rank: int) -> dict[str, np.ndarray]:
-    shapes = jax.eval_shape(lambda talker: finetune.start(talker, rank, 0), model.params["talker"])
+    shapes = jax.eval_shape(lambda talker: command.start(talker, rank, 0), model.params["talker"])
     return {name: np.asarray(leaf) for name, leaf in loop.named(loop.resume(run, shapes)).items()}
 
 
 # runs
 
 
-@pytest.mark.parametrize("name", ["full", "lora"])
-def test_the_loss_falls(runs: dict[str, Path], name: str) -> None:
+@BOTH
+def test_the_loss_falls(runs: Runs, name: str) -> None:
     entries = log(runs[name])
     assert [entry["step"] for entry in entries] == [1, 2, 3, 4]
     assert entries[-1]["loss"] < entries[0]["loss"] - 0.2
@@ -88,16 +115,16 @@ def test_the_loss_falls(runs: dict[str, Path], name: str) -> None:
 
 
 def test_a_run_that_was_stopped_ends_the_same(
-    base: Path, recordings: Path, runs: dict[str, Path], tmp_path: Path, model: Callable[[str], Model]
+    base: Path, recordings: Path, runs: Runs, tmp_path: Path, model: Callable[[str], Model]
 ) -> None:
     for steps in (1, STEPS):
-        finetune.run_command(str(base), recordings, tmp_path / "run", lora_rank=4, steps=steps, **OPTIONS)
+        command.run_command(str(base), recordings, tmp_path / "run", lora_rank=4, steps=steps, **OPTIONS)
     whole, parts = (arrays(run, model("base"), 4) for run in (runs["lora"], tmp_path / "run"))
     assert whole.keys() == parts.keys()
     assert all(np.array_equal(whole[name], parts[name]) for name in whole)
 
 
-def test_adapters_alone_are_trained(runs: dict[str, Path], model: Callable[[str], Model]) -> None:
+def test_adapters_alone_are_trained(runs: Runs, model: Callable[[str], Model]) -> None:
     state = arrays(runs["lora"], model("base"), 4)
     trained = [name.split("/", 1)[1] for name in state if name.startswith("trained/")]
     projections = 7 * (3 + 2)  # of the tiny talker's layers and the predictor's
@@ -106,9 +133,9 @@ def test_adapters_alone_are_trained(runs: dict[str, Path], model: Callable[[str]
     assert all(np.abs(state[f"trained/{name}"]).max() > 0 for name in trained)
 
 
-def test_a_merge_computes_what_base_and_adapters_do(base: Path, runs: dict[str, Path], model: Callable[[str], Model]) -> None:
+def test_a_merge_computes_what_base_and_adapters_do(base: Path, runs: Runs, model: Callable[[str], Model]) -> None:
     loaded = model("base")
-    shapes = jax.eval_shape(lambda talker: finetune.start(talker, 4, 0), loaded.params["talker"])
+    shapes = jax.eval_shape(lambda talker: command.start(talker, 4, 0), loaded.params["talker"])
     adapters = loop.resume(runs["lora"], shapes)["trained"]
 
     class Adapted(nnx.Module):
@@ -125,8 +152,8 @@ def test_a_merge_computes_what_base_and_adapters_do(base: Path, runs: dict[str, 
         for name in way:
             place = place[int(name)] if name.isdigit() else getattr(place, name)
         setattr(place, last, Adapted(getattr(place, last), pair))
-    made = finetune.taught(loaded.config, clips.load(runs["lora"] / finetune.SPEECH))
-    batch = finetune.assembled([made[:1]])[0]
+    made = command.taught(loaded.config, clips.load(runs["lora"] / command.SPEECH))
+    batch = command.assembled([made[:1]])[0]
     graph, params = nnx.split(talker)
     side = jax.jit(lambda params: teacher_forcing.scores(nnx.merge(graph, params), batch)[:2])(params)
     merged = lora.merge(loaded.params["talker"], adapters)
@@ -139,31 +166,32 @@ def test_a_merge_computes_what_base_and_adapters_do(base: Path, runs: dict[str, 
 # what is exported
 
 
-def test_an_export_has_the_published_layout(base: Path, exported: dict[str, Path], runs: dict[str, Path]) -> None:
+@BOTH
+def test_an_export_has_the_published_layout(base: Path, exported: Exports, runs: Runs, name: str) -> None:
     before = load_file(base / "model.safetensors")
     adapted = {name for name in before if lora.ADAPTED.fullmatch(name.removeprefix("talker."))}
-    for name, folder in exported.items():
-        config = json.loads((folder / "config.json").read_text())
-        was = json.loads((base / "config.json").read_text())
-        assert config["talker_config"].pop("spk_id") == {"ann": 3000} and config["talker_config"].pop("spk_is_dialect") == {"ann": False}
-        assert config.pop("tts_model_type") == "custom_voice"
-        was.pop("tts_model_type")
-        del was["talker_config"]["spk_id"], was["talker_config"]["spk_is_dialect"]
-        assert config == was
-        after = load_file(folder / "model.safetensors")
-        assert after.keys() == {tensor for tensor in before if not tensor.startswith("speaker_encoder.")}
-        assert all(after[tensor].dtype == before[tensor].dtype for tensor in after)
-        table = "talker.model.codec_embedding.weight"
-        np.testing.assert_array_equal(after[table][3000], clips.load(runs[name] / finetune.SPEECH).x_vector)
-        changed = {tensor for tensor in after if not np.array_equal(after[tensor], before[tensor])}
-        assert changed == adapted | {table} if name == "lora" else changed > adapted | {table}
-        if name == "lora":
-            assert np.array_equal(np.delete(after[table], 3000, 0), np.delete(before[table], 3000, 0))
-        codec = "speech_tokenizer/model.safetensors"
-        assert load_file(folder / codec).keys() == load_file(base / codec).keys()
+    folder = exported[name]
+    config = json.loads((folder / "config.json").read_text())
+    was = json.loads((base / "config.json").read_text())
+    assert config["talker_config"].pop("spk_id") == {"ann": 3000} and config["talker_config"].pop("spk_is_dialect") == {"ann": False}
+    assert config.pop("tts_model_type") == "custom_voice"
+    was.pop("tts_model_type")
+    del was["talker_config"]["spk_id"], was["talker_config"]["spk_is_dialect"]
+    assert config == was
+    after = load_file(folder / "model.safetensors")
+    assert after.keys() == {tensor for tensor in before if not tensor.startswith("speaker_encoder.")}
+    assert all(after[tensor].dtype == before[tensor].dtype for tensor in after)
+    table = "talker.model.codec_embedding.weight"
+    np.testing.assert_array_equal(after[table][3000], clips.load(runs[name] / command.SPEECH).x_vector)
+    changed = {tensor for tensor in after if not np.array_equal(after[tensor], before[tensor])}
+    assert changed == adapted | {table} if name == "lora" else changed > adapted | {table}
+    if name == "lora":
+        assert np.array_equal(np.delete(after[table], 3000, 0), np.delete(before[table], 3000, 0))
+    codec = "speech_tokenizer/model.safetensors"
+    assert load_file(folder / codec).keys() == load_file(base / codec).keys()
 
 
-def test_an_export_speaks(exported: dict[str, Path], runs: dict[str, Path], model: Callable[[str], Model]) -> None:
+def test_an_export_speaks(exported: Exports, runs: Runs, model: Callable[[str], Model]) -> None:
     """Through the preset speaker's row it hears what the Base prompt with that x-vector says, as it was trained."""
     tts = Qwen3TTS.from_pretrained(exported["lora"])
     assert tts.speakers == ("ann",)
@@ -171,7 +199,7 @@ def test_an_export_speaks(exported: dict[str, Path], runs: dict[str, Path], mode
     assert len(speech.pcm) == 1920 * len(speech.frames) > 0
     loaded = model("base")
     ids = tts._reader("Good.", "text").assistant("Good.")
-    given = clips.load(runs["lora"] / finetune.SPEECH)
+    given = clips.load(runs["lora"] / command.SPEECH)
     prompts = (
         build(tts.model.config, ids, speaker="ann", streaming_text=False),
         build(loaded.config, ids, x_vector=given.x_vector, streaming_text=False),
@@ -189,9 +217,9 @@ def test_an_export_speaks(exported: dict[str, Path], runs: dict[str, Path], mode
 # data
 
 
-def test_clips_come_in_passes(model: Callable[[str], Model], runs: dict[str, Path]) -> None:
-    made = finetune.taught(model("base").config, clips.load(runs["full"] / finetune.SPEECH))
-    at = finetune.batches(made, batch=1, accumulate=3, seed=1)
+def test_clips_come_in_passes(model: Callable[[str], Model], runs: Runs) -> None:
+    made = command.taught(model("base").config, clips.load(runs["lora"] / command.SPEECH))
+    at = command.batches(made, batch=1, accumulate=3, seed=1)
     for step in (0, 1, 7):
         batch = at(step)
         assert batch.labels.shape[:3] == (3, 1, 64)
@@ -233,42 +261,42 @@ def test_tables_of_transcripts(recordings: Path, tmp_path: Path) -> None:
 )
 def test_options_that_make_no_sense(base: Path, recordings: Path, tmp_path: Path, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        finetune.run_command(str(base), recordings, tmp_path / "run", **options)
+        command.run_command(str(base), recordings, tmp_path / "run", **options)
     assert not (tmp_path / "run").exists()
 
 
 def test_clips_that_cannot_be_used(base: Path, recordings: Path, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="is not a folder"):
-        finetune.run_command(str(base), tmp_path / "none", tmp_path / "run")
+        command.run_command(str(base), tmp_path / "none", tmp_path / "run")
     folder = tmp_path / "clips"
     folder.mkdir()
     with pytest.raises(ValueError, match="has no clips"):
-        finetune.run_command(str(base), folder, tmp_path / "run")
+        command.run_command(str(base), folder, tmp_path / "run")
     write_wav(folder / "a.wav", np.zeros(30000, np.float32))
     with pytest.raises(FileNotFoundError, match="no transcript for a.wav; write a.txt"):
-        finetune.run_command(str(base), folder, tmp_path / "run")
+        command.run_command(str(base), folder, tmp_path / "run")
     (folder / "a.txt").write_text("Hm.", "utf-8")
     with pytest.raises(ValueError, match=r"a\.wav: audio is silent"):
-        finetune.run_command(str(base), folder, tmp_path / "run")
+        command.run_command(str(base), folder, tmp_path / "run")
 
 
 def test_a_run_goes_on_with_what_it_was_begun_with(
-    base: Path, recordings: Path, runs: dict[str, Path], checkpoint: Callable[[str], Path], tmp_path: Path
+    base: Path, recordings: Path, runs: Runs, checkpoint: Callable[[str], Path], tmp_path: Path
 ) -> None:
     with pytest.raises(ValueError, match="was begun with lora 4, now it is 0"):
-        finetune.run_command(str(base), recordings, runs["lora"], steps=STEPS, **OPTIONS)
+        command.run_command(str(base), recordings, runs["lora"], steps=STEPS, **OPTIONS)
     with pytest.raises(ValueError, match="only a Base one has the speaker encoder"):
-        finetune.run_command(str(checkpoint("custom_voice")), recordings, tmp_path / "run")
+        command.run_command(str(checkpoint("custom_voice")), recordings, tmp_path / "run")
     with pytest.raises(ValueError, match="has no checkpoints"):
-        finetune.export_command(str(base), tmp_path, tmp_path / "out", name="ann")
+        command.export_command(str(base), tmp_path, tmp_path / "out", name="ann")
     with pytest.raises(ValueError, match="--name is empty"):
-        finetune.export_command(str(base), runs["lora"], tmp_path / "out", name=" ")
+        command.export_command(str(base), runs["lora"], tmp_path / "out", name=" ")
     other = tmp_path / "other"
     other.mkdir()
-    (other / finetune.SETTINGS).write_text((runs["lora"] / finetune.SETTINGS).read_text().replace('"checkpoint": "', '"checkpoint": "0'))
+    (other / command.SETTINGS).write_text((runs["lora"] / command.SETTINGS).read_text().replace('"checkpoint": "', '"checkpoint": "0'))
     (other / "checkpoints").symlink_to(runs["lora"] / "checkpoints")
     with pytest.raises(ValueError, match="begun from another checkpoint"):
-        finetune.export_command(str(base), other, tmp_path / "out", name="ann")
+        command.export_command(str(base), other, tmp_path / "out", name="ann")
     assert not (tmp_path / "out").exists()
 
 

@@ -23,6 +23,7 @@ from qwen3_jax.sampling import Sampling, rules
 from qwen3_jax.talker import Talker
 from qwen3_jax.testing import byte_tokenizer, tiny_config
 from qwen3_jax.text.tokenizer import Tokenizer
+from tests.unoptimised import unoptimised
 from training.corpus.shards import ManifestLine
 from training.language import __main__ as language_commands
 from training.language import auxiliary, objective, utterances
@@ -63,7 +64,7 @@ class Spoken:
         count = int(chunk.counts[0])
         assert count >= 3
         self.codes, self.hidden = np.asarray(chunk.codes[:count, 0]), np.asarray(chunk.hidden[:count, 0])
-        self.taught = objective.teach(prompt, self.codes, base.config)
+        self.taught = objective.make_example(prompt, self.codes, base.config)
         self.batch = objective.assemble([self.taught], [np.zeros((40, 128), np.float32)], 64, 40, FRAMES, np.random.default_rng(0))
         rows = self.batch.rows._replace(x_vector=prompt.x_vector[None])
         self.states = np.asarray(talker_states(base.graphs.talker, base.params["talker"], rows, self.batch.spoken)[0])
@@ -169,12 +170,12 @@ def test_words_are_said_when_the_teacher_says_them() -> None:
     """Units of 600 samples, 3.2 a frame: silence to 4.06, "He" and its pause to 8.125, "sat." to 12.19, each letter a quarter of it."""
     one = line("He sat.", "_hi sæt._", [13, 3, 3, 7, 4, 4, 5, 0, 16])
     pieces = ["He", "\u0120sa", "t", "."]
-    said = utterances.said_when(one, pieces, 18)
+    said = utterances.spoken_tokens(one, pieces, 18)
     words = ["".join(pieces[first:after]) for first, after in said]
     assert words[0] == "He" and words[5] == "He" and words[-1] == ""
     assert words[8] == "He\u0120sa" and words[9] == "\u0120sa" and words[11] == "t."
     assert (said[:, 0] < said[:, 1]).all() and (np.diff(said[:, 0]) >= 0).all()
-    assert utterances.said_when(line("It is 7.", "_ɪt ɪz sˈɛvən nˈW._", [2] * 19), ["a"], 9) is None  # not the same number of words
+    assert utterances.spoken_tokens(line("It is 7.", "_ɪt ɪz sˈɛvən nˈW._", [2] * 19), ["a"], 9) is None  # not the same number of words
 
 
 @pytest.mark.parametrize("streaming_text", [False, True])
@@ -222,13 +223,13 @@ def test_speech_begins_at_once_where_all_of_the_text_is_there(base: Model) -> No
     late = utterances.TrainingUtterance(
         0, turn(4, 1), np.arange(7 * 16, dtype=np.int32).reshape(7, 16), said, np.ones((7, 4)), timing=timing
     )
-    early = utterances.at_once(late)
+    early = utterances.without_leading_silence(late)
     assert early.codes.tolist() == late.codes[2:].tolist() and early.said.tolist() == said[2:].tolist()
     assert early.timing.tolist() == timing[2:].tolist() and early.latent.shape == (5, 4)
-    assert utterances.at_once(early).codes.tolist() == early.codes.tolist()
+    assert utterances.without_leading_silence(early).codes.tolist() == early.codes.tolist()
     silent = msgspec.structs.replace(late, timing=np.zeros_like(timing))
-    assert utterances.at_once(silent) is silent  # nobody knows when it is said
-    assert utterances.at_once(msgspec.structs.replace(late, timing=None)).timing is None
+    assert utterances.without_leading_silence(silent) is silent  # nobody knows when it is said
+    assert utterances.without_leading_silence(msgspec.structs.replace(late, timing=None)).timing is None
 
     speech = utterances.UtteranceCorpus([late], [np.zeros(24000, np.int16)])
     draw = utterances.batches(base.config, speech, rows=80, picks=4, seed=0, in_context=0.0, hidden=0.0)
@@ -343,9 +344,10 @@ def learnt(base: Model) -> Learnt:
     }
     state, seen = objective.begin(params | maps), []
     weights = LossWeights(guidance=0.5, hint=1.0, spelling=1.0, timing=1.0)
-    for _ in range(25):
-        state, figures = objective.train_step(state, batch, 1e-2, graphs=graphs, eos=2150, weights=weights)
-        seen.append(figures)
+    with unoptimised():
+        for _ in range(25):
+            state, figures = objective.train_step(state, batch, 1e-2, graphs=graphs, eos=2150, weights=weights)
+            seen.append(figures)
     return Learnt(batch, before, state, {name: [float(figures[name]) for figures in seen] for name in seen[0]})
 
 
@@ -375,10 +377,10 @@ def test_the_quarters_of_frames_are_learnt(learnt: Learnt) -> None:
 
 def test_spelling_is_taught_at_the_rows_where_words_end(learnt: Learnt) -> None:
     one = line("Though yawned.", "_ðˌO jˈɔːnd._", [])
-    words = utterances.spelt(one.text, one.phonemes, ["Th", "ough", "\u0120yawned", "."])
+    words = utterances.word_phonemes(one.text, one.phonemes, ["Th", "ough", "\u0120yawned", "."])
     phones = phonemes.PHONES
     assert words == {1: [1 + phones.index(one) for one in "ðO"], 3: [1 + phones.index(one) for one in "jɔnd"]}
-    assert utterances.spelt("Three words here", one.phonemes, ["Three"]) == {}
+    assert utterances.word_phonemes("Three words here", one.phonemes, ["Three"]) == {}
 
     batch = learnt.batch
     for row, sounds in zip(batch.rows.text, batch.sounds, strict=True):
@@ -411,7 +413,8 @@ def test_padding_and_neighbours_change_no_loss(base: Model) -> None:
         labels=alone.labels[:, :length],
         spoken=alone.spoken[:, :length],
     )
-    (first, looks), (own_first, own_looks) = looked(graphs, params, batch), looked(graphs, params, alone)
+    with unoptimised():
+        (first, looks), (own_first, own_looks) = looked(graphs, params, batch), looked(graphs, params, alone)
     np.testing.assert_allclose(own_first[0], first[1, :length], atol=2e-4)
     there = alone.spoken[0, :, 0] < alone.spoken[0, :, 1]
     np.testing.assert_allclose(np.asarray(own_looks)[0][there], np.asarray(looks)[1, :length][there], atol=2e-4)

@@ -37,7 +37,7 @@ def demodulated(
 
 
 def book_of(wave: np.ndarray) -> pitch_synchronous.PitchBook:
-    free = pitch_synchronous.lock(wave, None)
+    free = pitch_synchronous.synchronise(wave, None)
     noise = np.random.default_rng(0)
     return pitch_synchronous.fit(
         free.cycles[free.voiced], free.bends[free.voiced], 80, lambda x, count: k_means(x.astype(np.float32), count, 4, noise)
@@ -59,7 +59,7 @@ def test_the_track_is_the_pitch(hertz: float) -> None:
 def test_frames_with_voice_begin_at_the_same_phase_and_time_is_hardly_bent() -> None:
     wave, _ = voice(60)
     book = book_of(wave)
-    locked = pitch_synchronous.lock(wave, book)
+    locked = pitch_synchronous.synchronise(wave, book)
     assert len(locked.wave) == len(wave) and 0.7 < locked.voiced.mean() < 0.95
     assert np.array_equal(locked.entry > 0, locked.voiced)
     assert np.array_equal(book.cycles[locked.entry[locked.voiced]], np.rint(locked.cycles[locked.voiced]))
@@ -75,10 +75,10 @@ def test_frames_with_voice_begin_at_the_same_phase_and_time_is_hardly_bent() -> 
 def test_harmonics_are_brought_in_step() -> None:
     wave, _ = voice(60)
     book = book_of(wave)
-    before = pitch_synchronous.lock(wave, None)
-    assert np.array_equal(pitch_synchronous.align(np.zeros(FRAME, np.float32), np.zeros(1, np.int32), book), np.zeros(FRAME))
-    locked = pitch_synchronous.lock(wave, book)
-    aligned = pitch_synchronous.align(locked.wave, locked.entry, book)
+    before = pitch_synchronous.synchronise(wave, None)
+    assert np.array_equal(pitch_synchronous.align_harmonics(np.zeros(FRAME, np.float32), np.zeros(1, np.int32), book), np.zeros(FRAME))
+    locked = pitch_synchronous.synchronise(wave, book)
+    aligned = pitch_synchronous.align_harmonics(locked.wave, locked.entry, book)
     for harmonic in (1, 2, 3, 5):
         found = demodulated(aligned, locked, book, harmonic)
         assert found.real.sum() / np.abs(found).sum() > 0.9, harmonic
@@ -88,9 +88,9 @@ def test_harmonics_are_brought_in_step() -> None:
 
 def test_without_voice_nothing_happens() -> None:
     noise = (0.01 * np.random.default_rng(0).standard_normal(10 * FRAME)).astype(np.float32)
-    locked = pitch_synchronous.lock(noise, book_of(voice(60)[0]))
+    locked = pitch_synchronous.synchronise(noise, book_of(voice(60)[0]))
     assert locked.voiced.mean() < 0.3
-    silent = pitch_synchronous.lock(np.zeros(4 * FRAME, np.float32), book_of(voice(60)[0]))
+    silent = pitch_synchronous.synchronise(np.zeros(4 * FRAME, np.float32), book_of(voice(60)[0]))
     assert not silent.voiced.any() and not silent.entry.any() and not silent.wave.any()
 
 

@@ -119,11 +119,10 @@ def predictor_states(predictor: Predictor, x: Float["N T H"]) -> Float["N T H"]:
     return predictor.hidden(x, cache, jnp.zeros(len(x), jnp.int32))[0]
 
 
-def cross_entropy(logits: F32["... V"], labels: Int["..."], smoothing: float = 0.0) -> F32["..."]:
+def cross_entropy(logits: F32["... V"], labels: Int["..."]) -> F32["..."]:
     """Of each place, in nats; labels of -1 give numbers that nobody reads."""
     logs = jax.nn.log_softmax(logits)
-    right = jnp.take_along_axis(logs, jnp.maximum(labels, 0)[..., None], axis=-1)[..., 0]
-    return -(1 - smoothing) * right - smoothing * jnp.mean(logs, axis=-1)
+    return -jnp.take_along_axis(logs, jnp.maximum(labels, 0)[..., None], axis=-1)[..., 0]
 
 
 def masked_mean(values: jax.Array, mask: jax.Array) -> jax.Array:
@@ -132,7 +131,7 @@ def masked_mean(values: jax.Array, mask: jax.Array) -> jax.Array:
 
 
 def code_losses(
-    first: F32["B T V"], rest: F32["N 15 V"], labels: Int["B T K"], targets: Int["N 15"], eos: int, smoothing: float = 0.0
+    first: F32["B T V"], rest: F32["N 15 V"], labels: Int["B T K"], targets: Int["N 15"], eos: int
 ) -> dict[str, jax.Array]:
     """Cross-entropies and shares of right guesses, means over frames.
 
@@ -142,14 +141,13 @@ def code_losses(
         labels: of each row.
         targets: books 1..15 of the picked frames; -1: does not count.
         eos: end of speech in book 0.
-        smoothing: of the labels.
     """
     label = labels[..., 0]
     there, ends = label >= 0, label == eos
     guess = jnp.argmax(first, axis=-1)
     return {
-        "book_0": masked_mean(cross_entropy(first, label, smoothing), there),
-        "books_1_15": masked_mean(cross_entropy(rest, targets, smoothing), targets >= 0),
+        "book_0": masked_mean(cross_entropy(first, label), there),
+        "books_1_15": masked_mean(cross_entropy(rest, targets), targets >= 0),
         "right_0": masked_mean(guess == label, there),
         "right_1_15": masked_mean(jnp.argmax(rest, axis=-1) == targets, targets >= 0),
         "end_recall": masked_mean(guess == eos, ends),  # ends that are taken for one

@@ -48,10 +48,10 @@ from training.codec.checkpoints import (
     load_recogniser,
     mean_of_exports,
 )
-from training.codec.chunked import decode_all, encode_all, heard_codes, listened
+from training.codec.chunked import decode_clip, encode_clip, encode_voice, lower_features
 from training.codec.discriminators import PERIODS
 from training.codec.evaluation import agreement, held_out, listen
-from training.corpus.shards import said_in
+from training.corpus.shards import read_phonemes
 from training.latents import quantiser, voice_streams
 from training.latents.quantiser import FRAME, Latents
 
@@ -90,11 +90,12 @@ def recogniser(
 ) -> None:  # fmt: skip
     """Train the recogniser that says which errors of levels are heard."""
     fitted = Latents.load(run / LATENTS)
-    streams, said = voice_streams.load_streams(corpus, run, hours, fitted), voice_streams.sayings(corpus, hours)
+    streams, said = voice_streams.load_streams(corpus, run, hours, fitted), voice_streams.phonemes_by_voice(corpus, hours)
     clips = [
-        (decoder_levels.wanted(fitted.read(wave, names).levels[None]), names.reshape(1, -1)) for _, wave, names in held_out(corpus, 10)
+        (decoder_levels.target_columns(fitted.read(wave, names).levels[None]), names.reshape(1, -1))
+        for _, wave, names in held_out(corpus, 10)
     ]
-    some = decoder_levels.wanted(np.concatenate([stream.levels[:2000] for stream in streams]).astype(np.float32)[None])
+    some = decoder_levels.target_columns(np.concatenate([stream.levels[:2000] for stream in streams]).astype(np.float32)[None])
     state = loop.resume(run / "recogniser", phoneme_recogniser.begin(some, seed))
 
     def step(state: loop.State, number: int) -> tuple[loop.State, loop.Figures]:
@@ -102,7 +103,7 @@ def recogniser(
         told = np.stack([stream.levels[at : at + crop] for stream, at in found]).astype(np.float32)
         names = np.stack([said[stream.voice][at : at + crop] for stream, at in found]).reshape(rows, -1)
         return phoneme_recogniser.step(
-            state, decoder_levels.wanted(told), names.astype(np.int32), number, rate * min(1.0, 2 * (steps - number) / steps)
+            state, decoder_levels.target_columns(told), names.astype(np.int32), number, rate * min(1.0, 2 * (steps - number) / steps)
         )
 
     def evaluate(state: loop.State, folder: Path) -> loop.Figures:
@@ -138,24 +139,26 @@ def decoder(
     judge = load_recogniser(run)
     by_encoder = {stream.voice: stream.codes for stream in streams}
     if int(state["step"]) < levels_until and loop.saved(run / "encoder"):
-        params = encoder_training.finished(loop.resume(run / "encoder", encoder_start(fitted, 0)), fitted.components)
+        params = encoder_training.export_weights(loop.resume(run / "encoder", encoder_start(fitted, 0)), fitted.components)
         for stream in track(streams, "hearing", console=loop.console):
-            by_encoder[stream.voice] = heard_codes(configured(fitted), params, stream.wave)
+            by_encoder[stream.voice] = encode_voice(configured(fitted), params, stream.wave)
 
     def step(state: loop.State, number: int) -> tuple[loop.State, loop.Figures]:
-        before = max(context, decoder_training.heard(cfg)[0])
+        before = max(context, decoder_training.receptive_field(cfg)[0])
         if number < levels_until:
             noise = np.random.default_rng([seed, number, 3])
             size = before + crop
             found = voice_streams.places(streams, 4 * rows, size, seed, number)
             by = [by_encoder[stream.voice] if noise.random() < decoder_levels.HEARD else stream.codes for stream, _ in found]
             codes = np.stack([some[at : at + size] for some, (_, at) in zip(by, found, strict=True)]).astype(np.int32)
-            codes = decoder_levels.slipped(codes, np.stack([some[noise.integers(len(some), size=size)] for some in by]), noise)
+            codes = decoder_levels.with_other_codes(codes, np.stack([some[noise.integers(len(some), size=size)] for some in by]), noise)
             told = np.stack([stream.levels[at + before : at + before + crop] for stream, at in found]).astype(np.float32)
-            return decoder_levels.step(state, codes, decoder_levels.wanted(told), judge, rate, cfg=cfg, crop=crop, held=held)
+            return decoder_levels.step(state, codes, decoder_levels.target_columns(told), judge, rate, cfg=cfg, crop=crop, held=held)
         if number == levels_until:  # what is heard from now on is as wide as what will be exported
             wide = {
-                kind: jax.tree.map(jnp.asarray, vocoder_initialisation.play(state[kind], fitted, decoder_levels.wider(state["power"])))
+                kind: jax.tree.map(
+                    jnp.asarray, vocoder_initialisation.widen_levels(state[kind], fitted, decoder_levels.wider(state["power"]))
+                )
                 for kind in KINDS
             }
             state = {**state, **wide}
@@ -179,7 +182,9 @@ def decoder(
 
     def evaluate(state: loop.State, folder: Path) -> loop.Figures:
         params = {**state["average"], **state["frozen"]}
-        return listen(corpus, fitted, cfg, vocoder_initialisation.play(params, fitted, decoder_levels.wider(state["power"])), folder)
+        return listen(
+            corpus, fitted, cfg, vocoder_initialisation.widen_levels(params, fitted, decoder_levels.wider(state["power"])), folder
+        )
 
     loop.train(place, state, step, loop.Schedule(steps=steps, minutes=minutes, pause=pause_file), evaluate)
 
@@ -192,7 +197,7 @@ def encoder(
     rate: Annotated[float, Option(help="Highest learning rate.")] = 1e-3,
     cool: Annotated[int, Option(help="Over so many of the last steps (see --steps) the rate falls to nothing.")] = 0,
     whole: Annotated[bool, Option("--whole", help="Train the first convolutions, too: several times the work.")] = False,
-    by_decoder: Annotated[bool, Option("--through-decoder", help="Learn what the run's decoder makes of it, and its recogniser hphoneme_recogniser.")] = False,
+    by_decoder: Annotated[bool, Option("--through-decoder", help="Learn by what the run's decoder and recogniser make of it.")] = False,
     readings: Annotated[int, Option(help="Of voices of few hours: 2, 3 have the borders of frames elsewhere.")] = 2, seed: int = 0,
 ) -> None:  # fmt: skip
     """Train the encoder onto the latents."""
@@ -210,8 +215,8 @@ def encoder(
     state = loop.resume(run / "encoder", encoder_start(fitted, seed))
     heard, spread = {}, 0.0
     if not whole:
-        state = encoder_training.settled(state, cfg.encoder_config)
-        heard = {id(stream): listened(state, stream.wave, cfg) for stream in track(streams, "listening", console=loop.console)}
+        state = encoder_training.with_averaged_lower(state, cfg.encoder_config)
+        heard = {id(stream): lower_features(state, stream.wave, cfg) for stream in track(streams, "listening", console=loop.console)}
         spread = np.concatenate([each[:1000] for each in heard.values()]).astype(np.float32).std(axis=(0, 1))
 
     def step(state: loop.State, number: int) -> tuple[loop.State, loop.Figures]:
@@ -228,7 +233,7 @@ def encoder(
         wanted = encoder_training.target(fitted, fitted.latent(main, codes[..., 1]), codes[..., 0])
         now = rate * min(1.0, (steps - number) / max(cool, 1))
         if by_decoder:
-            told = decoder_levels.wanted(np.stack([stream.levels[at : at + crop] for stream, at in found]).astype(np.float32))
+            told = decoder_levels.target_columns(np.stack([stream.levels[at : at + crop] for stream, at in found]).astype(np.float32))
             return straight_through.step(
                 state, given, wanted, told, reader, judge, fitted.spread, fitted.components, now,
                 cfg=cfg.encoder_config, reads=cfg.decoder_config,
@@ -238,7 +243,7 @@ def encoder(
         )
 
     def evaluate(state: loop.State, folder: Path) -> loop.Figures:
-        return agreement(corpus, fitted, cfg, encoder_training.finished(state, fitted.components))
+        return agreement(corpus, fitted, cfg, encoder_training.export_weights(state, fitted.components))
 
     plan = loop.Schedule(steps=steps, minutes=minutes, pause=pause_file, evaluate_every=1000)
     loop.train(run / "encoder", state, step, plan, evaluate)
@@ -261,8 +266,9 @@ def reconstruct(
     for path in sorted(wavs.glob("*.wav"))[:limit]:
         wave = load_audio(path)
         whole = np.pad(wave, (0, -len(wave) % FRAME))
-        codes = fitted.read(whole, said_in(path, len(whole) // FRAME)).codes if direct else encode_all(cfg, halves["encoder."], whole)
-        write_wav(to / path.name, decode_all(cfg.decoder_config, halves["decoder."], codes)[: len(wave)])
+        said = read_phonemes(path, len(whole) // FRAME)
+        codes = fitted.read(whole, said).codes if direct else encode_clip(cfg, halves["encoder."], whole)
+        write_wav(to / path.name, decode_clip(cfg.decoder_config, halves["decoder."], codes)[: len(wave)])
     if (wavs / "sentences.txt").is_file():
         lines = (wavs / "sentences.txt").read_text("utf-8").splitlines()[:limit]
         (to / "sentences.txt").write_text("".join(f"{line}\n" for line in lines), "utf-8")

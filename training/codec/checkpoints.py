@@ -42,7 +42,7 @@ def decoder_start(fitted: Latents, seed: int) -> dict[str, Any]:
     _, shapes = decoder_training.decoder_definition(configured(fitted).decoder_config)
     _, critic = decoder_training.critic_definition()
     generator = decoder_training.fill_books(random_start(flatten(shapes), seed), fitted)
-    return decoder_training.begin(vocoder_initialisation.show(generator, fitted), random_start(flatten(critic), seed))
+    return decoder_training.begin(vocoder_initialisation.initialise(generator, fitted), random_start(flatten(critic), seed))
 
 
 def encoder_start(fitted: Latents, seed: int) -> dict[str, Any]:
@@ -64,8 +64,8 @@ def averaged(run: Path, fitted: Latents) -> tuple[dict[str, np.ndarray], dict[st
     ends = {name: loop.resume(run / name, start(fitted, 0)) for name, start in (("decoder", decoder_start), ("encoder", encoder_start))}
     trained = {**ends["decoder"]["average"], **ends["decoder"]["frozen"]}
     halves = {
-        "decoder": vocoder_initialisation.play(trained, fitted, decoder_levels.wider(ends["decoder"]["power"])),
-        "encoder": encoder_training.finished(ends["encoder"], fitted.components),
+        "decoder": vocoder_initialisation.widen_levels(trained, fitted, decoder_levels.wider(ends["decoder"]["power"])),
+        "encoder": encoder_training.export_weights(ends["encoder"], fitted.components),
     }
     params = {f"{name}.{path}": np.asarray(value) for name, half in halves.items() for path, value in half.items()}
     return params, {path: np.asarray(value) for path, value in ends["decoder"]["critic"].items()}
@@ -132,7 +132,7 @@ def begin_run(
         else:
             kinds = {kind: {path: jnp.copy(mine[path]) for path in start[kind]} for kind in KINDS}
             judges = {path: jnp.asarray(critic[path]) for path in start["critic"]}
-            wider = jnp.asarray(vocoder_initialisation.widening(mine, fitted))
+            wider = jnp.asarray(vocoder_initialisation.measured_widening(mine, fitted))
             power = jnp.stack([wider**-2, jnp.ones_like(wider)])
             state = {**start, **kinds, "critic": judges, "power": power, "step": jnp.asarray(steps[name], jnp.int32)}
         if steps[name]:

@@ -17,32 +17,32 @@ from training.codec import decoder_training, encoder_training
 from training.latents.quantiser import FRAME
 
 _PIECE = 16  # frames decoded at a time
-_LISTENED, _HEARD_BEFORE = 375 * FRAME, 4  # samples that are listened to at a time, and frames before them
+_FEATURES, _FEATURES_BEFORE = 375 * FRAME, 4  # samples that are listened to at a time, and frames before them
 _ENCODED, _ENCODED_BEFORE = 360 * FRAME, 24  # that are encoded at a time; they may hear further back
 
 
-def listened(state: dict[str, Any], wave: NpInt["F"], cfg: CodecConfig) -> Any:
-    """`encoder_training.hear` of a voice's whole speech, frame by frame: float16 [N T C]."""
-    pieces, clear = [], _HEARD_BEFORE * FRAME
-    padded = np.pad(wave, (clear, -len(wave) % _LISTENED))
-    for start in range(0, len(padded) - clear, _LISTENED):
-        piece = padded[None, start : start + clear + _LISTENED].astype(np.float32) / 32768
-        found = encoder_training.hear(state, piece, cfg=cfg.encoder_config, books=cfg.encoder_valid_num_quantizers)[0]
-        pieces.append(np.asarray(found).reshape(_HEARD_BEFORE + _LISTENED // FRAME, -1, found.shape[-1])[_HEARD_BEFORE:])
+def lower_features(state: dict[str, Any], wave: NpInt["F"], cfg: CodecConfig) -> Any:
+    """`encoder_training.lower_output` of a voice's whole speech, frame by frame: float16 [N T C]."""
+    pieces, clear = [], _FEATURES_BEFORE * FRAME
+    padded = np.pad(wave, (clear, -len(wave) % _FEATURES))
+    for start in range(0, len(padded) - clear, _FEATURES):
+        piece = padded[None, start : start + clear + _FEATURES].astype(np.float32) / 32768
+        found = encoder_training.lower_output(state, piece, cfg=cfg.encoder_config, books=cfg.encoder_valid_num_quantizers)[0]
+        pieces.append(np.asarray(found).reshape(_FEATURES_BEFORE + _FEATURES // FRAME, -1, found.shape[-1])[_FEATURES_BEFORE:])
     return np.concatenate(pieces)[: len(wave) // FRAME]
 
 
-def heard_codes(cfg: CodecConfig, params: dict[str, Any], wave: NpInt["F"]) -> NpInt["N K"]:
+def encode_voice(cfg: CodecConfig, params: dict[str, Any], wave: NpInt["F"]) -> NpInt["N K"]:
     """A voice's whole speech by the encoder, piece by piece."""
     pieces, clear = [], _ENCODED_BEFORE * FRAME
     padded = np.pad(wave, (clear, -len(wave) % _ENCODED))
     for start in range(0, len(padded) - clear, _ENCODED):
         piece = padded[start : start + clear + _ENCODED].astype(np.float32) / 32768
-        pieces.append(encode_all(cfg, params, piece)[_ENCODED_BEFORE:].astype(np.int16))
+        pieces.append(encode_clip(cfg, params, piece)[_ENCODED_BEFORE:].astype(np.int16))
     return np.concatenate(pieces)[: len(wave) // FRAME]
 
 
-def encode_all(cfg: CodecConfig, params: dict[str, Any], wave: NpF32) -> NpInt:
+def encode_clip(cfg: CodecConfig, params: dict[str, Any], wave: NpF32) -> NpInt:
     """A clip's codes [N K], by the encoder; padded so that few lengths are compiled."""
     graph, shapes = encoder_training.encoder_definition(cfg.encoder_config, cfg.encoder_valid_num_quantizers)
     padded = np.pad(wave, (0, -len(wave) % (64 * FRAME)))
@@ -55,7 +55,7 @@ def _encode(graph: Any, params: Any, wave: jax.Array, valid: jax.Array) -> jax.A
     return nnx.merge(graph, params)(wave, valid)
 
 
-def decode_all(cfg: Any, params: dict[str, Any], codes: NpInt) -> NpF32:
+def decode_clip(cfg: Any, params: dict[str, Any], codes: NpInt) -> NpF32:
     """Codes [N K] -> wave [N*1920], by the decoder that streams."""
     graph, shapes = decoder_training.decoder_definition(cfg)
     tree = jax.tree.map(jnp.asarray, unflatten(params, shapes))

@@ -19,7 +19,7 @@ from qwen3_jax.codec.decoder import Decoder
 from qwen3_jax.config import CodecDecoderConfig
 from qwen3_jax.mapping import unflatten
 from qwen3_jax.shapes import F32, Int, NpF32, NpInt
-from training.codec.decoder_training import Held, decoder_definition, finish, heard, to_columns, update
+from training.codec.decoder_training import Held, decoder_definition, finish, receptive_field, to_columns, update
 from training.codec.phoneme_recogniser import COUNT, difference
 from training.codec.vocoder_initialisation import STEPS
 from training.latents.levels import LEVELS, MOMENTS, SLOWNESS, WEIGHT, unweighted
@@ -28,10 +28,10 @@ from training.optimiser import Flat, rate_at, running_average
 HEARD = 0.6  # of the rows have the encoder's codes
 SLIPS = 0.01  # of the codes are another frame's, so that no book is believed blindly
 WIDEST = 1.5  # by which levels are widened, at most
-SYMBOLS, FEATURES = 0.1, 0.1  # what the ear hears counts for, beside the error of levels
+SYMBOLS, FEATURES = 0.1, 0.1  # what the recogniser hears counts for, beside the error of levels
 
 
-def wanted(levels: NpF32["B N 224"]) -> NpF32["56 B N*4"]:
+def target_columns(levels: NpF32["B N 224"]) -> NpF32["56 B N*4"]:
     """What the columns are to be for frames of these (compressed, weighted) levels."""
     rows, frames = levels.shape[:2]
     told = unweighted(levels.reshape(rows * frames, -1)).reshape(rows, frames, STEPS, COUNT)
@@ -45,7 +45,7 @@ def weighted(columns: F32["56 B N*4"]) -> F32["28 B N 8"]:
     return jnp.einsum("st,lbnt->lbns", SLOWNESS, moments * WEIGHT[:, None, None, None])
 
 
-def slipped(codes: NpInt["B M K"], others: NpInt["B M K"], noise: np.random.Generator) -> NpInt["B M K"]:
+def with_other_codes(codes: NpInt["B M K"], others: NpInt["B M K"], noise: np.random.Generator) -> NpInt["B M K"]:
     """``codes``, a few of them from ``others``; the pitch stays, since it is what phases come of."""
     free = np.arange(codes.shape[-1]) != 1
     return np.where((noise.random(codes.shape) < SLIPS) & free, others, codes)
@@ -57,7 +57,7 @@ def wider(power: F32["2 28"]) -> NpF32["28"]:
     return np.clip(np.sqrt(wanted / np.maximum(found, 1e-12)), 1.0, WIDEST).astype(np.float32)
 
 
-def columns_of(decoder: Decoder, codes: Int["B M K"], crop: int, past: tuple[int, ...]) -> F32["56 B crop*4"]:
+def level_columns(decoder: Decoder, codes: Int["B M K"], crop: int, past: tuple[int, ...]) -> F32["56 B crop*4"]:
     """The level channels of the last ``crop`` frames; as `vocoder.decode_crop`, up to 50 Hz."""
     x, *_ = to_columns(decoder, codes, crop, past)
     return x[:COUNT, :, -crop * STEPS :]
@@ -65,21 +65,22 @@ def columns_of(decoder: Decoder, codes: Int["B M K"], crop: int, past: tuple[int
 
 @functools.partial(jax.jit, static_argnames=("cfg", "crop", "held"), donate_argnames="state")
 def step(
-    state: dict[str, Any], codes: Int["B M K"], target: F32["56 B crop*4"], ear: Flat | None, rate: float,
+    state: dict[str, Any], codes: Int["B M K"], target: F32["56 B crop*4"], recogniser: Flat | None, rate: float,
     *, cfg: CodecDecoderConfig, crop: int, held: Held,
 ) -> tuple[dict[str, Any], dict[str, jax.Array]]:  # fmt: skip
-    """One step towards ``target``, of `wanted`: squared errors, weighted as in the books, and what a recogniser
-    (phoneme_recogniser.py) hears of them, if there is one. ``state["power"]`` [2 28] is how much the columns and the wanted ones vary, by level."""
+    """One step towards ``target``, of `target_columns`: squared errors, weighted as in the books, and what a recogniser
+    (phoneme_recogniser.py) hears of them, if there is one. ``state["power"]`` [2 28] is how much the columns and the wanted ones vary, by
+    level."""
     graph, shapes = decoder_definition(cfg)
     aim = weighted(target)
 
     def loss(trained: Flat) -> tuple[jax.Array, tuple[dict[str, jax.Array], jax.Array]]:
         decoder = nnx.merge(graph, unflatten({**trained, **state["frozen"]}, shapes))
-        columns = columns_of(decoder, codes, crop, heard(cfg))
+        columns = level_columns(decoder, codes, crop, receptive_field(cfg))
         off = jnp.mean(jnp.square(weighted(columns) - aim))
-        if ear is None:
+        if recogniser is None:
             return off, ({"levels": off}, columns)
-        found = difference(ear, columns, target)
+        found = difference(recogniser, columns, target)
         return off + SYMBOLS * found.symbols + FEATURES * found.features, ({"levels": off, **found._asdict()}, columns)
 
     (_, (terms, columns)), gradients = jax.value_and_grad(loss, has_aux=True)(state["trained"])

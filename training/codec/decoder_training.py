@@ -49,7 +49,7 @@ def trains(path: str) -> bool:
 
 
 @functools.cache
-def heard(cfg: CodecDecoderConfig) -> tuple[int, ...]:
+def receptive_field(cfg: CodecDecoderConfig) -> tuple[int, ...]:
     """Past inputs, in steps of its own rate, that each part and all after it can hear: every stretching with its ConvNeXt, the first
     wide convolution, every upsampling block. The first number is in frames."""
     steps, found = _CONV, []
@@ -65,7 +65,7 @@ def heard(cfg: CodecDecoderConfig) -> tuple[int, ...]:
 
 
 def decode_crop(decoder: Decoder, codes: Int["B M K"], crop: int, past: tuple[int, ...]) -> F32["B crop*1920"]:
-    """The last ``crop`` frames of what the decoder makes of ``codes``, M >= crop + past[0]; ``past``: `heard`."""
+    """The last ``crop`` frames of what the decoder makes of ``codes``, M >= crop + past[0]; ``past``: `receptive_field`."""
     x, start, steps, needed = to_columns(decoder, codes, crop, past)
     first, *blocks, snake, last = decoder.decoder
     x, _ = first(x[:, :, -steps - next(needed) :], start.first_conv)
@@ -102,7 +102,7 @@ def from_entries(
 def generate(cfg: CodecDecoderConfig, trained: Flat, frozen: Flat, codes: Int["B M K"], crop: int) -> F32["B crop*1920"]:
     """`decode_crop` from flat parameters."""
     graph, shapes = decoder_definition(cfg)
-    return decode_crop(nnx.merge(graph, unflatten({**trained, **frozen}, shapes)), codes, crop, heard(cfg))
+    return decode_crop(nnx.merge(graph, unflatten({**trained, **frozen}, shapes)), codes, crop, receptive_field(cfg))
 
 
 def _without(held: Held, changes: Flat) -> Flat:

@@ -2,9 +2,9 @@
 
 The first D channels of that vector are to be the whitened latent, the next O the vector of book 0's entry; the quantiser's projections
 take them apart again (`fill_books`), so the encoder's codes are the latents' codes as far as it is right. What it cannot know it guesses
-as nearly nothing, and dull speech would come of that: the projection widens each number to what it should vary (`finished`), which adds
-.3 of DistillMOS to what comes through codec and back. Book 0 names what the next frame says, which it cannot hear: there it is less often
-right than elsewhere, and only in-context cloning reads it.
+as nearly nothing, and dull speech would come of that: the projection widens each number to what it should vary (`export_weights`), which
+adds .3 of DistillMOS to what comes through codec and back. Book 0 names what the next frame says, which it cannot hear: there it is less
+often right than elsewhere, and only in-context cloning reads it.
 
 Its first convolutions, from 24 kHz to 200 Hz, are most of the work. They are kept as they are once they hear well enough (`lower`), and
 what they make of the corpus is computed once; what follows them (`upper`) then learns from several times as much speech in the same time
@@ -111,14 +111,14 @@ def begin(encoder: Flat) -> dict[str, Any]:
 
 
 def begin_at(state: dict[str, Any], exported: Flat, step: int) -> dict[str, Any]:
-    """``state``, but with the weights that `finished` gave once, and as wide."""
+    """``state``, but with the weights that `export_weights` gave once, and as wide."""
     path = f"{_ACOUSTIC}.input_proj.weight"
     wider = jnp.abs(exported[path]).sum(axis=(1, 2)) / jnp.abs(state["frozen"][path]).sum(axis=(1, 2))
     kinds = {kind: {name: jnp.copy(exported[name]) for name in state[kind]} for kind in ("trained", "average")}
     return {**state, **kinds, "power": jnp.stack([wider**-2, jnp.ones_like(wider)]), "step": jnp.asarray(step, jnp.int32)}
 
 
-def finished(state: dict[str, Any], components: int, kind: str = "average") -> Flat:
+def export_weights(state: dict[str, Any], components: int, kind: str = "average") -> Flat:
     """The averaged parameters (or those ``trained`` now), with the latent's main ``components`` widened."""
     found, wanted = state["power"]
     wider = jnp.clip(jnp.sqrt(wanted / found), 1.0, WIDEST).at[components:].set(1.0)
@@ -126,20 +126,20 @@ def finished(state: dict[str, Any], components: int, kind: str = "average") -> F
     return {**state[kind], **state["frozen"], path: state["frozen"][path] * wider[:, None, None]}
 
 
-def stays(path: str, cfg: CodecEncoderConfig) -> bool:
+def is_lower(path: str, cfg: CodecEncoderConfig) -> bool:
     """Whether a parameter is of what `lower` computes."""
     upper_from = 3 * len(cfg.upsampling_ratios) - 2  # the published number of the first of the `UPPER`
     return path.startswith("encoder.layers.") and int(path.split(".")[2]) < upper_from
 
 
-def settled(state: dict[str, Any], cfg: CodecEncoderConfig) -> dict[str, Any]:
-    """``state``, but what `lower` computes is as its average is, which `hear` uses."""
-    trained = {path: jnp.copy(state["average"][path]) if stays(path, cfg) else value for path, value in state["trained"].items()}
+def with_averaged_lower(state: dict[str, Any], cfg: CodecEncoderConfig) -> dict[str, Any]:
+    """``state``, but what `lower` computes is as its average is, which `lower_output` uses."""
+    trained = {path: jnp.copy(state["average"][path]) if is_lower(path, cfg) else value for path, value in state["trained"].items()}
     return {**state, "trained": trained}
 
 
 @functools.partial(jax.jit, static_argnames=("cfg", "books"))
-def hear(state: dict[str, Any], wave: F32["B F"], *, cfg: CodecEncoderConfig, books: int) -> Float["B T C"]:
+def lower_output(state: dict[str, Any], wave: F32["B F"], *, cfg: CodecEncoderConfig, books: int) -> Float["B T C"]:
     """`lower` of the averaged parameters, float16."""
     graph, shapes = encoder_definition(cfg, books)
     return lower(nnx.merge(graph, unflatten({**state["average"], **state["frozen"]}, shapes)), wave).astype(jnp.float16)
@@ -156,12 +156,12 @@ def regression(found: F32["B N H"], wanted: F32["B N D+O"], spread: F32["D"]) ->
     return by_distance + content + 0.2 * evenly, {"latent": by_distance, "content": content, "evenly": evenly}
 
 
-def moved(state: dict[str, Any], gradients: Flat, rate: float, cfg: CodecEncoderConfig, whole: bool) -> tuple[Flat, Any]:
+def updated_parameters(state: dict[str, Any], gradients: Flat, rate: float, cfg: CodecEncoderConfig, whole: bool) -> tuple[Flat, Any]:
     """Parameters and moments after a step; but for ``whole``, what `lower` computes stays."""
     adam = optimiser() if whole else optimiser(decay=DECAY)
     steps, moments = adam.update(gradients, state["moments"], state["trained"])
     now = rate_at(state["step"], rate)
-    held = {path for path in steps if not whole and stays(path, cfg)}
+    held = {path for path in steps if not whole and is_lower(path, cfg)}
     return {path: value if path in held else value + now * steps[path] for path, value in state["trained"].items()}, moments
 
 
@@ -170,7 +170,7 @@ def regression_step(
     state: dict[str, Any], heard: F32["B F"] | Float["B T C"], wanted: F32["B N D+O"], spread: F32["D"], rate: float,
     *, cfg: CodecEncoderConfig, books: int,
 ) -> tuple[dict[str, Any], dict[str, jax.Array]]:  # fmt: skip
-    """One step, on waves or on what `hear` made of them; then what made it stays as it is."""
+    """One step, on waves or on what `lower_output` made of them; then what made it stays as it is."""
     graph, shapes = encoder_definition(cfg, books)
     size, wave = len(spread), heard.ndim == 2
 
@@ -185,7 +185,7 @@ def regression_step(
         return off, (terms, power)
 
     (_, (terms, now_power)), gradients = jax.value_and_grad(loss, has_aux=True)(state["trained"])
-    trained, moments = moved(state, gradients, rate, cfg, wave)
+    trained, moments = updated_parameters(state, gradients, rate, cfg, wave)
     average, power = running_average((state["average"], state["power"]), (trained, now_power), state["step"])
     state = {**state, "trained": trained, "average": average, "moments": moments, "power": power, "step": state["step"] + 1}
     return state, {**terms, "gradient": optax.tree.norm(gradients)}

@@ -11,8 +11,8 @@ from qwen3_jax.config import CodecConfig
 from qwen3_jax.finetune import loop
 from qwen3_jax.shapes import NpF32, NpInt
 from training.codec import losses
-from training.codec.chunked import decode_all, encode_all
-from training.corpus.shards import said_in
+from training.codec.chunked import decode_clip, encode_clip
+from training.corpus.shards import read_phonemes
 from training.latents.quantiser import FRAME, Latents
 
 
@@ -23,7 +23,7 @@ def held_out(corpus: Path, each: int) -> list[tuple[str, NpF32, NpInt]]:
         for path in sorted(folder.glob("*.wav"))[:each]:
             wave = load_audio(path)
             whole = np.pad(wave, (0, -len(wave) % FRAME))
-            found.append((f"{folder.name}-{path.stem}", whole, said_in(path, len(whole) // FRAME)))
+            found.append((f"{folder.name}-{path.stem}", whole, read_phonemes(path, len(whole) // FRAME)))
     return found
 
 
@@ -32,7 +32,7 @@ def listen(corpus: Path, fitted: Latents, cfg: Any, params: dict[str, Any], fold
     clips = held_out(corpus, 2)
     found = []
     for name, wave, said in clips:
-        made = decode_all(cfg, params, fitted.read(wave, said).codes)
+        made = decode_clip(cfg, params, fitted.read(wave, said).codes)
         folder.mkdir(parents=True, exist_ok=True)
         write_wav(folder / f"{name}.wav", made)
         found.append(float(losses.spectral(jnp.asarray(made[None]), jnp.asarray(wave[None]))[0]))
@@ -41,7 +41,7 @@ def listen(corpus: Path, fitted: Latents, cfg: Any, params: dict[str, Any], fold
 
 def agreement(corpus: Path, fitted: Latents, cfg: CodecConfig, params: dict[str, Any]) -> loop.Figures:
     """Share of held-out frames whose codes are those of the latents: of book 0, 1, 2, and of all 16 on average."""
-    same = [encode_all(cfg, params, wave) == fitted.read(wave, said).codes for _, wave, said in held_out(corpus, 5)]
+    same = [encode_clip(cfg, params, wave) == fitted.read(wave, said).codes for _, wave, said in held_out(corpus, 5)]
     if not same:
         return {}
     share = np.concatenate(same).mean(axis=0)

@@ -2,8 +2,8 @@
 
 An error of levels, however it is weighted, is mostly of loud and steady sounds; words are lost with what is soft and short. So what
 reads codes (decoder_levels.py) and what finds them (straight_through.py) are also to make levels in which this recogniser, which has
-heard true ones only, finds the same as in those that were said: the same phonemes (`PerceptualDifference.symbols`), and the same on the way to them
-(`features`: arXiv 1603.08155). It is small, hears both ways, and is no judge: Whisper is (training/log.md).
+heard true ones only, finds the same as in those that were said: the same phonemes (`PerceptualDifference.symbols`), and the same on the way
+to them (`features`: arXiv 1603.08155). It is small, hears both ways, and is no judge: Whisper is (training/log.md).
 """
 
 import functools
@@ -143,9 +143,9 @@ class PerceptualDifference(NamedTuple):
 
 def difference(params: Flat, made: F32["56 B T"], wanted: F32["56 B T"]) -> PerceptualDifference:
     """How differently columns sound from those that are wanted; mean over columns."""
-    ear = _of(params)
-    found, along = ear(jnp.moveaxis(made, 0, -1))
-    true, ways = ear(jnp.moveaxis(wanted, 0, -1))
+    recogniser = _of(params)
+    found, along = recogniser(jnp.moveaxis(made, 0, -1))
+    true, ways = recogniser(jnp.moveaxis(wanted, 0, -1))
     off = [jnp.mean(jnp.square(_normal(one) - _normal(other))) for one, other in zip(along, ways, strict=True)]
     return PerceptualDifference(jnp.mean(jnp.sum(jnp.exp(true) * (true - found), axis=-1)), jnp.mean(jnp.stack(off)))
 

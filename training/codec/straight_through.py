@@ -18,19 +18,18 @@ from qwen3_jax.config import CodecDecoderConfig, CodecEncoderConfig
 from qwen3_jax.mapping import unflatten
 from qwen3_jax.shapes import F32, Float
 from training.codec import decoder_levels, encoder_training
-from training.codec.decoder_training import decoder_definition, from_entries
-from training.codec.decoder_training import heard as reach
+from training.codec.decoder_training import decoder_definition, from_entries, receptive_field
 from training.codec.phoneme_recogniser import difference
 from training.codec.vocoder_initialisation import STEPS
 from training.mixed_precision import product
 from training.optimiser import Flat, running_average
 
 SKIPPED = 8  # frames at a crop's begin that are not heard
-LEVELS, SYMBOLS, FEATURES = 20.0, 14.0, 8.0  # what errors of levels and what the ear hears count for, beside the regression
+LEVELS, SYMBOLS, FEATURES = 20.0, 14.0, 8.0  # what errors of levels and what the recogniser hears count for, beside the regression
 _REST = "quantizer.rvq_rest"
 
 
-def nearly(x: F32["B N D"], entries: F32["K V D"], named: F32["K V H"]) -> F32["B N H"]:
+def soft_quantise(x: F32["B N D"], entries: F32["K V D"], named: F32["K V H"]) -> F32["B N H"]:
     """The mean of what the entries of all books stand for, by how near to x each is; books have their own numbers of x."""
     distance = jnp.square(entries).sum(axis=2) - 2 * jnp.einsum("bnd,kvd->bnkv", x, entries)
     own = (entries != 0).any(axis=1).astype(jnp.float32)
@@ -43,7 +42,7 @@ def columns(encoder: Flat, decoder: Flat, found: F32["B N H"], *, cfg: CodecEnco
     """What the decoder makes of frames that the encoder found, as `decoder_levels.columns_of` gives it; gradients as described above.
 
     Args:
-        encoder: of `encoder_training.finished`, so as wide as what is exported; decoder: as trained.
+        encoder: of `encoder_training.export_weights`, so as wide as what is exported; decoder: as trained.
         found: what the quantiser is given.
         cfg: of the encoder; reads: of the decoder.
     """
@@ -54,15 +53,15 @@ def columns(encoder: Flat, decoder: Flat, found: F32["B N H"], *, cfg: CodecEnco
     acoustic = quantizer.acoustic_residual_vector_quantizer
     x = found @ acoustic.input_proj.weight[...][:, :, 0].T
     outward = decoder[f"{_REST}.output_proj.weight"][:, :, 0]
-    near = nearly(x, acoustic.embed_sum[...][1:], decoder[f"{_REST}.vq.embedding_sum"][1:]) @ outward.T
+    near = soft_quantise(x, acoustic.embed_sum[...][1:], decoder[f"{_REST}.vq.embedding_sum"][1:]) @ outward.T
     named = jax.lax.stop_gradient(reader.quantizer(quantizer(found)) - near) + near
-    made, *_ = from_entries(reader, named, found.shape[1], tuple(0 for _ in reach(reads)))
+    made, *_ = from_entries(reader, named, found.shape[1], tuple(0 for _ in receptive_field(reads)))
     return made[: decoder_levels.COUNT]
 
 
 @functools.partial(jax.jit, static_argnames=("components", "cfg", "reads"), donate_argnames="state")
 def step(
-    state: dict[str, Any], given: Float["B T C"], wanted: F32["B N D+O"], told: F32["56 B N*4"], decoder: Flat, ear: Flat,
+    state: dict[str, Any], given: Float["B T C"], wanted: F32["B N D+O"], told: F32["56 B N*4"], decoder: Flat, recogniser: Flat,
     spread: F32["D"], components: int, rate: float,
     *, cfg: CodecEncoderConfig, reads: CodecDecoderConfig,
 ) -> tuple[dict[str, Any], dict[str, jax.Array]]:  # fmt: skip
@@ -70,8 +69,8 @@ def step(
 
     Args:
         state: of `encoder_training.begin`.
-        given: of `encoder_training.hear`; wanted: of `encoder_training.target`; told: of `decoder_levels.wanted`.
-        decoder: parameters of one that reads codes, and ear: of a recogniser; they stay.
+        given: of `encoder_training.lower_output`; wanted: of `encoder_training.target`; told: of `decoder_levels.target_columns`.
+        decoder: parameters of one that reads codes, and recogniser: of a recogniser; they stay.
         spread: of the latents, the first ``components`` of which are those of levels.
         rate: the highest; it falls as elsewhere.
         cfg: of the encoder; reads: of the decoder.
@@ -79,17 +78,17 @@ def step(
     graph, shapes = encoder_training.encoder_definition(cfg, reads.num_quantizers)
 
     def loss(trained: Flat) -> tuple[jax.Array, dict[str, jax.Array]]:
-        encoder = encoder_training.finished({**state, "trained": trained}, components, "trained")
+        encoder = encoder_training.export_weights({**state, "trained": trained}, components, "trained")
         found = encoder_training.upper(nnx.merge(graph, unflatten(encoder, shapes)), given.astype(jnp.float32))
         off, terms = encoder_training.regression(found[:, SKIPPED:], wanted[:, SKIPPED:], spread)
         made, true = (each[:, :, SKIPPED * STEPS :] for each in (columns(encoder, decoder, found, cfg=cfg, reads=reads), told))
         terms["levels"] = jnp.mean(jnp.square(decoder_levels.weighted(made) - decoder_levels.weighted(true)))
-        heard = difference(ear, made, true)
+        heard = difference(recogniser, made, true)
         terms |= heard._asdict()
         return off + LEVELS * terms["levels"] + SYMBOLS * heard.symbols + FEATURES * heard.features, terms
 
     (_, terms), gradients = jax.value_and_grad(loss, has_aux=True)(state["trained"])
-    trained, moments = encoder_training.moved(state, gradients, rate, cfg, False)
+    trained, moments = encoder_training.updated_parameters(state, gradients, rate, cfg, False)
     average = running_average(state["average"], trained, state["step"])
     state = {**state, "trained": trained, "average": average, "moments": moments, "step": state["step"] + 1}
     return state, {**terms, "gradient": optax.tree.norm(gradients)}

@@ -10,8 +10,8 @@ All of it lies inside the published architecture; it is where the weights begin.
 
 The latent of a frame is linear in its levels, and the first two stretchings make four steps of a frame, so matrices turn the one into the
 other; on the way, what the books have narrowed is widened again. Where the first wide convolution takes levels up, differences between
-neighbouring harmonics grow a little, and so does what training (decoder_levels.py) has narrowed (`play`), for what is averaged is dull.
-A frame of pitch-synchronous speech has a known phase at every sample (pitch_synchronous.py): book 1 gives it for 32 steps, with its
+neighbouring harmonics grow a little, and so does what training (decoder_levels.py) has narrowed (`widen_levels`), for what is averaged is
+dull. A frame of pitch-synchronous speech has a known phase at every sample (pitch_synchronous.py): book 1 gives it for 32 steps, with its
 slope, and a stretching by r adds j/r of the slope to the j-th step it makes. SnakeBeta, x + sin(a x)^2 / b, does the rest:
 
     levels      P sin^2(c / sqrt P): what levels.py has compressed
@@ -68,7 +68,7 @@ class _Layout:
         self.quarter = 2 * LEVELS + self.told  # at 50 Hz, the first of carried / 4
 
 
-def show(decoder: Flat, latents: Latents) -> Flat:
+def initialise(decoder: Flat, latents: Latents) -> Flat:
     """Make a decoder's fresh parameters those of the vocoder.
 
     Args:
@@ -90,10 +90,10 @@ def show(decoder: Flat, latents: Latents) -> Flat:
     _begin(made, at, width)
     _columns(made, at, latents)
     _slow(made, at)
-    made = play(made, latents, np.ones(LEVELS, np.float32))
+    made = widen_levels(made, latents, np.ones(LEVELS, np.float32))
     _expand(made)
     _harmonics(made)
-    _hiss(made)
+    _noise_samples(made)
     _bands(made)
     return made
 
@@ -148,7 +148,7 @@ def columns(latents: Latents) -> tuple[NpF32["4 C 56"], NpF32["56"]]:
     return matrices.astype(np.float32), np.tile(unweighted(latents.mean[None])[0, 0], 2).astype(np.float32)
 
 
-def play(decoder: Flat, latents: Latents, wider: NpF32["28"]) -> Flat:
+def widen_levels(decoder: Flat, latents: Latents, wider: NpF32["28"]) -> Flat:
     """A decoder that takes the levels up so much wider, about their mean, and sharper: each harmonic further from the mean of five
     neighbours."""
     around = np.pad(np.eye(TONES), ((2, 2), (0, 0)), mode="edge")
@@ -165,9 +165,9 @@ def play(decoder: Flat, latents: Latents, wider: NpF32["28"]) -> Flat:
     return {**decoder, f"{_TAKEN}.weight": weight, f"{_TAKEN}.bias": bias}
 
 
-def widening(decoder: Flat, latents: Latents) -> NpF32["28"]:
-    """What ``wider`` was when `play` made this decoder."""
-    count, sharp = _Layout(latents).carried // 4, play(decoder, latents, np.ones(LEVELS, np.float32))
+def measured_widening(decoder: Flat, latents: Latents) -> NpF32["28"]:
+    """What ``wider`` was when `widen_levels` made this decoder."""
+    count, sharp = _Layout(latents).carried // 4, widen_levels(decoder, latents, np.ones(LEVELS, np.float32))
     plain, own = (np.asarray(one[f"{_TAKEN}.weight"])[count : count + LEVELS, :LEVELS, -1] for one in (sharp, decoder))
     return np.diag(np.linalg.solve(plain.astype(np.float64), own.astype(np.float64))).astype(np.float32)
 
@@ -182,7 +182,7 @@ def _deal(stretch: NpF32["I O k"], source: int, target: int, count: int, rate: i
 
 
 def _slow(made: Flat, at: _Layout) -> None:
-    """50 Hz -> 400 Hz -> 2 kHz -> 8 kHz; levels are taken up as `play` says."""
+    """50 Hz -> 400 Hz -> 2 kHz -> 8 kHz; levels are taken up as `widen_levels` says."""
     count = at.carried // 4
     first = made[f"{_TAKEN}.weight"]
     used = count + 2 * LEVELS
@@ -265,7 +265,7 @@ def _harmonics(made: Flat) -> None:
                 made[f"{block}.{unit}.conv2.conv.bias"][_SUM] -= LOUD
 
 
-def _hiss(made: Flat) -> None:
+def _noise_samples(made: Flat) -> None:
     """At 8 kHz, when the harmonics are made: three samples of noise take the places of the phase and of two levels."""
     unit, places = "decoder.3.block.4", [_PHASE, _LEVEL, _LEVEL + 1]
     first, second = (made[f"{unit}.conv{number}.conv.weight"] for number in (1, 2))
@@ -335,7 +335,7 @@ def low_pass() -> NpFloat["4 7"]:
 
 
 def held(decoder: Flat, latents: Latents) -> Held:
-    """What training leaves as `show` has put it: all that carries phases and seeds, and all from the first wide convolution on."""
+    """What training leaves as `initialise` has put it: all that carries phases and seeds, and all from the first wide convolution on."""
     at = _Layout(latents)
     carried, ends = (at.size, at.top), (at.size, at.top + 1)
     found: list[tuple[str, Ranges]] = [("quantizer.rvq_rest.vq.embedding_sum", (ALL, ALL, carried))]

@@ -2,7 +2,8 @@
 
 ``CORPUS/VOICE/00000.npy`` is the speech of up to 64 sentences, one after another, int16 [F]; ``00000.jsonl`` beside it has a line for each
 of them (`ManifestLine`), and is written last: a shard without it does not exist. Which sentence is in which shard, and every sample,
-depends on the voice, the texts and the packages only. ``CORPUS/manifest.jsonl`` is all lines of all shards, ``CORPUS/summary.json`` their totals.
+depends on the voice, the texts and the packages only. ``CORPUS/manifest.jsonl`` is all lines of all shards, ``CORPUS/summary.json`` their
+totals.
 """
 
 import os
@@ -157,7 +158,7 @@ def summarise(folder: Path) -> dict[str, Any]:
 
 def speak_held_out(folder: Path, who: TeacherVoice, teacher: SpeechSource) -> None:
     """The teacher's own reading of the 100 held-out sentences, as wavs that ``evaluate --teacher`` compares with, and beside each of them
-    what it says when (`said_in`)."""
+    what it says when (`read_phonemes`)."""
     folder.mkdir(parents=True, exist_ok=True)
     texts = held_out()
     for index, text in enumerate(texts):
@@ -171,7 +172,7 @@ def speak_held_out(folder: Path, who: TeacherVoice, teacher: SpeechSource) -> No
     write_atomically(folder / SENTENCES, "".join(f"{text}\n" for text in texts).encode())
 
 
-def said_in(wav: Path, frames: int) -> NpInt["N 4"]:
+def read_phonemes(wav: Path, frames: int) -> NpInt["N 4"]:
     """`phonemes.quarters` of one of ``speak_held_out``'s wavs; zeros for any other."""
     path = wav.with_suffix(SAID)
     if not path.is_file():

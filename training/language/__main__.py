@@ -36,7 +36,7 @@ from training.codec import export
 from training.codec.checkpoints import LATENTS, STEPS, decoder_start
 from training.codec.checkpoints import configured as codec_config
 from training.corpus.sentences import training
-from training.corpus.shards import said_in
+from training.corpus.shards import read_phonemes
 from training.language import auxiliary, objective, samples, tokenizer, utterances
 from training.language.config import language_config, language_start
 from training.language.corruption import CodeCorruption
@@ -94,12 +94,13 @@ def held_out_batches(corpus: Path, config: ModelConfig, fitted: Latents, reader:
         for number, text in enumerate(texts):
             wave = load_audio(folder / f"{number:04}.wav")
             whole = np.pad(wave, (0, -len(wave) % FRAME))
-            said = said_in(folder / f"{number:04}.wav", len(whole) // FRAME)
+            said = read_phonemes(folder / f"{number:04}.wav", len(whole) // FRAME)
             utterance = utterances.TrainingUtterance(0, reader.assistant(text), fitted.read(whole, said).codes, None, timing=said)
             if utterances.size_of(utterance, streaming_text=False) > utterances.SHORT:
                 continue
             form = utterances.RowLayout(len(taught) % 2 == 0, AUTO)
-            taught.append(utterances.rows_of(config, utterance if form.streaming_text else utterances.at_once(utterance), form))
+            read = utterance if form.streaming_text else utterances.without_leading_silence(utterance)
+            taught.append(utterances.rows_of(config, read, form))
             mels.append(utterances.reference_mel(np.rint(wave * 32767).astype(np.int16), np.random.default_rng(number)))
             if len(taught) == rows // utterances.SHORT:
                 break

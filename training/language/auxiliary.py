@@ -25,22 +25,22 @@ TIMING = QUARTERS * AHEAD * SYMBOLS  # numbers of that map
 Params = dict[str, Any]
 
 
-def told_apart(x: Float["B T H"], map_: Params, phonemes: Int["B T S"]) -> jax.Array:
+def phoneme_loss(x: Float["B T H"], map_: Params, phonemes: Int["B T S"]) -> jax.Array:
     """Mean cross-entropy of what the map finds at the rows, where phonemes are known."""
     there = phonemes >= 0
     guess = (x @ map_["weight"] + map_["bias"]).reshape(*phonemes.shape, -1).astype(jnp.float32)
     return masked_mean(cross_entropy(guess, phonemes), there)
 
 
-def hint_weights(size: int) -> F32["D"]:
+def component_weights(size: int) -> F32["D"]:
     """What each number of a whitened latent counts for: the first components most."""
     falling = 1.0 / (4.0 + jnp.arange(size, dtype=jnp.float32))
     return falling / falling.sum()
 
 
-def missed(x: Float["... H"], map_: Params, latent: F32["... D"], there: Bool["..."]) -> jax.Array:
+def component_loss(x: Float["... H"], map_: Params, latent: F32["... D"], there: Bool["..."]) -> jax.Array:
     """Mean error of the components that the map finds, where ``there`` says so."""
-    off = jnp.square(x @ map_["weight"] + map_["bias"] - latent) @ hint_weights(latent.shape[-1])
+    off = jnp.square(x @ map_["weight"] + map_["bias"] - latent) @ component_weights(latent.shape[-1])
     return masked_mean(off, there)
 
 

@@ -41,7 +41,7 @@ from qwen3_jax.prompt import Prompt
 from qwen3_jax.shapes import F32, Bool, Float, Int, NpF32, NpInt
 from qwen3_jax.speaker import SpeakerEncoder
 from qwen3_jax.talker import Talker
-from training.language.auxiliary import AHEAD, PHONEMES, Params, missed, told_apart
+from training.language.auxiliary import AHEAD, PHONEMES, Params, component_loss, phoneme_loss
 from training.language.corruption import CodeCorruption
 from training.latents.phonemes import QUARTERS
 from training.mixed_precision import mix
@@ -92,7 +92,7 @@ class LanguageOutputs(NamedTuple):
     first: F32["B T V"]  # of book 0, at every row
     rest: F32["N 15 V"]  # of books 1..15, of the picked frames
     told: Float["F H"]  # the predictor's states when it has read book 0 of the frames at a glance
-    looks: F32["B T"]  # `looked_at`, averaged over the guided heads
+    looks: F32["B T"]  # `attention_to`, averaged over the guided heads
     hidden: Float["B T H"]
     early: Float["B T H"]  # what the first guided layer is given, its root mean square 1
     late: Float["B T H"]  # what the last one hands on, likewise
@@ -100,15 +100,13 @@ class LanguageOutputs(NamedTuple):
 
 class LossWeights(NamedTuple):
     """Of the loss: ``predictor`` times the mean over books 1..15, ``guidance`` times that of the guided heads, and ``hint`` times the
-    hints' errors are added to book 0's, ``spelling`` times that of words' phonemes, and ``timing`` times that of quarters'; ``smoothing``
-    goes to all entries alike."""
+    hints' errors are added to book 0's, ``spelling`` times that of words' phonemes, and ``timing`` times that of quarters'."""
 
     predictor: float = 1.0
     guidance: float = 0.0
     hint: float = 0.0
     spelling: float = 0.0
     timing: float = 0.0
-    smoothing: float = 0.0
 
 
 def define(config: ModelConfig, *, mixed: bool = False) -> tuple[Definitions, Params]:
@@ -122,7 +120,7 @@ def define(config: ModelConfig, *, mixed: bool = False) -> tuple[Definitions, Pa
     return Definitions(talker, speaker), shapes
 
 
-def teach(
+def make_example(
     prompt: Prompt,
     frames: NpInt["N K"],
     config: ModelConfig,
@@ -197,7 +195,7 @@ def assemble(
     )
 
 
-def looked_at(layer: DecoderLayer, x: Float["B T H"], rope: Rope, mask: Bool["B T S"], spoken: Int["B T 2"]) -> F32["B T"]:
+def attention_to(layer: DecoderLayer, x: Float["B T H"], rope: Rope, mask: Bool["B T S"], spoken: Int["B T 2"]) -> F32["B T"]:
     """Logarithm of what the layer's first head gives to the rows of ``spoken``, from the layer's own input; -inf where there are none."""
     rows, length, _ = x.shape
     own, y = layer.self_attn, layer.input_layernorm(x)
@@ -225,7 +223,7 @@ def talker_states(
     looks, early, late = [], x, x
     for number, (layer, cache) in enumerate(zip(talker.model.layers, caches, strict=True)):
         if number in guided(len(caches)):
-            looks.append(looked_at(layer, x, rope, mask, spoken))
+            looks.append(attention_to(layer, x, rope, mask, spoken))
             early = x if len(looks) == 1 else early
         x, _ = layer(x, rope, cache, start, mask)
         late = x if number in guided(len(caches)) else late
@@ -263,29 +261,29 @@ def scores(talker: Talker, batch: LanguageBatch) -> LanguageOutputs:
 def losses(
     graphs: Definitions, params: Params, batch: LanguageBatch, eos: int, weights: LossWeights
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """`compared`, of what the parameters make of a batch; the error of the phonemes, and the hint's."""
+    """`weighted_losses`, of what the parameters make of a batch; the error of the phonemes, and the hint's."""
     made = forward(graphs, params, batch)
-    total, figures = compared(made, batch, eos, weights)
+    total, figures = weighted_losses(made, batch, eos, weights)
     if weights.spelling:
-        figures["spelling"] = told_apart(made.early, params["spelling"], batch.sounds)
+        figures["spelling"] = phoneme_loss(made.early, params["spelling"], batch.sounds)
         total += weights.spelling * figures["spelling"]
     if weights.timing:
-        figures["timing"] = told_apart(made.late, params["timing"], batch.timing)
+        figures["timing"] = phoneme_loss(made.late, params["timing"], batch.timing)
         total += weights.timing * figures["timing"]
     if not weights.hint:
         return total, figures
     whole = batch.labels[..., -1] >= 0
-    figures["hint"] = missed(made.hidden, params["hint"], batch.latent, whole)
+    figures["hint"] = component_loss(made.hidden, params["hint"], batch.latent, whole)
     at = batch.picks if batch.glances is None else batch.glances
     picked = batch.latent.reshape(-1, batch.latent.shape[-1])[at]
-    figures["sound"] = missed(made.told, params["sound"], picked, whole.reshape(-1)[at])
+    figures["sound"] = component_loss(made.told, params["sound"], picked, whole.reshape(-1)[at])
     return total + weights.hint * (figures["hint"] + figures["sound"]), figures
 
 
-def compared(made: LanguageOutputs, batch: LanguageBatch, eos: int, weights: LossWeights) -> tuple[jax.Array, dict[str, jax.Array]]:
+def weighted_losses(made: LanguageOutputs, batch: LanguageBatch, eos: int, weights: LossWeights) -> tuple[jax.Array, dict[str, jax.Array]]:
     """The loss of some `scores` and its parts: means over frames, in nats, and shares of right guesses. Picks of no frame do not count."""
     targets = (batch.labels.reshape(-1, batch.labels.shape[-1])[batch.picks] if batch.rest is None else batch.rest)[:, 1:]
-    figures = code_losses(made.first, made.rest, batch.labels, targets, eos, weights.smoothing)
+    figures = code_losses(made.first, made.rest, batch.labels, targets, eos)
     places = batch.spoken[..., 0] < batch.spoken[..., 1]
     figures["guidance"] = -masked_mean(made.looks, places)
     return figures["book_0"] + weights.predictor * figures["books_1_15"] + weights.guidance * figures["guidance"], figures
@@ -324,5 +322,5 @@ def train_step(
 
 @functools.partial(jax.jit, static_argnames=("graphs", "eos"))
 def judge(params: Params, batch: LanguageBatch, *, graphs: Definitions, eos: int) -> dict[str, jax.Array]:
-    """The figures of a batch, without smoothing."""
+    """The figures of a batch."""
     return losses(graphs, params, batch, eos, LossWeights())[1]

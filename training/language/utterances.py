@@ -20,7 +20,7 @@ from qwen3_jax.text.tokenizer import Tokenizer
 from training.corpus.shards import ManifestLine
 from training.corpus.teachers import UNIT
 from training.language.corruption import CodeCorruption
-from training.language.objective import LanguageBatch, LanguageExample, assemble, teach
+from training.language.objective import LanguageBatch, LanguageExample, assemble, make_example
 from training.latents import phonemes
 from training.latents.quantiser import FRAME, Latents
 from training.latents.voice_streams import SAMPLE_RATE, VoiceStream, chosen_lines, load_streams
@@ -98,14 +98,14 @@ def _of_stream(
         frames = -(-line.samples // FRAME)
         ids = tokenizer.assistant(line.text)
         pieces = tokenizer.pieces(ids[ROLE:-CLOSING])
-        said, words = said_when(line, pieces, frames), spelt(line.text, line.phonemes, pieces)
+        said, words = spoken_tokens(line, pieces, frames), word_phonemes(line.text, line.phonemes, pieces)
         whole = slice(start, start + frames)
         codes, latent = stream.codes[whole].astype(np.int32), stream.main[whole] / spread
         yield TrainingUtterance(voice, ids, codes, said, latent, words, phonemes.quarters(line.phonemes, line.durations, frames))
         start += -(-line.samples // _WHOLE) * _WHOLE // FRAME
 
 
-def said_when(line: ManifestLine, pieces: list[str], frames: int) -> NpInt["N+1 2"] | None:
+def spoken_tokens(line: ManifestLine, pieces: list[str], frames: int) -> NpInt["N+1 2"] | None:
     """`TrainingUtterance.said`, by the teacher's durations: words by their phonemes, and the pieces of a word by their letters."""
     starts, clock, before = [], 0, " "
     last = 0
@@ -136,7 +136,7 @@ def said_when(line: ManifestLine, pieces: list[str], frames: int) -> NpInt["N+1 
     return np.stack([first, after], axis=1).astype(np.int32)
 
 
-def spelt(text: str, said: str, pieces: list[str]) -> dict[int, list[int]]:
+def word_phonemes(text: str, said: str, pieces: list[str]) -> dict[int, list[int]]:
     """`TrainingUtterance.words`: of each word's last piece, the numbers of its phonemes without stress; none if the teacher's words are
     not the text's."""
     words = said.replace("_", " ").split()
@@ -148,7 +148,7 @@ def spelt(text: str, said: str, pieces: list[str]) -> dict[int, list[int]]:
     return dict(zip(ends, known, strict=False))
 
 
-def at_once(utterance: TrainingUtterance) -> TrainingUtterance:
+def without_leading_silence(utterance: TrainingUtterance) -> TrainingUtterance:
     """Without the silent frames before the speech, but for the last of them, which plans what the next one says. Teachers pause for a
     third of a second there, and a listener waits for it."""
     if utterance.timing is None or not utterance.timing.any():
@@ -197,7 +197,7 @@ def rows_of(
     sounds = {first + token: phonemes for token, phonemes in (whole.words or {}).items()}
     text = np.concatenate([prompt.text[start:], prompt.trailing])
     begun = prompt._replace(text=prompt.text[:start], codes=prompt.codes[:start], speaker=prompt.speaker[:start], trailing=text)
-    return teach(begun, whole.codes, config, spoken, whole.latent, sounds, whole.timing)
+    return make_example(begun, whole.codes, config, spoken, whole.latent, sounds, whole.timing)
 
 
 def reference_mel(wave: np.ndarray, noise: np.random.Generator) -> NpF32:
@@ -219,7 +219,7 @@ def batches(
     streaming: float = 0.3, in_context: float = 0.15, hidden: float = 0.2, evenness: float = 0.25,
     brief: float = 4.0,
 ) -> Callable[[int], LanguageBatch]:  # fmt: skip
-    """A step's batch. Too long utterances are left out. Where all of the text is there, speech begins `at_once`.
+    """A step's batch. Too long utterances are left out. Where all of the text is there, speech begins `without_leading_silence`.
 
     Args:
         config: the checkpoint's.
@@ -264,7 +264,7 @@ def batches(
             group, length = short, CONTEXT
         chosen = [speech.utterances[number] for number in noise.choice(group, rows // length, p=weight[group] / weight[group].sum())]
         if not form.streaming_text:  # else the pause is the time in which the text comes
-            chosen = [at_once(utterance) for utterance in chosen]
+            chosen = [without_leading_silence(utterance) for utterance in chosen]
         taught = []
         for utterance in chosen:
             reference = before(utterance, noise) if form.in_context else None

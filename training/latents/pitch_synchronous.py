@@ -3,7 +3,7 @@
 A spectrogram does not say where the glottal pulses stand, so a vocoder has to make their phase up, frame after frame, and only an
 adversary can teach it to. In locked speech every frame with voice begins at the same phase and its cycles follow one of a few hundred
 contours (`PitchBook`), and so one code says where every pulse is. Frames join without a seam whatever comes next. Where a wave is to be
-learnt, its harmonics are turned to the pulses' own phase (`align`), which makes its voiced part a function of the codes.
+learnt, its harmonics are turned to the pulses' own phase (`align_harmonics`), which makes its voiced part a function of the codes.
 
 DistillMOS of twelve sentences, as they were, locked, with the book's contours, aligned as well: 4.52, 4.39, 4.30, 4.08 (heart) and 4.47,
 4.40, 4.23, 3.87 (makima). How much of a harmonic's complex amplitude a regression on two frames of spectrogram explains, before
@@ -101,7 +101,7 @@ class SynchronousSpeech(msgspec.Struct):
     entry: NpInt
 
 
-def lock(wave: NpF32["N*1920"], book: PitchBook | None) -> SynchronousSpeech:
+def synchronise(wave: NpF32["N*1920"], book: PitchBook | None) -> SynchronousSpeech:
     """Lock whole frames of speech; without a book, frames keep their own contours and have no entry."""
     count = len(wave) // FRAME
     frequency, heard = track(wave)
@@ -123,7 +123,7 @@ def lock(wave: NpF32["N*1920"], book: PitchBook | None) -> SynchronousSpeech:
     return SynchronousSpeech(made, voiced, cycles, bends, entry)
 
 
-def align(wave: NpF32["N*1920"], entry: NpInt["N"], book: PitchBook) -> NpF32["N*1920"]:
+def align_harmonics(wave: NpF32["N*1920"], entry: NpInt["N"], book: PitchBook) -> NpF32["N*1920"]:
     """Turn the harmonics of locked speech so that each, but for what is faster than 60 ms, has its maximum where the fundamental has."""
     there = np.repeat((entry > 0).astype(np.float64), FRAME // TRACK)
     gate = there * np.convolve(there, hann(17), "same")

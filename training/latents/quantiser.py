@@ -77,7 +77,7 @@ class Latents(msgspec.Struct):
 
     def read(self, wave: NpF32["N*1920"], said: NpInt["N 4"]) -> "AnalysedSpeech":
         """What the codec is to say of speech; ``said``: of `phonemes.quarters`, zeros where nobody knows."""
-        locked = pitch_synchronous.lock(wave, self.pitch)
+        locked = pitch_synchronous.synchronise(wave, self.pitch)
         told = levels(locked.wave, locked.entry, self.pitch)
         main = self.main(told)
         return AnalysedSpeech(locked.wave, told, self.codes(self.latent(main, locked.entry), said), main)

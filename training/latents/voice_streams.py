@@ -85,7 +85,7 @@ def said(line: ManifestLine) -> NpInt["N 4"]:
     return phonemes.quarters(line.phonemes, line.durations, (line.samples + -line.samples % _WHOLE) // FRAME)
 
 
-def sayings(corpus: Path, hours: float) -> dict[str, NpInt]:
+def phonemes_by_voice(corpus: Path, hours: float) -> dict[str, NpInt]:
     """Of each voice the phonemes of the quarters of its frames [N 4], in the order of `load_streams`."""
     return {voice: np.concatenate([said(line) for line in lines]) for voice, lines in chosen_lines(corpus, hours).items()}
 
@@ -93,13 +93,13 @@ def sayings(corpus: Path, hours: float) -> dict[str, NpInt]:
 def parts_to_fit(corpus: Path, hours: float, entries: int) -> tuple[list[FitPart], pitch_synchronous.PitchBook]:
     """What `latents.fit` takes."""
     found = chosen_lines(corpus, hours)
-    free = [pitch_synchronous.lock(padded(corpus, line), None) for lines in found.values() for line in lines]
+    free = [pitch_synchronous.synchronise(padded(corpus, line), None) for lines in found.values() for line in lines]
     heard = np.concatenate([one.voiced for one in free])
     cycles, bends = np.concatenate([one.cycles for one in free]), np.concatenate([one.bends for one in free])
     pitch = fit_pitch(cycles[heard], bends[heard], entries)
     parts = []
     for lines in found.values():
-        locked = [pitch_synchronous.lock(padded(corpus, line), pitch) for line in lines]
+        locked = [pitch_synchronous.synchronise(padded(corpus, line), pitch) for line in lines]
         told = np.concatenate([levels(one.wave, one.entry, pitch) for one in locked])
         entry = np.concatenate([one.entry for one in locked])
         parts.append(FitPart(told, entry, np.concatenate([said(line) for line in lines])))
@@ -187,7 +187,7 @@ def _read_shard(corpus: Path, kept: Path, lines: list[ManifestLine], speech: boo
             one = latents.read(own, said(line))
             if speech:
                 found["wave"].append(_int16(own))
-                found["locked"].append(_int16(pitch_synchronous.align(one.wave, one.codes[:, 1], latents.pitch)))
+                found["locked"].append(_int16(pitch_synchronous.align_harmonics(one.wave, one.codes[:, 1], latents.pitch)))
                 found["levels"].append(one.levels.astype(np.float16))
             found["codes"].append(one.codes.astype(np.int16))
             found["main"].append(one.main.astype(np.float16))
