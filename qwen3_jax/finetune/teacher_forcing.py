@@ -130,9 +130,7 @@ def masked_mean(values: jax.Array, mask: jax.Array) -> jax.Array:
     return jnp.sum(jnp.where(mask, values, 0)) / jnp.maximum(jnp.sum(mask), 1)
 
 
-def code_losses(
-    first: F32["B T V"], rest: F32["N 15 V"], labels: Int["B T K"], targets: Int["N 15"], eos: int
-) -> dict[str, jax.Array]:
+def code_losses(first: F32["B T V"], rest: F32["N 15 V"], labels: Int["B T K"], targets: Int["N 15"], eos: int) -> dict[str, jax.Array]:
     """Cross-entropies and shares of right guesses, means over frames.
 
     Args:

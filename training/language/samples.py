@@ -30,7 +30,7 @@ def assemble_model(config: ModelConfig, codec: CodecConfig, params: dict[str, An
     return Model(config, codec, GenerationConfig(), graphs, {**params, "codec": {"decoder": tree, "encoder": {}}})
 
 
-def speak(model: Model, reader: Tokenizer, teacher: Path, count: int, folder: Path, sampling: Sampling | None = None) -> float:
+def speak(model: Model, reader: Tokenizer, teacher: Path, count: int, folder: Path) -> float:
     """Say the first ``count`` sentences that a teacher has read, side by side, in the voice of its first clip.
 
     Args:
@@ -39,7 +39,6 @@ def speak(model: Model, reader: Tokenizer, teacher: Path, count: int, folder: Pa
         teacher: a folder of wavs and sentences.txt, of ``training.corpus --held-out``.
         count: at most what fits one batch.
         folder: where the wavs go.
-        sampling: default: the package's.
 
     Returns:
         Share of the utterances that ended by themselves.
@@ -47,7 +46,7 @@ def speak(model: Model, reader: Tokenizer, teacher: Path, count: int, folder: Pa
     texts = (teacher / "sentences.txt").read_text("utf-8").splitlines()[:count]
     x_vector = encode_x_vector(model, load_audio(teacher / "0000.wav"))
     requests = [
-        Request(build(model.config, reader.assistant(text), language="english", x_vector=x_vector), sampling or Sampling(), seed, FRAMES)
+        Request(build(model.config, reader.assistant(text), language="english", x_vector=x_vector), Sampling(), seed, FRAMES)
         for seed, text in enumerate(texts)
     ]
     session = Session(model, requests)
