@@ -30,7 +30,7 @@ WRITTEN = re.compile(r"""(?:\s-o |> |\.save\(")(\w[\w.]*)""")  # files that a bl
 FIRST = "python3 -m venv"  # the two commands that CI gives itself
 WHERE = """
 import importlib.util, json
-found = {name: importlib.util.find_spec(name) for name in ("qwen3_jax", "server", "convert", "quart")}
+found = {name: importlib.util.find_spec(name) for name in ("qwen3_jax", "server", "convert", "training", "quart")}
 print(json.dumps({name: spec and spec.origin for name, spec in found.items()}))
 """
 
@@ -77,6 +77,7 @@ def package(newcomer: Newcomer) -> None:
         place = Path(places[name])
         check(place.is_relative_to(newcomer.bin.parent), f"{name} is imported from {place}: it must be the installed one")
         check((place.parent / "py.typed").is_file(), f"{name} has no py.typed")
+    check(places["training"] is None, f"the wheel has training, which is for a checkout only: {places['training']}")
     version = newcomer.run("python", "-c", "import importlib.metadata; print(importlib.metadata.version('qwen3-jax'))")[0]
     check(newcomer.run("qwen3-jax", "--version")[0] == f"qwen3-jax {version}", "--version is not the version that is installed")
     listed = newcomer.run("qwen3-jax", "voices")[0]

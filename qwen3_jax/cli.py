@@ -262,7 +262,7 @@ def voices(context: typer.Context) -> None:
 @app.command(**OF_ITS_OWN)
 def finetune(context: typer.Context) -> None:
     """Tune a Base checkpoint to a speaker: run; write what was learnt as a checkpoint: export (extra `finetune`)."""
-    run_program(context, "qwen3_jax.train.finetune", extra="finetune")
+    run_program(context, "qwen3_jax.finetune.command", extra="finetune")
 
 
 @app.command(**OF_ITS_OWN)

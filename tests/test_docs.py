@@ -6,6 +6,7 @@ import shlex
 import shutil
 import subprocess
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,9 @@ def commands() -> list[tuple[Path, str]]:
         (page, match.group().strip())
         for page, block in EVERY
         if block.language == "sh"
-        for match in re.finditer(r"(?:\./)?(?:\.venv/bin/)?\bpython -m (?:qwen3_jax|convert)\b[^\n]*", block.text.replace("\\\n", " "))
+        for match in re.finditer(
+            r"(?:\./)?(?:\.venv/bin/)?\bpython -m (?:qwen3_jax|convert|training)\b[^\n]*", block.text.replace("\\\n", " ")
+        )
     ]
     return list(dict.fromkeys(found))
 
@@ -70,7 +73,8 @@ def program(module: str) -> typer.Typer:
     """The command line of ``python -m MODULE``."""
     if module == "qwen3_jax":
         return cli.app
-    found = import_module(f"{module}.__main__" if module in ("convert", "qwen3_jax.train") else module)
+    inside = find_spec(f"{module}.__main__") if hasattr(import_module(module), "__path__") else None
+    found = import_module(module if inside is None else inside.name)
     made: typer.Typer = found.app
     return made
 

@@ -21,11 +21,13 @@ from qwen3_jax.codec import init_state
 from qwen3_jax.decode import decode
 from qwen3_jax.engine import programs
 from qwen3_jax.engine.device import PIECES
+from qwen3_jax.finetune import command as finetune
+from qwen3_jax.finetune import teacher_forcing
 from qwen3_jax.generate import PromptRows
 from qwen3_jax.model import Model
 from qwen3_jax.prompt import build
 from qwen3_jax.sampling import Sampling, rules
-from qwen3_jax.train import ear, finetune, narrator
+from training.codec import phoneme_recogniser
 
 APART = {"xla_cpu_experimental_ynn_fusion_type": ""}  # compiler options: no fusions for YNNPACK
 REFERENCE, LONGEST = 30 * SAMPLE_RATE, 2038  # samples of a clip; frames of 163 s
@@ -130,12 +132,12 @@ def step(model: Model) -> float:
 
 
 def recogniser(_: Model) -> float:
-    """The training step of ear.py. Like other training steps, and unlike generation, it has products fused with sums over them."""
+    """The recogniser's training step. Like other training steps, and unlike generation, it has products fused with sums over them."""
     noise = np.random.default_rng(3)
-    columns = noise.standard_normal((ear.COUNT, 24, 200), np.float32)
-    said = noise.integers(0, ear.HEARS, (24, 200)).astype(np.int32)
-    arguments = ear.begin(columns, 0), columns, said, 0, 1e-3
-    return difference(ear.step.lower(*arguments), *arguments)
+    columns = noise.standard_normal((phoneme_recogniser.COUNT, 24, 200), np.float32)
+    said = noise.integers(0, phoneme_recogniser.HEARS, (24, 200)).astype(np.int32)
+    arguments = phoneme_recogniser.begin(columns, 0), columns, said, 0, 1e-3
+    return difference(phoneme_recogniser.step.lower(*arguments), *arguments)
 
 
 def fine_tuning(model: Model) -> float:
@@ -143,7 +145,7 @@ def fine_tuning(model: Model) -> float:
     noise, config = np.random.default_rng(4), model.config
     turn = np.array([257, 256, 10, *noise.integers(0, 256, 40), 258, 10, 257, 256, 10])
     prompt = build(config, turn, language="auto", x_vector=noise.standard_normal(48, np.float32), streaming_text=False)
-    taught = [narrator.teach(prompt, noise.integers(0, 2048, (count, 16)).astype(np.int32), config) for count in (900, 850)]
+    taught = [teacher_forcing.align(prompt, noise.integers(0, 2048, (count, 16)).astype(np.int32), config) for count in (900, 850)]
     stacked = jax.tree.map(lambda leaf: np.asarray(leaf)[None], finetune.assembled([taught])[0])
     arguments = finetune.start(model.params["talker"], 0, 0), None, stacked, 1e-3
     more = {"graph": model.graphs.talker, "eos": config.talker_config.codec_eos_token_id, "dtype": "float32"}

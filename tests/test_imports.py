@@ -76,42 +76,14 @@ LAYERS = [
         "qwen3_jax.evaluate",
         "qwen3_jax.evaluate.texts",
         "qwen3_jax.evaluate.judges",
-        "qwen3_jax.train",
-        "qwen3_jax.train.sources",
-        "qwen3_jax.train.teachers",
-        "qwen3_jax.train.pitch",
-        "qwen3_jax.train.export",
-        "qwen3_jax.train.loop",
-        "qwen3_jax.train.clips",
-        "qwen3_jax.train.lora",
-        "qwen3_jax.train.mixed",
+        "qwen3_jax.finetune",
+        "qwen3_jax.finetune.clips",
+        "qwen3_jax.finetune.loop",
+        "qwen3_jax.finetune.lora",
+        "qwen3_jax.finetune.teacher_forcing",
     },
-    {"qwen3_jax.evaluate.report", "qwen3_jax.evaluate.speak", "qwen3_jax.train.sentences", "qwen3_jax.train.locking"},
-    {"qwen3_jax.train.levels", "qwen3_jax.train.plan"},
-    {
-        "qwen3_jax.evaluate.command",
-        "qwen3_jax.train.corpus",
-        "qwen3_jax.train.tokenizer",
-        "qwen3_jax.train.latents",
-        "qwen3_jax.train.hints",
-        "qwen3_jax.train.small",
-    },
-    {"qwen3_jax.train.losses"},
-    {"qwen3_jax.train.discriminators"},
-    {"qwen3_jax.train.data", "qwen3_jax.train.vocoder", "qwen3_jax.train.missteps"},
-    {
-        "qwen3_jax.train.listener",
-        "qwen3_jax.train.voices",
-        "qwen3_jax.train.narrator",
-        "qwen3_jax.train.prior",
-        "qwen3_jax.train.samples",
-        "qwen3_jax.train.ear",
-    },
-    {"qwen3_jax.train.loud", "qwen3_jax.train.pieces", "qwen3_jax.train.utterances", "qwen3_jax.train.finetune"},
-    {"qwen3_jax.train.through"},
-    {"qwen3_jax.train.codec"},
-    {"qwen3_jax.train.language"},
-    {"qwen3_jax.train.__main__"},
+    {"qwen3_jax.evaluate.report", "qwen3_jax.evaluate.speak"},
+    {"qwen3_jax.evaluate.command", "qwen3_jax.finetune.command"},
     {"server.admission", "server.http", "server.ops", "server.ws", "server.voices"},  # only what the rooms are for
     {"server.admission.allowed"},
     {
@@ -167,6 +139,27 @@ LAYERS = [
     # The program: it starts everything, convert and serve included (imported inside their commands), and nothing imports it.
     {"qwen3_jax.cli"},
     {"qwen3_jax.__main__"},
+    # How the voice that ships is trained: run from a checkout, in no wheel, imported by nothing of the product.
+    {"training", *(f"training.{room}" for room in ("corpus", "latents", "codec", "language"))},
+    {"training.initialisation", "training.mixed_precision", "training.optimiser"},
+    {"training.corpus.sources", "training.corpus.teachers", "training.corpus.pitch"},
+    {"training.corpus.sentences", "training.corpus.voices", "training.latents.pitch_synchronous"},
+    {"training.latents.levels", "training.latents.phonemes"},
+    {"training.corpus.shards", "training.latents.quantiser"},
+    {"training.corpus.workers"},
+    {"training.corpus.__main__", "training.latents.voice_streams"},
+    {"training.codec.config", "training.codec.export", "training.codec.losses"},
+    {"training.codec.discriminators"},
+    {"training.codec.decoder_training", "training.codec.encoder_training"},
+    {"training.codec.vocoder_initialisation", "training.codec.phoneme_recogniser"},
+    {"training.codec.chunked", "training.codec.decoder_levels"},
+    {"training.codec.checkpoints", "training.codec.evaluation", "training.codec.straight_through"},
+    {"training.codec.__main__"},
+    {"training.language.auxiliary", "training.language.config", "training.language.corruption", "training.language.tokenizer"},
+    {"training.language.objective", "training.language.samples"},
+    {"training.language.utterances"},
+    {"training.language.__main__"},
+    {"training.__main__"},
 ]
 RANK = {module: rank for rank, row in enumerate(LAYERS) for module in row}
 # (importer, imported): why it may go up all the same
@@ -176,11 +169,12 @@ EXCEPTIONS = {
 }
 # Rooms of the server, lowest first; what all of them share (settings, languages, context) and what puts them together lies above the rooms.
 ROOMS = ("ops", "voices", "engines", "admission", "ws", "http")
-PACKAGES = ("qwen3_jax", "server", "convert")
+PRODUCT = ("qwen3_jax", "server", "convert")
+PACKAGES = (*PRODUCT, "training")
 
 
 def modules() -> dict[str, Path]:
-    """Every module of the product."""
+    """Every module of the product and of its training."""
     found = {}
     for package in PACKAGES:
         for path in (ROOT / package).rglob("*.py"):
@@ -190,7 +184,7 @@ def modules() -> dict[str, Path]:
 
 
 def imported(source: str, known: set[str]) -> set[str]:
-    """Modules of the product that a source imports; ``from a import b`` is ``a.b`` where that is a module, else ``a``."""
+    """Modules of ours that a source imports; ``from a import b`` is ``a.b`` where that is a module, else ``a``."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
@@ -231,6 +225,17 @@ def test_rooms_of_the_server_import_lower_rooms_only() -> None:
 
 def room_of(module: str) -> str:
     return ".".join(module.split(".")[:2])
+
+
+def test_the_product_imports_nothing_of_the_training() -> None:
+    found = modules()
+    wrong = {
+        f"{module} imports {name}"
+        for module, path in found.items()
+        for name in imported(path.read_text("utf-8"), set(found))
+        if module.startswith(PRODUCT) and name.startswith("training")
+    }
+    assert not wrong
 
 
 def test_only_checkpoint_imports_orbax() -> None:

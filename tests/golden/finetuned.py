@@ -1,8 +1,8 @@
 """Does the official package compute what we do with a checkpoint that train.finetune wrote? Run in its environment, as make.py.
 
     OFFICIAL_PYTHON tests/golden/finetuned.py prepare BASE RECORDING CLIPS   files that a random Base lacks; four clips of a recording
-    python -m qwen3_jax.train.finetune run BASE CLIPS RUN --lora 8 --steps 12 --batch 1 --rate 2e-3
-    python -m qwen3_jax.train.finetune export BASE RUN OUT --name ryan
+    python -m qwen3_jax.finetune.command run BASE CLIPS RUN --lora 8 --steps 12 --batch 1 --rate 2e-3
+    python -m qwen3_jax.finetune.command export BASE RUN OUT --name ryan
     OFFICIAL_PYTHON tests/golden/finetuned.py record OUT GOLDEN
     python -m convert verify OUT GOLDEN
 

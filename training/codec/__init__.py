@@ -1,0 +1,1 @@
+"""Training of the codec: its decoder, its encoder, and what judges them."""

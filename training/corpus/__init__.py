@@ -1,0 +1,1 @@
+"""Sentences and teachers -> a corpus of speech on disk."""

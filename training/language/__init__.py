@@ -1,0 +1,1 @@
+"""Training of the language model: talker, predictor and speaker encoder together."""
