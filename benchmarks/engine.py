@@ -13,7 +13,8 @@ requests of a number come at the same moment, and each is listened to as a playe
     underrun    silence that a player hears which starts with the first packet, ms in all, the worst stream
     aggregate   seconds of audio that all streams got in a second
     CPU         processor time of a step, all threads together: on a machine that others use too, the one figure that does not suffer
-    one slot    how often as long a step of all slots takes as one of an engine with a single slot, measured right before and after it
+    rows        of the batch, with so many streams
+    one slot    how often as long a step with so many streams takes as one of an engine with a single slot, measured right before and after
 
 The step's bound is what memory bandwidth allows: the bytes that a step has to read (talker once, predictor layers sixteen times as far
 as no cache holds them, codec once, the KV cache) over the bandwidth that a sum over a large array reaches here.
@@ -117,20 +118,22 @@ def measure(engine: Engine, model: Model, streams: int, frames: int) -> tuple[Fi
     }, listeners
 
 
-def step_milliseconds(model: Model, slots: int, columns: int, frames: int) -> Figures:
-    """One frame of all slots, without a host that listens: the least of ten launches of as many frames as a launch has."""
+def step_milliseconds(model: Model, slots: int, streams: int, columns: int, frames: int) -> Figures:
+    """One frame of so many streams in so many slots, without a host that listens: the least of ten launches of as many frames as a launch
+    has."""
     device = JaxDevice(model, slots=slots, columns=columns, frames=frames)
-    for slot in range(slots):
+    for slot in range(streams):
         one = request(model, slot, columns // 2)
         occupy(device, slot, one)
-    device.collect(device.launch([1] * slots, 1))
+    quotas = [1] * streams + [0] * (slots - streams)
+    device.collect(device.launch(quotas, 1))
     taken, used = [], []
     for _ in range(10):
         begun, before = time.perf_counter(), time.process_time()
-        device.collect(device.launch([frames] * slots, frames))
+        device.collect(device.launch([frames * quota for quota in quotas], frames))
         taken.append(1000 * (time.perf_counter() - begun) / frames)
         used.append(1000 * (time.process_time() - before) / frames)
-    return {"step_ms": min(taken), "step_median_ms": statistics.median(taken), "step_cpu_ms": statistics.median(used)}
+    return {"step_ms": min(taken), "step_median_ms": statistics.median(taken), "step_cpu_ms": statistics.median(used), "rows": device.rows}
 
 
 def occupy(device: JaxDevice, slot: int, one: Request) -> None:
@@ -210,7 +213,20 @@ def main() -> None:
     machine = f"{device.device_kind} ({os.cpu_count()} cores, load {os.getloadavg()[0]:.1f})"
     console.print(f"{machine}, jax {jax.__version__}, {given.dtype}, {rate / 1e9:.0f} GB/s")
     title = f"{given.model}, {given.seconds:.0f} s a request"
-    names = ("streams", "slots", "TTFA p50", "TTFA p95", "gap p99", "underrun", "aggregate", "ms a step", "CPU", "bound", "one slot")
+    names = (
+        "streams",
+        "slots",
+        "TTFA p50",
+        "TTFA p95",
+        "gap p99",
+        "underrun",
+        "aggregate",
+        "rows",
+        "ms a step",
+        "CPU",
+        "bound",
+        "one slot",
+    )
     table = Table(*names, title=title)
     results: dict[str, Any] = {}
     plots = []
@@ -224,21 +240,23 @@ def main() -> None:
         console.print(f"warm in {time.perf_counter() - begun:.1f} s", highlight=False)
         return made
 
-    single = step_milliseconds(model, 1, given.columns, given.frames)["step_median_ms"]
-    alone = step_milliseconds(model, slots, given.columns, given.frames)
-    single = (single + step_milliseconds(model, 1, given.columns, given.frames)["step_median_ms"]) / 2
-    alone["times_one_slot"] = alone["step_median_ms"] / single
-    alone["bound_ms"] = 1000 * step_bytes(model, slots, given.columns) / rate
+    singles = [step_milliseconds(model, 1, 1, given.columns, given.frames)["step_median_ms"]]
+    steps: dict[int, Figures] = {}
+    for streams in given.streams:
+        steps[streams] = found = step_milliseconds(model, slots, min(streams, slots), given.columns, given.frames)
+        singles.append(step_milliseconds(model, 1, 1, given.columns, given.frames)["step_median_ms"])
+        found["times_one_slot"] = found["step_median_ms"] / statistics.mean(singles[-2:])
+        found["bound_ms"] = 1000 * step_bytes(model, int(found["rows"]), given.columns) / rate
     with Engine(build, slots=slots, options=Options(buffer_ms=int(given.seconds * 1000) + 1000)) as engine:
         measure(engine, model, max(given.streams), 10)
         for streams in given.streams:
             figures, listeners = measure(engine, model, streams, frames)
-            figures |= alone
+            figures |= steps[streams]
             results[str(streams)] = {name: round(value, 2) for name, value in figures.items()}
             milliseconds = (figures[name] for name in ("ttfa_p50_ms", "ttfa_p95_ms", "gap_p99_ms", "underrun_ms"))
             table.add_row(
                 str(streams), str(slots), *(f"{value:.0f} ms" for value in milliseconds), f"{figures['aggregate_x_realtime']:.1f}x",
-                f"{figures['step_ms']:.1f}", f"{figures['step_cpu_ms']:.1f}", f"{figures['bound_ms']:.1f}",
+                f"{figures['rows']:.0f}", f"{figures['step_ms']:.1f}", f"{figures['step_cpu_ms']:.1f}", f"{figures['bound_ms']:.1f}",
                 f"{figures['times_one_slot']:.2f}x",
             )  # fmt: skip
             plots.append((listeners, streams))

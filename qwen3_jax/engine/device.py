@@ -27,7 +27,7 @@ from qwen3_jax.sampling import Draws, Rules, Sampling
 
 PIECES = (16, 64)  # rows of a prompt read at once: the first for prompts of no more, the second for all others
 COLUMNS, FRAMES = 1024, 4  # defaults; 1024 positions are 80 s less the prompt
-SHRINKS = 8  # launches in a row for which a smaller batch would do, before it shrinks
+SHRINKS = 4  # launches in a row for which a smaller batch would do, before it shrinks
 
 
 def sizes_up_to(slots: int) -> tuple[int, ...]:
@@ -272,6 +272,8 @@ class JaxDevice:
         """The prompt is read: the row takes its place."""
         one, carry = reading.state, reading.opening.carry
         assert one is not None
+        if self._batch is not None and self._batch.count == 0 and self._sizes[0] == 1:
+            self._batch = None  # cheaper begun anew than shrunk
         batch, end = self._batch, len(reading.opening.prompt.text) - 1
         if self._sizes[0] == 1 and (batch is None or (len(batch.owners) == 1 and batch.owners[0] in (None, slot))):
             if carry and batch is not None:
