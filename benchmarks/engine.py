@@ -133,7 +133,7 @@ def step_milliseconds(model: Model, slots: int, streams: int, columns: int, fram
         device.collect(device.launch([frames * quota for quota in quotas], frames))
         taken.append(1000 * (time.perf_counter() - begun) / frames)
         used.append(1000 * (time.process_time() - before) / frames)
-    return {"step_ms": min(taken), "step_median_ms": statistics.median(taken), "step_cpu_ms": statistics.median(used), "rows": device.rows}
+    return {"step_ms": min(taken), "step_median_ms": statistics.median(taken), "step_cpu_ms": statistics.median(used), "rows": device.batch}
 
 
 def occupy(device: JaxDevice, slot: int, one: Request) -> None:

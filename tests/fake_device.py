@@ -80,6 +80,11 @@ class FakeDevice:
     pending: int = 0
     tainted: set[int] = field(default_factory=set)
 
+    @property
+    def batch(self) -> int:
+        """As many as there are slots: a step always costs the same."""
+        return self.slots
+
     def check(self, request: Request) -> None:
         for one in request.segments:
             if len(one.prompt.text) > self.columns:

@@ -339,7 +339,7 @@ def test_a_slot_hands_no_nan_to_its_next_owner(base: Model, device: JaxDevice, a
     for number, request in enumerate(requests(base)):
         play = Play(device, replace(BIG, call_ms=1))
         *crowd, last = (play.submit(one) for one in requests(base))
-        while device.rows < 3:
+        while device.batch < 3:
             play.turn()
         for one in crowd:
             one.cancel()
@@ -350,7 +350,7 @@ def test_a_slot_hands_no_nan_to_its_next_owner(base: Model, device: JaxDevice, a
         codes, pcm = heard(handle)
         np.testing.assert_array_equal(codes, alone[number][0])
         np.testing.assert_allclose(pcm, alone[number][1], atol=3e-5)
-        assert finite(device, 0) and (device.rows == 1 or not finite(device, device.rows - 1))
+        assert finite(device, 0) and (device.batch == 1 or not finite(device, device.batch - 1))
 
 
 def test_a_step_computes_the_rows_that_speak(base: Model, alone: dict[int, tuple[np.ndarray, np.ndarray]]) -> None:
@@ -363,8 +363,8 @@ def test_a_step_computes_the_rows_that_speak(base: Model, alone: dict[int, tuple
     def run(turns: int) -> None:
         for _ in range(turns):
             play.turn()
-            if device.rows != sizes[-1]:
-                sizes.append(device.rows)
+            if device.batch != sizes[-1]:
+                sizes.append(device.batch)
             if play.scheduler.idle:
                 break
 

@@ -211,7 +211,7 @@ class JaxDevice:
         return all(device.platform == "cpu" for device in self._place.device_set)
 
     @property
-    def rows(self) -> int:
+    def batch(self) -> int:
         """Rows of the batch as it is; 0 before the first."""
         return 0 if self._batch is None else len(self._batch.owners)
 
@@ -233,7 +233,7 @@ class JaxDevice:
                         self._silence(slot, min(rows, length - 1), length, carry)
                 if slot + 1 in self._sizes:
                     self._exercise(slot)
-            while (at := self._sizes.index(self.rows)) > 0:
+            while (at := self._sizes.index(self.batch)) > 0:
                 for owner in self._speaking.owners[self._sizes[at - 1] :]:
                     if owner is not None:
                         self.close(owner)

@@ -12,7 +12,7 @@ gap. Nor is a prompt read while a listener would hear all that he has before the
 """
 
 import math
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -34,6 +34,7 @@ class Flight(NamedTuple):
     limit: int
     at: float
     read: bool | None  # whether a piece of prompt was read before it; None: many, for nobody spoke
+    rows: int  # of the batch
 
 
 class Pace:
@@ -49,9 +50,11 @@ class Pace:
         self, device: Device, slots: list[Slot], flights: deque[Flight], options: Options, counters: Counters, started: float
     ) -> None:
         self.slots, self.flights, self.options, self.counters = slots, flights, options, counters
-        self._frames, self._piece = device.frames, device.piece
+        self._device, self._frames, self._piece = device, device.frames, device.piece
         self._ready_at = started
-        self._recent = {read: deque[float](maxlen=_RECENT) for read in (False, True)}  # seconds of the last steps: plain, after a piece
+        # Of each number of rows, for a step costs what its rows cost: seconds of the last steps, plain and after a piece; and smoothed.
+        self._recent: defaultdict[tuple[int, bool], deque[float]] = defaultdict(lambda: deque(maxlen=_RECENT))
+        self._seconds: dict[int, float] = {}
         self._postponed = 0
 
     def collected(self, flight: Flight, now: float) -> None:
@@ -59,9 +62,25 @@ class Pace:
         each = (now - max(flight.at, self._ready_at)) / flight.limit
         self._ready_at = now
         if flight.read is not None and each < FIRST_MOST * FRAME_SECONDS:  # else it was compiled, or is too slow for any first packet
-            self._recent[flight.read].append(each)
+            self._recent[flight.rows, flight.read].append(each)
         self.counters.steps += 1
-        self.counters.step_seconds += (each - self.counters.step_seconds) * (0.1 if self.counters.steps > 10 else 0.5)
+        before = self._seconds.get(flight.rows, 0.0)
+        self._seconds[flight.rows] = before + (each - before) * (0.1 if self.counters.steps > 10 and before else 0.5)
+        self.counters.step_seconds = self._seconds[flight.rows]
+
+    @property
+    def _step(self) -> float:
+        """Seconds that a frame of the batch takes, as it is now; 0: not known."""
+        size = self._nearest([*self._seconds])
+        return self._seconds.get(size, 0.0) * self._times(size)
+
+    def _nearest(self, sizes: list[int]) -> int:
+        """Of the numbers of rows that have been timed, the one that tells most about the batch."""
+        return min(sizes, key=lambda size: abs(size - self._device.batch), default=0)
+
+    def _times(self, size: int) -> float:
+        """How often as long a step of the batch takes as one of so many rows, at most."""
+        return max(1.0, self._device.batch / size) if size else 1.0
 
     ahead = 1  # launches that the device may work on while the host hands over the last one's audio
 
@@ -94,12 +113,12 @@ class Pace:
         return quotas, max(quotas, default=0)
 
     def _largest(self, in_hand: float) -> int:
-        each = self.counters.step_seconds
+        each = self._step
         return 1 if each == 0 else min(self._frames, max(1, int(min(self.options.call_ms / 1000, in_hand / 2) / each)))
 
     def _in_hand(self, slot: Slot, now: float) -> float:
         """Seconds of audio that its listener will have when what is in flight has come."""
-        coming = sum(flight.limit for flight in self.flights) * self.counters.step_seconds
+        coming = sum(flight.limit for flight in self.flights) * self._step
         heard = slot.handle is not None and slot.handle.first_audio is not None
         return slot.flying * FRAME_SECONDS + (self.lead(slot, now) - coming if heard else 0.0)
 
@@ -127,9 +146,10 @@ class Pace:
         return min(FIRST_MOST, max(1, math.ceil((turn + late) / (_FILLED * FRAME_SECONDS))))
 
     def _may_take(self, read: bool) -> float:
-        """Seconds of the next step, judged by the last ones like it; 0 before the first. One that was late alone does not count."""
-        known = sorted(self._recent[read])
-        return _JITTER * known[int(_MOST * (len(known) - 1))] if known else 0.0
+        """Seconds of the next step, judged by the last ones like it. One that was late alone does not count."""
+        size = self._nearest([size for (size, after), taken in self._recent.items() if after == read and taken])
+        known = sorted(self._recent[size, read])
+        return _JITTER * known[int(_MOST * (len(known) - 1))] * self._times(size) if known else 0.0
 
 
 PaceOf = Callable[[Device, list[Slot], deque[Flight], Options, Counters, float], Pace]

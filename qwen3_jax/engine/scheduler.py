@@ -118,7 +118,8 @@ class Scheduler:
 
     def drop_device(self) -> None:
         """Let go of the device's memory. Nothing can be done here afterwards."""
-        vars(self).pop("device", None)
+        for name in ("device", "pace"):
+            vars(self).pop(name, None)
 
     # Who comes and goes
 
@@ -264,7 +265,8 @@ class Scheduler:
         return done
 
     def _launch(self, quotas: list[int], limit: int, now: float, read: bool | None) -> None:
-        flight = Flight(self.device.launch(quotas, limit), [slot.serial for slot in self.slots], quotas, limit, now, read)
+        launched, serials = self.device.launch(quotas, limit), [slot.serial for slot in self.slots]
+        flight = Flight(launched, serials, quotas, limit, now, read, self.device.batch)
         for slot, quota in zip(self.slots, quotas, strict=True):
             slot.flying += quota
             slot.launched = quota or slot.launched

@@ -78,6 +78,10 @@ class Device(Protocol):
     columns: int  # positions of a slot
     piece: int  # rows of a prompt's largest piece
 
+    @property
+    def batch(self) -> int:
+        """Rows that a step computes, as things stand."""
+
     def check(self, request: Request) -> None:
         """Raises ValueError for a request that cannot fit, or that the model cannot read. Called in the submitter's thread, and in that
         of whoever adds to the request, with what it would be then."""
