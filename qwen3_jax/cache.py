@@ -14,7 +14,7 @@ from typing import NamedTuple, TypeVar
 import jax
 import jax.numpy as jnp
 
-from qwen3_jax.shapes import Bool, Float, Int
+from qwen3_jax.shapes import I32, Array, Bool, Float
 
 
 class LayerCache(NamedTuple):
@@ -48,19 +48,19 @@ def empty(layers: int, rows: int, kv_heads: int, columns: int, head_dim: int, dt
     return [LayerCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for _ in range(layers)]
 
 
-def write_slot(cache: SlotCache, k: Float["1 T J D"], v: Float["1 T J D"], start: Int["1"]) -> SlotCache:
+def write_slot(cache: SlotCache, k: Float[Array, "1 T J D"], v: Float[Array, "1 T J D"], start: I32[Array, "1"]) -> SlotCache:
     """`write`, for the one row."""
 
-    def put(side: Float["B J S D"], new: Float["1 T J D"]) -> Float["B J S D"]:
+    def put(side: Float[Array, "B J S D"], new: Float[Array, "1 T J D"]) -> Float[Array, "B J S D"]:
         return jax.lax.dynamic_update_slice(side, jnp.swapaxes(new, 1, 2).astype(side.dtype), (cache.slot, 0, start[0], 0))
 
     return SlotCache(put(cache.k, k), put(cache.v, v), cache.slot)
 
 
-def write(cache: LayerCache, k: Float["B T J D"], v: Float["B T J D"], start: Int["B"]) -> LayerCache:
+def write(cache: LayerCache, k: Float[Array, "B T J D"], v: Float[Array, "B T J D"], start: I32[Array, " B"]) -> LayerCache:
     """Write T new columns into each row, from that row's own ``start``; start + T <= S is the caller's promise."""
 
-    def put(row: Float["J S D"], new: Float["J T D"], at: Int[""]) -> Float["J S D"]:
+    def put(row: Float[Array, "J S D"], new: Float[Array, "J T D"], at: I32[Array, ""]) -> Float[Array, "J S D"]:
         return jax.lax.dynamic_update_slice(row, new, (0, at, 0))
 
     put_rows = jax.vmap(put)
@@ -70,7 +70,7 @@ def write(cache: LayerCache, k: Float["B T J D"], v: Float["B T J D"], start: In
     )
 
 
-def causal_mask(start: Int["B"], length: int, columns: int) -> Bool["B T S"]:
+def causal_mask(start: I32[Array, " B"], length: int, columns: int) -> Bool[Array, "B T S"]:
     """Query t of a row (at position start + t) sees columns 0 .. start + t."""
     positions = start[:, None] + jnp.arange(length)
     return jnp.arange(columns) <= positions[..., None]

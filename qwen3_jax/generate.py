@@ -20,7 +20,7 @@ from flax import nnx
 from qwen3_jax.cache import KVCache, empty, grow
 from qwen3_jax.prompt import Prompt
 from qwen3_jax.sampling import Rules, draw, restrict
-from qwen3_jax.shapes import Bool, Float, Int, Key
+from qwen3_jax.shapes import I32, Array, Bool, Float, Key
 from qwen3_jax.talker import Talker
 
 RUNNING, EOS, LENGTH, NOT_FINITE = 0, 1, 2, 4  # finish reasons on the device; the engine has one more, see engine/slots.py
@@ -38,37 +38,37 @@ class GenState(NamedTuple):
     """All that a batch carries from one chunk to the next. Every leaf has one entry per row."""
 
     caches: KVCache  # per layer, k and v [B J S D]
-    inputs: Float["B H"]  # the row that the talker reads next
-    position: Int["B"]  # the column it goes to
-    step: Int["B"]  # frames made so far
-    seen: Bool["B V"]  # book-0 ids made so far
-    keys: Key["B"]
+    inputs: Float[Array, "B H"]  # the row that the talker reads next
+    position: I32[Array, " B"]  # the column it goes to
+    step: I32[Array, " B"]  # frames made so far
+    seen: Bool[Array, "B V"]  # book-0 ids made so far
+    keys: Key[Array, " B"]
     rules: Rules
-    limit: Int["B"]  # frames at most
-    reason: Int["B"]  # RUNNING, EOS, LENGTH or NOT_FINITE
-    trailing: Float["B Q H"]  # text rows still to be spoken, one a frame
-    trailing_length: Int["B"]
-    pad: Float["B H"]  # T(tts_pad), added once the text rows are used up
+    limit: I32[Array, " B"]  # frames at most
+    reason: I32[Array, " B"]  # RUNNING, EOS, LENGTH or NOT_FINITE
+    trailing: Float[Array, "B Q H"]  # text rows still to be spoken, one a frame
+    trailing_length: I32[Array, " B"]
+    pad: Float[Array, "B H"]  # T(tts_pad), added once the text rows are used up
 
 
 class Chunk(NamedTuple):
     """What one call made. Row b's frames are codes[:counts[b], b]; beyond that is garbage."""
 
-    codes: Int["N B K"]
-    hidden: Float["N B H"]  # the talker's normed hidden state that book 0 was drawn from
-    counts: Int["B"]
+    codes: I32[Array, "N B K"]
+    hidden: Float[Array, "N B H"]  # the talker's normed hidden state that book 0 was drawn from
+    counts: I32[Array, " B"]
 
 
 class PromptRows(NamedTuple):
     """Prompts of a batch, right-padded to their buckets."""
 
-    text: Int["B T"]
-    codes: Int["B T K"]
-    speaker: Bool["B T"]
-    x_vector: Float["B H"]
-    length: Int["B"]
-    trailing: Int["B Q"]
-    trailing_length: Int["B"]
+    text: I32[Array, "B T"]
+    codes: I32[Array, "B T K"]
+    speaker: Bool[Array, "B T"]
+    x_vector: Float[Array, "B H"]
+    length: I32[Array, " B"]
+    trailing: I32[Array, "B Q"]
+    trailing_length: I32[Array, " B"]
 
 
 def bucket(size: int, sizes: tuple[int, ...], what: str) -> int:
@@ -106,7 +106,7 @@ def stack(prompts: list[Prompt], width: int) -> PromptRows:
     )
 
 
-def embed(talker: Talker, rows: PromptRows) -> Float["B T H"]:
+def embed(talker: Talker, rows: PromptRows) -> Float[Array, "B T H"]:
     """Text row + code rows + x-vector of each position."""
     text = talker.text_rows(rows.text)
     speaker = jnp.where(rows.speaker[..., None], rows.x_vector[:, None].astype(text.dtype), 0)
@@ -115,7 +115,15 @@ def embed(talker: Talker, rows: PromptRows) -> Float["B T H"]:
 
 @functools.partial(jax.jit, static_argnames=("graphdef", "columns"))
 def prefill(
-    graphdef: Any, params: Any, rows: PromptRows, keys: Key["B"], rules: Rules, limit: Int["B"], pad_id: Int[""], *, columns: int
+    graphdef: Any,
+    params: Any,
+    rows: PromptRows,
+    keys: Key[Array, " B"],
+    rules: Rules,
+    limit: I32[Array, " B"],
+    pad_id: I32[Array, ""],
+    *,
+    columns: int,
 ) -> GenState:
     """Read the prompts; the state returned makes its first frame from their last row.
 
@@ -151,7 +159,9 @@ def prefill(
     )
 
 
-def advance(talker: Talker, state: Any, text: Float["B H"], active: Bool["B"]) -> tuple[Any, Int["B K"], Float["B H"], Bool["B"]]:
+def advance(
+    talker: Talker, state: Any, text: Float[Array, "B H"], active: Bool[Array, " B"]
+) -> tuple[Any, I32[Array, "B K"], Float[Array, "B H"], Bool[Array, " B"]]:
     """One frame of the rows that are ``active`` and running; the others stay as they are. A row whose scores are not finite is stopped
     with NOT_FINITE, before the frame.
 
@@ -198,14 +208,14 @@ def advance(talker: Talker, state: Any, text: Float["B H"], active: Bool["B"]) -
     return state, codes, hidden, alive
 
 
-def frame(talker: Talker, state: GenState) -> tuple[GenState, Int["B K"], Float["B H"], Bool["B"]]:
+def frame(talker: Talker, state: GenState) -> tuple[GenState, I32[Array, "B K"], Float[Array, "B H"], Bool[Array, " B"]]:
     """One frame of every row: its codes, the hidden state, and whether the row really made it (else it had ended)."""
     text = jnp.take_along_axis(state.trailing, jnp.minimum(state.step, state.trailing.shape[1] - 1)[:, None, None], axis=1)[:, 0]
     text = jnp.where((state.step < state.trailing_length)[:, None], text, state.pad)
     return advance(talker, state, text, jnp.ones(text.shape[0], bool))
 
 
-def chunk(talker: Talker, state: GenState, limit: Int[""], size: int) -> tuple[GenState, Chunk]:
+def chunk(talker: Talker, state: GenState, limit: I32[Array, ""], size: int) -> tuple[GenState, Chunk]:
     """Up to ``limit`` (at most ``size``) frames; stops early when every row has ended."""
     batch, width = state.inputs.shape
     made = Chunk(
@@ -214,11 +224,11 @@ def chunk(talker: Talker, state: GenState, limit: Int[""], size: int) -> tuple[G
         jnp.zeros(batch, jnp.int32),
     )
 
-    def going(carry: tuple[Int[""], GenState, Chunk]) -> Bool[""]:
+    def going(carry: tuple[I32[Array, ""], GenState, Chunk]) -> Bool[Array, ""]:
         index, state, _ = carry
         return (index < limit) & jnp.any(state.reason == RUNNING)
 
-    def one(carry: tuple[Int[""], GenState, Chunk]) -> tuple[Int[""], GenState, Chunk]:
+    def one(carry: tuple[I32[Array, ""], GenState, Chunk]) -> tuple[I32[Array, ""], GenState, Chunk]:
         index, state, made = carry
         state, codes, hidden, alive = frame(talker, state)
         made = Chunk(made.codes.at[index].set(codes), made.hidden.at[index].set(hidden), made.counts + alive)
@@ -229,7 +239,7 @@ def chunk(talker: Talker, state: GenState, limit: Int[""], size: int) -> tuple[G
 
 
 @functools.partial(jax.jit, static_argnames=("graphdef", "size"), donate_argnames=("state",))
-def generate_chunk(graphdef: Any, params: Any, state: GenState, limit: Int[""], *, size: int) -> tuple[GenState, Chunk]:
+def generate_chunk(graphdef: Any, params: Any, state: GenState, limit: I32[Array, ""], *, size: int) -> tuple[GenState, Chunk]:
     """Compiled ``chunk``. The caller sees to it that position + size <= S (see ``columns_for`` and ``grow_caches``)."""
     return chunk(nnx.merge(graphdef, params), state, limit, size)
 

@@ -26,7 +26,7 @@ from qwen3_jax.engine.requests import Notify, Priority
 from qwen3_jax.prompt import AUTO, CLOSING, ROLE
 from qwen3_jax.sampling import Sampling
 from qwen3_jax.session import Request as Row
-from qwen3_jax.shapes import NpF32, NpInt
+from qwen3_jax.shapes import F32, I32
 from qwen3_jax.text.parts import Part, Parts, parts_of
 from qwen3_jax.text.split import settled
 from qwen3_jax.tts import Qwen3TTS, load_for
@@ -46,7 +46,7 @@ def _warm(device: JaxDevice) -> None:
         device.warm_up()
 
 
-class Utterance(Iterator[NpF32["F"]]):
+class Utterance(Iterator[F32[np.ndarray, " F"]]):
     """Pieces of pcm (float32, mono, 24 kHz) as they are made. Iterate in one thread; ``cancel`` from any. As SpeechStream.
 
     Raises (from ``next``):
@@ -59,9 +59,9 @@ class Utterance(Iterator[NpF32["F"]]):
         self.sample_rate = sample_rate
         self.seed = handle.request.seed
         self._books = books
-        self._codes: list[NpInt["N K"]] = []
+        self._codes: list[I32[np.ndarray, "N K"]] = []
 
-    def __next__(self) -> NpF32["F"]:
+    def __next__(self) -> F32[np.ndarray, " F"]:
         packet = self.handle.next(TIMEOUT)
         if packet is None:
             raise StopIteration
@@ -74,7 +74,7 @@ class Utterance(Iterator[NpF32["F"]]):
         return self.handle.finish_reason
 
     @property
-    def frames(self) -> NpInt["N K"]:
+    def frames(self) -> I32[np.ndarray, "N K"]:
         """Codes of all that has been handed out."""
         return np.concatenate(self._codes) if self._codes else np.zeros((0, self._books), np.int32)
 

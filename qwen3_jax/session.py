@@ -20,7 +20,7 @@ from qwen3_jax.generate import FINISH_REASONS, bucket
 from qwen3_jax.model import Model
 from qwen3_jax.prompt import Prompt, check_prompt
 from qwen3_jax.sampling import Sampling, rules, segment_key
-from qwen3_jax.shapes import F32, Int, Key, NpF32, NpInt
+from qwen3_jax.shapes import F32, I32, Array, Key
 
 BATCH_BUCKETS = (1, 2, 4, 8, 16, 32)
 _PRIME = 16  # frames of reference decoded at a time: one trace for every length, and 150 MB of temporaries at full size
@@ -42,22 +42,22 @@ class Request(NamedTuple):
 class Piece(NamedTuple):
     """What one row got from one chunk."""
 
-    pcm: NpF32["F"]  # 1920 samples a frame
-    codes: NpInt["N K"]
+    pcm: F32[np.ndarray, " F"]  # 1920 samples a frame
+    codes: I32[np.ndarray, "N K"]
 
 
 @functools.partial(jax.jit, static_argnames=("graph",), donate_argnames=("state",))
-def decode(graph: Any, decoder: Any, codes: Int["N B K"], state: DecoderState) -> tuple[F32["B F"], DecoderState]:
+def decode(graph: Any, decoder: Any, codes: I32[Array, "N B K"], state: DecoderState) -> tuple[F32[Array, "B F"], DecoderState]:
     """The samples of every row's next N frames; codes of -1 (rows that have ended) make noise that nobody reads."""
     return nnx.merge(graph, decoder)(jnp.swapaxes(codes, 0, 1), state)
 
 
 @functools.partial(jax.jit, static_argnames=("graph",), donate_argnames=("state",))
-def _remember(graph: Any, decoder: Any, codes: Int["B N K"], valid: Int["B"] | None, state: DecoderState) -> DecoderState:
+def _remember(graph: Any, decoder: Any, codes: I32[Array, "B N K"], valid: I32[Array, " B"] | None, state: DecoderState) -> DecoderState:
     return nnx.merge(graph, decoder)(codes, state, valid)[1]
 
 
-def prime(model: Model, reference: NpInt["N K"], begun: DecoderState | None = None) -> DecoderState:
+def prime(model: Model, reference: I32[np.ndarray, "N K"], begun: DecoderState | None = None) -> DecoderState:
     """The codec's state after these frames, one row; their audio is not kept. It serves any number of requests.
 
     Args:
@@ -89,7 +89,7 @@ def _side_by_side(states: list[DecoderState]) -> DecoderState:
 
 
 @jax.jit
-def _keys(seeds: Int["B"], segments: Int["B"]) -> Key["B"]:
+def _keys(seeds: I32[Array, " B"], segments: I32[Array, " B"]) -> Key[Array, " B"]:
     return jax.vmap(lambda seed, segment: segment_key(seed, segment, jnp.int32(0)))(seeds.astype(jnp.uint32), segments)
 
 

@@ -16,7 +16,7 @@ from qwen3_jax.audio import SAMPLE_RATE
 from qwen3_jax.codec import DecoderState
 from qwen3_jax.model import Model
 from qwen3_jax.session import BATCH_BUCKETS, Piece, Request, Session
-from qwen3_jax.shapes import NpF32, NpInt
+from qwen3_jax.shapes import F32, I32
 from qwen3_jax.sound_files import write_sound
 
 OFFLINE_CHUNK = 8  # frames per compiled call
@@ -34,9 +34,9 @@ class Speech:
         seed: what it was drawn with; the same request with it gives the same audio.
     """
 
-    pcm: NpF32["F"]
+    pcm: F32[np.ndarray, " F"]
     sample_rate: int
-    frames: NpInt["N K"]
+    frames: I32[np.ndarray, "N K"]
     finish_reason: str
     seed: int
 
@@ -59,7 +59,7 @@ class Speech:
         return f'<audio controls src="data:audio/wav;base64,{base64.b64encode(wav.getvalue()).decode()}"></audio>'
 
 
-class SpeechStream(Iterator[NpF32["F"]]):
+class SpeechStream(Iterator[F32[np.ndarray, " F"]]):
     """Pieces of pcm (float32, mono, 24 kHz) as they are made. Iterate in one thread; ``cancel`` from any.
 
     Use it as a context manager, or iterate to the end, or cancel: nothing runs between two calls of ``next``. Sentences follow each other
@@ -73,7 +73,7 @@ class SpeechStream(Iterator[NpF32["F"]]):
         self._model, self._waiting, self._left = model, deque(sentences), max_frames
         self._next, self._chunk = first_chunk, chunk
         self._cancelled = threading.Event()
-        self._codes: list[NpInt["N K"]] = []
+        self._codes: list[I32[np.ndarray, "N K"]] = []
         self._cut = False  # a sentence met its limit
         self.sample_rate = model.codec_config.output_sample_rate
         self.seed = sentences[0].seed
@@ -82,7 +82,7 @@ class SpeechStream(Iterator[NpF32["F"]]):
         self._codec_state: DecoderState | None = None  # where the last sentence left the codec; None: as the next one says
         self._session: Session | None = self._begin()
 
-    def __next__(self) -> NpF32["F"]:
+    def __next__(self) -> F32[np.ndarray, " F"]:
         while self.finish_reason is None:
             if self._cancelled.is_set():
                 self.finish_reason = "cancelled"
@@ -120,7 +120,7 @@ class SpeechStream(Iterator[NpF32["F"]]):
         return Session(self._model, [sentence], carried=bool(self._waiting))
 
     @property
-    def frames(self) -> NpInt["N K"]:
+    def frames(self) -> I32[np.ndarray, "N K"]:
         """Codes of all that has been handed out."""
         return np.concatenate(self._codes) if self._codes else np.zeros((0, self._model.config.talker_config.num_code_groups), np.int32)
 

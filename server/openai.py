@@ -14,12 +14,13 @@ from time import monotonic
 from typing import Annotated, Any, Literal
 
 import msgspec
+import numpy as np
 from msgspec import Meta
 from quart import Quart, Response, ResponseReturnValue, request
 
 from qwen3_jax.audio import check_finite
 from qwen3_jax.messages import shorten
-from qwen3_jax.shapes import NpF32
+from qwen3_jax.shapes import F32
 from qwen3_jax.text.nfc import AROUND
 from server import protocol, reading
 from server.admission import normal_form, too_long
@@ -130,7 +131,7 @@ class _Work:
         self._seconds = 0.0  # of audio that has been encoded
         self._end: End | None = None
 
-    async def first(self) -> NpF32["F"] | None:
+    async def first(self) -> F32[np.ndarray, " F"] | None:
         """The first piece, so that what goes wrong before any sound is an HTTP error; one failure is made good by another try."""
         self._context.metrics.begun.inc()
         try:
@@ -139,7 +140,7 @@ class _Work:
             self._ended("left" if isinstance(error, asyncio.CancelledError) else "failed")
             raise
 
-    def rest(self, piece: NpF32["F"] | None) -> AsyncGenerator[bytes, None]:
+    def rest(self, piece: F32[np.ndarray, " F"] | None) -> AsyncGenerator[bytes, None]:
         """The file. A failure in its middle cuts the connection, for there is no other way to say so; a client that goes away ends it."""
         body = self._rest(piece)
         gone = weakref.finalize(body, self._ended, "left", "client_left")  # a body whose client goes before its first byte never begins
@@ -156,7 +157,7 @@ class _Work:
         if self._handle is not None:
             self._handle.cancel()
 
-    async def _first(self) -> NpF32["F"] | None:
+    async def _first(self) -> F32[np.ndarray, " F"] | None:
         due, reason = monotonic() + self._context.settings.turn_timeout, None
         for whole in (False, True):
             self._handle = handle = self._context.engine.submit(msgspec.structs.replace(self._wanted, whole=whole))
@@ -193,7 +194,7 @@ class _Work:
             raise HttpError(503, "GPU_OUT_OF_MEMORY", "the device ran out of memory; try again", 2000)
         raise HttpError(500, "SYNTHESIS_ERROR", "failed to generate audio; the server's log says more")
 
-    async def _rest(self, piece: NpF32["F"] | None) -> AsyncGenerator[bytes, None]:
+    async def _rest(self, piece: F32[np.ndarray, " F"] | None) -> AsyncGenerator[bytes, None]:
         handle = self._handle
         assert handle is not None
         ended = self._context.streams[handle] = asyncio.get_running_loop().create_future()
@@ -242,7 +243,7 @@ class _Work:
         }
         self._context.access.spoke(fields, complete=reason in ("eos", "length"))
 
-    async def _next(self, handle: Handle) -> NpF32["F"] | None:
+    async def _next(self, handle: Handle) -> F32[np.ndarray, " F"] | None:
         try:
             async with asyncio.timeout(self._context.settings.chunk_timeout):
                 return check_finite(await anext(handle))

@@ -13,11 +13,12 @@ from time import monotonic
 from typing import Protocol
 
 import msgspec
+import numpy as np
 from msgspec import UNSET
 
 from qwen3_jax.audio import SAMPLE_RATE
 from qwen3_jax.messages import shorten
-from qwen3_jax.shapes import NpF32
+from qwen3_jax.shapes import F32
 from server import protocol
 from server.audio_out import Converter, Pace
 from server.auth import Principal
@@ -228,7 +229,7 @@ class Speaker:
             return None
         return _failed(turn.reason if isinstance(turn.reason, OutOfMemory) else failure, request_id)
 
-    async def _pieces(self, turn: Turn, handle: Handle) -> AsyncGenerator[NpF32["F"], None]:
+    async def _pieces(self, turn: Turn, handle: Handle) -> AsyncGenerator[F32[np.ndarray, " F"], None]:
         """The handle's pieces, each within its limit: the engine's, or that of a client who is still writing."""
         while True:
             writing = turn.utterance.text_open

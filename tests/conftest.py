@@ -20,6 +20,10 @@ import jax.numpy as jnp
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests import shape_checks
+
+shape_checks.install()  # before the product is imported
+
 from qwen3_jax.compilation import use_persistent_cache
 from qwen3_jax.model import Model, load
 from qwen3_jax.testing import GOLDEN_SEEDS, write_checkpoint

@@ -32,7 +32,7 @@ from qwen3_jax.codec.decoder import DecoderState
 from qwen3_jax.engine.slots import RUNAWAY
 from qwen3_jax.generate import NOT_FINITE, RUNNING, PromptRows, advance, embed
 from qwen3_jax.sampling import Draws, Rules, segment_key
-from qwen3_jax.shapes import F32, Bool, Float, Int, Key
+from qwen3_jax.shapes import F32, I32, Array, Bool, Float, Key
 from qwen3_jax.talker import Talker
 
 LAGS = 8  # frames back with which book 0 is compared
@@ -41,19 +41,19 @@ LAGS = 8  # frames back with which book 0 is compared
 class Limits(NamedTuple):
     """See requests.Watch. In frames; rows that are not watched have limits that no utterance reaches."""
 
-    hold: Int["B"]
-    repeats: Int["B"]
-    overdue: Int["B"]
-    overdue_end: Int["B"]
+    hold: I32[Array, " B"]
+    repeats: I32[Array, " B"]
+    overdue: I32[Array, " B"]
+    overdue_end: I32[Array, " B"]
 
 
 class Mark(NamedTuple):
     """The rows as they were before the first frame that is held."""
 
-    inputs: Float["B H"]
-    position: Int["B"]
-    step: Int["B"]
-    seen: Bool["B V"]
+    inputs: Float[Array, "B H"]
+    position: I32[Array, " B"]
+    step: I32[Array, " B"]
+    seen: Bool[Array, "B V"]
     codec: DecoderState
 
 
@@ -61,32 +61,32 @@ class State(NamedTuple):
     """All slots. The first nine fields are those of generate.GenState, for `generate.advance`."""
 
     caches: KVCache  # per layer, k and v [B J S D]
-    inputs: Float["B H"]
-    position: Int["B"]
-    step: Int["B"]
-    seen: Bool["B V"]
-    keys: Key["B"]
+    inputs: Float[Array, "B H"]
+    position: I32[Array, " B"]
+    step: I32[Array, " B"]
+    seen: Bool[Array, "B V"]
+    keys: Key[Array, " B"]
     rules: Rules
-    limit: Int["B"]
-    reason: Int["B"]
-    text: Int["B Q"]  # trailing ids; their rows are made frame by frame, so that text may grow
-    text_length: Int["B"]
+    limit: I32[Array, " B"]
+    reason: I32[Array, " B"]
+    text: I32[Array, "B Q"]  # trailing ids; their rows are made frame by frame, so that text may grow
+    text_length: I32[Array, " B"]
     codec: DecoderState
     limits: Limits
-    recent: Int["B LAGS"]  # book 0 of the last frames, the newest first; -1: none
-    runs: Int["B LAGS"]  # for each lag, frames in a row that repeated
-    held: Int["B"]  # frames since the mark; 0: no suspicion
+    recent: I32[Array, "B LAGS"]  # book 0 of the last frames, the newest first; -1: none
+    runs: I32[Array, "B LAGS"]  # for each lag, frames in a row that repeated
+    held: I32[Array, " B"]  # frames since the mark; 0: no suspicion
     mark: Mark
 
 
 class Made(NamedTuple):
     """What a step made. Row b's frames are the first counts[b]; beyond that is garbage."""
 
-    codes: Int["N B K"]
-    pcm: F32["N B F"]
-    counts: Int["B"]
-    reason: Int["B"]
-    held: Int["B"]
+    codes: I32[Array, "N B K"]
+    pcm: F32[Array, "N B F"]
+    counts: I32[Array, " B"]
+    reason: I32[Array, " B"]
+    held: I32[Array, " B"]
 
 
 def copies(talker: Any, slots: int) -> bool:
@@ -139,7 +139,7 @@ def start(talker_graph: Any, talker: Any, decoder_graph: Any, decoder: Any, *, s
     return initial(nnx.merge(talker_graph, talker), nnx.merge(decoder_graph, decoder), slots, columns)
 
 
-def _put(whole: Any, row: Any, slot: Int[""]) -> Any:
+def _put(whole: Any, row: Any, slot: I32[Array, ""]) -> Any:
     """Write one row of every array, or the beginning of one; ``row`` has the rows' axis too, of length 1."""
     return jax.tree.map(lambda x, new: jax.lax.dynamic_update_slice_in_dim(x, new.astype(x.dtype), slot, axis=0), whole, row)
 
@@ -147,18 +147,18 @@ def _put(whole: Any, row: Any, slot: Int[""]) -> Any:
 class Opening(NamedTuple):
     """What a slot gets with a new segment; one row of everything."""
 
-    seed: Int[""]
-    segment: Int[""]
+    seed: I32[Array, ""]
+    segment: I32[Array, ""]
     rules: Rules
-    limit: Int[""]
-    text: Int["Q"]
-    text_length: Int[""]
+    limit: I32[Array, ""]
+    text: I32[Array, " Q"]
+    text_length: I32[Array, ""]
     limits: Limits  # scalars
     codec: DecoderState | None  # None: the slot goes on with what it has, for the same owner
 
 
 @functools.partial(jax.jit, donate_argnames=("state",))
-def open_row(state: State, slot: Int[""], new: Opening) -> State:
+def open_row(state: State, slot: I32[Array, ""], new: Opening) -> State:
     """A segment begins in a slot; its prompt is to be read next. Compiled twice: with a codec state, and without."""
     if new.codec is not None:
         state = _cleared(state, slot)._replace(codec=_put(state.codec, new.codec, slot))
@@ -179,7 +179,7 @@ def open_row(state: State, slot: Int[""], new: Opening) -> State:
     )
 
 
-def _cleared(state: State, slot: Int[""]) -> State:
+def _cleared(state: State, slot: I32[Array, ""]) -> State:
     """Zeros for all numbers of a row that a NaN could hide in, but those of the codec."""
 
     def zeros(tree: Any) -> Any:
@@ -190,7 +190,13 @@ def _cleared(state: State, slot: Int[""]) -> State:
 
 @functools.partial(jax.jit, donate_argnames=("state",))
 def write_text(
-    state: State, slot: Int[""], text: Int["Q"], length: Int[""], limit: Int[""], overdue: Int[""], overdue_end: Int[""]
+    state: State,
+    slot: I32[Array, ""],
+    text: I32[Array, " Q"],
+    length: I32[Array, ""],
+    limit: I32[Array, ""],
+    overdue: I32[Array, ""],
+    overdue_end: I32[Array, ""],
 ) -> State:
     """The slot's whole text as it is now, and the limits that follow from its length."""
     return state._replace(
@@ -204,7 +210,9 @@ def write_text(
 
 
 @functools.partial(jax.jit, static_argnames=("graph", "first"), donate_argnames=("state",))
-def read(graph: Any, params: Any, state: State, slot: Int[""], rows: PromptRows, at: Int[""], *, first: bool = False) -> State:
+def read(
+    graph: Any, params: Any, state: State, slot: I32[Array, ""], rows: PromptRows, at: I32[Array, ""], *, first: bool = False
+) -> State:
     """Read one piece of a prompt.
 
     Args:
@@ -237,11 +245,11 @@ def read(graph: Any, params: Any, state: State, slot: Int[""], rows: PromptRows,
     )
 
 
-def _where(rows: Bool["B"], new: Any, old: Any) -> Any:
+def _where(rows: Bool[Array, " B"], new: Any, old: Any) -> Any:
     return jax.tree.map(lambda a, b: jnp.where(rows.reshape(-1, *[1] * (a.ndim - 1)), a, b), new, old)
 
 
-def _watched(before: State, after: State, first: Int["B"], alive: Bool["B"]) -> State:
+def _watched(before: State, after: State, first: I32[Array, " B"], alive: Bool[Array, " B"]) -> State:
     """Count repeats, hold suspect frames, mark the state before the first of them, and stop rows that have gone too far."""
     runs = jnp.where(alive[:, None], jnp.where(first[:, None] == before.recent, before.runs + 1, 0), before.runs)
     recent = jnp.where(alive[:, None], jnp.concatenate([first[:, None], before.recent[:, :-1]], axis=1), before.recent)
@@ -273,9 +281,9 @@ def step(
     decoder_graph: Any,
     decoder_params: Any,
     state: State,
-    quota: Int["B"],
-    limit: Int[""],
-    pad_id: Int[""],
+    quota: I32[Array, " B"],
+    limit: I32[Array, ""],
+    pad_id: I32[Array, ""],
     *,
     size: int,
 ) -> tuple[State, Made]:
@@ -293,7 +301,7 @@ def step(
         jnp.zeros(slots, jnp.int32),
     )
 
-    def going(carry: tuple[Any, State, Any]) -> Bool[""]:
+    def going(carry: tuple[Any, State, Any]) -> Bool[Array, ""]:
         index, state, (_, _, counts) = carry
         return (index < limit) & jnp.any((state.reason == RUNNING) & (counts < quota))
 
@@ -314,7 +322,7 @@ def step(
 
 
 @functools.partial(jax.jit, donate_argnames=("state",))
-def rewind(state: State, slot: Int[""], seed: Int[""], segment: Int[""], attempt: Int[""]) -> State:
+def rewind(state: State, slot: I32[Array, ""], seed: I32[Array, ""], segment: I32[Array, ""], attempt: I32[Array, ""]) -> State:
     """Forget the held frames of a slot and go on from the mark with another key."""
 
     def back(whole: Any, marked: Any) -> Any:
@@ -335,6 +343,6 @@ def rewind(state: State, slot: Int[""], seed: Int[""], segment: Int[""], attempt
 
 
 @jax.jit
-def keep(state: State, slot: Int[""]) -> DecoderState:
+def keep(state: State, slot: I32[Array, ""]) -> DecoderState:
     """One row of the codec's states."""
     return jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, slot, 1, axis=0), state.codec)

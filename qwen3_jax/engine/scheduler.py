@@ -33,7 +33,7 @@ from qwen3_jax.engine.requests import Handle, Packet, Rest
 from qwen3_jax.engine.reserve import Reserve
 from qwen3_jax.engine.slots import NEVER, RUNAWAY, Device, Opening, Outcome, Slot, text_of
 from qwen3_jax.generate import DAMAGED, LENGTH, NOT_FINITE, RUNNING
-from qwen3_jax.shapes import NpF32, NpInt
+from qwen3_jax.shapes import F32, I32
 
 ROOM = 5.0  # seconds of audio that a consumer that was late must have taken before its utterance goes on
 
@@ -300,7 +300,7 @@ class Scheduler:
             self.counters.cut += reason == LENGTH
             self._next_segment(slot, now)
 
-    def _put(self, slot: Slot, frames: list[tuple[NpInt["K"], NpF32["F"]]], now: float) -> None:
+    def _put(self, slot: Slot, frames: list[tuple[I32[np.ndarray, " K"], F32[np.ndarray, " F"]]], now: float) -> None:
         assert slot.handle is not None
         codes, pcm = zip(*frames, strict=True)
         silence, slot.pause = np.zeros(round(slot.pause / FRAME_SECONDS * len(pcm[0])), np.float32), 0.0

@@ -7,11 +7,13 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
+
 from qwen3_jax.codec import DecoderState
 from qwen3_jax.engine.requests import MOST, Handle, Request, Segment, Watch
 from qwen3_jax.prompt import Prompt
 from qwen3_jax.sampling import Sampling
-from qwen3_jax.shapes import NpF32, NpInt
+from qwen3_jax.shapes import F32, I32
 
 RUNAWAY = 3  # a finish reason beside generate's: the row is to be rewound, or ended
 NEVER = MOST  # frames; no utterance gets there
@@ -54,11 +56,11 @@ class Opening(NamedTuple):
 class Outcome(NamedTuple):
     """What a launch made, on the host. Row b's frames are the first counts[b]."""
 
-    codes: NpInt["N B K"]
-    pcm: NpF32["N B F"]
-    counts: NpInt["B"]
-    reason: NpInt["B"]  # generate.RUNNING, EOS, LENGTH, NOT_FINITE or RUNAWAY
-    held: NpInt["B"]  # of a row's newest frames, how many must not be released yet
+    codes: I32[np.ndarray, "N B K"]
+    pcm: F32[np.ndarray, "N B F"]
+    counts: I32[np.ndarray, " B"]
+    reason: I32[np.ndarray, " B"]  # generate.RUNNING, EOS, LENGTH, NOT_FINITE or RUNAWAY
+    held: I32[np.ndarray, " B"]  # of a row's newest frames, how many must not be released yet
 
 
 class Device(Protocol):
@@ -117,7 +119,7 @@ class Slot:
     cut: bool = False  # a segment met its limit
     before: DecoderState | None = None  # where the segment before this one has left the codec
     skip: int = 0  # frames of this segment, still to be made, that were handed over before the request came here
-    held: list[tuple[NpInt["K"], NpF32["F"]]] = field(default_factory=list)
+    held: list[tuple[I32[np.ndarray, " K"], F32[np.ndarray, " F"]]] = field(default_factory=list)
     idle_since: float | None = None  # waits for text or for the consumer
     pause: float = 0.0  # seconds of silence that go before its next packet
 

@@ -27,7 +27,7 @@ from rich.table import Table
 
 from qwen3_jax.audio import write_wav
 from qwen3_jax.evaluate.texts import SENTENCES, held_out
-from qwen3_jax.shapes import NpInt
+from qwen3_jax.shapes import I32
 from qwen3_jax.train import plan, sources, teachers
 from qwen3_jax.train.sentences import Sentence, number, training
 from qwen3_jax.train.teachers import SAMPLE_RATE, Speaker, Teacher, Utterance
@@ -231,7 +231,7 @@ def speak_held_out(folder: Path, who: Speaker, teacher: Speaks) -> None:
     write_atomically(folder / SENTENCES, "".join(f"{text}\n" for text in texts).encode())
 
 
-def said_in(wav: Path, frames: int) -> NpInt["N 4"]:
+def said_in(wav: Path, frames: int) -> I32[np.ndarray, "N 4"]:
     """`plan.quarters` of one of ``speak_held_out``'s wavs; zeros for any other."""
     path = wav.with_suffix(SAID)
     if not path.is_file():

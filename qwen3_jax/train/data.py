@@ -18,7 +18,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
-from qwen3_jax.shapes import NpF32, NpInt
+from qwen3_jax.shapes import F32, I32
 from qwen3_jax.train import locking, plan
 from qwen3_jax.train.corpus import Line, end_with_parent, read_corpus, wave
 from qwen3_jax.train.latents import FRAME, Latents, Part, fit_pitch
@@ -73,18 +73,18 @@ def begun_later(line: Line, units: int) -> Line:
     return msgspec.structs.replace(line, start=line.start + cut, samples=line.samples - cut, durations=durations)
 
 
-def padded(corpus: Path, line: Line) -> NpF32:
+def padded(corpus: Path, line: Line) -> F32[np.ndarray, "..."]:
     """An utterance's speech, padded to whole frames: float32 [N*1920]."""
     samples = wave(corpus, line)
     return np.concatenate([samples, np.zeros(-len(samples) % _WHOLE, samples.dtype)]).astype(np.float32) / 32768
 
 
-def said(line: Line) -> NpInt["N 4"]:
+def said(line: Line) -> I32[np.ndarray, "N 4"]:
     """The phonemes of each quarter of the frames of ``padded``."""
     return plan.quarters(line.phonemes, line.durations, (line.samples + -line.samples % _WHOLE) // FRAME)
 
 
-def sayings(corpus: Path, hours: float) -> dict[str, NpInt]:
+def sayings(corpus: Path, hours: float) -> dict[str, I32[np.ndarray, "..."]]:
     """Of each voice the phonemes of the quarters of its frames [N 4], in the order of `load_streams`."""
     return {voice: np.concatenate([said(line) for line in lines]) for voice, lines in chosen_lines(corpus, hours).items()}
 
@@ -199,7 +199,7 @@ def _read_shard(corpus: Path, kept: Path, lines: list[Line], speech: bool, laten
     return arrays
 
 
-def _int16(wave: NpF32) -> np.ndarray:
+def _int16(wave: F32[np.ndarray, "..."]) -> np.ndarray:
     return np.rint(np.clip(wave, -1, 1) * 32767).astype(np.int16)
 
 
@@ -214,8 +214,8 @@ def keep(path: Path, save: Callable[[Any], None]) -> None:
 class Batch(msgspec.Struct):
     """Rows of crops: codes int32 [B M K]; wave float32 [B C*1920], the last C of the M frames."""
 
-    codes: NpInt
-    wave: NpF32
+    codes: I32[np.ndarray, "..."]
+    wave: F32[np.ndarray, "..."]
 
 
 def places(streams: list[Stream], rows: int, frames: int, seed: int, step: int) -> list[tuple[Stream, int]]:

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from qwen3_jax.shapes import F32, Bool, Float, Int
+from qwen3_jax.shapes import F32, I32, Array, Bool, Float
 from qwen3_jax.train.plan import QUARTERS
 
 PHONEMES = 12  # of a word, at most
@@ -24,27 +24,27 @@ TIMING = QUARTERS * AHEAD * SYMBOLS  # numbers of that map
 Params = dict[str, Any]
 
 
-def cross_entropy(logits: F32["... V"], labels: Int["..."], smoothing: float) -> F32["..."]:
+def cross_entropy(logits: F32[Array, "... V"], labels: I32[Array, "..."], smoothing: float) -> F32[Array, "..."]:
     """Of each place; labels of -1 give numbers that nobody reads."""
     logs = jax.nn.log_softmax(logits)
     right = jnp.take_along_axis(logs, jnp.maximum(labels, 0)[..., None], axis=-1)[..., 0]
     return -(1 - smoothing) * right - smoothing * jnp.mean(logs, axis=-1)
 
 
-def told_apart(x: Float["B T H"], map_: Params, phonemes: Int["B T S"]) -> jax.Array:
+def told_apart(x: Float[Array, "B T H"], map_: Params, phonemes: I32[Array, "B T S"]) -> jax.Array:
     """Mean cross-entropy of what the map finds at the rows, where phonemes are known."""
     there = phonemes >= 0
     guess = (x @ map_["weight"] + map_["bias"]).reshape(*phonemes.shape, -1).astype(jnp.float32)
     return jnp.sum(jnp.where(there, cross_entropy(guess, phonemes, 0.0), 0)) / jnp.maximum(jnp.sum(there), 1)
 
 
-def hint_weights(size: int) -> F32["D"]:
+def hint_weights(size: int) -> F32[Array, " D"]:
     """What each number of a whitened latent counts for: the first components most."""
     falling = 1.0 / (4.0 + jnp.arange(size, dtype=jnp.float32))
     return falling / falling.sum()
 
 
-def missed(x: Float["... H"], map_: Params, latent: F32["... D"], there: Bool["..."]) -> jax.Array:
+def missed(x: Float[Array, "... H"], map_: Params, latent: F32[Array, "... D"], there: Bool[Array, "..."]) -> jax.Array:
     """Mean error of the components that the map finds, where ``there`` says so."""
     off = jnp.square(x @ map_["weight"] + map_["bias"] - latent) @ hint_weights(latent.shape[-1])
     return jnp.sum(jnp.where(there, off, 0)) / jnp.maximum(jnp.sum(there), 1)

@@ -34,7 +34,7 @@ from qwen3_jax.generate import PromptRows, embed
 from qwen3_jax.layers import DecoderLayer, rope_angles, rotate
 from qwen3_jax.predictor import Predictor
 from qwen3_jax.prompt import Prompt
-from qwen3_jax.shapes import F32, Bool, Float, Int, NpF32, NpInt
+from qwen3_jax.shapes import F32, I32, Array, Bool, Float
 from qwen3_jax.speaker import SpeakerEncoder
 from qwen3_jax.talker import Talker
 from qwen3_jax.train.hints import AHEAD, PHONEMES, Params, cross_entropy, missed, told_apart
@@ -43,7 +43,7 @@ from qwen3_jax.train.mixed import mix
 from qwen3_jax.train.plan import QUARTERS
 from qwen3_jax.train.vocoder import rate_at, running_average
 
-Rope = tuple[Float["B T D"], Float["B T D"]]
+Rope = tuple[Float[Array, "B T D"], Float[Array, "B T D"]]
 
 
 class Definitions(NamedTuple):
@@ -57,41 +57,41 @@ class Batch(NamedTuple):
     """Utterances side by side; N frames of them are for the predictor."""
 
     rows: PromptRows  # [B T], prompts and frames; their x_vector and trailing are not read
-    mel: F32["B F 128"]  # a reference of each row's voice
-    mel_length: Int["B"]
-    labels: Int["B T K"]  # of each row, -1 where there is none; the end of speech has book 0 only
-    spoken: Int["B T 2"]  # of each row with a label: the first row that is to be looked at, and the first one after; equal: none
-    latent: F32["B T D"]  # main components of the frame that each row's label names, whitened; D = 0: no hint
-    sounds: Int["B T S"]  # phonemes of the word that ends with the row's text token; -1 where there is none
-    timing: Int["B T 12"]  # phonemes of the quarters of the frame that each row's label names, and of the next two; -1: not known
-    picks: Int["N"]  # places of `labels`, counted through rows, that hold a whole frame; one without a frame is padding
-    told: Int["N K"] | None = None  # codes that the predictor is told of the picks, where they are not the labels
-    rest: Int["N K"] | None = None  # and what it is to answer; -1: nothing
-    glances: Int["F"] | None = None  # F more such places, at which the predictor reads book 0 and no further; None: `picks`
+    mel: F32[Array, "B F 128"]  # a reference of each row's voice
+    mel_length: I32[Array, " B"]
+    labels: I32[Array, "B T K"]  # of each row, -1 where there is none; the end of speech has book 0 only
+    spoken: I32[Array, "B T 2"]  # of each row with a label: the first row that is to be looked at, and the first one after; equal: none
+    latent: F32[Array, "B T D"]  # main components of the frame that each row's label names, whitened; D = 0: no hint
+    sounds: I32[Array, "B T S"]  # phonemes of the word that ends with the row's text token; -1 where there is none
+    timing: I32[Array, "B T 12"]  # phonemes of the quarters of the frame that each row's label names, and of the next two; -1: not known
+    picks: I32[Array, " N"]  # places of `labels`, counted through rows, that hold a whole frame; one without a frame is padding
+    told: I32[Array, "N K"] | None = None  # codes that the predictor is told of the picks, where they are not the labels
+    rest: I32[Array, "N K"] | None = None  # and what it is to answer; -1: nothing
+    glances: I32[Array, " F"] | None = None  # F more such places, at which the predictor reads book 0 and no further; None: `picks`
 
 
 class Taught(NamedTuple):
     """One utterance, ready to be stacked."""
 
     rows: Prompt  # of the prompt and of all frames
-    labels: NpInt["T K"]
-    spoken: NpInt["T 2"]
-    latent: NpF32["T D"]
-    sounds: NpInt["T S"]
-    timing: NpInt["T 12"]
+    labels: I32[np.ndarray, "T K"]
+    spoken: I32[np.ndarray, "T 2"]
+    latent: F32[np.ndarray, "T D"]
+    sounds: I32[np.ndarray, "T S"]
+    timing: I32[np.ndarray, "T 12"]
     start: int  # the row before which the frames to be learnt begin: it has the first label
 
 
 class Scores(NamedTuple):
     """What the parameters make of a batch."""
 
-    first: F32["B T V"]  # of book 0, at every row
-    rest: F32["N 15 V"]  # of books 1..15, of the picked frames
-    told: Float["F H"]  # the predictor's states when it has read book 0 of the frames at a glance
-    looks: F32["B T"]  # `looked_at`, averaged over the guided heads
-    hidden: Float["B T H"]
-    early: Float["B T H"]  # what the first guided layer is given, its root mean square 1
-    late: Float["B T H"]  # what the last one hands on, likewise
+    first: F32[Array, "B T V"]  # of book 0, at every row
+    rest: F32[Array, "N 15 V"]  # of books 1..15, of the picked frames
+    told: Float[Array, "F H"]  # the predictor's states when it has read book 0 of the frames at a glance
+    looks: F32[Array, "B T"]  # `looked_at`, averaged over the guided heads
+    hidden: Float[Array, "B T H"]
+    early: Float[Array, "B T H"]  # what the first guided layer is given, its root mean square 1
+    late: Float[Array, "B T H"]  # what the last one hands on, likewise
 
 
 class Weights(NamedTuple):
@@ -120,12 +120,12 @@ def define(config: ModelConfig, *, mixed: bool = False) -> tuple[Definitions, Pa
 
 def teach(
     prompt: Prompt,
-    frames: NpInt["N K"],
+    frames: I32[np.ndarray, "N K"],
     config: ModelConfig,
-    spoken: NpInt["N+1 2"] | None = None,
-    latent: NpF32["N D"] | None = None,
+    spoken: I32[np.ndarray, "N+1 2"] | None = None,
+    latent: F32[np.ndarray, "N D"] | None = None,
     sounds: dict[int, list[int]] | None = None,
-    timing: NpInt["N 4"] | None = None,
+    timing: I32[np.ndarray, "N 4"] | None = None,
 ) -> Taught:
     """Prompt and frames -> the rows that the talker reads while it makes them, and the labels of these rows.
 
@@ -169,7 +169,7 @@ def teach(
 
 
 def assemble(
-    taught: list[Taught], mels: list[NpF32["F 128"]], length: int, mel_length: int, picks: int, noise: np.random.Generator,
+    taught: list[Taught], mels: list[F32[np.ndarray, "F 128"]], length: int, mel_length: int, picks: int, noise: np.random.Generator,
     missteps: Missteps | None = None, glances: int = 0,
 ) -> Batch:  # fmt: skip
     """Pad to ``length`` rows and ``mel_length`` frames of mel; draw the predictor's frames, some of which go wrong by ``missteps``, and as
@@ -217,7 +217,9 @@ def assemble(
     )
 
 
-def looked_at(layer: DecoderLayer, x: Float["B T H"], rope: Rope, mask: Bool["B T S"], spoken: Int["B T 2"]) -> F32["B T"]:
+def looked_at(
+    layer: DecoderLayer, x: Float[Array, "B T H"], rope: Rope, mask: Bool[Array, "B T S"], spoken: I32[Array, "B T 2"]
+) -> F32[Array, "B T"]:
     """Logarithm of what the layer's first head gives to the rows of ``spoken``, from the layer's own input; -inf where there are none."""
     rows, length, _ = x.shape
     own, y = layer.self_attn, layer.input_layernorm(x)
@@ -232,8 +234,8 @@ def looked_at(layer: DecoderLayer, x: Float["B T H"], rope: Rope, mask: Bool["B 
 
 
 def talker_states(
-    talker: Talker, rows: PromptRows, spoken: Int["B T 2"]
-) -> tuple[Float["B T H"], F32["B T"], Float["B T H"], Float["B T H"]]:
+    talker: Talker, rows: PromptRows, spoken: I32[Array, "B T 2"]
+) -> tuple[Float[Array, "B T H"], F32[Array, "B T"], Float[Array, "B T H"], Float[Array, "B T H"]]:
     """Normed hidden states of all rows, how well the guided heads look, what the first of them looks at, and what the last one's layer
     hands on. What is right of a row is not seen, so padding is free."""
     x = embed(talker, rows)
@@ -252,7 +254,7 @@ def talker_states(
     return talker.model.norm(x), sum(looks[1:], looks[0]) / len(looks), _evened(early), _evened(late)
 
 
-def _evened(x: Float["B T H"]) -> Float["B T H"]:
+def _evened(x: Float[Array, "B T H"]) -> Float[Array, "B T H"]:
     return x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + 1e-6)
 
 
@@ -261,7 +263,9 @@ def guided(layers: int) -> tuple[int, ...]:
     return tuple(sorted({layers // 3, 2 * layers // 3}))
 
 
-def predictor_logits(predictor: Predictor, hidden: Float["N H"], embedding: Float["N H"], rest: Int["N 15"]) -> F32["N 15 V"]:
+def predictor_logits(
+    predictor: Predictor, hidden: Float[Array, "N H"], embedding: Float[Array, "N H"], rest: I32[Array, "N 15"]
+) -> F32[Array, "N 15 V"]:
     """Scores of books 1..15, given the books before each."""
     known = predictor.embed(rest, hidden.dtype)[:, :-1]
     states = _predictor_states(predictor, jnp.concatenate([hidden[:, None], embedding[:, None], known], axis=1))
@@ -269,7 +273,7 @@ def predictor_logits(predictor: Predictor, hidden: Float["N H"], embedding: Floa
     return jnp.stack(scores, axis=1).astype(jnp.float32)
 
 
-def _predictor_states(predictor: Predictor, x: Float["N T H"]) -> Float["N T H"]:
+def _predictor_states(predictor: Predictor, x: Float[Array, "N T H"]) -> Float[Array, "N T H"]:
     layers, kv_heads, head_dim = predictor.kv_shape
     cache = empty(layers, len(x), kv_heads, x.shape[1], head_dim, x.dtype)
     return predictor.hidden(x, cache, jnp.zeros(len(x), jnp.int32))[0]

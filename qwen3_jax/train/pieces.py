@@ -14,7 +14,7 @@ from qwen3_jax.codec import init_state
 from qwen3_jax.config import CodecConfig
 from qwen3_jax.mapping import unflatten
 from qwen3_jax.session import decode
-from qwen3_jax.shapes import NpF32, NpInt
+from qwen3_jax.shapes import F32, I32
 from qwen3_jax.train import listener, vocoder
 from qwen3_jax.train.corpus import said_in
 from qwen3_jax.train.latents import FRAME
@@ -24,7 +24,7 @@ _LISTENED, _HEARD_BEFORE = 375 * FRAME, 4  # samples that are listened to at a t
 _ENCODED, _ENCODED_BEFORE = 360 * FRAME, 24  # that are encoded at a time; they may hear further back
 
 
-def held_out(corpus: Path, each: int) -> list[tuple[str, NpF32, NpInt]]:
+def held_out(corpus: Path, each: int) -> list[tuple[str, F32[np.ndarray, "..."], I32[np.ndarray, "..."]]]:
     """The first clips of every voice that has read the held-out sentences: voice-number, wave of whole frames, what it says."""
     found = []
     for folder in sorted(path for path in (corpus / "held_out").glob("*") if path.is_dir()):
@@ -35,7 +35,7 @@ def held_out(corpus: Path, each: int) -> list[tuple[str, NpF32, NpInt]]:
     return found
 
 
-def listened(state: dict[str, Any], wave: NpInt["F"], cfg: CodecConfig) -> Any:
+def listened(state: dict[str, Any], wave: I32[np.ndarray, " F"], cfg: CodecConfig) -> Any:
     """`listener.hear` of a voice's whole speech, frame by frame: float16 [N T C]."""
     pieces, clear = [], _HEARD_BEFORE * FRAME
     padded = np.pad(wave, (clear, -len(wave) % _LISTENED))
@@ -46,7 +46,7 @@ def listened(state: dict[str, Any], wave: NpInt["F"], cfg: CodecConfig) -> Any:
     return np.concatenate(pieces)[: len(wave) // FRAME]
 
 
-def heard_codes(cfg: CodecConfig, params: dict[str, Any], wave: NpInt["F"]) -> NpInt["N K"]:
+def heard_codes(cfg: CodecConfig, params: dict[str, Any], wave: I32[np.ndarray, " F"]) -> I32[np.ndarray, "N K"]:
     """A voice's whole speech by the encoder, piece by piece."""
     pieces, clear = [], _ENCODED_BEFORE * FRAME
     padded = np.pad(wave, (clear, -len(wave) % _ENCODED))
@@ -56,7 +56,7 @@ def heard_codes(cfg: CodecConfig, params: dict[str, Any], wave: NpInt["F"]) -> N
     return np.concatenate(pieces)[: len(wave) // FRAME]
 
 
-def encode_all(cfg: CodecConfig, params: dict[str, Any], wave: NpF32) -> NpInt:
+def encode_all(cfg: CodecConfig, params: dict[str, Any], wave: F32[np.ndarray, "..."]) -> I32[np.ndarray, "..."]:
     """A clip's codes [N K], by the encoder; padded so that few lengths are compiled."""
     graph, shapes = listener.encoder_definition(cfg.encoder_config, cfg.encoder_valid_num_quantizers)
     padded = np.pad(wave, (0, -len(wave) % (64 * FRAME)))
@@ -69,7 +69,7 @@ def _encode(graph: Any, params: Any, wave: jax.Array, valid: jax.Array) -> jax.A
     return nnx.merge(graph, params)(wave, valid)
 
 
-def decode_all(cfg: Any, params: dict[str, Any], codes: NpInt) -> NpF32:
+def decode_all(cfg: Any, params: dict[str, Any], codes: I32[np.ndarray, "..."]) -> F32[np.ndarray, "..."]:
     """Codes [N K] -> wave [N*1920], by the decoder that streams."""
     graph, shapes = vocoder.decoder_definition(cfg)
     tree = jax.tree.map(jnp.asarray, unflatten(params, shapes))

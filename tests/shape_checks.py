@@ -1,0 +1,77 @@
+"""Checks every call of a function whose annotations name axes, while tests run: dtype, rank, and one size for each letter.
+
+``install`` hooks the import of the modules that use qwen3_jax/shapes.py: jaxtyping wraps their functions, beartype compares each argument
+and result with its annotation. Annotations without axes are left to mypy, so that tests may pass stand-ins. In a NamedTuple whose fields
+name axes, the fields are compared too.
+"""
+
+import functools
+import operator
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
+
+from beartype import BeartypeConf, beartype
+from beartype.door import is_bearable
+from beartype.vale import Is
+from jaxtyping import AbstractArray, install_import_hook
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("qwen3_jax", "server", "convert", "training")
+_CONF = BeartypeConf(is_pep484_tower=True)  # an int where a float is asked for
+
+
+def install() -> None:
+    """Hook the modules' imports; none of them may be imported yet."""
+    install_import_hook(modules(), "tests.shape_checks.check")
+
+
+def modules() -> list[str]:
+    """Names of the product's modules that use the array types."""
+    paths = [path for package in PACKAGES for path in (ROOT / package).rglob("*.py")]
+    return sorted(_name(path) for path in paths if "from qwen3_jax.shapes import" in path.read_text("utf-8"))
+
+
+def _name(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def check(function: Callable[..., Any]) -> Callable[..., Any]:
+    """``function``, which jaxtyping makes with the signature of the product's, comparing what it is given with the axes named."""
+    hints = {name: _with_fields(hint) for name, hint in function.__annotations__.items() if _names_axes(hint)}
+    function.__annotations__ = hints
+    return beartype(conf=_CONF)(function) if hints else function
+
+
+@functools.cache
+def _fields(kind: type) -> dict[str, Any]:
+    """Fields of a NamedTuple that name axes."""
+    return {name: _with_fields(hint) for name, hint in get_type_hints(kind, include_extras=True).items() if _names_axes(hint)}
+
+
+def _names_axes(hint: Any) -> bool:
+    if _is_named_tuple(hint):
+        return bool(_fields(hint))
+    return (isinstance(hint, type) and issubclass(hint, AbstractArray)) or any(_names_axes(part) for part in get_args(hint))
+
+
+def _is_named_tuple(hint: Any) -> bool:
+    return isinstance(hint, type) and issubclass(hint, tuple) and hasattr(hint, "_fields")
+
+
+def _with_fields(hint: Any) -> Any:
+    """The annotation, with a look at the fields where it is a NamedTuple or a tuple, list or union of such."""
+    if _is_named_tuple(hint):
+        return Annotated[hint, Is[_fields_hold]] if _fields(hint) else hint
+    parts = tuple(_with_fields(part) for part in get_args(hint))
+    if get_origin(hint) in (Union, types.UnionType):
+        return functools.reduce(operator.or_, parts)
+    return get_origin(hint)[parts] if get_origin(hint) in (tuple, list) else hint
+
+
+def _fields_hold(value: Any) -> bool:
+    for name, hint in _fields(type(value)).items():
+        if not is_bearable(getattr(value, name), hint, conf=_CONF):
+            raise TypeError(f"{type(value).__name__}.{name} = {getattr(value, name)!r} is no {hint}")
+    return True
