@@ -20,17 +20,17 @@ from qwen3_jax.shapes import I32, Array, Bool, Float
 class LayerCache(NamedTuple):
     """Keys (rotated) and values of one layer."""
 
-    k: jax.Array  # [B J S D]
-    v: jax.Array  # [B J S D]
+    k: Float[Array, "B J S D"]
+    v: Float[Array, "B J S D"]
 
 
 class SlotCache(NamedTuple):
     """One row of a layer's cache, where it lies among the others: it is written there before it is looked at, so that XLA, which
     copies what is read before and written after, copies nothing (a piece of prompt of the small voice, ten slots: 58 MB)."""
 
-    k: jax.Array  # [B J S D], of all rows
-    v: jax.Array
-    slot: jax.Array  # int32: which
+    k: Float[Array, "B J S D"]  # of all rows
+    v: Float[Array, "B J S D"]
+    slot: I32[Array, ""]  # which
 
     @property
     def own(self) -> LayerCache:
@@ -70,7 +70,7 @@ def write(cache: LayerCache, k: Float[Array, "B T J D"], v: Float[Array, "B T J 
     )
 
 
-def causal_mask(start: I32[Array, " B"], length: int, columns: int) -> Bool[Array, "B T S"]:
+def causal_mask(start: I32[Array, " B"], length: int, columns: int) -> Bool[Array, "B {length} {columns}"]:
     """Query t of a row (at position start + t) sees columns 0 .. start + t."""
     positions = start[:, None] + jnp.arange(length)
     return jnp.arange(columns) <= positions[..., None]

@@ -21,12 +21,12 @@ class Linear(nnx.Module):
         self.weight = nnx.Param(jnp.zeros((outputs, inputs)))
         self.bias = nnx.Param(jnp.zeros((outputs,))) if bias else None
 
-    def __call__(self, x: Float[Array, "... I"]) -> Float[Array, "... O"]:
+    def __call__(self, x: Float[Array, "*rest I"]) -> Float[Array, "*rest O"]:
         y = matmul(x, self.weight[...])
         return y if self.bias is None else y + self.bias[...]
 
 
-def matmul(x: Float[Array, "... I"], weight: Float[Array, "O I"]) -> Float[Array, "... O"]:
+def matmul(x: Float[Array, "*rest I"], weight: Float[Array, "O I"]) -> Float[Array, "*rest O"]:
     """x W^T in the dtype of x, which may be wider than that of the weight.
 
     As W x^T: XLA on a CPU packs the right factor anew for every product of more than one row. 126 MB of weights of 3072 x 1024, float32,
@@ -44,7 +44,7 @@ def matmul(x: Float[Array, "... I"], weight: Float[Array, "O I"]) -> Float[Array
 _ROWS_ALONE = 16  # more rows than this are cheaper with the whole weight widened first
 
 
-def _widened(x: Float[Array, "... I"], weight: Float[Array, "O I"]) -> Float[Array, "... O"]:
+def _widened(x: Float[Array, "*rest I"], weight: Float[Array, "O I"]) -> Float[Array, "*rest O"]:
     """float32 x bfloat16 on a CPU, bit for bit as with a float32 weight, for half the bytes.
 
     XLA fuses the widening into a product of one row only (30 GB/s of bfloat16, all that two cores read); for more rows it
@@ -72,11 +72,11 @@ class Embedding(nnx.Module):
     def __init__(self, size: int, width: int) -> None:
         self.weight = nnx.Param(jnp.zeros((size, width)))
 
-    def __call__(self, ids: I32[Array, "..."], dtype: jnp.dtype) -> Float[Array, "... H"]:
+    def __call__(self, ids: I32[Array, " *rest"], dtype: jnp.dtype) -> Float[Array, "*rest H"]:
         return take(self.weight[...], ids, dtype)
 
 
-def take(table: Float[Array, "V H"], ids: I32[Array, "..."], dtype: jnp.dtype) -> Float[Array, "... H"]:
+def take(table: Float[Array, "V H"], ids: I32[Array, " *rest"], dtype: jnp.dtype) -> Float[Array, "*rest H"]:
     """Rows of ``table`` in ``dtype``, which may be wider than the table's.
 
     Then read as integers: XLA's CPU compiler gathers no bfloat16; in a loop it would write the whole table in float32 first
@@ -96,7 +96,7 @@ class RMSNorm(nnx.Module):
         self.weight = nnx.Param(jnp.ones((width,)))
         self.eps = eps
 
-    def __call__(self, x: Float[Array, "... H"]) -> Float[Array, "... H"]:
+    def __call__(self, x: Float[Array, "*rest H"]) -> Float[Array, "*rest H"]:
         x32 = x.astype(jnp.float32)
         x32 = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + self.eps)
         return self.weight[...] * x32.astype(x.dtype)
@@ -110,7 +110,7 @@ class LayerNorm(nnx.Module):
         self.bias = nnx.Param(jnp.zeros((width,)))
         self.eps = eps
 
-    def __call__(self, x: Float[Array, "... H"]) -> Float[Array, "... H"]:
+    def __call__(self, x: Float[Array, "*rest H"]) -> Float[Array, "*rest H"]:
         x32 = x.astype(jnp.float32)
         x32 = x32 - jnp.mean(x32, axis=-1, keepdims=True)
         x32 = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + self.eps)
@@ -119,7 +119,7 @@ class LayerNorm(nnx.Module):
 
 def rope_angles(
     positions: I32[Array, "B T"], head_dim: int, theta: float, dtype: jnp.dtype
-) -> tuple[Float[Array, "B T D"], Float[Array, "B T D"]]:
+) -> tuple[Float[Array, "B T {head_dim}"], Float[Array, "B T {head_dim}"]]:
     """Cosines and sines of plain half-split RoPE. The three mrope channels are equal in TTS, so this is all of it."""
     inverse = 1.0 / theta ** (jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
     angles = positions[..., None].astype(jnp.float32) * inverse
@@ -127,7 +127,7 @@ def rope_angles(
     return jnp.cos(angles).astype(dtype), jnp.sin(angles).astype(dtype)
 
 
-def rotate(x: Float[Array, "B T A D"], cos: Float[Array, "B T D"], sin: Float[Array, "B T D"]) -> Float[Array, "B T A D"]:
+def rotate(x: Float[Array, "B T A D"], cos: Float[Array, "#B T D"], sin: Float[Array, "#B T D"]) -> Float[Array, "B T A D"]:
     """Apply RoPE: halves of D are rotated against each other."""
     first, second = jnp.split(x, 2, axis=-1)
     return x * cos[:, :, None] + jnp.concatenate([-second, first], axis=-1) * sin[:, :, None]
@@ -191,7 +191,7 @@ class Attention(nnx.Module):
     def __call__(
         self,
         x: Float[Array, "B T H"],
-        rope: tuple[Float[Array, "B T D"], Float[Array, "B T D"]],
+        rope: tuple[Float[Array, "#B T D"], Float[Array, "#B T D"]],
         cache: Cached,
         start: I32[Array, " B"],
         mask: Bool[Array, "B T S"],
@@ -233,7 +233,7 @@ class DecoderLayer(nnx.Module):
     def __call__(
         self,
         x: Float[Array, "B T H"],
-        rope: tuple[Float[Array, "B T D"], Float[Array, "B T D"]],
+        rope: tuple[Float[Array, "#B T D"], Float[Array, "#B T D"]],
         cache: Cached,
         start: I32[Array, " B"],
         mask: Bool[Array, "B T S"],

@@ -21,7 +21,7 @@ import numpy as np
 
 from qwen3_jax import checks
 from qwen3_jax.config import ModelConfig
-from qwen3_jax.shapes import F32, I32
+from qwen3_jax.shapes import F32, I32, Integer
 from qwen3_jax.text.languages import language_name, spoken_elsewhere
 from qwen3_jax.voice import spelling
 
@@ -93,14 +93,14 @@ def speaker_name(config: ModelConfig, speaker: str) -> str:
 
 def build(
     config: ModelConfig,
-    input_ids: I32[np.ndarray, " T"],
+    input_ids: Integer[np.ndarray, " T"],
     *,
     language: str = AUTO,
     speaker: str | None = None,
     x_vector: F32[np.ndarray, " H"] | None = None,
-    reference_ids: I32[np.ndarray, " T"] | None = None,
+    reference_ids: Integer[np.ndarray, " _"] | None = None,
     reference_codes: I32[np.ndarray, "N K"] | None = None,
-    instruct_ids: I32[np.ndarray, " T"] | None = None,
+    instruct_ids: Integer[np.ndarray, " _"] | None = None,
     streaming_text: bool = True,
 ) -> Prompt:
     """Lay out one request.

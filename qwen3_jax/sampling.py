@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 
 from qwen3_jax.config import CONTROLS, GenerationConfig
-from qwen3_jax.shapes import F32, I32, Array, Bool, Key
+from qwen3_jax.shapes import F32, I32, U32, Array, Bool, Integer, Key
 
 MIN_FRAMES = 2  # min_new_tokens of the published package
 # What float32 can divide logits by: below, they overflow; smaller still, the divisor itself is 0.
@@ -75,7 +75,7 @@ class Sampling(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         return cls(**{name: getattr(config, name) for name in cls.__struct_fields__})
 
 
-def segment_key(seed: I32[Array, ""], segment: I32[Array, ""], attempt: I32[Array, ""]) -> Key[Array, ""]:
+def segment_key(seed: Integer[Array, ""], segment: I32[Array, ""], attempt: I32[Array, ""]) -> Key[Array, ""]:
     """What a sentence is drawn with. The first sentence's first attempt has the seed's own key; every other one has a key of its own."""
     plain = jax.random.key(seed)
     other = jax.random.fold_in(jax.random.fold_in(plain, segment), attempt)
@@ -160,8 +160,8 @@ def _filter(logits: F32[Array, "B V"], top_k: I32[Array, " B"], top_p: F32[Array
     return jnp.where(jax.lax.cond(jnp.any(top_p < 1), nucleus, lambda: kept), logits, -jnp.inf)
 
 
-def _order(x: F32[Array, "B V"]) -> jax.Array:
-    """uint32 that compare as the floats do."""
+def _order(x: F32[Array, "B V"]) -> U32[Array, "B V"]:
+    """Numbers that compare as the floats do."""
     bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
     return jnp.where(bits >> 31 == 1, ~bits, bits | jnp.uint32(1 << 31))
 

@@ -9,15 +9,21 @@
     A  attention (query) heads            J  key/value heads
     O  output features of a weight        I  input features of a weight
 
-``Float[Array, "B T H"]`` names dtype class, array type and axes, in jaxtyping's language: ``""`` is a scalar, ``_`` any size, ``...`` any
-axes, ``*rest`` axes that are the same wherever the name is, ``N*1920`` a size that follows from axes named before it, ``{self.rate}`` one
-that an argument holds. A single letter has a space before it, else linters take it for the name of a variable. A type checker sees
-``Array``. Nothing is checked when the product runs; the tests check every call (tests/conftest.py).
+``Float[Array, "B T H"]`` names dtypes, array type and axes, in jaxtyping's language:
+
+    ""           a scalar                                    "B _"               any size
+    "*rest H"    axes that are the same under one name       "#B"                B, or 1
+    "B N*1920"   a size that follows from letters before it  "B {self.rate}"     a size that an argument holds
+
+A single word has a space before it (``I32[Array, " B"]``), else linters take it for a variable. A type checker sees ``Array``. Nothing is
+checked when the product runs; the tests check every call (tests/shape_checks.py).
 """
 
-from jaxtyping import Array, Bool, Float, Key
+from jaxtyping import Array, Bool, Float, Integer, Key
 from jaxtyping import Float32 as F32
 from jaxtyping import Float64 as F64
+from jaxtyping import Int16 as I16
 from jaxtyping import Int32 as I32
+from jaxtyping import UInt32 as U32
 
-__all__ = ["F32", "F64", "I32", "Array", "Bool", "Float", "Key"]  # Float: float32 or bfloat16, the model's dtype
+__all__ = ["F32", "F64", "I16", "I32", "U32", "Array", "Bool", "Float", "Integer", "Key"]  # Float: float32 or bfloat16, the model's dtype

@@ -14,7 +14,7 @@ from flax import nnx
 from qwen3_jax.codec.conv import Kernel
 from qwen3_jax.config import SpeakerEncoderConfig
 from qwen3_jax.layers import matmul
-from qwen3_jax.shapes import F32, I32, Array
+from qwen3_jax.shapes import F32, I32, Array, Bool
 
 _VARIANCE_FLOOR = 1e-12
 
@@ -22,8 +22,8 @@ _VARIANCE_FLOOR = 1e-12
 class Extent(NamedTuple):
     """Which frames of a padded batch are real."""
 
-    length: jax.Array  # [B] int32
-    mask: jax.Array  # [B F 1] bool
+    length: I32[Array, " B"]
+    mask: Bool[Array, "B _ 1"]
 
     def mean(self, x: F32[Array, "B F C"]) -> F32[Array, "B 1 C"]:
         return jnp.sum(jnp.where(self.mask, x, 0.0), axis=1, keepdims=True) / self.length[:, None, None]

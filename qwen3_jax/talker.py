@@ -22,7 +22,7 @@ class TextProjection(nnx.Module):
         self.linear_fc1 = Linear(text_width, text_width, bias=True)
         self.linear_fc2 = Linear(text_width, width, bias=True)
 
-    def __call__(self, x: Float[Array, "... I"]) -> Float[Array, "... H"]:
+    def __call__(self, x: Float[Array, "*rest I"]) -> Float[Array, "*rest H"]:
         return self.linear_fc2(jax.nn.silu(self.linear_fc1(x)))
 
 
@@ -66,7 +66,7 @@ class Talker(nnx.Module):
         """Of all activations. Matrices may be kept narrower than this, norms and biases are not."""
         return self.model.norm.weight[...].dtype
 
-    def text_rows(self, ids: I32[Array, "B T"]) -> Float[Array, "B T H"]:
+    def text_rows(self, ids: I32[Array, " *rest"]) -> Float[Array, "*rest H"]:
         """T(id) of every id; an id of -1 gives a row of zeros."""
         rows = self.text_projection(self.model.text_embedding(jnp.maximum(ids, 0), self.dtype))
         return jnp.where(ids[..., None] >= 0, rows, 0)

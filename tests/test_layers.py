@@ -85,7 +85,7 @@ def test_only_matrices_are_kept_narrow(model: Callable[[str], Model]) -> None:
 def test_a_row_is_written_where_it_lies() -> None:
     """`SlotCache`: the same columns as `write` in the row alone, and not a number of the others changed."""
     noise = np.random.default_rng(0)
-    k, v, new_k, new_v = (noise.standard_normal(shape).astype(np.float32) for shape in [(3, 2, 8, 4)] * 2 + [(1, 3, 2, 4)] * 2)
+    k, v, new_k, new_v = (jnp.asarray(noise.standard_normal(shape), jnp.float32) for shape in [(3, 2, 8, 4)] * 2 + [(1, 3, 2, 4)] * 2)
     whole = write_slot(SlotCache(jnp.asarray(k), jnp.asarray(v), jnp.int32(1)), new_k, new_v, jnp.array([4]))
     alone = write(LayerCache(jnp.asarray(k[1:2]), jnp.asarray(v[1:2])), new_k, new_v, jnp.array([4]))
     for side, before, own, expected in zip((whole.k, whole.v), (k, v), whole.own, alone, strict=True):

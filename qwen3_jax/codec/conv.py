@@ -32,13 +32,15 @@ class Kernel(nnx.Module):
         self.bias = nnx.Param(jnp.zeros((outputs,))) if bias else None
 
 
-def convolve(x: F32[Array, "I B T"], weight: F32[Array, "O I k"], *, dilation: int = 1, stride: int = 1) -> F32[Array, "O B _"]:
-    """Convolution without padding, T' = (T - dilation * (k - 1) - 1) // stride + 1."""
+def convolve(
+    x: F32[Array, "I B T"], weight: F32[Array, "O I k"], *, dilation: int = 1, stride: int = 1
+) -> F32[Array, "O B (T-{dilation}*(k-1)-1)//{stride}+1"]:
+    """Convolution without padding."""
     outputs, inputs, size = weight.shape
     length = (x.shape[2] - dilation * (size - 1) - 1) // stride + 1
     reach = (length - 1) * stride + 1
 
-    def shifted(lines: F32[Array, "... T"]) -> list[F32[Array, "... _"]]:
+    def shifted(lines: F32[Array, "*rest T"]) -> list[F32[Array, "*rest _"]]:
         return [lines[..., tap * dilation : tap * dilation + reach : stride] for tap in range(size)]
 
     if outputs * size <= inputs:  # few outputs: every tap's product first, then the shifts, moves less than the columns would
@@ -60,15 +62,15 @@ def over_channels(norm: RMSNorm | LayerNorm, x: F32[Array, "C B T"]) -> F32[Arra
     return jnp.moveaxis(norm(jnp.moveaxis(x, 0, -1)), -1, 0)
 
 
-def depthwise(x: F32[Array, "C B T"], weight: F32[Array, "C 1 k"]) -> F32[Array, "C B _"]:
-    """Each channel with its own kernel, without padding, T' = T - k + 1."""
+def depthwise(x: F32[Array, "C B T"], weight: F32[Array, "C 1 k"]) -> F32[Array, "C B T-k+1"]:
+    """Each channel with its own kernel, without padding."""
     size = weight.shape[2]
     length = x.shape[2] - size + 1
     taps = (x[:, :, tap : tap + length] * weight[:, :, tap, None] for tap in range(size))
     return functools.reduce(jnp.add, taps)
 
 
-def window_at(x: F32[Array, "B C _"], start: I32[Array, " B"] | None, length: int) -> F32[Array, "B C P"]:
+def window_at(x: F32[Array, "B *rest _"], start: I32[Array, " B"] | None, length: int) -> F32[Array, "B *rest {length}"]:
     """``length`` columns of the last axis from each row's own ``start`` on; None: the last ones."""
     if start is None:
         return x[..., x.shape[-1] - length :]
@@ -77,7 +79,7 @@ def window_at(x: F32[Array, "B C _"], start: I32[Array, " B"] | None, length: in
 
 def with_past(
     x: F32[Array, "C B T"], tail: F32[Array, "B C P"], valid: I32[Array, " B"] | None
-) -> tuple[F32[Array, "C B _"], F32[Array, "B C P"]]:
+) -> tuple[F32[Array, "C B P+T"], F32[Array, "B C P"]]:
     """Put the remembered inputs before the new ones; remember the last P up to the valid end."""
     x = jnp.concatenate([jnp.swapaxes(tail, 0, 1), x], axis=2)
     return x, window_at(jnp.swapaxes(x, 0, 1), valid, tail.shape[2])
@@ -90,13 +92,13 @@ class CausalConv(nnx.Module):
         self.conv = Kernel((outputs, 1 if grouped else inputs, kernel), outputs)
         self.inputs, self.past, self.dilation, self.grouped = inputs, dilation * (kernel - 1), dilation, grouped
 
-    def initial(self, rows: int) -> F32[Array, "B C P"]:
+    def initial(self, rows: int) -> F32[Array, "{rows} I P"]:
         """The state at the start of a stream."""
         return jnp.zeros((rows, self.inputs, self.past), jnp.float32)
 
     def __call__(
-        self, x: F32[Array, "C B T"], tail: F32[Array, "B C P"], valid: I32[Array, " B"] | None = None
-    ) -> tuple[F32[Array, "C B T"], F32[Array, "B C P"]]:
+        self, x: F32[Array, "I B T"], tail: F32[Array, "B I P"], valid: I32[Array, " B"] | None = None
+    ) -> tuple[F32[Array, "O B T"], F32[Array, "B I P"]]:
         x, tail = with_past(x, tail, valid)
         weight = self.conv.weight[...]
         y = depthwise(x, weight) if self.grouped else convolve(x, weight, dilation=self.dilation)
@@ -109,7 +111,7 @@ class PointwiseConv(nnx.Module):
     def __init__(self, inputs: int, outputs: int) -> None:
         self.conv = Kernel((outputs, inputs, 1), outputs)
 
-    def __call__(self, x: F32[Array, "C B T"]) -> F32[Array, "C B T"]:
+    def __call__(self, x: F32[Array, "I B T"]) -> F32[Array, "O B T"]:
         return _add_bias(convolve(x, self.conv.weight[...]), self.conv)
 
 
@@ -120,7 +122,7 @@ class Upsample(nnx.Module):
         self.conv = Kernel((inputs, outputs, rate), outputs)
         self.rate = rate
 
-    def __call__(self, x: F32[Array, "I B T"]) -> F32[Array, "O B T*rate"]:
+    def __call__(self, x: F32[Array, "I B T"]) -> F32[Array, "O B T*{self.rate}"]:
         return _add_bias(_interleave(_spread(x, self.conv.weight[...])), self.conv)
 
 
@@ -134,13 +136,13 @@ class TransposedConv(nnx.Module):
         self.conv = Kernel((inputs, outputs, 2 * rate), outputs)
         self.outputs, self.rate = outputs, rate
 
-    def initial(self, rows: int) -> F32[Array, "B O rate"]:
+    def initial(self, rows: int) -> F32[Array, "{rows} O {self.rate}"]:
         """The state at the start of a stream."""
         return jnp.zeros((rows, self.outputs, self.rate), jnp.float32)
 
     def __call__(
-        self, x: F32[Array, "I B T"], tail: F32[Array, "B O rate"], valid: I32[Array, " B"] | None = None
-    ) -> tuple[F32[Array, "O B T*rate"], F32[Array, "B O rate"]]:
+        self, x: F32[Array, "I B T"], tail: F32[Array, "B O {self.rate}"], valid: I32[Array, " B"] | None = None
+    ) -> tuple[F32[Array, "O B T*{self.rate}"], F32[Array, "B O {self.rate}"]]:
         spread = _spread(x, self.conv.weight[...])
         own, reach = spread[..., : self.rate], spread[..., self.rate :]
         reach = jnp.concatenate([tail[:, None], reach], axis=1)

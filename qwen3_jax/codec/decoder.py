@@ -29,20 +29,20 @@ from qwen3_jax.shapes import F32, I32, Array
 class BlockState(NamedTuple):
     """State of one upsampling block."""
 
-    overlap: jax.Array  # [B C rate], see TransposedConv
-    units: list[jax.Array]  # of each residual unit: [B C 6 * dilation], see CausalConv
+    overlap: F32[Array, "B O _"]  # see TransposedConv
+    units: list[F32[Array, "B O _"]]  # of each residual unit: 6 * dilation inputs, see CausalConv
 
 
 class DecoderState(NamedTuple):
     """All that the decoder remembers. Every array has the rows as its first axis, so a row can be reset or moved alone."""
 
-    position: jax.Array  # [B] int32: frames decoded so far
-    pre_conv: jax.Array  # [B C 2]
+    position: I32[Array, " B"]  # frames decoded so far
+    pre_conv: F32[Array, "B _ 2"]
     window: list[LayerCache]  # of each transformer layer: k and v [B J W-1 D]
-    convnext: list[jax.Array]  # of each doubling: [B C 6]
-    first_conv: jax.Array  # [B C 6]
+    convnext: list[F32[Array, "B _ 6"]]  # of each doubling
+    first_conv: F32[Array, "B _ 6"]
     blocks: list[BlockState]
-    last_conv: jax.Array  # [B C 6]
+    last_conv: F32[Array, "B _ 6"]
 
 
 class ConvNeXt(nnx.Module):
@@ -92,7 +92,7 @@ class UpsamplingBlock(nnx.Module):
 
     def __call__(
         self, x: F32[Array, "C B T"], state: BlockState, valid: I32[Array, " B"] | None
-    ) -> tuple[F32[Array, "C//2 B T*rate"], BlockState]:
+    ) -> tuple[F32[Array, "C//2 B T*{self.rate}"], BlockState]:
         x, overlap = self.block[1](self.block[0](x), state.overlap, valid)
         valid = _scaled(valid, self.rate)
         tails = []

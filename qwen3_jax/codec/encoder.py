@@ -30,7 +30,7 @@ class PaddedConv(nnx.Module):
         self.conv = Kernel((outputs, inputs, kernel), outputs, bias=bias)
         self.past, self.stride, self.replicate = kernel - stride, stride, replicate
 
-    def __call__(self, x: F32[Array, "I B T"], valid: I32[Array, " B"]) -> tuple[F32[Array, "O B _"], I32[Array, " B"]]:
+    def __call__(self, x: F32[Array, "I B T"], valid: I32[Array, " B"]) -> tuple[F32[Array, "O B -(-T//{self.stride})"], I32[Array, " B"]]:
         if self.stride > 1:
             x = self._end_at(jnp.pad(x, ((0, 0), (0, 0), (0, -x.shape[2] % self.stride))), valid)
         x = jnp.pad(x, ((0, 0), (0, 0), (self.past, 0)), mode="edge" if self.replicate else "constant")

@@ -15,7 +15,7 @@ _PI = tuple(np.float32(part) for part in (3.140625, 0.0009677410125732422, -8.74
 _Q = tuple(np.float32(c) for c in (-0.16666656732559204, 0.008333015255630016, -0.00019806479394901544, 2.5997517241194146e-06))
 
 
-def sin_squared(x: F32[Array, "..."]) -> F32[Array, "..."]:
+def sin_squared(x: F32[Array, " *rest"]) -> F32[Array, " *rest"]:
     """sin(x)^2 within 3e-7 for |x| < 2e5. Its period is pi, so one reduction and one short polynomial do.
 
     XLA's own float32 sine was 17 times slower on the CPU (5.4 ns against 0.3 ns an element).

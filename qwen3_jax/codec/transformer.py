@@ -17,7 +17,7 @@ from qwen3_jax.config import CodecDecoderConfig, CodecEncoderConfig
 from qwen3_jax.layers import LayerNorm, Linear, RMSNorm, SwiGLU, attend, rope_angles, rotate
 from qwen3_jax.shapes import F32, I32, Array, Bool
 
-Rope = tuple[jax.Array, jax.Array]
+Rope = tuple[F32[Array, "#B T D"], F32[Array, "#B T D"]]
 
 
 class LayerScale(nnx.Module):
@@ -41,7 +41,7 @@ class Attention(nnx.Module):
         self.head_dim = head_dim
 
     def __call__(
-        self, x: F32[Array, "H B T"], rope: Rope, mask: Bool[Array, "B T S"], past: LayerCache | None
+        self, x: F32[Array, "H B T"], rope: Rope, mask: Bool[Array, "B T _"], past: LayerCache | None
     ) -> tuple[F32[Array, "H B T"], LayerCache]:
         q, k, v = (self._heads(dense(proj, x)) for proj in (self.q_proj, self.k_proj, self.v_proj))
         k, v = jnp.swapaxes(rotate(k, *rope), 1, 2), jnp.swapaxes(v, 1, 2)
@@ -50,7 +50,7 @@ class Attention(nnx.Module):
         attended = attend(rotate(q, *rope), k, v, mask)
         return dense(self.o_proj, jnp.moveaxis(attended, -1, 0)), LayerCache(k, v)
 
-    def _heads(self, x: F32[Array, "A*D B T"]) -> F32[Array, "B T A D"]:
+    def _heads(self, x: F32[Array, "C B T"]) -> F32[Array, "B T C//{self.head_dim} {self.head_dim}"]:
         return jnp.transpose(x.reshape(-1, self.head_dim, *x.shape[1:]), (2, 3, 0, 1))
 
 
@@ -73,7 +73,7 @@ class WindowLayer(nnx.Module):
         self.mlp_layer_scale = LayerScale(cfg.hidden_size)
 
     def __call__(
-        self, x: F32[Array, "H B T"], rope: Rope, mask: Bool[Array, "B T S"], past: LayerCache
+        self, x: F32[Array, "H B T"], rope: Rope, mask: Bool[Array, "B T _"], past: LayerCache
     ) -> tuple[F32[Array, "H B T"], LayerCache]:
         attended, seen = self.self_attn(over_channels(self.input_layernorm, x), rope, mask, past)
         x = x + self.self_attn_layer_scale(attended)
@@ -111,7 +111,7 @@ class WindowTransformer(nnx.Module):
         return dense(self.output_proj, over_channels(self.norm, x)), kept_caches
 
 
-def _last(x: F32[Array, "B J S D"], valid: I32[Array, " B"] | None, kept: int) -> F32[Array, "B J W-1 D"]:
+def _last(x: F32[Array, "B J S D"], valid: I32[Array, " B"] | None, kept: int) -> F32[Array, "B J {kept} D"]:
     return jnp.swapaxes(window_at(jnp.swapaxes(x, 2, 3), valid, kept), 2, 3)
 
 

@@ -169,7 +169,8 @@ def moved(state: dict[str, Any], gradients: Flat, rate: float, cfg: CodecEncoder
 
 @functools.partial(jax.jit, static_argnames=("cfg", "books"), donate_argnames="state")
 def regression_step(
-    state: dict[str, Any], heard: F32[Array, "B F"] | Float[Array, "B T C"], wanted: F32[Array, "B N D+O"], spread: F32[Array, " D"], rate: float,
+    state: dict[str, Any], heard: F32[Array, "B F"] | Float[Array, "B T C"], wanted: F32[Array, "B N D+O"],
+    spread: F32[Array, " D"], rate: float,
     *, cfg: CodecEncoderConfig, books: int,
 ) -> tuple[dict[str, Any], dict[str, jax.Array]]:  # fmt: skip
     """One step, on waves or on what `hear` made of them; then what made it stays as it is."""

@@ -63,8 +63,8 @@ def columns(
 
 @functools.partial(jax.jit, static_argnames=("components", "cfg", "reads"), donate_argnames="state")
 def step(
-    state: dict[str, Any], given: Float[Array, "B T C"], wanted: F32[Array, "B N D+O"], told: F32[Array, "56 B N*4"], decoder: Flat, ear: Flat,
-    spread: F32[Array, " D"], components: int, rate: float,
+    state: dict[str, Any], given: Float[Array, "B T C"], wanted: F32[Array, "B N D+O"], told: F32[Array, "56 B N*4"],
+    decoder: Flat, ear: Flat, spread: F32[Array, " D"], components: int, rate: float,
     *, cfg: CodecEncoderConfig, reads: CodecDecoderConfig,
 ) -> tuple[dict[str, Any], dict[str, jax.Array]]:  # fmt: skip
     """One step of what follows the first convolutions; how its numbers are widened stays.
