@@ -71,7 +71,7 @@ def _resampled(mono: F32[np.ndarray, " F"], rate: Any) -> F32[np.ndarray, " _"]:
     return mono if rate == SAMPLE_RATE or not len(mono) else soxr.resample(mono, rate, SAMPLE_RATE, quality="HQ")
 
 
-def _read_file(path: Path) -> tuple[F32[np.ndarray, "F *rest"], int]:
+def _read_file(path: Path) -> tuple[F32[np.ndarray, " F *rest"], int]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such audio file")
     try:
@@ -87,7 +87,7 @@ def _read_file(path: Path) -> tuple[F32[np.ndarray, "F *rest"], int]:
         return clip.samples, clip.rate
 
 
-def _check_array(samples: np.ndarray, rate: Any) -> tuple[F32[np.ndarray, "F *rest"], Any]:
+def _check_array(samples: np.ndarray, rate: Any) -> tuple[F32[np.ndarray, " F *rest"], Any]:
     samples = np.asarray(samples)
     if samples.ndim not in (1, 2) or (samples.ndim == 2 and not 1 <= samples.shape[1] <= 16):
         raise ValueError(f"audio array: shape {samples.shape} is not [samples] or [samples, channels] (1 to 16); transpose or squeeze it")

@@ -72,8 +72,8 @@ def write(cache: LayerCache, k: Float[Array, "B T J D"], v: Float[Array, "B T J 
 
 def causal_mask(start: I32[Array, " B"], length: int, columns: int) -> Bool[Array, "B {length} {columns}"]:
     """Query t of a row (at position start + t) sees columns 0 .. start + t."""
-    positions = start[:, None] + jnp.arange(length)
-    return jnp.arange(columns) <= positions[..., None]
+    positions = start[:, None] + jnp.arange(length)[None]
+    return jnp.arange(columns)[None, None] <= positions[..., None]
 
 
 def grow(cache: KVCache, columns: int) -> KVCache:

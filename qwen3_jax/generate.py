@@ -192,13 +192,14 @@ def advance(
     )
     codes = jnp.concatenate([first[:, None], rest], axis=1)
     alive = running & ~ended & jnp.all(codes >= 0, axis=1)  # `draw` gives -1 where there is nothing to draw from
-    step = state.step + alive
+    one = alive.astype(jnp.int32)
+    step = state.step + one
     state = state._replace(
         caches=caches,
         inputs=jnp.where(alive[:, None], talker.code_rows(codes[:, None])[:, 0] + text, state.inputs),
-        position=state.position + alive,
+        position=state.position + one,
         step=step,
-        seen=state.seen | (alive[:, None] & (jnp.arange(state.seen.shape[1]) == first[:, None])),
+        seen=state.seen | (alive[:, None] & (jnp.arange(state.seen.shape[1])[None] == first[:, None])),
         reason=jnp.where(
             alive,
             jnp.where(step >= state.limit, LENGTH, state.reason),
@@ -231,7 +232,7 @@ def chunk(talker: Talker, state: GenState, limit: I32[Array, ""], size: int) -> 
     def one(carry: tuple[I32[Array, ""], GenState, Chunk]) -> tuple[I32[Array, ""], GenState, Chunk]:
         index, state, made = carry
         state, codes, hidden, alive = frame(talker, state)
-        made = Chunk(made.codes.at[index].set(codes), made.hidden.at[index].set(hidden), made.counts + alive)
+        made = Chunk(made.codes.at[index].set(codes), made.hidden.at[index].set(hidden), made.counts + alive.astype(jnp.int32))
         return index + 1, state, made
 
     _, state, made = jax.lax.while_loop(going, one, (jnp.int32(0), state, made))

@@ -23,7 +23,12 @@ class Linear(nnx.Module):
 
     def __call__(self, x: Float[Array, "*rest I"]) -> Float[Array, "*rest O"]:
         y = matmul(x, self.weight[...])
-        return y if self.bias is None else y + self.bias[...]
+        return y if self.bias is None else y + over_last(self.bias[...], y)
+
+
+def over_last(vector: Float[Array, " H"], x: Float[Array, "*rest H"]) -> Float[Array, "*#rest H"]:
+    """``vector`` with axes of size 1 before it, as many as ``x`` has: JAX's silent ones are refused in the tests."""
+    return jnp.expand_dims(vector, tuple(range(x.ndim - 1)))
 
 
 def matmul(x: Float[Array, "*rest I"], weight: Float[Array, "O I"]) -> Float[Array, "*rest O"]:
@@ -99,7 +104,7 @@ class RMSNorm(nnx.Module):
     def __call__(self, x: Float[Array, "*rest H"]) -> Float[Array, "*rest H"]:
         x32 = x.astype(jnp.float32)
         x32 = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + self.eps)
-        return self.weight[...] * x32.astype(x.dtype)
+        return over_last(self.weight[...], x) * x32.astype(x.dtype)
 
 
 class LayerNorm(nnx.Module):
@@ -114,7 +119,7 @@ class LayerNorm(nnx.Module):
         x32 = x.astype(jnp.float32)
         x32 = x32 - jnp.mean(x32, axis=-1, keepdims=True)
         x32 = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + self.eps)
-        return (x32 * self.weight[...] + self.bias[...]).astype(x.dtype)
+        return (x32 * over_last(self.weight[...], x) + over_last(self.bias[...], x)).astype(x.dtype)
 
 
 def rope_angles(
@@ -122,7 +127,7 @@ def rope_angles(
 ) -> tuple[Float[Array, "B T {head_dim}"], Float[Array, "B T {head_dim}"]]:
     """Cosines and sines of plain half-split RoPE. The three mrope channels are equal in TTS, so this is all of it."""
     inverse = 1.0 / theta ** (jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
-    angles = positions[..., None].astype(jnp.float32) * inverse
+    angles = positions[..., None].astype(jnp.float32) * inverse[None, None]
     angles = jnp.concatenate([angles, angles], axis=-1)
     return jnp.cos(angles).astype(dtype), jnp.sin(angles).astype(dtype)
 

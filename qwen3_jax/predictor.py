@@ -51,9 +51,9 @@ class Predictor(nnx.Module):
 
     def embed(self, codes: I32[Array, "*rest {self.books}"], dtype: jnp.dtype) -> Float[Array, "*rest {self.books} H"]:
         """Each of books 1..15 in its own table."""
-        return self._lookup(jnp.arange(self.books), codes, dtype)
+        return self._lookup(jnp.broadcast_to(jnp.arange(self.books), codes.shape), codes, dtype)
 
-    def _lookup(self, book: I32[Array, " *#rest"], codes: I32[Array, " *rest"], dtype: jnp.dtype) -> Float[Array, "*rest H"]:
+    def _lookup(self, book: I32[Array, "*#rest"], codes: I32[Array, " *rest"], dtype: jnp.dtype) -> Float[Array, "*rest H"]:
         # One gather in the flattened tables: slicing a table out first would copy 8 MB to read 4 kB.
         table = self.model.codec_embedding.weight[...]
         return take(table.reshape(-1, table.shape[-1]), book * self.vocab + codes, dtype)
@@ -62,7 +62,7 @@ class Predictor(nnx.Module):
         """Rows in talker width at positions start.. -> normed hidden states."""
         if self.small_to_mtp_projection is not None:
             x = self.small_to_mtp_projection(x)
-        positions = start[:, None] + jnp.arange(x.shape[1])
+        positions = start[:, None] + jnp.arange(x.shape[1])[None]
         rope = rope_angles(positions, self.kv_shape[2], self.theta, x.dtype)
         mask = causal_mask(start, x.shape[1], cache[0].k.shape[2])
         written: KVCache = []

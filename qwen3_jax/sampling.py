@@ -121,7 +121,7 @@ def restrict(
     """Penalty over book-0 ids generated so far, suppression of the control ids (but not eos), minimum length."""
     penalty = penalty[:, None]
     logits = jnp.where(seen, jnp.where(logits < 0, logits * penalty, logits / penalty), logits)
-    ids = jnp.arange(logits.shape[1])
+    ids = jnp.arange(logits.shape[1])[None]
     banned = (ids >= logits.shape[1] - CONTROLS) & (ids != eos_id) | (ids == eos_id) & (step[:, None] < MIN_FRAMES)
     return jnp.where(banned, -jnp.inf, logits)
 

@@ -20,7 +20,7 @@ from qwen3_jax.generate import FINISH_REASONS, bucket
 from qwen3_jax.model import Model
 from qwen3_jax.prompt import Prompt, check_prompt
 from qwen3_jax.sampling import Sampling, rules, segment_key
-from qwen3_jax.shapes import F32, I32, Array, Key
+from qwen3_jax.shapes import F32, I32, Array, Integer, Key
 
 BATCH_BUCKETS = (1, 2, 4, 8, 16, 32)
 _PRIME = 16  # frames of reference decoded at a time: one trace for every length, and 150 MB of temporaries at full size
@@ -89,7 +89,7 @@ def _side_by_side(states: list[DecoderState]) -> DecoderState:
 
 
 @jax.jit
-def _keys(seeds: I32[Array, " B"], segments: I32[Array, " B"]) -> Key[Array, " B"]:
+def _keys(seeds: Integer[Array, " B"], segments: I32[Array, " B"]) -> Key[Array, " B"]:
     return jax.vmap(lambda seed, segment: segment_key(seed, segment, jnp.int32(0)))(seeds.astype(jnp.uint32), segments)
 
 

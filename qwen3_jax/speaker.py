@@ -26,7 +26,7 @@ class Extent(NamedTuple):
     mask: Bool[Array, "B _ 1"]
 
     def mean(self, x: F32[Array, "B F C"]) -> F32[Array, "B 1 C"]:
-        return jnp.sum(jnp.where(self.mask, x, 0.0), axis=1, keepdims=True) / self.length[:, None, None]
+        return jnp.sum(jnp.where(self.mask, x, 0.0), axis=1, keepdims=True) / self.length.astype(jnp.float32)[:, None, None]
 
 
 class TimeConv(Kernel):
@@ -39,13 +39,13 @@ class TimeConv(Kernel):
     def __call__(self, x: F32[Array, "B F I"], extent: Extent) -> F32[Array, "B F O"]:
         weight, frames = self.weight[...], x.shape[1]
         if not self.pad:
-            return matmul(x, weight[:, :, 0]) + self.bias[...]
+            return matmul(x, weight[:, :, 0]) + self.bias[...][None, None]
         last = extent.length[:, None] - 1
-        source = jnp.abs(jnp.arange(-self.pad, frames + self.pad))
+        source = jnp.abs(jnp.arange(-self.pad, frames + self.pad))[None]
         source = jnp.where(source > last, 2 * last - source, source)
         x = jnp.take_along_axis(x, jnp.clip(source, 0, frames - 1)[..., None], axis=1)
         taps = [x[:, tap * self.dilation : tap * self.dilation + frames] for tap in range(weight.shape[2])]
-        return jnp.einsum("bfik,oik->bfo", jnp.stack(taps, axis=3), weight) + self.bias[...]
+        return jnp.einsum("bfik,oik->bfo", jnp.stack(taps, axis=3), weight) + self.bias[...][None, None]
 
 
 class TimeDelay(nnx.Module):
@@ -144,7 +144,7 @@ class SpeakerEncoder(nnx.Module):
         Returns:
             x-vectors [B H] float32.
         """
-        extent = Extent(length, (jnp.arange(mel.shape[1]) < length[:, None])[..., None])
+        extent = Extent(length, (jnp.arange(mel.shape[1])[None] < length[:, None])[..., None])
         with jax.default_matmul_precision("highest"):  # float32 on GPUs and TPUs too
             x, levels = mel, []
             for block in self.blocks:

@@ -39,7 +39,7 @@ class TalkerModel(nnx.Module):
     def __call__(
         self, x: Float[Array, "B T H"], cache: list[Cached], start: I32[Array, " B"]
     ) -> tuple[Float[Array, "B T H"], list[Cached]]:
-        positions = start[:, None] + jnp.arange(x.shape[1])
+        positions = start[:, None] + jnp.arange(x.shape[1])[None]
         rope = rope_angles(positions, self.head_dim, self.theta, x.dtype)
         mask = causal_mask(start, x.shape[1], cache[0].k.shape[2])
         written: list[Cached] = []

@@ -74,29 +74,25 @@ def _is_named_tuple(hint: Any) -> bool:
     return isinstance(hint, type) and issubclass(hint, tuple) and hasattr(hint, "_fields")
 
 
-def _with_fields(hint: Any, holds: Callable[[Any], bool] | None = None) -> Any:
+def _with_fields(hint: Any) -> Any:
     """The annotation, with a look at the fields where it is a NamedTuple, or a tuple, list or union of such."""
     if _is_named_tuple(hint):
-        return Annotated[hint, Is[holds or _fields_hold]] if _fields(hint) else hint
+        return Annotated[hint, Is[_fields_hold]] if _fields(hint) else hint
     origin, parts = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
         return functools.reduce(operator.or_, map(_with_fields, parts))
     if origin is tuple:
         return types.GenericAlias(tuple, tuple(map(_with_fields, parts)))
-    return types.GenericAlias(list, (_with_fields(parts[0], _fields_hold_alone),)) if origin is list else hint
+    return types.GenericAlias(list, (_with_fields(parts[0]),)) if origin is list else hint
 
 
 def _fields_hold(value: Any) -> bool:
-    for name, hint in _fields(type(value)).items():
-        if not is_bearable(getattr(value, name), hint, conf=_CONF):
-            raise TypeError(f"{type(value).__name__}.{name} = {getattr(value, name)!r} is no {hint}")
-    return True
-
-
-def _fields_hold_alone(value: Any) -> bool:
-    """Of an item of a list: its letters are its own."""
+    """Its letters are its own: a prompt of one row is read into a state of many."""
     with jaxtyped("context"):
-        return _fields_hold(value)
+        for name, hint in _fields(type(value)).items():
+            if not is_bearable(getattr(value, name), hint, conf=_CONF):
+                raise TypeError(f"{type(value).__name__}.{name} = {getattr(value, name)!r} is no {hint}")
+    return True
 
 
 @functools.cache

@@ -41,7 +41,7 @@ class PaddedConv(nnx.Module):
 
     def _end_at(self, x: F32[Array, "I B T"], valid: I32[Array, " B"]) -> F32[Array, "I B T"]:
         """What follows the valid part: zeros, or its last value."""
-        inside = jnp.arange(x.shape[2]) < valid[:, None]
+        inside = (jnp.arange(x.shape[2])[None] < valid[:, None])[None]
         last = jnp.take_along_axis(x, jnp.maximum(valid - 1, 0)[None, :, None], axis=2) if self.replicate else 0.0
         return jnp.where(inside, x, last)
 
@@ -113,4 +113,4 @@ class Encoder(nnx.Module):
             x, steps = self.encoder(wave[None], valid)
             x, frames = self.downsample(self.encoder_transformer(x), steps)
             codes = self.quantizer(jnp.moveaxis(x, 0, -1))
-        return jnp.where(jnp.arange(codes.shape[1])[:, None] < frames[:, None, None], codes, -1)
+        return jnp.where(jnp.arange(codes.shape[1])[None, :, None] < frames[:, None, None], codes, -1)

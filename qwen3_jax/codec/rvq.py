@@ -67,7 +67,7 @@ class BookEncoder(nnx.Module):
 
         def stage(rest: F32[Array, "B N D"], book: F32[Array, "V D"]) -> tuple[F32[Array, "B N D"], I32[Array, "B N"]]:
             # |rest - entry|^2 without |rest|^2, which is the same for every entry
-            distance = jnp.sum(jnp.square(book), axis=-1) - 2.0 * matmul(rest, book)
+            distance = jnp.sum(jnp.square(book), axis=-1)[None, None] - 2.0 * matmul(rest, book)
             code = jnp.argmin(distance, axis=-1).astype(jnp.int32)  # of a NaN, where there is one
             nearest = jnp.take_along_axis(distance, code[..., None], axis=-1)[..., 0]
             return rest - book[code], jnp.where(jnp.isfinite(nearest), code, -1)

@@ -98,8 +98,8 @@ class WindowTransformer(nnx.Module):
         self, x: F32[Array, "H B N"], past: list[LayerCache], position: I32[Array, " B"], valid: I32[Array, " B"] | None
     ) -> tuple[F32[Array, "H B N"], list[LayerCache]]:
         length, kept = x.shape[2], self.window - 1
-        queries = position[:, None] + jnp.arange(length)
-        keys = position[:, None] + jnp.arange(-kept, length)
+        queries = position[:, None] + jnp.arange(length)[None]
+        keys = position[:, None] + jnp.arange(-kept, length)[None]
         distance = queries[:, :, None] - keys[:, None, :]
         mask = (distance >= 0) & (distance < self.window) & (keys[:, None, :] >= 0)
         rope = rope_angles(queries, self.head_dim, self.theta, jnp.dtype(jnp.float32))

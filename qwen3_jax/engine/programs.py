@@ -32,7 +32,7 @@ from qwen3_jax.codec.decoder import DecoderState
 from qwen3_jax.engine.slots import RUNAWAY
 from qwen3_jax.generate import NOT_FINITE, RUNNING, PromptRows, advance, embed
 from qwen3_jax.sampling import Draws, Rules, segment_key
-from qwen3_jax.shapes import F32, I32, Array, Bool, Float, Key
+from qwen3_jax.shapes import F32, I32, Array, Bool, Float, Integer, Key
 from qwen3_jax.talker import Talker
 
 LAGS = 8  # frames back with which book 0 is compared
@@ -147,7 +147,7 @@ def _put(whole: Any, row: Any, slot: I32[Array, ""]) -> Any:
 class Opening(NamedTuple):
     """What a slot gets with a new segment; one row of everything."""
 
-    seed: I32[Array, ""]
+    seed: Integer[Array, ""]
     segment: I32[Array, ""]
     rules: Rules
     limit: I32[Array, ""]
@@ -315,14 +315,14 @@ def step(
         bad = alive & ~jnp.all(jnp.isfinite(sound), axis=1)
         alive = alive & ~bad
         after = after._replace(codec=_where(alive, codec, before.codec), reason=jnp.where(bad, NOT_FINITE, after.reason))
-        return index + 1, after, (codes.at[index].set(frame), pcm.at[index].set(sound), counts + alive)
+        return index + 1, after, (codes.at[index].set(frame), pcm.at[index].set(sound), counts + alive.astype(jnp.int32))
 
     _, state, (codes, pcm, counts) = jax.lax.while_loop(going, one, (jnp.int32(0), state, made))
     return state, Made(codes, pcm, counts, state.reason, state.held)
 
 
 @functools.partial(jax.jit, donate_argnames=("state",))
-def rewind(state: State, slot: I32[Array, ""], seed: I32[Array, ""], segment: I32[Array, ""], attempt: I32[Array, ""]) -> State:
+def rewind(state: State, slot: I32[Array, ""], seed: Integer[Array, ""], segment: I32[Array, ""], attempt: I32[Array, ""]) -> State:
     """Forget the held frames of a slot and go on from the mark with another key."""
 
     def back(whole: Any, marked: Any) -> Any:
