@@ -28,6 +28,7 @@ JUDGES = {
     "qwen3_jax.encode._check",
     "qwen3_jax.encode.encode_codes",
     "qwen3_jax.encode.encode_x_vector",
+    "qwen3_jax.engine.requests.Segment.__init__",
     "qwen3_jax.prompt.as_arrays",
     "qwen3_jax.prompt.build",
     "qwen3_jax.prompt.check_prompt",
