@@ -75,7 +75,7 @@ class Latents(msgspec.Struct):
         """Of frames' main components and entries of the pitch book."""
         return np.concatenate([main, self.acoustic[0, :, self.components :][entry]], axis=-1)
 
-    def read(self, wave: F32[np.ndarray, " N*1920"], said: I32[np.ndarray, "N 4"]) -> "Read":
+    def read(self, wave: F32[np.ndarray, " F"], said: I32[np.ndarray, "N 4"]) -> "Read":
         """What the codec is to say of speech; ``said``: of `plan.quarters`, zeros where nobody knows."""
         locked = locking.lock(wave, self.pitch)
         told = levels(locked.wave, locked.entry, self.pitch)

@@ -38,7 +38,7 @@ _SHARES = 30
 _SPEECH_NOISE = 4400  # a band around less has noise only where there is no voice
 
 
-def levels(wave: F32[np.ndarray, " N*1920"], entry: I32[np.ndarray, " N"], book: PitchBook) -> F32[np.ndarray, "N 224"]:
+def levels(wave: F32[np.ndarray, " F"], entry: I32[np.ndarray, " N"], book: PitchBook) -> F32[np.ndarray, "N 224"]:
     """Compressed and weighted levels of locked speech, moment after moment.
 
     A harmonic moves as far as it keeps its phase for 70 ms: DistillMOS 2.6 and 2.9 (heart, makima) of what the vocoder makes of the

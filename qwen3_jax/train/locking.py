@@ -103,7 +103,7 @@ class Locked(msgspec.Struct):
     entry: I32[np.ndarray, "..."]
 
 
-def lock(wave: F32[np.ndarray, " N*1920"], book: PitchBook | None) -> Locked:
+def lock(wave: F32[np.ndarray, " F"], book: PitchBook | None) -> Locked:
     """Lock whole frames of speech; without a book, frames keep their own contours and have no entry."""
     count = len(wave) // FRAME
     frequency, heard = track(wave)
@@ -125,7 +125,7 @@ def lock(wave: F32[np.ndarray, " N*1920"], book: PitchBook | None) -> Locked:
     return Locked(made, voiced, cycles, bends, entry)
 
 
-def align(wave: F32[np.ndarray, " N*1920"], entry: I32[np.ndarray, " N"], book: PitchBook) -> F32[np.ndarray, " N*1920"]:
+def align(wave: F32[np.ndarray, " F"], entry: I32[np.ndarray, " N"], book: PitchBook) -> F32[np.ndarray, " F"]:
     """Turn the harmonics of locked speech so that each, but for what is faster than 60 ms, has its maximum where the fundamental has."""
     there = np.repeat((entry > 0).astype(np.float64), FRAME // TRACK)
     gate = there * np.convolve(there, hann(17), "same")
