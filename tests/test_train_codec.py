@@ -565,7 +565,7 @@ def test_the_encoders_upper_part_learns_alone_from_what_the_lower_one_hears(
     heard = listener.hear(state, wave, cfg=cfg, books=16)
     graph, shapes = listener.encoder_definition(cfg, 16)
     encoder = nnx.merge(graph, unflatten({**state["trained"], **state["frozen"]}, shapes))
-    whole = listener.embed(encoder, wave, jnp.full(2, wave.shape[1], jnp.int32))
+    whole = listener.embed(encoder, jnp.asarray(wave), jnp.full(2, wave.shape[1], jnp.int32))
     np.testing.assert_allclose(listener.upper(encoder, heard.astype(jnp.float32)), whole, atol=2e-3 * float(jnp.abs(whole).max()))
     # in pieces, as a corpus is listened to
     joined = pieces.listened(state, stream.wave[: 16 * FRAME], CFG)

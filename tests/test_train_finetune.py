@@ -127,7 +127,7 @@ def test_a_merge_computes_what_base_and_adapters_do(base: Path, runs: dict[str, 
     made = finetune.taught(loaded.config, clips.load(runs["lora"] / finetune.SPEECH))
     batch = finetune.assembled([made[:1]])[0]
     graph, params = nnx.split(talker)
-    side = jax.jit(lambda params: narrator.scores(nnx.merge(graph, params), batch)[:2])(params)
+    side = jax.jit(lambda params, batch: narrator.scores(nnx.merge(graph, params), batch)[:2])(params, batch)
     merged = lora.merge(loaded.params["talker"], adapters)
     one = jax.jit(lambda params: narrator.scores(nnx.merge(loaded.graphs.talker, params), batch)[:2])
     for ours, theirs, untuned in zip(one(merged), side, one(loaded.params["talker"]), strict=True):

@@ -41,10 +41,10 @@ LAGS = 8  # frames back with which book 0 is compared
 class Limits(NamedTuple):
     """See requests.Watch. In frames; rows that are not watched have limits that no utterance reaches."""
 
-    hold: I32[Array, " B"]
-    repeats: I32[Array, " B"]
-    overdue: I32[Array, " B"]
-    overdue_end: I32[Array, " B"]
+    hold: I32[Array, "..."]
+    repeats: I32[Array, "..."]
+    overdue: I32[Array, "..."]
+    overdue_end: I32[Array, "..."]
 
 
 class Mark(NamedTuple):
