@@ -129,8 +129,8 @@ def test_a_merge_computes_what_base_and_adapters_do(base: Path, runs: dict[str, 
     graph, params = nnx.split(talker)
     side = jax.jit(lambda params, batch: narrator.scores(nnx.merge(graph, params), batch)[:2])(params, batch)
     merged = lora.merge(loaded.params["talker"], adapters)
-    one = jax.jit(lambda params: narrator.scores(nnx.merge(loaded.graphs.talker, params), batch)[:2])
-    for ours, theirs, untuned in zip(one(merged), side, one(loaded.params["talker"]), strict=True):
+    one = jax.jit(lambda params, batch: narrator.scores(nnx.merge(loaded.graphs.talker, params), batch)[:2])
+    for ours, theirs, untuned in zip(one(merged, batch), side, one(loaded.params["talker"], batch), strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-4)
         assert np.abs(ours - untuned).max() > 0.1  # the adapters do something
 
