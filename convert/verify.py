@@ -24,7 +24,7 @@ from qwen3_jax.engine.inline import FRAMES as AT_ONCE
 from qwen3_jax.engine.inline import Inline
 from qwen3_jax.model import Model, load
 from qwen3_jax.sampling import Sampling
-from qwen3_jax.shapes import F32, Int
+from qwen3_jax.shapes import F32, I32, Array
 
 TOLERANCE = 1e-4  # of the root mean square: mel, x-vector, waves, hidden states; codes must be identical
 GREEDY = Sampling(do_sample=False, subtalker_dosample=False)
@@ -77,7 +77,7 @@ def _encoders(model: Model, golden: Golden) -> Iterator[Result]:
 
 
 @functools.partial(jax.jit, static_argnames=("graph",), donate_argnames=("state",))
-def _decode(graph: Any, params: Any, codes: Int["B N K"], state: DecoderState) -> tuple[F32["B F"], DecoderState]:
+def _decode(graph: Any, params: Any, codes: I32[Array, "B N K"], state: DecoderState) -> tuple[F32[Array, "B F"], DecoderState]:
     return nnx.merge(graph, params)(codes, state)
 
 

@@ -16,7 +16,7 @@ import soxr
 
 from qwen3_jax import recording
 from qwen3_jax.folders import expand
-from qwen3_jax.shapes import NpF32
+from qwen3_jax.shapes import F32, F64, I16
 
 SAMPLE_RATE = 24000
 RATES = (1_000, 1_000_000)  # Hz of what is read; the resampler crashes at NaN and fills the memory at 1
@@ -26,7 +26,7 @@ _FFT, _HOP, _MELS = 1024, 256, 128
 Source = str | os.PathLike[str] | tuple[np.ndarray, int]
 
 
-def load_audio(source: Source) -> NpF32:
+def load_audio(source: Source) -> F32[np.ndarray, " F"]:
     """Read a sound and make it mono float32 at 24 kHz.
 
     Args:
@@ -46,7 +46,7 @@ def load_audio(source: Source) -> NpF32:
     return _resampled(samples if samples.ndim == 1 else recording.mix(samples), rate)
 
 
-def load_reference(source: Source) -> NpF32:
+def load_reference(source: Source) -> F32[np.ndarray, " F"]:
     """Read a recording of a voice and check it: see recording.py.
 
     Args:
@@ -67,11 +67,11 @@ def load_reference(source: Source) -> NpF32:
     return _resampled(recording.check(recording.Clip(mono, rate, 0)).samples, rate)
 
 
-def _resampled(mono: NpF32, rate: Any) -> NpF32:
+def _resampled(mono: F32[np.ndarray, " F"], rate: Any) -> F32[np.ndarray, " _"]:
     return mono if rate == SAMPLE_RATE or not len(mono) else soxr.resample(mono, rate, SAMPLE_RATE, quality="HQ")
 
 
-def _read_file(path: Path) -> tuple[NpF32, int]:
+def _read_file(path: Path) -> tuple[F32[np.ndarray, " F *rest"], int]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such audio file")
     try:
@@ -87,7 +87,7 @@ def _read_file(path: Path) -> tuple[NpF32, int]:
         return clip.samples, clip.rate
 
 
-def _check_array(samples: np.ndarray, rate: Any) -> tuple[NpF32, Any]:
+def _check_array(samples: np.ndarray, rate: Any) -> tuple[F32[np.ndarray, " F *rest"], Any]:
     samples = np.asarray(samples)
     if samples.ndim not in (1, 2) or (samples.ndim == 2 and not 1 <= samples.shape[1] <= 16):
         raise ValueError(f"audio array: shape {samples.shape} is not [samples] or [samples, channels] (1 to 16); transpose or squeeze it")
@@ -101,7 +101,7 @@ def _check_array(samples: np.ndarray, rate: Any) -> tuple[NpF32, Any]:
         return samples.astype(np.float32), rate
 
 
-def mel_spectrogram(wave: NpF32) -> NpF32:
+def mel_spectrogram(wave: F32[np.ndarray, " F"]) -> F32[np.ndarray, "_ 128"]:
     """Log-mel spectrogram of the speaker encoder.
 
     Args:
@@ -120,8 +120,8 @@ def mel_spectrogram(wave: NpF32) -> NpF32:
 
 
 @functools.cache
-def _mel_filters() -> np.ndarray:
-    """Slaney triangles from 0 to 12 kHz, [128 513] float64."""
+def _mel_filters() -> F64[np.ndarray, "128 513"]:
+    """Slaney triangles from 0 to 12 kHz."""
     edges = _mel_to_hz(np.linspace(0.0, _hz_to_mel(SAMPLE_RATE / 2), _MELS + 2))
     bins = np.linspace(0.0, SAMPLE_RATE / 2, _FFT // 2 + 1)
     low, centre, high = edges[:-2, None], edges[1:-1, None], edges[2:, None]
@@ -141,7 +141,7 @@ def _mel_to_hz(mel: np.ndarray) -> np.ndarray:
     return np.where(mel < _BEND_MEL, mel * 200.0 / 3.0, _BEND_HZ * np.exp(_STEP * (mel - _BEND_MEL)))
 
 
-def to_pcm16(wave: NpF32) -> bytes:
+def to_pcm16(wave: F32[np.ndarray, " F"]) -> bytes:
     """[F] float32 in [-1, 1] -> little-endian 16-bit PCM, 2 bytes a sample; rounded to nearest, clipped beyond +-1.
 
     Raises:
@@ -150,7 +150,7 @@ def to_pcm16(wave: NpF32) -> bytes:
     return pcm16(wave).tobytes()
 
 
-def check_finite(wave: NpF32) -> NpF32:
+def check_finite(wave: F32[np.ndarray, " F"]) -> F32[np.ndarray, " F"]:
     """The wave itself, on its way out.
 
     Raises:
@@ -164,12 +164,12 @@ def check_finite(wave: NpF32) -> NpF32:
     return wave
 
 
-def pcm16(wave: NpF32) -> np.ndarray:
-    """The same as an array, int16 [F]."""
+def pcm16(wave: F32[np.ndarray, " F"]) -> I16[np.ndarray, " F"]:
+    """The same as an array."""
     check_finite(wave)
     return np.rint(np.clip(wave, -1.0, 1.0) * 32767.0).astype("<i2")
 
 
-def write_wav(path: str | os.PathLike[str], wave: NpF32, sample_rate: int = SAMPLE_RATE) -> None:
+def write_wav(path: str | os.PathLike[str], wave: F32[np.ndarray, " F"], sample_rate: int = SAMPLE_RATE) -> None:
     """Write [F] float32 in [-1, 1] as a mono 16-bit WAV file, with the samples of `to_pcm16`."""
     soundfile.write(path, pcm16(wave), sample_rate, subtype="PCM_16", format="WAV")

@@ -14,14 +14,14 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from qwen3_jax.shapes import Bool, Float, Int
+from qwen3_jax.shapes import I32, Array, Bool, Float
 
 
 class LayerCache(NamedTuple):
     """Keys (rotated) and values of one layer."""
 
-    k: jax.Array  # [B J S D]
-    v: jax.Array  # [B J S D]
+    k: Float[Array, "B J S D"]
+    v: Float[Array, "B J S D"]
 
 
 KVCache = list[LayerCache]
@@ -33,10 +33,10 @@ def empty(layers: int, rows: int, kv_heads: int, columns: int, head_dim: int, dt
     return [LayerCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for _ in range(layers)]
 
 
-def write(cache: LayerCache, k: Float["B T J D"], v: Float["B T J D"], start: Int["B"]) -> LayerCache:
+def write(cache: LayerCache, k: Float[Array, "B T J D"], v: Float[Array, "B T J D"], start: I32[Array, " B"]) -> LayerCache:
     """Write T new columns into each row, from that row's own ``start``; start + T <= S is the caller's promise."""
 
-    def put(row: Float["J S D"], new: Float["J T D"], at: Int[""]) -> Float["J S D"]:
+    def put(row: Float[Array, "J S D"], new: Float[Array, "J T D"], at: I32[Array, ""]) -> Float[Array, "J S D"]:
         return jax.lax.dynamic_update_slice(row, new, (0, at, 0))
 
     put_rows = jax.vmap(put)
@@ -46,10 +46,10 @@ def write(cache: LayerCache, k: Float["B T J D"], v: Float["B T J D"], start: In
     )
 
 
-def causal_mask(start: Int["B"], length: int, columns: int) -> Bool["B T S"]:
+def causal_mask(start: I32[Array, " B"], length: int, columns: int) -> Bool[Array, "B {length} {columns}"]:
     """Query t of a row (at position start + t) sees columns 0 .. start + t."""
-    positions = start[:, None] + jnp.arange(length)
-    return jnp.arange(columns) <= positions[..., None]
+    positions = start[:, None] + jnp.arange(length)[None]
+    return jnp.arange(columns)[None, None] <= positions[..., None]
 
 
 def grow(cache: KVCache, columns: int) -> KVCache:

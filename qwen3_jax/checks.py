@@ -6,7 +6,7 @@ An id beyond a table reads NaN, which stays in the KV cache; so every way in com
 import numpy as np
 
 from qwen3_jax.config import CONTROLS, ModelConfig
-from qwen3_jax.shapes import NpF32, NpInt
+from qwen3_jax.shapes import F32, I32
 from qwen3_jax.voice import Voice, as_codes, as_x_vector
 
 
@@ -24,7 +24,7 @@ def check_voice(config: ModelConfig, voice: Voice) -> None:
         raise ValueError(f"voice {voice.name!r}: {error}") from error
 
 
-def x_vector(config: ModelConfig, values: np.ndarray) -> NpF32["H"]:
+def x_vector(config: ModelConfig, values: np.ndarray) -> F32[np.ndarray, " H"]:
     """A speaker embedding of the talker's width, in float32.
 
     Raises:
@@ -36,7 +36,7 @@ def x_vector(config: ModelConfig, values: np.ndarray) -> NpF32["H"]:
     return as_x_vector(values)
 
 
-def reference(config: ModelConfig, values: np.ndarray) -> NpInt["N K"]:
+def reference(config: ModelConfig, values: np.ndarray) -> I32[np.ndarray, "N K"]:
     """A reference's frames in int32, each code an entry of its codebook.
 
     Raises:
@@ -59,7 +59,7 @@ def prompt_codes(config: ModelConfig, values: np.ndarray) -> None:
     _books(codes, talker.num_code_groups, talker.vocab_size, talker.code_predictor_config.vocab_size, "prompt codes", -1)
 
 
-def text_ids(config: ModelConfig, values: object, what: str, *, least: int = -1) -> NpInt["T"]:
+def text_ids(config: ModelConfig, values: object, what: str, *, least: int = -1) -> I32[np.ndarray, " T"]:
     """Ids of the text vocabulary, in int32; -1, where ``least`` allows it, stands for no text.
 
     Raises:

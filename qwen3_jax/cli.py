@@ -107,7 +107,7 @@ def say(
         with errors.status("loading the model"):
             tts = Qwen3TTS.from_pretrained(model, device=device, dtype=dtype)
         if reference:
-            speaker: "Voice | str | None" = tts.create_voice(reference, transcript, x_vector_only_mode=x_vector)
+            speaker: Voice | str | None = tts.create_voice(reference, transcript, x_vector_only_mode=x_vector)
         else:
             speaker = find_voice(tts, voice, layers, x_vector, tell)
         tell(f"model: {hub.described(model)}")

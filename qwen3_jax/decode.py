@@ -12,23 +12,23 @@ from qwen3_jax import checks
 from qwen3_jax.codec.decoder import DecoderState, init_state
 from qwen3_jax.generate import DAMAGED
 from qwen3_jax.model import Model
-from qwen3_jax.shapes import F32, Int, NpInt
+from qwen3_jax.shapes import F32, I32, Array, Integer
 
 _PRIME = 16  # frames of reference decoded at a time: one trace for every length, and 150 MB of temporaries at full size
 
 
 @functools.partial(jax.jit, static_argnames=("graph",), donate_argnames=("state",))
-def decode(graph: Any, decoder: Any, codes: Int["N B K"], state: DecoderState) -> tuple[F32["B F"], DecoderState]:
+def decode(graph: Any, decoder: Any, codes: I32[Array, "N B K"], state: DecoderState) -> tuple[F32[Array, "B F"], DecoderState]:
     """The samples of every row's next N frames."""
     return nnx.merge(graph, decoder)(jnp.swapaxes(codes, 0, 1), state)
 
 
 @functools.partial(jax.jit, static_argnames=("graph",), donate_argnames=("state",))
-def _remember(graph: Any, decoder: Any, codes: Int["B N K"], valid: Int["B"] | None, state: DecoderState) -> DecoderState:
+def _remember(graph: Any, decoder: Any, codes: I32[Array, "B N K"], valid: I32[Array, " B"] | None, state: DecoderState) -> DecoderState:
     return nnx.merge(graph, decoder)(codes, state, valid)[1]
 
 
-def prime(model: Model, reference: NpInt["N K"]) -> DecoderState:
+def prime(model: Model, reference: Integer[np.ndarray, "N K"]) -> DecoderState:
     """The codec's state after these frames, one row; their audio is not kept. It serves any number of requests.
 
     Raises:

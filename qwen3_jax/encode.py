@@ -15,7 +15,7 @@ from qwen3_jax.audio import SAMPLE_RATE, mel_spectrogram
 from qwen3_jax.generate import bucket
 from qwen3_jax.model import Model
 from qwen3_jax.recording import LOUDEST
-from qwen3_jax.shapes import F32, Int, NpF32, NpInt
+from qwen3_jax.shapes import F32, I32, Array
 
 SECOND_BUCKETS = (4, 8, 16, 32, 64)  # one trace each
 _HOP = 256  # samples between frames of the mel
@@ -23,16 +23,16 @@ _DAMAGED = "the checkpoint's weights are damaged, so download or convert it agai
 
 
 @functools.partial(jax.jit, static_argnames=("graph",))
-def _codes(graph: Any, params: Any, wave: F32["B F"], valid: Int["B"]) -> Int["B N K"]:
+def _codes(graph: Any, params: Any, wave: F32[Array, "B F"], valid: I32[Array, " B"]) -> I32[Array, "B N K"]:
     return nnx.merge(graph, params)(wave, valid)
 
 
 @functools.partial(jax.jit, static_argnames=("graph",))
-def _x_vector(graph: Any, params: Any, mel: F32["B F 128"], length: Int["B"]) -> F32["B H"]:
+def _x_vector(graph: Any, params: Any, mel: F32[Array, "B F 128"], length: I32[Array, " B"]) -> F32[Array, "B H"]:
     return nnx.merge(graph, params)(mel, length)
 
 
-def encode_codes(model: Model, wave: NpF32["F"]) -> NpInt["N K"]:
+def encode_codes(model: Model, wave: F32[np.ndarray, " F"]) -> I32[np.ndarray, "N K"]:
     """The clip's frames by the codec encoder: int32 [ceil(F / 1920), 16].
 
     Raises:
@@ -48,7 +48,7 @@ def encode_codes(model: Model, wave: NpF32["F"]) -> NpInt["N K"]:
     return found
 
 
-def encode_x_vector(model: Model, wave: NpF32["F"]) -> NpF32["H"]:
+def encode_x_vector(model: Model, wave: F32[np.ndarray, " F"]) -> F32[np.ndarray, " H"]:
     """The clip's speaker embedding, float32 [H]; Base checkpoints only.
 
     Raises:
@@ -66,7 +66,7 @@ def encode_x_vector(model: Model, wave: NpF32["F"]) -> NpF32["H"]:
     return found
 
 
-def _check(wave: NpF32["F"]) -> None:
+def _check(wave: F32[np.ndarray, " F"]) -> None:
     wave = np.asarray(wave)
     if wave.ndim != 1 or not len(wave) or not np.issubdtype(wave.dtype, np.floating) or not (np.abs(wave) <= LOUDEST).all():
         raise ValueError(

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from qwen3_jax.sampling import draw, restrict
-from qwen3_jax.shapes import Bool, Float, Int
+from qwen3_jax.shapes import I32, Array, Bool, Float
 from qwen3_jax.talker import Talker
 
 RUNNING, EOS, LENGTH, NOT_FINITE = 0, 1, 2, 4  # finish reasons on the device; the engine has one more, see engine/slots.py
@@ -24,11 +24,11 @@ DAMAGED = (  # what follows a NaN or an infinity, and what to do
 class PromptRows(NamedTuple):
     """A piece of prompts, right-padded; ``length`` is that of the whole prompts."""
 
-    text: Int["B T"]
-    codes: Int["B T K"]
-    speaker: Bool["B T"]
-    x_vector: Float["B H"]
-    length: Int["B"]
+    text: I32[Array, "B T"]
+    codes: I32[Array, "B T K"]
+    speaker: Bool[Array, "B T"]
+    x_vector: Float[Array, "B H"]
+    length: I32[Array, " B"]
 
 
 def bucket(size: int, sizes: tuple[int, ...], what: str) -> int:
@@ -43,14 +43,16 @@ def bucket(size: int, sizes: tuple[int, ...], what: str) -> int:
     raise ValueError(f"{what}: {size} is more than the {sizes[-1]} that fit; split the text or shorten the reference")
 
 
-def embed(talker: Talker, rows: PromptRows) -> Float["B T H"]:
+def embed(talker: Talker, rows: PromptRows) -> Float[Array, "B T H"]:
     """Text row + code rows + x-vector of each position."""
     text = talker.text_rows(rows.text)
     speaker = jnp.where(rows.speaker[..., None], rows.x_vector[:, None].astype(text.dtype), 0)
     return text + (talker.code_rows(rows.codes) + speaker)
 
 
-def advance(talker: Talker, state: Any, text: Float["B H"], active: Bool["B"]) -> tuple[Any, Int["B K"], Float["B H"], Bool["B"]]:
+def advance(
+    talker: Talker, state: Any, text: Float[Array, "B H"], active: Bool[Array, " B"]
+) -> tuple[Any, I32[Array, "B K"], Float[Array, "B H"], Bool[Array, " B"]]:
     """One frame of the rows that are ``active`` and running; the others stay as they are. A row whose scores are not finite is stopped
     with NOT_FINITE, before the frame.
 
@@ -81,13 +83,14 @@ def advance(talker: Talker, state: Any, text: Float["B H"], active: Bool["B"]) -
     )
     codes = jnp.concatenate([first[:, None], rest], axis=1)
     alive = running & ~ended & jnp.all(codes >= 0, axis=1)  # `draw` gives -1 where there is nothing to draw from
-    step = state.step + alive
+    one = alive.astype(jnp.int32)
+    step = state.step + one
     state = state._replace(
         caches=caches,
         inputs=jnp.where(alive[:, None], talker.code_rows(codes[:, None])[:, 0] + text, state.inputs),
-        position=state.position + alive,
+        position=state.position + one,
         step=step,
-        seen=state.seen | (alive[:, None] & (jnp.arange(state.seen.shape[1]) == first[:, None])),
+        seen=state.seen | (alive[:, None] & (jnp.arange(state.seen.shape[1])[None] == first[:, None])),
         reason=jnp.where(
             alive,
             jnp.where(step >= state.limit, LENGTH, state.reason),

@@ -11,7 +11,7 @@ from flax import nnx
 
 from qwen3_jax.cache import LayerCache, write
 from qwen3_jax.config import PredictorConfig, TalkerConfig
-from qwen3_jax.shapes import Bool, Float, Int
+from qwen3_jax.shapes import I32, Array, Bool, Float
 
 
 class Linear(nnx.Module):
@@ -21,12 +21,17 @@ class Linear(nnx.Module):
         self.weight = nnx.Param(jnp.zeros((outputs, inputs)))
         self.bias = nnx.Param(jnp.zeros((outputs,))) if bias else None
 
-    def __call__(self, x: Float["... I"]) -> Float["... O"]:
+    def __call__(self, x: Float[Array, "*rest I"]) -> Float[Array, "*rest O"]:
         y = matmul(x, self.weight[...])
-        return y if self.bias is None else y + self.bias[...]
+        return y if self.bias is None else y + over_last(self.bias[...], y)
 
 
-def matmul(x: Float["... I"], weight: Float["O I"]) -> Float["... O"]:
+def over_last(vector: Float[Array, " H"], x: Float[Array, "*rest H"]) -> Float[Array, "*#rest H"]:
+    """``vector`` with axes of size 1 before it, as many as ``x`` has: JAX's silent ones are refused in the tests."""
+    return jnp.expand_dims(vector, tuple(range(x.ndim - 1)))
+
+
+def matmul(x: Float[Array, "*rest I"], weight: Float[Array, "O I"]) -> Float[Array, "*rest O"]:
     """x W^T in the dtype of x, which may be wider than that of the weight.
 
     As W x^T: XLA on a CPU packs the right factor anew for every product of more than one row. 126 MB of weights of 3072 x 1024, float32,
@@ -44,7 +49,7 @@ def matmul(x: Float["... I"], weight: Float["O I"]) -> Float["... O"]:
 _ROWS_ALONE = 16  # more rows than this are cheaper with the whole weight widened first
 
 
-def _widened(x: Float["... I"], weight: Float["O I"]) -> Float["... O"]:
+def _widened(x: Float[Array, "*rest I"], weight: Float[Array, "O I"]) -> Float[Array, "*rest O"]:
     """float32 x bfloat16 on a CPU, bit for bit as with a float32 weight, for half the bytes.
 
     XLA fuses the widening into a product of one row only (30 GB/s of bfloat16, all that two cores read); for more rows it
@@ -72,11 +77,11 @@ class Embedding(nnx.Module):
     def __init__(self, size: int, width: int) -> None:
         self.weight = nnx.Param(jnp.zeros((size, width)))
 
-    def __call__(self, ids: Int["..."], dtype: jnp.dtype) -> Float["... H"]:
+    def __call__(self, ids: I32[Array, " *rest"], dtype: jnp.dtype) -> Float[Array, "*rest H"]:
         return take(self.weight[...], ids, dtype)
 
 
-def take(table: Float["V H"], ids: Int["..."], dtype: jnp.dtype) -> Float["... H"]:
+def take(table: Float[Array, "V H"], ids: I32[Array, " *rest"], dtype: jnp.dtype) -> Float[Array, "*rest H"]:
     """Rows of ``table`` in ``dtype``, which may be wider than the table's.
 
     Then read as integers: XLA's CPU compiler gathers no bfloat16; in a loop it would write the whole table in float32 first
@@ -96,10 +101,10 @@ class RMSNorm(nnx.Module):
         self.weight = nnx.Param(jnp.ones((width,)))
         self.eps = eps
 
-    def __call__(self, x: Float["... H"]) -> Float["... H"]:
+    def __call__(self, x: Float[Array, "*rest H"]) -> Float[Array, "*rest H"]:
         x32 = x.astype(jnp.float32)
         x32 = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + self.eps)
-        return self.weight[...] * x32.astype(x.dtype)
+        return over_last(self.weight[...], x) * x32.astype(x.dtype)
 
 
 class LayerNorm(nnx.Module):
@@ -110,28 +115,32 @@ class LayerNorm(nnx.Module):
         self.bias = nnx.Param(jnp.zeros((width,)))
         self.eps = eps
 
-    def __call__(self, x: Float["... H"]) -> Float["... H"]:
+    def __call__(self, x: Float[Array, "*rest H"]) -> Float[Array, "*rest H"]:
         x32 = x.astype(jnp.float32)
         x32 = x32 - jnp.mean(x32, axis=-1, keepdims=True)
         x32 = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + self.eps)
-        return (x32 * self.weight[...] + self.bias[...]).astype(x.dtype)
+        return (x32 * over_last(self.weight[...], x) + over_last(self.bias[...], x)).astype(x.dtype)
 
 
-def rope_angles(positions: Int["B T"], head_dim: int, theta: float, dtype: jnp.dtype) -> tuple[Float["B T D"], Float["B T D"]]:
+def rope_angles(
+    positions: I32[Array, "B T"], head_dim: int, theta: float, dtype: jnp.dtype
+) -> tuple[Float[Array, "B T {head_dim}"], Float[Array, "B T {head_dim}"]]:
     """Cosines and sines of plain half-split RoPE. The three mrope channels are equal in TTS, so this is all of it."""
     inverse = 1.0 / theta ** (jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
-    angles = positions[..., None].astype(jnp.float32) * inverse
+    angles = positions[..., None].astype(jnp.float32) * inverse[None, None]
     angles = jnp.concatenate([angles, angles], axis=-1)
     return jnp.cos(angles).astype(dtype), jnp.sin(angles).astype(dtype)
 
 
-def rotate(x: Float["B T A D"], cos: Float["B T D"], sin: Float["B T D"]) -> Float["B T A D"]:
+def rotate(x: Float[Array, "B T A D"], cos: Float[Array, "#B T D"], sin: Float[Array, "#B T D"]) -> Float[Array, "B T A D"]:
     """Apply RoPE: halves of D are rotated against each other."""
     first, second = jnp.split(x, 2, axis=-1)
     return x * cos[:, :, None] + jnp.concatenate([-second, first], axis=-1) * sin[:, :, None]
 
 
-def attend(q: Float["B T A D"], k: Float["B J S D"], v: Float["B J S D"], mask: Bool["B T S"]) -> Float["B T A*D"]:
+def attend(
+    q: Float[Array, "B T A D"], k: Float[Array, "B J S D"], v: Float[Array, "B J S D"], mask: Bool[Array, "B T S"]
+) -> Float[Array, "B T A*D"]:
     """Grouped-query attention, softmax in float32. Every query must see at least one column."""
     rows, length, heads, size = q.shape
     grouped = q.reshape(rows, length, k.shape[1], -1, size).transpose(0, 2, 3, 1, 4)
@@ -139,12 +148,16 @@ def attend(q: Float["B T A D"], k: Float["B J S D"], v: Float["B J S D"], mask: 
     return mixed.transpose(0, 3, 1, 2, 4).reshape(rows, length, heads * size)
 
 
-def _mix(q: Float["B J G T D"], k: Float["B J S D"], v: Float["B J S D"], mask: Bool["B T S"]) -> Float["B J G T D"]:
+def _mix(
+    q: Float[Array, "B J G T D"], k: Float[Array, "B J S D"], v: Float[Array, "B J S D"], mask: Bool[Array, "B T S"]
+) -> Float[Array, "B J G T D"]:
     weights = _weights(jnp.einsum("bjgtd,bjsd->bjgts", q, k, precision="highest"), q, mask)
     return jnp.einsum("bjgts,bjsd->bjgtd", weights, v, precision="highest")
 
 
-def _mix_on_cpu(q: Float["B J G T D"], k: Float["B J S D"], v: Float["B J S D"], mask: Bool["B T S"]) -> Float["B J G T D"]:
+def _mix_on_cpu(
+    q: Float[Array, "B J G T D"], k: Float[Array, "B J S D"], v: Float[Array, "B J S D"], mask: Bool[Array, "B T S"]
+) -> Float[Array, "B J G T D"]:
     """The same in products that XLA's CPU compiler is quick at.
 
     Those are of a vector, and of a matrix whose contracted axis is not its last. 28 layers of 8 rows x 256 columns on two cores took
@@ -163,7 +176,7 @@ def _mix_on_cpu(q: Float["B J G T D"], k: Float["B J S D"], v: Float["B J S D"],
     return jax.lax.dot_general(weights, v, (((3,), (2,)), pairs), precision="highest").reshape(q.shape)
 
 
-def _weights(scores: Float["B J G T S"], q: Float["B J G T D"], mask: Bool["B T S"]) -> Float["B J G T S"]:
+def _weights(scores: Float[Array, "B J G T S"], q: Float[Array, "B J G T D"], mask: Bool[Array, "B T S"]) -> Float[Array, "B J G T S"]:
     scores = scores.astype(jnp.float32) * q.shape[-1] ** -0.5
     return jax.nn.softmax(jnp.where(mask[:, None, None], scores, jnp.finfo(jnp.float32).min), axis=-1).astype(q.dtype)
 
@@ -181,8 +194,13 @@ class Attention(nnx.Module):
         self.heads, self.kv_heads, self.head_dim = heads, kv_heads, head_dim
 
     def __call__(
-        self, x: Float["B T H"], rope: tuple[Float["B T D"], Float["B T D"]], cache: LayerCache, start: Int["B"], mask: Bool["B T S"]
-    ) -> tuple[Float["B T H"], LayerCache]:
+        self,
+        x: Float[Array, "B T H"],
+        rope: tuple[Float[Array, "B T D"], Float[Array, "B T D"]],
+        cache: LayerCache,
+        start: I32[Array, " B"],
+        mask: Bool[Array, "B T S"],
+    ) -> tuple[Float[Array, "B T H"], LayerCache]:
         rows, length, _ = x.shape
         q = self.q_norm(self.q_proj(x).reshape(rows, length, self.heads, self.head_dim))
         k = self.k_norm(self.k_proj(x).reshape(rows, length, self.kv_heads, self.head_dim))
@@ -199,7 +217,7 @@ class SwiGLU(nnx.Module):
         self.up_proj = Linear(width, inner)
         self.down_proj = Linear(inner, width)
 
-    def __call__(self, x: Float["B T H"]) -> Float["B T H"]:
+    def __call__(self, x: Float[Array, "B T H"]) -> Float[Array, "B T H"]:
         return self.down_proj(jax.nn.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
@@ -214,8 +232,13 @@ class DecoderLayer(nnx.Module):
         self.mlp = SwiGLU(width, config.intermediate_size)
 
     def __call__(
-        self, x: Float["B T H"], rope: tuple[Float["B T D"], Float["B T D"]], cache: LayerCache, start: Int["B"], mask: Bool["B T S"]
-    ) -> tuple[Float["B T H"], LayerCache]:
+        self,
+        x: Float[Array, "B T H"],
+        rope: tuple[Float[Array, "B T D"], Float[Array, "B T D"]],
+        cache: LayerCache,
+        start: I32[Array, " B"],
+        mask: Bool[Array, "B T S"],
+    ) -> tuple[Float[Array, "B T H"], LayerCache]:
         attended, cache = self.self_attn(self.input_layernorm(x), rope, cache, start, mask)
         x = x + attended
         return x + self.mlp(self.post_attention_layernorm(x)), cache

@@ -16,10 +16,10 @@ from flax import nnx
 from qwen3_jax.cache import KVCache, causal_mask, empty
 from qwen3_jax.config import PredictorConfig
 from qwen3_jax.layers import DecoderLayer, Linear, RMSNorm, rope_angles, take
-from qwen3_jax.shapes import Float, Int
+from qwen3_jax.shapes import F32, I32, Array, Float
 
-# (logits [B V] float32, index of the drawn book, 1..15) -> codes [B]
-Draw = Callable[[jax.Array, jax.Array], jax.Array]
+# (logits, index of the drawn book, 1..15) -> codes
+Draw = Callable[[F32[Array, "B V"], I32[Array, ""]], I32[Array, " B"]]
 
 
 class BookTables(nnx.Module):
@@ -49,20 +49,20 @@ class Predictor(nnx.Module):
         self.books, self.vocab, self.theta = config.num_code_groups - 1, config.vocab_size, config.rope_theta
         self.kv_shape = (config.num_hidden_layers, config.num_key_value_heads, config.head_dim)
 
-    def embed(self, codes: Int["... 15"], dtype: jnp.dtype) -> Float["... 15 H"]:
+    def embed(self, codes: I32[Array, "*rest {self.books}"], dtype: jnp.dtype) -> Float[Array, "*rest {self.books} H"]:
         """Each of books 1..15 in its own table."""
-        return self._lookup(jnp.arange(self.books), codes, dtype)
+        return self._lookup(jnp.broadcast_to(jnp.arange(self.books), codes.shape), codes, dtype)
 
-    def _lookup(self, book: Int["..."], codes: Int["..."], dtype: jnp.dtype) -> Float["... H"]:
+    def _lookup(self, book: I32[Array, "*#rest"], codes: I32[Array, " *rest"], dtype: jnp.dtype) -> Float[Array, "*rest H"]:
         # One gather in the flattened tables: slicing a table out first would copy 8 MB to read 4 kB.
         table = self.model.codec_embedding.weight[...]
         return take(table.reshape(-1, table.shape[-1]), book * self.vocab + codes, dtype)
 
-    def hidden(self, x: Float["B T H"], cache: KVCache, start: Int["B"]) -> tuple[Float["B T H"], KVCache]:
+    def hidden(self, x: Float[Array, "B T I"], cache: KVCache, start: I32[Array, " B"]) -> tuple[Float[Array, "B T H"], KVCache]:
         """Rows in talker width at positions start.. -> normed hidden states."""
         if self.small_to_mtp_projection is not None:
             x = self.small_to_mtp_projection(x)
-        positions = start[:, None] + jnp.arange(x.shape[1])
+        positions = start[:, None] + jnp.arange(x.shape[1])[None]
         rope = rope_angles(positions, self.kv_shape[2], self.theta, x.dtype)
         mask = causal_mask(start, x.shape[1], cache[0].k.shape[2])
         written: KVCache = []
@@ -71,11 +71,11 @@ class Predictor(nnx.Module):
             written.append(layer_cache)
         return self.model.norm(x), written
 
-    def logits(self, hidden: Float["B H"], head: Int[""]) -> Float["B V"]:
+    def logits(self, hidden: Float[Array, "B H"], head: I32[Array, ""] | int) -> Float[Array, "B V"]:
         """Head ``head`` (0..14), in float32."""
         return jax.lax.switch(head, [linear.__call__ for linear in self.lm_head], hidden).astype(jnp.float32)
 
-    def predict(self, hidden: Float["B H"], embedding: Float["B H"], draw: Draw) -> Int["B 15"]:
+    def predict(self, hidden: Float[Array, "B H"], embedding: Float[Array, "B H"], draw: Draw) -> I32[Array, "B {self.books}"]:
         """The fifteen codes that follow ``hidden`` and the embedding of book 0, each drawn by ``draw``."""
         rows = hidden.shape[0]
         layers, kv_heads, head_dim = self.kv_shape

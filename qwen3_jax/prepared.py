@@ -5,8 +5,10 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Callable
 
+import numpy as np
+
 from qwen3_jax.codec import DecoderState
-from qwen3_jax.shapes import NpInt
+from qwen3_jax.shapes import I32
 from qwen3_jax.voice import Voice
 
 
@@ -18,7 +20,7 @@ class PreparedVoices:
         most: states that are kept, 5 MB each; the least recently used goes first.
     """
 
-    def __init__(self, prime: Callable[[NpInt["T K"]], DecoderState], most: int) -> None:
+    def __init__(self, prime: Callable[[I32[np.ndarray, "T K"]], DecoderState], most: int) -> None:
         self.most = most
         self._prime = prime
         self._states: OrderedDict[weakref.ref[Voice], DecoderState] = OrderedDict()  # least recently used first

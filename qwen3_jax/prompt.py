@@ -21,7 +21,7 @@ import numpy as np
 
 from qwen3_jax import checks
 from qwen3_jax.config import ModelConfig
-from qwen3_jax.shapes import NpF32, NpInt
+from qwen3_jax.shapes import F32, I32, Float, Integer
 from qwen3_jax.text.languages import language_name, spoken_elsewhere
 from qwen3_jax.voice import spelling
 
@@ -34,11 +34,11 @@ AUTO = "auto"
 class Prompt(NamedTuple):
     """One request, before any embedding."""
 
-    text: NpInt["T"]
-    codes: NpInt["T K"]
+    text: I32[np.ndarray, " T"]
+    codes: I32[np.ndarray, "T K"]
     speaker: np.ndarray  # bool [T]
-    x_vector: NpF32["H"] | None
-    trailing: NpInt["Q"]
+    x_vector: Float[np.ndarray, " H"] | None
+    trailing: I32[np.ndarray, " Q"]
 
 
 class _Rows:
@@ -93,14 +93,14 @@ def speaker_name(config: ModelConfig, speaker: str) -> str:
 
 def build(
     config: ModelConfig,
-    input_ids: NpInt["T"],
+    input_ids: Integer[np.ndarray, " T"],
     *,
     language: str = AUTO,
     speaker: str | None = None,
-    x_vector: NpF32["H"] | None = None,
-    reference_ids: NpInt["T"] | None = None,
-    reference_codes: NpInt["N K"] | None = None,
-    instruct_ids: NpInt["T"] | None = None,
+    x_vector: F32[np.ndarray, " H"] | None = None,
+    reference_ids: Integer[np.ndarray, " _"] | None = None,
+    reference_codes: I32[np.ndarray, "N K"] | None = None,
+    instruct_ids: Integer[np.ndarray, " _"] | None = None,
     streaming_text: bool = True,
 ) -> Prompt:
     """Lay out one request.

@@ -17,7 +17,7 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 import soundfile
 
-from qwen3_jax.shapes import NpF32
+from qwen3_jax.shapes import F32
 
 MIN_SECONDS, MAX_SECONDS = 3.0, 30.0
 MIN_RATE, MAX_RATE, MAX_CHANNELS = 8_000, 192_000, 8
@@ -48,7 +48,7 @@ class Refusal(ValueError):
 class Clip(NamedTuple):
     """A recording that has been read."""
 
-    samples: NpF32["F"]  # mono
+    samples: F32[np.ndarray, " F"]  # mono
     rate: int
     bits: int  # of the source; 0 where the format has none (OGG, MP3, AAC)
 
@@ -170,7 +170,7 @@ def check(clip: Clip, *, shortest: float = MIN_SECONDS, longest: float = MAX_SEC
     return clip
 
 
-def mix(samples: NpF32["F C"]) -> NpF32["F"]:
+def mix(samples: F32[np.ndarray, "F C"]) -> F32[np.ndarray, " F"]:
     """The mean of the channels; of channels that cancel each other, or are empty but for a few, the loudest one."""
     return _mono(lambda: (block for block in (samples,)), 1, math.inf)
 
@@ -191,7 +191,7 @@ def _check_length(seconds: float, shortest: float, longest: float, more: bool = 
         raise Refusal("AUDIO_TOO_LONG", f"audio lasts {lasts} s: {taken}; cut it")
 
 
-def _mono(blocks: Callable[[], Generator[np.ndarray, None, None]], rate: int, longest: float) -> NpF32["F"]:
+def _mono(blocks: Callable[[], Generator[np.ndarray, None, None]], rate: int, longest: float) -> F32[np.ndarray, " F"]:
     """Blocks [F C], which can be asked for again -> [F]; stops as soon as there are too many, whatever the header said."""
     mean, powers = _gather(blocks, rate, longest, lambda block: block[:, 0] if block.shape[1] == 1 else block.mean(axis=1))
     if len(powers) > 1 and len(mean):
@@ -205,7 +205,7 @@ def _mono(blocks: Callable[[], Generator[np.ndarray, None, None]], rate: int, lo
 
 def _gather(
     blocks: Callable[[], Generator[np.ndarray, None, None]], rate: int, longest: float, take: Callable[[np.ndarray], np.ndarray]
-) -> tuple[NpF32["F"], np.ndarray]:
+) -> tuple[F32[np.ndarray, " F"], np.ndarray]:
     """(What is taken of each block, joined; the mean square of each channel)."""
     taken, total, powers = [], 0, np.zeros(0)
     with contextlib.closing(blocks()) as given, np.errstate(over="ignore", invalid="ignore"):  # inf - inf: `check` names it

@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 
 from qwen3_jax.config import CONTROLS, GenerationConfig
-from qwen3_jax.shapes import F32, Bool, Int, Key
+from qwen3_jax.shapes import F32, I32, U32, Array, Bool, Integer, Key
 
 MIN_FRAMES = 2  # min_new_tokens of the published package
 # What float32 can divide logits by: below, they overflow; smaller still, the divisor itself is 0.
@@ -75,7 +75,7 @@ class Sampling(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         return cls(**{name: getattr(config, name) for name in cls.__struct_fields__})
 
 
-def segment_key(seed: Int[""], segment: Int[""], attempt: Int[""]) -> Key[""]:
+def segment_key(seed: Integer[Array, ""], segment: I32[Array, ""], attempt: I32[Array, ""]) -> Key[Array, ""]:
     """What a sentence is drawn with. The first sentence's first attempt has the seed's own key; every other one has a key of its own."""
     plain = jax.random.key(seed)
     other = jax.random.fold_in(jax.random.fold_in(plain, segment), attempt)
@@ -86,10 +86,10 @@ def segment_key(seed: Int[""], segment: Int[""], attempt: Int[""]) -> Key[""]:
 class Draws(NamedTuple):
     """One drawing rule per row."""
 
-    sample: Bool["B"]  # else the most likely id
-    temperature: F32["B"]
-    top_k: Int["B"]  # 0 = off
-    top_p: F32["B"]
+    sample: Bool[Array, " B"]  # else the most likely id
+    temperature: F32[Array, " B"]
+    top_k: I32[Array, " B"]  # 0 = off
+    top_p: F32[Array, " B"]
 
 
 class Rules(NamedTuple):
@@ -97,7 +97,7 @@ class Rules(NamedTuple):
 
     talker: Draws
     predictor: Draws
-    penalty: F32["B"]
+    penalty: F32[Array, " B"]
 
 
 def rules(rows: list[Sampling]) -> Rules:
@@ -115,16 +115,18 @@ def rules(rows: list[Sampling]) -> Rules:
     return Rules(draws("", "do_sample"), draws("subtalker_", "subtalker_dosample"), penalty)
 
 
-def restrict(logits: F32["B V"], seen: Bool["B V"], step: Int["B"], penalty: F32["B"], eos_id: int) -> F32["B V"]:
+def restrict(
+    logits: F32[Array, "B V"], seen: Bool[Array, "B V"], step: I32[Array, " B"], penalty: F32[Array, " B"], eos_id: int
+) -> F32[Array, "B V"]:
     """Penalty over book-0 ids generated so far, suppression of the control ids (but not eos), minimum length."""
     penalty = penalty[:, None]
     logits = jnp.where(seen, jnp.where(logits < 0, logits * penalty, logits / penalty), logits)
-    ids = jnp.arange(logits.shape[1])
+    ids = jnp.arange(logits.shape[1])[None]
     banned = (ids >= logits.shape[1] - CONTROLS) & (ids != eos_id) | (ids == eos_id) & (step[:, None] < MIN_FRAMES)
     return jnp.where(banned, -jnp.inf, logits)
 
 
-def draw(logits: F32["B V"], keys: Key["B"], by: Draws) -> Int["B"]:
+def draw(logits: F32[Array, "B V"], keys: Key[Array, " B"], by: Draws) -> I32[Array, " B"]:
     """One id per row; -1 where a logit is NaN or +inf, so that nothing can be drawn."""
     likeliest = jnp.argmax(logits, axis=-1).astype(jnp.int32)
     known = jnp.isfinite(jnp.take_along_axis(logits, likeliest[:, None], axis=-1)[:, 0])  # argmax takes NaN for the greatest
@@ -137,7 +139,7 @@ def draw(logits: F32["B V"], keys: Key["B"], by: Draws) -> Int["B"]:
     return jnp.where(known, jax.lax.cond(jnp.any(by.sample), sampled, lambda: likeliest), -1)
 
 
-def _filter(logits: F32["B V"], top_k: Int["B"], top_p: F32["B"]) -> F32["B V"]:
+def _filter(logits: F32[Array, "B V"], top_k: I32[Array, " B"], top_p: F32[Array, " B"]) -> F32[Array, "B V"]:
     """Keep the k likeliest (ties with the k-th stay), then those before which less than top_p of the mass lies.
 
     Both are thresholds, and found by halving, not by sorting: 10 rows of 512 entries, the fifteen draws of a frame, took XLA:CPU 50 ms
@@ -149,7 +151,7 @@ def _filter(logits: F32["B V"], top_k: Int["B"], top_p: F32["B"]) -> F32["B V"]:
         lambda at: jnp.sum(order >= at, axis=-1) >= jnp.where(top_k > 0, jnp.minimum(top_k, size), size), top_k.shape
     )
 
-    def nucleus() -> Bool["B V"]:
+    def nucleus() -> Bool[Array, "B V"]:
         mass = jax.nn.softmax(jnp.where(kept, logits, -jnp.inf), axis=-1)
         # The least value with less than top_p above it, found as one above the greatest without.
         most = _threshold(lambda at: jnp.sum(jnp.where(order >= at, mass, 0), axis=-1) >= top_p, top_p.shape)
@@ -158,8 +160,8 @@ def _filter(logits: F32["B V"], top_k: Int["B"], top_p: F32["B"]) -> F32["B V"]:
     return jnp.where(jax.lax.cond(jnp.any(top_p < 1), nucleus, lambda: kept), logits, -jnp.inf)
 
 
-def _order(x: F32["B V"]) -> jax.Array:
-    """uint32 that compare as the floats do."""
+def _order(x: F32[Array, "B V"]) -> U32[Array, "B V"]:
+    """Numbers that compare as the floats do."""
     bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
     return jnp.where(bits >> 31 == 1, ~bits, bits | jnp.uint32(1 << 31))
 

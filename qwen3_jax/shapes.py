@@ -1,4 +1,4 @@
-"""The legend of axis letters, and the array aliases that use it. Every annotation and comment in the project follows it.
+"""The legend of axis letters, and the array types that use it. Every annotation and comment in the project follows it.
 
     B  rows of a batch (slots)            N  frames of a chunk (1 frame = 80 ms = 1920 samples)
     T  positions of a sequence            S  columns of a KV cache
@@ -9,32 +9,21 @@
     A  attention (query) heads            J  key/value heads
     O  output features of a weight        I  input features of a weight
 
-An annotation such as ``Float["B T H"]`` names dtype class and axes; it is documentation that a reader and a type checker
-see as ``jax.Array``.
+``Float[Array, "B T H"]`` names dtypes, array type and axes, in jaxtyping's language:
+
+    ""           a scalar                                    "B _"               any size
+    "*rest H"    axes that are the same under one name       "#B"                B, or 1
+    "B N*1920"   a size that follows from letters before it  "B {self.rate}"     a size that an argument holds
+
+A single word has a space before it (``I32[Array, " B"]``), else linters take it for a variable. A type checker sees ``Array``. Nothing is
+checked when the product runs; the tests check every call (tests/shape_checks.py).
 """
 
-from typing import Annotated, Any
+from jaxtyping import Array, Bool, Float, Integer, Key
+from jaxtyping import Float32 as F32
+from jaxtyping import Float64 as F64
+from jaxtyping import Int16 as I16
+from jaxtyping import Int32 as I32
+from jaxtyping import UInt32 as U32
 
-import jax
-import numpy as np
-
-
-class _Alias:
-    """``Float["B T H"]`` -> ``Annotated[jax.Array, "float B T H"]``."""
-
-    def __init__(self, kind: str, base: type) -> None:
-        self._kind, self._base = kind, base
-
-    def __getitem__(self, axes: str) -> Any:
-        return Annotated[self._base, f"{self._kind} {axes}"]
-
-
-Float = _Alias("float", jax.Array)  # float32 or bfloat16, the model's dtype
-F32 = _Alias("float32", jax.Array)  # always float32
-Int = _Alias("int32", jax.Array)
-Bool = _Alias("bool", jax.Array)
-Key = _Alias("prng key", jax.Array)
-NpF32 = _Alias("float32", np.ndarray)
-NpFloat = _Alias("float64", np.ndarray)
-NpInt = _Alias("int32", np.ndarray)
-NpBool = _Alias("bool", np.ndarray)
+__all__ = ["F32", "F64", "I16", "I32", "U32", "Array", "Bool", "Float", "Integer", "Key"]  # Float: float32 or bfloat16, the model's dtype

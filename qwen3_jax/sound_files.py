@@ -10,7 +10,7 @@ import soundfile
 
 from qwen3_jax.audio import check_finite, pcm16
 from qwen3_jax.folders import home_path
-from qwen3_jax.shapes import NpF32
+from qwen3_jax.shapes import F32
 
 MP3_LEVEL = 0.6  # of libsndfile's scale from 0 (best) to 1: 64 kbit/s at 24 kHz
 BLOCK = 65_536  # samples that are encoded at a time
@@ -53,7 +53,7 @@ def open_sound(where: IO[bytes] | io.RawIOBase, ending: str, sample_rate: int) -
     return soundfile.SoundFile(where, "w", sample_rate, 1, encoding, format=container, **constant)
 
 
-def write_sound(path: str | os.PathLike[str], pcm: NpF32["F"], sample_rate: int) -> None:
+def write_sound(path: str | os.PathLike[str], pcm: F32[np.ndarray, " F"], sample_rate: int) -> None:
     """Write a mono file, 16 bits a sample where the format has bits. Errors as in ``check_name``.
 
     Args:

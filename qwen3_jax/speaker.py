@@ -14,7 +14,7 @@ from flax import nnx
 from qwen3_jax.codec.conv import Kernel
 from qwen3_jax.config import SpeakerEncoderConfig
 from qwen3_jax.layers import matmul
-from qwen3_jax.shapes import F32, Int
+from qwen3_jax.shapes import F32, I32, Array, Bool
 
 _VARIANCE_FLOOR = 1e-12
 
@@ -22,11 +22,11 @@ _VARIANCE_FLOOR = 1e-12
 class Extent(NamedTuple):
     """Which frames of a padded batch are real."""
 
-    length: jax.Array  # [B] int32
-    mask: jax.Array  # [B F 1] bool
+    length: I32[Array, " B"]
+    mask: Bool[Array, "B _ 1"]
 
-    def mean(self, x: F32["B F C"]) -> F32["B 1 C"]:
-        return jnp.sum(jnp.where(self.mask, x, 0.0), axis=1, keepdims=True) / self.length[:, None, None]
+    def mean(self, x: F32[Array, "B F C"]) -> F32[Array, "B 1 C"]:
+        return jnp.sum(jnp.where(self.mask, x, 0.0), axis=1, keepdims=True) / self.length.astype(jnp.float32)[:, None, None]
 
 
 class TimeConv(Kernel):
@@ -36,16 +36,16 @@ class TimeConv(Kernel):
         super().__init__((outputs, inputs, kernel), outputs)
         self.dilation, self.pad = dilation, dilation * (kernel - 1) // 2
 
-    def __call__(self, x: F32["B F I"], extent: Extent) -> F32["B F O"]:
+    def __call__(self, x: F32[Array, "B F I"], extent: Extent) -> F32[Array, "B F O"]:
         weight, frames = self.weight[...], x.shape[1]
         if not self.pad:
-            return matmul(x, weight[:, :, 0]) + self.bias[...]
+            return matmul(x, weight[:, :, 0]) + self.bias[...][None, None]
         last = extent.length[:, None] - 1
-        source = jnp.abs(jnp.arange(-self.pad, frames + self.pad))
+        source = jnp.abs(jnp.arange(-self.pad, frames + self.pad))[None]
         source = jnp.where(source > last, 2 * last - source, source)
         x = jnp.take_along_axis(x, jnp.clip(source, 0, frames - 1)[..., None], axis=1)
         taps = [x[:, tap * self.dilation : tap * self.dilation + frames] for tap in range(weight.shape[2])]
-        return jnp.einsum("bfik,oik->bfo", jnp.stack(taps, axis=3), weight) + self.bias[...]
+        return jnp.einsum("bfik,oik->bfo", jnp.stack(taps, axis=3), weight) + self.bias[...][None, None]
 
 
 class TimeDelay(nnx.Module):
@@ -54,7 +54,7 @@ class TimeDelay(nnx.Module):
     def __init__(self, inputs: int, outputs: int, kernel: int = 1, *, dilation: int = 1) -> None:
         self.conv = TimeConv(inputs, outputs, kernel, dilation=dilation)
 
-    def __call__(self, x: F32["B F I"], extent: Extent) -> F32["B F O"]:
+    def __call__(self, x: F32[Array, "B F I"], extent: Extent) -> F32[Array, "B F O"]:
         return jax.nn.relu(self.conv(x, extent))
 
 
@@ -65,7 +65,7 @@ class Res2Net(nnx.Module):
         width = channels // scale
         self.blocks = nnx.List([TimeDelay(width, width, kernel, dilation=dilation) for _ in range(scale - 1)])
 
-    def __call__(self, x: F32["B F C"], extent: Extent) -> F32["B F C"]:
+    def __call__(self, x: F32[Array, "B F C"], extent: Extent) -> F32[Array, "B F C"]:
         first, *groups = jnp.split(x, len(self.blocks) + 1, axis=2)
         outputs = [first]
         for index, (block, group) in enumerate(zip(self.blocks, groups, strict=True)):
@@ -80,7 +80,7 @@ class SqueezeExcitation(nnx.Module):
         self.conv1 = TimeConv(channels, inner)
         self.conv2 = TimeConv(inner, channels)
 
-    def __call__(self, x: F32["B F C"], extent: Extent) -> F32["B F C"]:
+    def __call__(self, x: F32[Array, "B F C"], extent: Extent) -> F32[Array, "B F C"]:
         gate = jax.nn.relu(self.conv1(extent.mean(x), extent))
         return x * jax.nn.sigmoid(self.conv2(gate, extent))
 
@@ -94,7 +94,7 @@ class SERes2NetBlock(nnx.Module):
         self.tdnn2 = TimeDelay(outputs, outputs)
         self.se_block = SqueezeExcitation(outputs, cfg.enc_se_channels)
 
-    def __call__(self, x: F32["B F C"], extent: Extent) -> F32["B F C"]:
+    def __call__(self, x: F32[Array, "B F C"], extent: Extent) -> F32[Array, "B F C"]:
         y = self.tdnn2(self.res2net_block(self.tdnn1(x, extent), extent), extent)
         return x + self.se_block(y, extent)
 
@@ -106,7 +106,7 @@ class AttentivePooling(nnx.Module):
         self.tdnn = TimeDelay(3 * channels, inner)
         self.conv = TimeConv(inner, channels)
 
-    def __call__(self, x: F32["B F C"], extent: Extent) -> F32["B 1 2C"]:
+    def __call__(self, x: F32[Array, "B F C"], extent: Extent) -> F32[Array, "B 1 2*C"]:
         mean = extent.mean(x)
         spread = _spread(extent.mean(jnp.square(x - mean)))
         context = jnp.concatenate([x, *(jnp.broadcast_to(part, x.shape) for part in (mean, spread))], axis=2)
@@ -117,7 +117,7 @@ class AttentivePooling(nnx.Module):
         return jnp.concatenate([mean, spread], axis=2)
 
 
-def _spread(variance: F32["B 1 C"]) -> F32["B 1 C"]:
+def _spread(variance: F32[Array, "B 1 C"]) -> F32[Array, "B 1 C"]:
     return jnp.sqrt(jnp.maximum(variance, _VARIANCE_FLOOR))
 
 
@@ -134,7 +134,7 @@ class SpeakerEncoder(nnx.Module):
         self.asp = AttentivePooling(channels[-1], cfg.enc_attention_channels)
         self.fc = TimeConv(2 * channels[-1], cfg.enc_dim)
 
-    def __call__(self, mel: F32["B F 128"], length: Int["B"]) -> F32["B H"]:
+    def __call__(self, mel: F32[Array, "B F 128"], length: I32[Array, " B"]) -> F32[Array, "B H"]:
         """Embed clips.
 
         Args:
@@ -144,7 +144,7 @@ class SpeakerEncoder(nnx.Module):
         Returns:
             x-vectors [B H] float32.
         """
-        extent = Extent(length, (jnp.arange(mel.shape[1]) < length[:, None])[..., None])
+        extent = Extent(length, (jnp.arange(mel.shape[1])[None] < length[:, None])[..., None])
         with jax.default_matmul_precision("highest"):  # float32 on GPUs and TPUs too
             x, levels = mel, []
             for block in self.blocks:

@@ -12,7 +12,7 @@ from qwen3_jax.cache import KVCache, causal_mask
 from qwen3_jax.config import TalkerConfig
 from qwen3_jax.layers import DecoderLayer, Embedding, Linear, RMSNorm, rope_angles
 from qwen3_jax.predictor import Predictor
-from qwen3_jax.shapes import Float, Int
+from qwen3_jax.shapes import I32, Array, Float
 
 
 class TextProjection(nnx.Module):
@@ -22,7 +22,7 @@ class TextProjection(nnx.Module):
         self.linear_fc1 = Linear(text_width, text_width, bias=True)
         self.linear_fc2 = Linear(text_width, width, bias=True)
 
-    def __call__(self, x: Float["... I"]) -> Float["... H"]:
+    def __call__(self, x: Float[Array, "*rest I"]) -> Float[Array, "*rest H"]:
         return self.linear_fc2(jax.nn.silu(self.linear_fc1(x)))
 
 
@@ -36,8 +36,8 @@ class TalkerModel(nnx.Module):
         self.text_embedding = Embedding(config.text_vocab_size, config.text_hidden_size)
         self.head_dim, self.theta = config.head_dim, config.rope_theta
 
-    def __call__(self, x: Float["B T H"], cache: KVCache, start: Int["B"]) -> tuple[Float["B T H"], KVCache]:
-        positions = start[:, None] + jnp.arange(x.shape[1])
+    def __call__(self, x: Float[Array, "B T H"], cache: KVCache, start: I32[Array, " B"]) -> tuple[Float[Array, "B T H"], KVCache]:
+        positions = start[:, None] + jnp.arange(x.shape[1])[None]
         rope = rope_angles(positions, self.head_dim, self.theta, x.dtype)
         mask = causal_mask(start, x.shape[1], cache[0].k.shape[2])
         written: KVCache = []
@@ -64,12 +64,12 @@ class Talker(nnx.Module):
         """Of all activations. Matrices may be kept narrower than this, norms and biases are not."""
         return self.model.norm.weight[...].dtype
 
-    def text_rows(self, ids: Int["B T"]) -> Float["B T H"]:
+    def text_rows(self, ids: I32[Array, " *rest"]) -> Float[Array, "*rest H"]:
         """T(id) of every id; an id of -1 gives a row of zeros."""
         rows = self.text_projection(self.model.text_embedding(jnp.maximum(ids, 0), self.dtype))
         return jnp.where(ids[..., None] >= 0, rows, 0)
 
-    def code_rows(self, codes: Int["B T K"]) -> Float["B T H"]:
+    def code_rows(self, codes: I32[Array, "B T K"]) -> Float[Array, "B T H"]:
         """Sum over the books of each code's embedding; a code of -1 adds nothing."""
         first = self.model.codec_embedding(jnp.maximum(codes[..., :1], 0), self.dtype)
         rest = self.code_predictor.embed(jnp.maximum(codes[..., 1:], 0), self.dtype)

@@ -14,7 +14,7 @@ from qwen3_jax import audio
 from qwen3_jax.engine import Handle, Packet, Request
 from qwen3_jax.engine.inline import BATCHES, FRAMES, Inline
 from qwen3_jax.model import Model
-from qwen3_jax.shapes import NpF32, NpInt
+from qwen3_jax.shapes import F32, I32
 from qwen3_jax.sound_files import write_sound
 
 
@@ -30,9 +30,9 @@ class Speech:
         seed: what it was drawn with; the same request with it gives the same audio.
     """
 
-    pcm: NpF32["F"]
+    pcm: F32[np.ndarray, " F"]
     sample_rate: int
-    frames: NpInt["N K"]
+    frames: I32[np.ndarray, "N K"]
     finish_reason: str
     seed: int
 
@@ -55,7 +55,7 @@ class Speech:
         return f'<audio controls src="data:audio/wav;base64,{base64.b64encode(wav.getvalue()).decode()}"></audio>'
 
 
-class SpeechStream(Iterator[NpF32["F"]]):
+class SpeechStream(Iterator[F32[np.ndarray, " F"]]):
     """Pieces of pcm (float32, mono, 24 kHz) as they are made. Iterate in one thread; ``cancel`` from any.
 
     Use it as a context manager, or iterate to the end, or cancel. Sentences follow each other without a seam: the codec goes on where the
@@ -76,9 +76,9 @@ class SpeechStream(Iterator[NpF32["F"]]):
         self.handle, self.sample_rate = handle, sample_rate
         self.seed = handle.request.seed
         self._books, self._following = books, following
-        self._codes: list[NpInt["N K"]] = []
+        self._codes: list[I32[np.ndarray, "N K"]] = []
 
-    def __next__(self) -> NpF32["F"]:
+    def __next__(self) -> F32[np.ndarray, " F"]:
         if self.finish_reason is not None or (packet := self._following(self.handle)) is None:
             raise StopIteration
         self._codes.append(packet.codes)
@@ -90,7 +90,7 @@ class SpeechStream(Iterator[NpF32["F"]]):
         return self.handle.finish_reason
 
     @property
-    def frames(self) -> NpInt["N K"]:
+    def frames(self) -> I32[np.ndarray, "N K"]:
         """Codes of all that has been handed out."""
         return np.concatenate(self._codes) if self._codes else np.zeros((0, self._books), np.int32)
 

@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from qwen3_jax.folders import home_path
-from qwen3_jax.shapes import NpF32, NpInt
+from qwen3_jax.shapes import F32, I32
 
 FORMAT = "qwen3-jax-voice-1"
 MAX_FRAMES = 4096  # of a reference, 5 minutes: no prompt is longer
@@ -32,8 +32,8 @@ class Voice:
             0. What a checkpoint's codebooks hold is checked where the voice is used, see checks.py.
     """
 
-    x_vector: NpF32["H"]
-    codes: NpInt["N K"] | None = None
+    x_vector: F32[np.ndarray, " H"]
+    codes: I32[np.ndarray, "N K"] | None = None
     transcript: str | None = None
     name: str = "voice"
 
@@ -109,7 +109,7 @@ def spelling(name: str, known: Iterable[str]) -> str | None:
     return alike[0] if len(alike) == 1 else None
 
 
-def as_x_vector(values: np.ndarray) -> NpF32["H"]:
+def as_x_vector(values: np.ndarray) -> F32[np.ndarray, " H"]:
     """A speaker embedding in float32.
 
     Raises:
@@ -127,7 +127,7 @@ def as_x_vector(values: np.ndarray) -> NpF32["H"]:
     return np.ascontiguousarray(array, np.float32)
 
 
-def as_codes(values: np.ndarray) -> NpInt["N K"]:
+def as_codes(values: np.ndarray) -> I32[np.ndarray, "N K"]:
     """The frames of a reference in int32.
 
     Raises:

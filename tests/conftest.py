@@ -4,7 +4,7 @@ import atexit
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,18 @@ os.environ.setdefault("MPLCONFIGDIR", str(Path(__file__).parents[1] / ".pytest_c
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "xla"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 
+# Sizes and dtypes that do not match are errors, here and in the tests' own processes.
+os.environ.setdefault("JAX_NUMPY_RANK_PROMOTION", "raise")
+os.environ.setdefault("JAX_NUMPY_DTYPE_PROMOTION", "strict")
+
+import jax
 import jax.numpy as jnp
 import pytest
 from hypothesis import HealthCheck, settings
+
+from tests import shape_checks
+
+shape_checks.install()  # before the product is imported
 
 from qwen3_jax.compilation import use_persistent_cache
 from qwen3_jax.model import Model, load
@@ -28,6 +37,18 @@ use_persistent_cache()  # entries are written whole: other processes of these te
 atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 settings.register_profile("whatever the machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("whatever the machine")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _training_may_promote(request: pytest.FixtureRequest) -> Iterator[None]:
+    """The training, and Optax in fine-tuning, add axes and mix dtypes silently."""
+    if not request.module.__name__.startswith(("tests.test_training_", "tests.test_finetune")):
+        yield
+        return
+    with pytest.MonkeyPatch.context() as patch, jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+        patch.delenv("JAX_NUMPY_RANK_PROMOTION")
+        patch.delenv("JAX_NUMPY_DTYPE_PROMOTION")
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -24,11 +24,11 @@ def segment(
     """A sentence of so many frames. ``loops``: attempts that repeat themselves from frame 2 on without end; ``breaks``: its so-manieth
     frame, counted from 1, is not finite."""
     prompt = Prompt(
-        np.array([frames, loops, breaks][:rows] + [0] * (rows - 3)),
-        np.zeros((rows, 5), int),
+        np.array([frames, loops, breaks][:rows] + [0] * (rows - 3), np.int32),
+        np.zeros((rows, 5), np.int32),
         np.zeros(rows, bool),
         None,
-        np.arange(100, 100 + text),
+        np.arange(100, 100 + text, dtype=np.int32),
     )
     return Segment(prompt, max_frames, open)
 
@@ -134,8 +134,8 @@ class FakeDevice:
             assert self.error is not None
             raise self.error
         outcome = Outcome(
-            np.full((self.frames, self.slots, 5), -1), np.zeros((self.frames, self.slots, 4), np.float32),
-            *(np.zeros(self.slots, int) for _ in range(3)),
+            np.full((self.frames, self.slots, 5), -1, np.int32), np.zeros((self.frames, self.slots, 4), np.float32),
+            *(np.zeros(self.slots, np.int32) for _ in range(3)),
         )  # fmt: skip
         for slot, quota in enumerate(quotas):
             if quota:

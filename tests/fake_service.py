@@ -64,9 +64,10 @@ class FakeService(SpeechService):
     def sentence(self, text: str, **how: Any) -> Sentence:
         if text != WARM_UP and not how.get("streaming_text"):
             self.said.append((text, how))
-        ids = np.array([*self.ids(text), 0])
+        ids = np.array([*self.ids(text), 0], np.int32)
         frames = ENDLESS if how.get("streaming_text") else LONG if "long" in text else FRAMES
         breaks = 1 if "damaged" in text else 2 if "nan" in text else 0
-        prompt = Prompt(np.array([frames, int("loop" in text), breaks]), np.zeros((3, 5), int), np.zeros(3, bool), None, ids)
+        first = np.array([frames, int("loop" in text), breaks], np.int32)
+        prompt = Prompt(first, np.zeros((3, 5), np.int32), np.zeros(3, bool), None, ids)
         seed = 7 if how.get("seed") is None else how["seed"]
         return Sentence(prompt, how.get("sampling") or Sampling(), seed, len(ids) if frames == ENDLESS else LONG + 1, None, len(text))

@@ -153,7 +153,7 @@ def test_a_merge_computes_what_base_and_adapters_do(base: Path, runs: Runs, mode
             place = place[int(name)] if name.isdigit() else getattr(place, name)
         setattr(place, last, Adapted(getattr(place, last), pair))
     made = command.taught(loaded.config, clips.load(runs["lora"] / command.SPEECH))
-    batch = command.assembled([made[:1]])[0]
+    batch = jax.tree.map(jnp.asarray, command.assembled([made[:1]])[0])
     graph, params = nnx.split(talker)
     side = jax.jit(lambda params: teacher_forcing.scores(nnx.merge(graph, params), batch)[:2])(params)
     merged = lora.merge(loaded.params["talker"], adapters)

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qwen3_jax.cache import LayerCache, SlotCache, write, write_slot
 from qwen3_jax.layers import matmul, take
 from qwen3_jax.model import Model, abstract
 
@@ -80,14 +79,3 @@ def test_only_matrices_are_kept_narrow(model: Callable[[str], Model]) -> None:
         assert leaf.dtype == (jnp.bfloat16 if leaf.ndim > 1 else jnp.float32)
     for part in ("codec", "speaker_encoder"):
         assert {leaf.dtype for leaf in jax.tree.leaves(tree[part])} == {jnp.dtype(jnp.float32)}
-
-
-def test_a_row_is_written_where_it_lies() -> None:
-    """`SlotCache`: the same columns as `write` in the row alone, and not a number of the others changed."""
-    noise = np.random.default_rng(0)
-    k, v, new_k, new_v = (noise.standard_normal(shape).astype(np.float32) for shape in [(3, 2, 8, 4)] * 2 + [(1, 3, 2, 4)] * 2)
-    whole = write_slot(SlotCache(jnp.asarray(k), jnp.asarray(v), jnp.int32(1)), new_k, new_v, jnp.array([4]))
-    alone = write(LayerCache(jnp.asarray(k[1:2]), jnp.asarray(v[1:2])), new_k, new_v, jnp.array([4]))
-    for side, before, own, expected in zip((whole.k, whole.v), (k, v), whole.own, alone, strict=True):
-        np.testing.assert_array_equal(own, expected)
-        np.testing.assert_array_equal(np.delete(side, 1, axis=0), np.delete(before, 1, axis=0))

@@ -580,7 +580,7 @@ def test_the_encoders_upper_part_learns_alone_from_what_the_lower_one_hears(
     heard = encoder_training.lower_output(state, wave, cfg=cfg, books=16)
     graph, shapes = encoder_training.encoder_definition(cfg, 16)
     encoder = nnx.merge(graph, unflatten({**state["trained"], **state["frozen"]}, shapes))
-    whole = encoder_training.embed(encoder, wave, jnp.full(2, wave.shape[1], jnp.int32))
+    whole = encoder_training.embed(encoder, jnp.asarray(wave), jnp.full(2, wave.shape[1], jnp.int32))
     np.testing.assert_allclose(encoder_training.upper(encoder, heard.astype(jnp.float32)), whole, atol=2e-3 * float(jnp.abs(whole).max()))
     # in pieces, as a corpus is listened to
     joined = chunked.lower_features(state, stream.wave[: 16 * FRAME], CFG)

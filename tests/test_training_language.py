@@ -67,7 +67,7 @@ class Spoken:
 
     def predicted(self, hidden: np.ndarray) -> np.ndarray:
         """Logits [N 15 V] as the training computes them, from these states of the talker [N H]."""
-        first = self.talker.model.codec_embedding(self.codes[:, 0], jnp.float32)
+        first = self.talker.model.codec_embedding(jnp.asarray(self.codes[:, 0]), jnp.float32)
         return np.asarray(predict(*nnx.split(self.talker.code_predictor), hidden, first, self.codes[:, 1:]))
 
     def predictor_steps(self, frame: int) -> np.ndarray:
@@ -75,7 +75,7 @@ class Spoken:
         predictor = self.talker.code_predictor
         layers, kv_heads, head_dim = predictor.kv_shape
         cache = empty(layers, 1, kv_heads, 16, head_dim, jnp.dtype(jnp.float32))
-        embedding = self.talker.model.codec_embedding(self.codes[None, frame, 0], jnp.float32)
+        embedding = self.talker.model.codec_embedding(jnp.asarray(self.codes[None, frame, 0]), jnp.float32)
         x, found = jnp.stack([self.hidden[None, frame], embedding], 1), []
         for book in range(15):
             logits, cache = predictor_step(*nnx.split(predictor), x, cache, np.int32(book + 1 if book else 0), np.int32(book))

@@ -9,13 +9,13 @@ import jax.numpy as jnp
 from flax import nnx
 
 from qwen3_jax.layers import Linear
-from qwen3_jax.shapes import F32
+from qwen3_jax.shapes import F32, Array
 
 
 class MixedLinear(Linear):
     """A `Linear` of float32 parameters, trained with rounded factors; three products a step: y, and the gradients of x and of W."""
 
-    def __call__(self, x: F32["... I"]) -> F32["... O"]:
+    def __call__(self, x: F32[Array, "... I"]) -> F32[Array, "... O"]:
         y = product(x.reshape(-1, x.shape[-1]), self.weight[...]).reshape(*x.shape[:-1], -1)
         return y if self.bias is None else y + self.bias[...]
 
@@ -28,7 +28,7 @@ def mix(module: nnx.Module) -> None:
 
 
 @jax.custom_vjp
-def product(x: F32["N I"], weight: F32["O I"]) -> F32["N O"]:
+def product(x: F32[Array, "N I"], weight: F32[Array, "O I"]) -> F32[Array, "N O"]:
     """x W^T. Not as `layers.matmul` has it: with many rows, and for the gradients, W x^T only adds transposes."""
     return _forward(x, weight)[0]
 

@@ -23,26 +23,26 @@ from qwen3_jax.codec.snake import SnakeBeta
 from qwen3_jax.codec.transformer import WindowTransformer
 from qwen3_jax.config import CodecDecoderConfig
 from qwen3_jax.layers import LayerNorm, Linear
-from qwen3_jax.shapes import F32, Int
+from qwen3_jax.shapes import F32, I32, Array
 
 
 class BlockState(NamedTuple):
     """State of one upsampling block."""
 
-    overlap: jax.Array  # [B C rate], see TransposedConv
-    units: list[jax.Array]  # of each residual unit: [B C 6 * dilation], see CausalConv
+    overlap: F32[Array, "B O _"]  # see TransposedConv
+    units: list[F32[Array, "B O _"]]  # of each residual unit: 6 * dilation inputs, see CausalConv
 
 
 class DecoderState(NamedTuple):
     """All that the decoder remembers. Every array has the rows as its first axis, so a row can be reset or moved alone."""
 
-    position: jax.Array  # [B] int32: frames decoded so far
-    pre_conv: jax.Array  # [B C 2]
+    position: I32[Array, " B"]  # frames decoded so far
+    pre_conv: F32[Array, "B _ 2"]
     window: list[LayerCache]  # of each transformer layer: k and v [B J W-1 D]
-    convnext: list[jax.Array]  # of each doubling: [B C 6]
-    first_conv: jax.Array  # [B C 6]
+    convnext: list[F32[Array, "B _ 6"]]  # of each doubling
+    first_conv: F32[Array, "B _ 6"]
     blocks: list[BlockState]
-    last_conv: jax.Array  # [B C 6]
+    last_conv: F32[Array, "B _ 6"]
 
 
 class ConvNeXt(nnx.Module):
@@ -55,7 +55,9 @@ class ConvNeXt(nnx.Module):
         self.pwconv2 = Linear(4 * width, width, bias=True)
         self.gamma = nnx.Param(jnp.ones((width,)))
 
-    def __call__(self, x: F32["C B T"], tail: F32["B C 6"], valid: Int["B"] | None) -> tuple[F32["C B T"], F32["B C 6"]]:
+    def __call__(
+        self, x: F32[Array, "C B T"], tail: F32[Array, "B C 6"], valid: I32[Array, " B"] | None
+    ) -> tuple[F32[Array, "C B T"], F32[Array, "B C 6"]]:
         y, tail = self.dwconv(x, tail, valid)
         y = jax.nn.gelu(dense(self.pwconv1, over_channels(self.norm, y)), approximate=False)
         return x + self.gamma[...][:, None, None] * dense(self.pwconv2, y), tail
@@ -70,7 +72,9 @@ class ResidualUnit(nnx.Module):
         self.act2 = SnakeBeta(channels)
         self.conv2 = PointwiseConv(channels, channels)
 
-    def __call__(self, x: F32["C B T"], tail: F32["B C P"], valid: Int["B"] | None) -> tuple[F32["C B T"], F32["B C P"]]:
+    def __call__(
+        self, x: F32[Array, "C B T"], tail: F32[Array, "B C P"], valid: I32[Array, " B"] | None
+    ) -> tuple[F32[Array, "C B T"], F32[Array, "B C P"]]:
         y, tail = self.conv1(self.act1(x), tail, valid)
         return x + self.conv2(self.act2(y)), tail
 
@@ -86,7 +90,9 @@ class UpsamplingBlock(nnx.Module):
     def initial(self, rows: int) -> BlockState:
         return BlockState(self.block[1].initial(rows), [unit.conv1.initial(rows) for unit in self.block[2:]])
 
-    def __call__(self, x: F32["C B T"], state: BlockState, valid: Int["B"] | None) -> tuple[F32["C/2 B T*rate"], BlockState]:
+    def __call__(
+        self, x: F32[Array, "C B T"], state: BlockState, valid: I32[Array, " B"] | None
+    ) -> tuple[F32[Array, "C//2 B T*{self.rate}"], BlockState]:
         x, overlap = self.block[1](self.block[0](x), state.overlap, valid)
         valid = _scaled(valid, self.rate)
         tails = []
@@ -96,7 +102,7 @@ class UpsamplingBlock(nnx.Module):
         return x, BlockState(overlap, tails)
 
 
-def _scaled(valid: Int["B"] | None, rate: int) -> Int["B"] | None:
+def _scaled(valid: I32[Array, " B"] | None, rate: int) -> I32[Array, " B"] | None:
     return None if valid is None else valid * rate
 
 
@@ -126,7 +132,9 @@ class Decoder(nnx.Module):
             last_conv=last.initial(rows),
         )
 
-    def __call__(self, codes: Int["B N K"], state: DecoderState, valid: Int["B"] | None = None) -> tuple[F32["B N*1920"], DecoderState]:
+    def __call__(
+        self, codes: I32[Array, "B N K"], state: DecoderState, valid: I32[Array, " B"] | None = None
+    ) -> tuple[F32[Array, "B N*1920"], DecoderState]:
         """Decode N more frames of each row.
 
         Args:
@@ -142,7 +150,9 @@ class Decoder(nnx.Module):
         with jax.default_matmul_precision("highest"):
             return self._decode(jnp.maximum(codes, 0), state, valid)
 
-    def _decode(self, codes: Int["B N K"], state: DecoderState, valid: Int["B"] | None) -> tuple[F32["B N*1920"], DecoderState]:
+    def _decode(
+        self, codes: I32[Array, "B N K"], state: DecoderState, valid: I32[Array, " B"] | None
+    ) -> tuple[F32[Array, "B N*1920"], DecoderState]:
         position = state.position + (codes.shape[1] if valid is None else valid)
         x, pre_conv = self.pre_conv(jnp.moveaxis(self.quantizer(codes), -1, 0), state.pre_conv, valid)
         x, window = self.pre_transformer(x, state.window, state.position, valid)

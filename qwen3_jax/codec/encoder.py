@@ -16,10 +16,10 @@ from qwen3_jax.codec.conv import Kernel, convolve
 from qwen3_jax.codec.rvq import SplitEncoder
 from qwen3_jax.codec.transformer import EncoderTransformer
 from qwen3_jax.config import CodecEncoderConfig
-from qwen3_jax.shapes import F32, Int
+from qwen3_jax.shapes import F32, I32, Array
 
 
-def _ceil_div(a: Int["B"], b: int) -> Int["B"]:
+def _ceil_div(a: I32[Array, " B"], b: int) -> I32[Array, " B"]:
     return -(-a // b)
 
 
@@ -30,7 +30,7 @@ class PaddedConv(nnx.Module):
         self.conv = Kernel((outputs, inputs, kernel), outputs, bias=bias)
         self.past, self.stride, self.replicate = kernel - stride, stride, replicate
 
-    def __call__(self, x: F32["I B T"], valid: Int["B"]) -> tuple[F32["O B T'"], Int["B"]]:
+    def __call__(self, x: F32[Array, "I B T"], valid: I32[Array, " B"]) -> tuple[F32[Array, "O B -(-T//{self.stride})"], I32[Array, " B"]]:
         if self.stride > 1:
             x = self._end_at(jnp.pad(x, ((0, 0), (0, 0), (0, -x.shape[2] % self.stride))), valid)
         x = jnp.pad(x, ((0, 0), (0, 0), (self.past, 0)), mode="edge" if self.replicate else "constant")
@@ -39,9 +39,9 @@ class PaddedConv(nnx.Module):
             y = y + self.conv.bias[...][:, None, None]
         return y, _ceil_div(valid, self.stride)
 
-    def _end_at(self, x: F32["I B T"], valid: Int["B"]) -> F32["I B T"]:
+    def _end_at(self, x: F32[Array, "I B T"], valid: I32[Array, " B"]) -> F32[Array, "I B T"]:
         """What follows the valid part: zeros, or its last value."""
-        inside = jnp.arange(x.shape[2]) < valid[:, None]
+        inside = (jnp.arange(x.shape[2])[None] < valid[:, None])[None]
         last = jnp.take_along_axis(x, jnp.maximum(valid - 1, 0)[None, :, None], axis=2) if self.replicate else 0.0
         return jnp.where(inside, x, last)
 
@@ -52,7 +52,7 @@ class ResidualBlock(nnx.Module):
     def __init__(self, channels: int, inner: int, kernel: int) -> None:
         self.block = nnx.Dict({"1": PaddedConv(channels, inner, kernel), "3": PaddedConv(inner, channels, 1)})
 
-    def __call__(self, x: F32["C B T"], valid: Int["B"]) -> tuple[F32["C B T"], Int["B"]]:
+    def __call__(self, x: F32[Array, "C B T"], valid: I32[Array, " B"]) -> tuple[F32[Array, "C B T"], I32[Array, " B"]]:
         y, _ = self.block["1"](jax.nn.elu(x), valid)
         y, _ = self.block["3"](jax.nn.elu(y), valid)
         return x + y, valid
@@ -71,7 +71,7 @@ class ConvEncoder(nnx.Module):
         layers[str(3 * len(cfg.upsampling_ratios) + 2)] = PaddedConv(channels, cfg.hidden_size, cfg.last_kernel_size)
         self.layers = nnx.Dict(layers)
 
-    def __call__(self, wave: F32["1 B F"], valid: Int["B"]) -> tuple[F32["H B T"], Int["B"]]:
+    def __call__(self, wave: F32[Array, "1 B F"], valid: I32[Array, " B"]) -> tuple[F32[Array, "H B T"], I32[Array, " B"]]:
         return self.through(self.order, wave, valid)
 
     @property
@@ -79,7 +79,7 @@ class ConvEncoder(nnx.Module):
         """Names of the layers, first to last."""
         return sorted(self.layers, key=int)
 
-    def through(self, names: list[str], x: F32["I B T"], valid: Int["B"]) -> tuple[F32["O B T'"], Int["B"]]:
+    def through(self, names: list[str], x: F32[Array, "I B T"], valid: I32[Array, " B"]) -> tuple[F32[Array, "O B _"], I32[Array, " B"]]:
         """Through some layers that follow each other."""
         for name in names:
             layer = self.layers[name]
@@ -99,7 +99,7 @@ class Encoder(nnx.Module):
         self.downsample = PaddedConv(cfg.hidden_size, cfg.hidden_size, 4, stride=2, bias=False, replicate=True)
         self.quantizer = SplitEncoder(books, cfg.codebook_size, cfg.codebook_dim, cfg.hidden_size)
 
-    def __call__(self, wave: F32["B F"], valid: Int["B"]) -> Int["B N K"]:
+    def __call__(self, wave: F32[Array, "B F"], valid: I32[Array, " B"]) -> I32[Array, "B N K"]:
         """Encode clips.
 
         Args:
@@ -113,4 +113,4 @@ class Encoder(nnx.Module):
             x, steps = self.encoder(wave[None], valid)
             x, frames = self.downsample(self.encoder_transformer(x), steps)
             codes = self.quantizer(jnp.moveaxis(x, 0, -1))
-        return jnp.where(jnp.arange(codes.shape[1])[:, None] < frames[:, None, None], codes, -1)
+        return jnp.where(jnp.arange(codes.shape[1])[None, :, None] < frames[:, None, None], codes, -1)

@@ -13,7 +13,7 @@ from flax import nnx
 
 from qwen3_jax.codec.conv import Kernel
 from qwen3_jax.layers import matmul
-from qwen3_jax.shapes import F32, Int
+from qwen3_jax.shapes import F32, I32, Array
 
 _FLOOR = 1e-5
 
@@ -25,7 +25,7 @@ class Books(nnx.Module):
         self.embedding_sum = nnx.Param(jnp.zeros((books, size, width)))
         self.cluster_usage = nnx.Param(jnp.ones((books, size)))
 
-    def __call__(self, codes: Int["B N K"]) -> F32["B N D"]:
+    def __call__(self, codes: I32[Array, "B N K"]) -> F32[Array, "B N D"]:
         """The sum of the entries that a frame's codes name."""
         book = jnp.arange(codes.shape[-1])
         usage = jnp.maximum(self.cluster_usage[...][book, codes], _FLOOR)
@@ -39,7 +39,7 @@ class BookDecoder(nnx.Module):
         self.vq = Books(books, size, inner)
         self.output_proj = Kernel((width, inner, 1), width, bias=False)
 
-    def __call__(self, codes: Int["B N K"]) -> F32["B N H"]:
+    def __call__(self, codes: I32[Array, "B N K"]) -> F32[Array, "B N H"]:
         return matmul(self.vq(codes), self.output_proj.weight[...][:, :, 0])
 
 
@@ -50,7 +50,7 @@ class SplitDecoder(nnx.Module):
         self.rvq_first = BookDecoder(1, size, width // 2, width)
         self.rvq_rest = BookDecoder(books - 1, size, width // 2, width)
 
-    def __call__(self, codes: Int["B N K"]) -> F32["B N H"]:
+    def __call__(self, codes: I32[Array, "B N K"]) -> F32[Array, "B N H"]:
         return self.rvq_first(codes[..., :1]) + self.rvq_rest(codes[..., 1:])
 
 
@@ -62,12 +62,12 @@ class BookEncoder(nnx.Module):
         self.embed_sum = nnx.Param(jnp.zeros((books, size, inner)))
         self.cluster_usage = nnx.Param(jnp.ones((books, size)))
 
-    def __call__(self, x: F32["B N H"]) -> Int["B N K"]:
+    def __call__(self, x: F32[Array, "B N H"]) -> I32[Array, "B N K"]:
         entries = self.embed_sum[...] / jnp.maximum(self.cluster_usage[...], _FLOOR)[..., None]
 
-        def stage(rest: F32["B N D"], book: F32["V D"]) -> tuple[F32["B N D"], Int["B N"]]:
+        def stage(rest: F32[Array, "B N D"], book: F32[Array, "V D"]) -> tuple[F32[Array, "B N D"], I32[Array, "B N"]]:
             # |rest - entry|^2 without |rest|^2, which is the same for every entry
-            distance = jnp.sum(jnp.square(book), axis=-1) - 2.0 * matmul(rest, book)
+            distance = jnp.sum(jnp.square(book), axis=-1)[None, None] - 2.0 * matmul(rest, book)
             code = jnp.argmin(distance, axis=-1).astype(jnp.int32)  # of a NaN, where there is one
             nearest = jnp.take_along_axis(distance, code[..., None], axis=-1)[..., 0]
             return rest - book[code], jnp.where(jnp.isfinite(nearest), code, -1)
@@ -83,5 +83,5 @@ class SplitEncoder(nnx.Module):
         self.semantic_residual_vector_quantizer = BookEncoder(1, size, inner, width)
         self.acoustic_residual_vector_quantizer = BookEncoder(books - 1, size, inner, width)
 
-    def __call__(self, x: F32["B N H"]) -> Int["B N K"]:
+    def __call__(self, x: F32[Array, "B N H"]) -> I32[Array, "B N K"]:
         return jnp.concatenate([self.semantic_residual_vector_quantizer(x), self.acoustic_residual_vector_quantizer(x)], axis=-1)

@@ -15,9 +15,9 @@ from qwen3_jax.cache import LayerCache, empty
 from qwen3_jax.codec.conv import dense, over_channels, window_at
 from qwen3_jax.config import CodecDecoderConfig, CodecEncoderConfig
 from qwen3_jax.layers import LayerNorm, Linear, RMSNorm, SwiGLU, attend, rope_angles, rotate
-from qwen3_jax.shapes import F32, Bool, Int
+from qwen3_jax.shapes import F32, I32, Array, Bool
 
-Rope = tuple[jax.Array, jax.Array]
+Rope = tuple[F32[Array, "#B T D"], F32[Array, "#B T D"]]
 
 
 class LayerScale(nnx.Module):
@@ -26,7 +26,7 @@ class LayerScale(nnx.Module):
     def __init__(self, width: int) -> None:
         self.scale = nnx.Param(jnp.ones((width,)))
 
-    def __call__(self, x: F32["H B T"]) -> F32["H B T"]:
+    def __call__(self, x: F32[Array, "H B T"]) -> F32[Array, "H B T"]:
         return x * self.scale[...][:, None, None]
 
 
@@ -40,7 +40,9 @@ class Attention(nnx.Module):
         self.o_proj = Linear(heads * head_dim, width)
         self.head_dim = head_dim
 
-    def __call__(self, x: F32["H B T"], rope: Rope, mask: Bool["B T S"], past: LayerCache | None) -> tuple[F32["H B T"], LayerCache]:
+    def __call__(
+        self, x: F32[Array, "H B T"], rope: Rope, mask: Bool[Array, "B T _"], past: LayerCache | None
+    ) -> tuple[F32[Array, "H B T"], LayerCache]:
         q, k, v = (self._heads(dense(proj, x)) for proj in (self.q_proj, self.k_proj, self.v_proj))
         k, v = jnp.swapaxes(rotate(k, *rope), 1, 2), jnp.swapaxes(v, 1, 2)
         if past is not None:
@@ -48,14 +50,14 @@ class Attention(nnx.Module):
         attended = attend(rotate(q, *rope), k, v, mask)
         return dense(self.o_proj, jnp.moveaxis(attended, -1, 0)), LayerCache(k, v)
 
-    def _heads(self, x: F32["A*D B T"]) -> F32["B T A D"]:
+    def _heads(self, x: F32[Array, "C B T"]) -> F32[Array, "B T C//{self.head_dim} {self.head_dim}"]:
         return jnp.transpose(x.reshape(-1, self.head_dim, *x.shape[1:]), (2, 3, 0, 1))
 
 
 class GatedMLP(SwiGLU):
     """SwiGLU of layers.py on [H B T]."""
 
-    def __call__(self, x: F32["H B T"]) -> F32["H B T"]:
+    def __call__(self, x: F32[Array, "H B T"]) -> F32[Array, "H B T"]:
         return dense(self.down_proj, jax.nn.silu(dense(self.gate_proj, x)) * dense(self.up_proj, x))
 
 
@@ -70,7 +72,9 @@ class WindowLayer(nnx.Module):
         self.mlp = GatedMLP(cfg.hidden_size, cfg.intermediate_size)
         self.mlp_layer_scale = LayerScale(cfg.hidden_size)
 
-    def __call__(self, x: F32["H B T"], rope: Rope, mask: Bool["B T S"], past: LayerCache) -> tuple[F32["H B T"], LayerCache]:
+    def __call__(
+        self, x: F32[Array, "H B T"], rope: Rope, mask: Bool[Array, "B T _"], past: LayerCache
+    ) -> tuple[F32[Array, "H B T"], LayerCache]:
         attended, seen = self.self_attn(over_channels(self.input_layernorm, x), rope, mask, past)
         x = x + self.self_attn_layer_scale(attended)
         return x + self.mlp_layer_scale(self.mlp(over_channels(self.post_attention_layernorm, x))), seen
@@ -91,11 +95,11 @@ class WindowTransformer(nnx.Module):
         return empty(len(self.layers), rows, self.kv_heads, self.window - 1, self.head_dim, jnp.dtype(jnp.float32))
 
     def __call__(
-        self, x: F32["H B N"], past: list[LayerCache], position: Int["B"], valid: Int["B"] | None
-    ) -> tuple[F32["H B N"], list[LayerCache]]:
+        self, x: F32[Array, "H B N"], past: list[LayerCache], position: I32[Array, " B"], valid: I32[Array, " B"] | None
+    ) -> tuple[F32[Array, "H B N"], list[LayerCache]]:
         length, kept = x.shape[2], self.window - 1
-        queries = position[:, None] + jnp.arange(length)
-        keys = position[:, None] + jnp.arange(-kept, length)
+        queries = position[:, None] + jnp.arange(length)[None]
+        keys = position[:, None] + jnp.arange(-kept, length)[None]
         distance = queries[:, :, None] - keys[:, None, :]
         mask = (distance >= 0) & (distance < self.window) & (keys[:, None, :] >= 0)
         rope = rope_angles(queries, self.head_dim, self.theta, jnp.dtype(jnp.float32))
@@ -107,7 +111,7 @@ class WindowTransformer(nnx.Module):
         return dense(self.output_proj, over_channels(self.norm, x)), kept_caches
 
 
-def _last(x: F32["B J S D"], valid: Int["B"] | None, kept: int) -> F32["B J W-1 D"]:
+def _last(x: F32[Array, "B J S D"], valid: I32[Array, " B"] | None, kept: int) -> F32[Array, "B J {kept} D"]:
     return jnp.swapaxes(window_at(jnp.swapaxes(x, 2, 3), valid, kept), 2, 3)
 
 
@@ -118,7 +122,7 @@ class MLP(nnx.Module):
         self.fc1 = Linear(width, inner)
         self.fc2 = Linear(inner, width)
 
-    def __call__(self, x: F32["H B T"]) -> F32["H B T"]:
+    def __call__(self, x: F32[Array, "H B T"]) -> F32[Array, "H B T"]:
         return dense(self.fc2, jax.nn.gelu(dense(self.fc1, x), approximate=False))
 
 
@@ -133,7 +137,7 @@ class EncoderLayer(nnx.Module):
         self.mlp = MLP(cfg.hidden_size, cfg.intermediate_size)
         self.mlp_layer_scale = LayerScale(cfg.hidden_size)
 
-    def __call__(self, x: F32["H B T"], rope: Rope, mask: Bool["B T T"]) -> F32["H B T"]:
+    def __call__(self, x: F32[Array, "H B T"], rope: Rope, mask: Bool[Array, "B T T"]) -> F32[Array, "H B T"]:
         attended, _ = self.self_attn(over_channels(self.input_layernorm, x), rope, mask, None)
         x = x + self.self_attn_layer_scale(attended)
         return x + self.mlp_layer_scale(self.mlp(over_channels(self.post_attention_layernorm, x)))
@@ -146,7 +150,7 @@ class EncoderTransformer(nnx.Module):
         self.layers = nnx.List([EncoderLayer(cfg) for _ in range(cfg.num_hidden_layers)])
         self.head_dim, self.theta = cfg.head_dim, cfg.rope_theta
 
-    def __call__(self, x: F32["H B T"]) -> F32["H B T"]:
+    def __call__(self, x: F32[Array, "H B T"]) -> F32[Array, "H B T"]:
         positions = jnp.arange(x.shape[2])[None]
         mask = positions[:, None, :] <= positions[:, :, None]
         rope = rope_angles(positions, self.head_dim, self.theta, jnp.dtype(jnp.float32))

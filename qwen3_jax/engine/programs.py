@@ -34,7 +34,7 @@ from qwen3_jax.codec.decoder import DecoderState
 from qwen3_jax.engine.slots import RUNAWAY
 from qwen3_jax.generate import NOT_FINITE, RUNNING, PromptRows, advance, embed
 from qwen3_jax.sampling import Draws, Rules, segment_key
-from qwen3_jax.shapes import F32, Bool, Float, Int, Key
+from qwen3_jax.shapes import F32, I32, U32, Array, Bool, Float, Key
 from qwen3_jax.talker import Talker
 
 LAGS = 8  # frames back with which book 0 is compared
@@ -43,19 +43,19 @@ LAGS = 8  # frames back with which book 0 is compared
 class Limits(NamedTuple):
     """See requests.Watch. In frames; rows that are not watched have limits that no utterance reaches."""
 
-    hold: Int["B"]
-    repeats: Int["B"]
-    overdue: Int["B"]
-    overdue_end: Int["B"]
+    hold: I32[Array, "..."]
+    repeats: I32[Array, "..."]
+    overdue: I32[Array, "..."]
+    overdue_end: I32[Array, "..."]
 
 
 class Mark(NamedTuple):
     """The rows as they were before the first frame that is held."""
 
-    inputs: Float["B H"]
-    position: Int["B"]
-    step: Int["B"]
-    seen: Bool["B V"]
+    inputs: Float[Array, "B H"]
+    position: I32[Array, " B"]
+    step: I32[Array, " B"]
+    seen: Bool[Array, "B V"]
     codec: DecoderState
 
 
@@ -63,33 +63,33 @@ class State(NamedTuple):
     """Some rows. Every leaf has the rows as its first axis."""
 
     caches: KVCache  # per layer, k and v [B J S D]
-    inputs: Float["B H"]
-    position: Int["B"]
-    step: Int["B"]
-    seen: Bool["B V"]
-    keys: Key["B"]
+    inputs: Float[Array, "B H"]
+    position: I32[Array, " B"]
+    step: I32[Array, " B"]
+    seen: Bool[Array, "B V"]
+    keys: Key[Array, " B"]
     rules: Rules
-    limit: Int["B"]
-    reason: Int["B"]
-    text: Int["B Q"]  # trailing ids; their rows are made frame by frame, so that text may grow
-    text_length: Int["B"]
+    limit: I32[Array, " B"]
+    reason: I32[Array, " B"]
+    text: I32[Array, "B Q"]  # trailing ids; their rows are made frame by frame, so that text may grow
+    text_length: I32[Array, " B"]
     codec: DecoderState
     limits: Limits
-    recent: Int["B LAGS"]  # book 0 of the last frames, the newest first; -1: none
-    runs: Int["B LAGS"]  # for each lag, frames in a row that repeated
-    held: Int["B"]  # frames since the mark; 0: no suspicion
+    recent: I32[Array, "B LAGS"]  # book 0 of the last frames, the newest first; -1: none
+    runs: I32[Array, "B LAGS"]  # for each lag, frames in a row that repeated
+    held: I32[Array, " B"]  # frames since the mark; 0: no suspicion
     mark: Mark
 
 
 class Made(NamedTuple):
     """What a step made. Row b's frames are the first counts[b]; beyond that is garbage."""
 
-    codes: Int["N B K"]
-    pcm: F32["N B F"]
-    counts: Int["B"]
-    reason: Int["B"]
-    held: Int["B"]
-    hidden: Float["N B H"] | None  # that book 0 was drawn from, where it is asked for
+    codes: I32[Array, "N B K"]
+    pcm: F32[Array, "N B F"]
+    counts: I32[Array, " B"]
+    reason: I32[Array, " B"]
+    held: I32[Array, " B"]
+    hidden: Float[Array, "N B H"] | None  # that book 0 was drawn from, where it is asked for
 
 
 def copies(talker: Any, rows: int) -> bool:
@@ -145,12 +145,12 @@ def start(talker_graph: Any, talker: Any, decoder_graph: Any, decoder: Any, *, r
 class Opening(NamedTuple):
     """What a row begins a segment with; one row of everything."""
 
-    seed: Int["1"]
-    segment: Int["1"]
+    seed: U32[Array, "1"]
+    segment: I32[Array, "1"]
     rules: Rules
-    limit: Int["1"]
-    text: Int["1 Q"]
-    text_length: Int["1"]
+    limit: I32[Array, "1"]
+    text: I32[Array, "1 Q"]
+    text_length: I32[Array, "1"]
     limits: Limits
     codec: DecoderState
 
@@ -189,7 +189,7 @@ def begin(talker_graph: Any, talker_params: Any, rows: PromptRows, new: Opening,
 
 
 @functools.partial(jax.jit, static_argnames=("graph",), donate_argnames=("state",))
-def read(graph: Any, params: Any, state: State, rows: PromptRows, at: Int[""]) -> State:
+def read(graph: Any, params: Any, state: State, rows: PromptRows, at: I32[Array, ""]) -> State:
     """Read one more piece of a prompt into a state of one row.
 
     Args:
@@ -205,7 +205,7 @@ def read(graph: Any, params: Any, state: State, rows: PromptRows, at: Int[""]) -
     return state._replace(caches=caches, inputs=inputs, position=position)
 
 
-def _last(x: Float["1 C H"], rows: PromptRows, at: Int[""]) -> tuple[Float["1 H"], Int["1"]]:
+def _last(x: Float[Array, "1 C H"], rows: PromptRows, at: I32[Array, ""]) -> tuple[Float[Array, "1 H"], I32[Array, "1"]]:
     """The prompt's last row, which the first step reads again in place, and its position; not looked at before the last piece."""
     last = rows.length - 1
     inside = jnp.clip(last - at, 0, x.shape[1] - 1)
@@ -213,14 +213,14 @@ def _last(x: Float["1 C H"], rows: PromptRows, at: Int[""]) -> tuple[Float["1 H"
 
 
 @functools.partial(jax.jit, donate_argnames=("state",))
-def insert(state: State, one: State, row: Int[""], carry: Bool[""]) -> State:
+def insert(state: State, one: State, row: I32[Array, ""], carry: Bool[Array, ""]) -> State:
     """``one``, of one row, takes the place of a row; with ``carry`` the codec goes on from where the row has left it."""
     codec = jax.tree.map(lambda old, new: jnp.where(carry, jax.lax.dynamic_slice_in_dim(old, row, 1), new), state.codec, one.codec)
     return jax.tree.map(lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new, row, 0), state, one._replace(codec=codec))
 
 
 @jax.jit
-def take(tree: Any, rows: Int["B"]) -> Any:
+def take(tree: Any, rows: I32[Array, " B"]) -> Any:
     """These rows of every array."""
     return jax.tree.map(lambda x: x[rows], tree)
 
@@ -233,7 +233,13 @@ def widen(layer: LayerCache, *, columns: int) -> LayerCache:
 
 @functools.partial(jax.jit, donate_argnames=("state",))
 def write_text(
-    state: State, row: Int[""], text: Int["Q"], length: Int[""], limit: Int[""], overdue: Int[""], overdue_end: Int[""]
+    state: State,
+    row: I32[Array, ""],
+    text: I32[Array, " Q"],
+    length: I32[Array, ""],
+    limit: I32[Array, ""],
+    overdue: I32[Array, ""],
+    overdue_end: I32[Array, ""],
 ) -> State:
     """The row's whole text as it is now, and the limits that follow from its length."""
     return state._replace(
@@ -246,11 +252,11 @@ def write_text(
     )
 
 
-def _where(rows: Bool["B"], new: Any, old: Any) -> Any:
+def _where(rows: Bool[Array, " B"], new: Any, old: Any) -> Any:
     return jax.tree.map(lambda a, b: jnp.where(rows.reshape(-1, *[1] * (a.ndim - 1)), a, b), new, old)
 
 
-def _watched(before: State, after: State, first: Int["B"], alive: Bool["B"]) -> State:
+def _watched(before: State, after: State, first: I32[Array, " B"], alive: Bool[Array, " B"]) -> State:
     """Count repeats, hold suspect frames, mark the state before the first of them, and stop rows that have gone too far."""
     runs = jnp.where(alive[:, None], jnp.where(first[:, None] == before.recent, before.runs + 1, 0), before.runs)
     recent = jnp.where(alive[:, None], jnp.concatenate([first[:, None], before.recent[:, :-1]], axis=1), before.recent)
@@ -282,9 +288,9 @@ def step(
     decoder_graph: Any,
     decoder_params: Any,
     state: State,
-    quota: Int["B"],
-    limit: Int[""],
-    pad_id: Int[""],
+    quota: I32[Array, " B"],
+    limit: I32[Array, ""],
+    pad_id: I32[Array, ""],
     *,
     size: int,
     hidden: bool = False,
@@ -307,7 +313,7 @@ def step(
         hidden=jnp.zeros((size, *state.inputs.shape), state.inputs.dtype) if hidden else None,
     )
 
-    def going(carry: tuple[Any, State, Made]) -> Bool[""]:
+    def going(carry: tuple[Any, State, Made]) -> Bool[Array, ""]:
         index, state, made = carry
         return (index < limit) & jnp.any((state.reason == RUNNING) & (made.counts < quota))
 
@@ -327,7 +333,7 @@ def step(
             made._replace(
                 codes=made.codes.at[index].set(frame),
                 pcm=made.pcm.at[index].set(sound),
-                counts=made.counts + alive,
+                counts=made.counts + alive.astype(jnp.int32),
                 hidden=None if made.hidden is None else made.hidden.at[index].set(drawn_from),
             ),
         )
@@ -337,7 +343,7 @@ def step(
 
 
 @functools.partial(jax.jit, donate_argnames=("state",))
-def rewind(state: State, row: Int[""], seed: Int[""], segment: Int[""], attempt: Int[""]) -> State:
+def rewind(state: State, row: I32[Array, ""], seed: U32[Array, ""], segment: I32[Array, ""], attempt: I32[Array, ""]) -> State:
     """Forget the held frames of a row and go on from the mark with another key."""
 
     def back(whole: Any, marked: Any) -> Any:
@@ -358,6 +364,6 @@ def rewind(state: State, row: Int[""], seed: Int[""], segment: Int[""], attempt:
 
 
 @jax.jit
-def keep(state: State, row: Int[""]) -> DecoderState:
+def keep(state: State, row: I32[Array, ""]) -> DecoderState:
     """One row of the codec's states."""
     return jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, row, 1, axis=0), state.codec)

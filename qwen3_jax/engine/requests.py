@@ -16,7 +16,7 @@ from qwen3_jax.codec import DecoderState
 from qwen3_jax.engine.errors import EngineError
 from qwen3_jax.prompt import Prompt, as_arrays
 from qwen3_jax.sampling import Sampling
-from qwen3_jax.shapes import NpF32, NpInt
+from qwen3_jax.shapes import F32, I32
 
 MOST = 2**30  # that is counted on the device, in int32, which holds the sum of two
 LONGEST_PAUSE = 60.0  # seconds
@@ -147,10 +147,12 @@ class Request:
 class Packet(NamedTuple):
     """What a slot made in one step."""
 
-    pcm: NpF32["F"]  # 1920 samples a frame, after the silence before the segment
-    codes: NpInt["N K"]
+    pcm: F32[np.ndarray, " F"]  # 1920 samples a frame, after the silence before the segment
+    codes: I32[np.ndarray, "N K"]
     segment: int  # index into the request's segments
-    hidden: NpF32["N H"] | None = None  # the talker's normed hidden states that book 0 was drawn from, where the device hands them out
+    hidden: F32[np.ndarray, "N H"] | None = (
+        None  # the talker's normed hidden states that book 0 was drawn from, where the device hands them out
+    )
 
 
 class Rest(NamedTuple):

@@ -7,11 +7,13 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
+
 from qwen3_jax.codec import DecoderState
 from qwen3_jax.engine.requests import MOST, Handle, Request, Segment, Watch
 from qwen3_jax.prompt import Prompt
 from qwen3_jax.sampling import Sampling
-from qwen3_jax.shapes import NpF32, NpInt
+from qwen3_jax.shapes import F32, I32
 
 RUNAWAY = 3  # a finish reason beside generate's: the row is to be rewound, or ended
 NEVER = MOST  # frames; no utterance gets there
@@ -54,20 +56,20 @@ class Opening(NamedTuple):
 class Outcome(NamedTuple):
     """What a launch made, on the host, by slot. Slot b's frames are the first counts[b]."""
 
-    codes: NpInt["N B K"]
-    pcm: NpF32["N B F"]
-    counts: NpInt["B"]
-    reason: NpInt["B"]  # generate.RUNNING, EOS, LENGTH, NOT_FINITE or RUNAWAY
-    held: NpInt["B"]  # of a row's newest frames, how many must not be released yet
-    hidden: NpF32["N B H"] | None = None  # the talker's normed hidden states that book 0 was drawn from, where they are asked for
+    codes: I32[np.ndarray, "N B K"]
+    pcm: F32[np.ndarray, "N B F"]
+    counts: I32[np.ndarray, " B"]
+    reason: I32[np.ndarray, " B"]  # generate.RUNNING, EOS, LENGTH, NOT_FINITE or RUNAWAY
+    held: I32[np.ndarray, " B"]  # of a row's newest frames, how many must not be released yet
+    hidden: F32[np.ndarray, "N B H"] | None = None  # the talker's normed hidden states that book 0 was drawn from, where they are asked for
 
 
 class Frame(NamedTuple):
     """One frame, on the host."""
 
-    codes: NpInt["K"]
-    pcm: NpF32["F"]
-    hidden: NpF32["H"] | None
+    codes: I32[np.ndarray, " K"]
+    pcm: F32[np.ndarray, " F"]
+    hidden: F32[np.ndarray, " H"] | None
 
 
 class Device(Protocol):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import jax
+import numpy as np
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -21,7 +22,7 @@ from qwen3_jax.evaluate import judges, speak
 from qwen3_jax.evaluate.judges import Figure
 from qwen3_jax.evaluate.report import Report, Row, table, write
 from qwen3_jax.evaluate.texts import SENTENCES, held_out, read_sentences, wavs_and_sentences
-from qwen3_jax.shapes import NpF32
+from qwen3_jax.shapes import F32
 from qwen3_jax.terminal import console, errors, path_option, tell
 from qwen3_jax.voice_choice import find_voice
 from qwen3_jax.voice_layers import VoiceLayers, decode
@@ -29,7 +30,7 @@ from qwen3_jax.voice_layers import VoiceLayers, decode
 KNOWN, OF_ORIGINALS = tuple(judges.PACKAGES), ("stoi", "pesq")
 app = typer.Typer(add_completion=False)
 Option = typer.Option
-Waves = list[NpF32["F"]]
+Waves = list[F32[np.ndarray, " _"]]
 
 
 @app.command()

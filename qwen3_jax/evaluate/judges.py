@@ -23,9 +23,9 @@ import soxr
 
 from qwen3_jax import extras
 from qwen3_jax.audio import SAMPLE_RATE
-from qwen3_jax.shapes import NpF32
+from qwen3_jax.shapes import F32
 
-Waves = Sequence[NpF32["F"]]
+Waves = Sequence[F32[np.ndarray, " _"]]
 
 PACK, GAP = 7, 0.5  # sentences heard at once, seconds of silence between them: three times cheaper than one by one
 LOOPING = 2.4  # compression of what was heard, from which on it repeats itself
@@ -156,7 +156,7 @@ def naturalness(waves: Waves) -> Figure:
     return Figure("DistillMOS", float(np.mean(each)), MOS_JUDGE, "1 to 5; espeak 2.4, good synthesis 4.2, people 4.5", each)
 
 
-def embeddings(waves: Waves) -> NpF32["B 256"]:
+def embeddings(waves: Waves) -> F32[np.ndarray, "B _"]:
     """Resemblyzer's embedding of each wave, of length 1. All are heard equally loud, at its own -30 dBFS; it raises what is softer itself
     but leaves what is louder, and so the same recording, half as loud, is like itself by .93 only (training/log.md).
 
@@ -173,7 +173,7 @@ def embeddings(waves: Waves) -> NpF32["B 256"]:
     return np.stack(found).astype(np.float32)
 
 
-def likeness(waves: NpF32["B 256"], reference: NpF32["B 256"], name: str = "similarity") -> Figure:
+def likeness(waves: F32[np.ndarray, "B _"], reference: F32[np.ndarray, "N _"], name: str = "similarity") -> Figure:
     """How like the reference's voice each wave is: the mean cosine of its embedding with those of the reference's clips.
 
     From clip to clip, so that the figure does not grow with the number of clips, as it would against their mean.
@@ -182,7 +182,7 @@ def likeness(waves: NpF32["B 256"], reference: NpF32["B 256"], name: str = "simi
     return Figure(name, float(np.mean(each)), LIKENESS_JUDGE, LIKENESS_SCALE, each)
 
 
-def likeness_to_mean(waves: NpF32["B 256"], reference: NpF32["B 256"]) -> Figure:
+def likeness_to_mean(waves: F32[np.ndarray, "B _"], reference: F32[np.ndarray, "N _"]) -> Figure:
     """The same against the reference's mean voice, as others report it; it is higher."""
     mean = reference.mean(axis=0)
     each = (waves @ (mean / np.linalg.norm(mean))).tolist()
@@ -222,19 +222,19 @@ def check(waves: Sequence[Any], others: Sequence[Any] | None = None) -> None:
         )
 
 
-def pair(first: NpF32["F"], second: NpF32["F"]) -> tuple[NpF32["F"], NpF32["F"]]:
+def pair(first: F32[np.ndarray, " _"], second: F32[np.ndarray, " _"]) -> tuple[F32[np.ndarray, " F"], F32[np.ndarray, " F"]]:
     """Both at the length of the shorter one."""
     length = min(len(first), len(second))
     return first[:length], second[:length]
 
 
-def hear(wave: NpF32["F"]) -> NpF32["F"]:
+def hear(wave: F32[np.ndarray, " F"]) -> F32[np.ndarray, " _"]:
     """24 kHz -> 16 kHz, at least `SHORTEST` long."""
     sound = soxr.resample(np.asarray(wave, np.float32), SAMPLE_RATE, HEARING_RATE) if len(wave) else np.zeros(0, np.float32)
     return np.pad(sound, (0, max(0, int(SHORTEST * HEARING_RATE) - len(sound))))
 
 
-def as_loud(wave: NpF32["F"], decibels: float) -> NpF32["F"]:
+def as_loud(wave: F32[np.ndarray, " F"], decibels: float) -> F32[np.ndarray, " F"]:
     """The wave with a root mean square of so many dB below full scale; silence stays."""
     size = float(np.sqrt(np.mean(np.square(wave, dtype=np.float64))))
     return wave if size == 0 else (wave * (10 ** (decibels / 20) / size)).astype(np.float32)

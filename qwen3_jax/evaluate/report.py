@@ -17,7 +17,7 @@ from rich.text import Text
 from qwen3_jax.audio import SAMPLE_RATE
 from qwen3_jax.evaluate.judges import Figure, needed
 from qwen3_jax.messages import printable
-from qwen3_jax.shapes import NpF32
+from qwen3_jax.shapes import F32
 from qwen3_jax.terminal import add_row
 
 JSON, PAGE = "figures.json", "index.html"
@@ -64,7 +64,7 @@ def number(value: float) -> str:
     return f"{value:.0f}" if value == int(value) and abs(value) >= 1 else f"{value:.3f}"
 
 
-def write(report: Report, folder: Path, waves: Mapping[str, Sequence[NpF32["F"]]]) -> None:
+def write(report: Report, folder: Path, waves: Mapping[str, Sequence[F32[np.ndarray, " _"]]]) -> None:
     """Write ``figures.json`` and ``index.html`` into ``folder``; ``waves`` are columns of players by name, the first one is drawn."""
     folder.mkdir(parents=True, exist_ok=True)
     values = msgspec.to_builtins(report)
@@ -82,7 +82,7 @@ img { width: 22rem; height: 5rem; display: block; margin-bottom: .3rem } audio {
 """
 
 
-def page(report: Report, waves: Mapping[str, Sequence[NpF32["F"]]]) -> str:
+def page(report: Report, waves: Mapping[str, Sequence[F32[np.ndarray, " _"]]]) -> str:
     """The page, whole in itself; the sentences with most word errors come first."""
     escape = html.escape
     about = " · ".join(f"{escape(name)} {escape(value)}" for name, value in report.about.items())
@@ -101,7 +101,7 @@ def page(report: Report, waves: Mapping[str, Sequence[NpF32["F"]]]) -> str:
     )
 
 
-def _sentence(index: int, row: Row, waves: Mapping[str, NpF32["F"]]) -> str:
+def _sentence(index: int, row: Row, waves: Mapping[str, F32[np.ndarray, " _"]]) -> str:
     figures = "<br>".join(f"{html.escape(name)} {number(value)}" for name, value in row.figures.items())
     heard = f"<br><span class=heard>heard: {html.escape(row.heard)}</span>" if row.figures.get("WER") else ""
     sounds = "".join(
@@ -116,14 +116,14 @@ def _sentence(index: int, row: Row, waves: Mapping[str, NpF32["F"]]) -> str:
     )
 
 
-def _player(wave: NpF32["F"]) -> str:
+def _player(wave: F32[np.ndarray, " F"]) -> str:
     """An MP3 inside the page: a tenth of a wav's size, and every browser plays it."""
     buffer = io.BytesIO()
     soundfile.write(buffer, np.clip(wave, -1, 1), SAMPLE_RATE, format="MP3")
     return f"<audio controls preload=none src='data:audio/mpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}'></audio>"
 
 
-def _spectrogram(wave: NpF32["F"]) -> str:
+def _spectrogram(wave: F32[np.ndarray, " F"]) -> str:
     """A picture of the log spectrum, 0 to 12 kHz, 80 dB."""
     image: Any = needed("matplotlib.image")
     size, hop = 512, 240

@@ -13,7 +13,7 @@ from qwen3_jax.decode import decode
 from qwen3_jax.encode import encode_codes
 from qwen3_jax.evaluate.judges import Figure
 from qwen3_jax.model import Model
-from qwen3_jax.shapes import NpF32
+from qwen3_jax.shapes import F32
 from qwen3_jax.voice import Voice
 
 CHUNK = 16  # frames decoded at a time in `reconstruct`: one trace for every length
@@ -73,7 +73,7 @@ def timing(spoken: Sequence[Spoken], sample_rate: int) -> list[Figure]:
     ]
 
 
-def silence(wave: NpF32["F"]) -> int:
+def silence(wave: F32[np.ndarray, " F"]) -> int:
     """Samples before the first piece of 10 ms that is at most `QUIET` dB below the loudest; all of a silent wave."""
     pieces = wave[: len(wave) // PIECE * PIECE].reshape(-1, PIECE)
     power = np.square(pieces.astype(np.float64)).mean(axis=1)
@@ -81,7 +81,7 @@ def silence(wave: NpF32["F"]) -> int:
     return int(loud[0]) * PIECE if len(loud) else len(wave)
 
 
-def lengths(waves: Sequence[NpF32["F"]], teacher: Sequence[NpF32["F"]]) -> list[Figure]:
+def lengths(waves: Sequence[F32[np.ndarray, " _"]], teacher: Sequence[F32[np.ndarray, " _"]]) -> list[Figure]:
     """Lengths against the teacher's, in the same sentences."""
     ratios = [len(wave) / max(len(other), 1) for wave, other in zip(waves, teacher, strict=True)]
     longer = [float(ratio > TOO_LONG) for ratio in ratios]
@@ -91,7 +91,9 @@ def lengths(waves: Sequence[NpF32["F"]], teacher: Sequence[NpF32["F"]]) -> list[
     ]
 
 
-def reconstruct(model: Model, waves: Sequence[NpF32["F"]], tell: Callable[[int], None] = lambda _: None) -> list[NpF32["F"]]:
+def reconstruct(
+    model: Model, waves: Sequence[F32[np.ndarray, " _"]], tell: Callable[[int], None] = lambda _: None
+) -> list[F32[np.ndarray, " _"]]:
     """Each wave through the codec and back, at its own length. Errors are those of ``encode_codes``."""
     made = []
     for index, wave in enumerate(waves):

@@ -21,7 +21,7 @@ from qwen3_jax.atomic import new_folder
 from qwen3_jax.audio import SAMPLE_RATE, load_audio
 from qwen3_jax.encode import encode_codes, encode_x_vector
 from qwen3_jax.model import Model
-from qwen3_jax.shapes import NpF32, NpInt
+from qwen3_jax.shapes import F32, I32
 from qwen3_jax.text.files import read
 from qwen3_jax.text.tokenizer import Tokenizer, normalise
 
@@ -43,15 +43,15 @@ class EncodedClip(msgspec.Struct, frozen=True):
     """A clip as the model has it."""
 
     name: str
-    ids: NpInt  # [T], the whole turn
-    codes: NpInt  # [N K]
+    ids: I32[np.ndarray, "..."]  # [T], the whole turn
+    codes: I32[np.ndarray, "..."]  # [N K]
 
 
 class EncodedClips(msgspec.Struct, frozen=True):
     """All clips, and the speaker."""
 
     clips: list[EncodedClip]
-    x_vector: NpF32  # [H]
+    x_vector: F32[np.ndarray, "..."]  # [H]
     reference: str  # the clip that it is of
 
 

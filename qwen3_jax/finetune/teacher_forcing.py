@@ -23,7 +23,7 @@ from qwen3_jax.config import ModelConfig
 from qwen3_jax.generate import PromptRows, embed
 from qwen3_jax.predictor import Predictor
 from qwen3_jax.prompt import Prompt
-from qwen3_jax.shapes import F32, Float, Int, NpInt
+from qwen3_jax.shapes import F32, I32, Array, Float, Integer
 from qwen3_jax.talker import Talker
 
 
@@ -31,7 +31,7 @@ class Example(NamedTuple):
     """One utterance: the rows that the talker reads, and their labels."""
 
     rows: Prompt  # of the prompt and of all frames
-    labels: NpInt["T K"]  # of each row, -1 where there is none; the end of speech has book 0 only
+    labels: I32[np.ndarray, "T K"]  # of each row, -1 where there is none; the end of speech has book 0 only
     start: int  # the first row with a label
 
 
@@ -39,18 +39,18 @@ class ExampleBatch(NamedTuple):
     """Examples side by side, padded to one length."""
 
     rows: PromptRows  # [B T]; their x_vector is the speaker row's, their trailing is not read
-    labels: Int["B T K"]
-    picks: Int["N"]  # places of `labels`, counted through rows, that hold a whole frame; one without a frame is padding
+    labels: I32[Array, "B T K"]
+    picks: I32[Array, " N"]  # places of `labels`, counted through rows, that hold a whole frame; one without a frame is padding
 
 
 class Scores(NamedTuple):
     """Logits of a batch."""
 
-    first: F32["B T V"]  # of book 0, at every row
-    rest: F32["N 15 V"]  # of books 1..15, of the picked frames
+    first: F32[Array, "B T V"]  # of book 0, at every row
+    rest: F32[Array, "N 15 _"]  # of books 1..15, of the picked frames
 
 
-def align(prompt: Prompt, frames: NpInt["N K"], config: ModelConfig) -> Example:
+def align(prompt: Prompt, frames: I32[np.ndarray, "N K"], config: ModelConfig) -> Example:
     """Prompt and frames -> the rows that the talker reads while it makes them, and the labels of these rows."""
     count, start = len(frames), len(prompt.text)
     text = np.full(count, config.tts_pad_token_id, np.int32)
@@ -85,7 +85,7 @@ def stack_rows(rows: Sequence[Prompt], length: int) -> PromptRows:
     )
 
 
-def whole_frames(labels: NpInt["B T K"]) -> NpInt["N"]:
+def whole_frames(labels: I32[np.ndarray, "B T K"]) -> Integer[np.ndarray, " N"]:
     """Places, counted through rows, whose label is a whole frame."""
     return np.flatnonzero(labels[:, :, -1].reshape(-1) >= 0)
 
@@ -102,7 +102,9 @@ def scores(talker: Talker, batch: ExampleBatch) -> Scores:
     return Scores(talker.codec_head(hidden).astype(jnp.float32), rest)
 
 
-def predictor_logits(predictor: Predictor, hidden: Float["N H"], embedding: Float["N H"], rest: Int["N 15"]) -> F32["N 15 V"]:
+def predictor_logits(
+    predictor: Predictor, hidden: Float[Array, "N H"], embedding: Float[Array, "N H"], rest: I32[Array, "N 15"]
+) -> F32[Array, "N 15 _"]:
     """Logits of books 1..15, given the books before each; ``embedding``: of book 0."""
     known = predictor.embed(rest, hidden.dtype)[:, :-1]
     states = predictor_states(predictor, jnp.concatenate([hidden[:, None], embedding[:, None], known], axis=1))
@@ -110,14 +112,14 @@ def predictor_logits(predictor: Predictor, hidden: Float["N H"], embedding: Floa
     return jnp.stack(logits, axis=1).astype(jnp.float32)
 
 
-def predictor_states(predictor: Predictor, x: Float["N T H"]) -> Float["N T H"]:
+def predictor_states(predictor: Predictor, x: Float[Array, "N T H"]) -> Float[Array, "N T _"]:
     """The predictor's normed hidden states of whole sequences."""
     layers, kv_heads, head_dim = predictor.kv_shape
     cache = empty(layers, len(x), kv_heads, x.shape[1], head_dim, x.dtype)
     return predictor.hidden(x, cache, jnp.zeros(len(x), jnp.int32))[0]
 
 
-def cross_entropy(logits: F32["... V"], labels: Int["..."]) -> F32["..."]:
+def cross_entropy(logits: F32[Array, "... V"], labels: I32[Array, "..."]) -> F32[Array, "..."]:
     """Of each place, in nats; labels of -1 give numbers that nobody reads."""
     logs = jax.nn.log_softmax(logits)
     return -jnp.take_along_axis(logs, jnp.maximum(labels, 0)[..., None], axis=-1)[..., 0]
@@ -125,10 +127,13 @@ def cross_entropy(logits: F32["... V"], labels: Int["..."]) -> F32["..."]:
 
 def masked_mean(values: jax.Array, mask: jax.Array) -> jax.Array:
     """The mean over the places of ``mask``; 0 if there is none."""
-    return jnp.sum(jnp.where(mask, values, 0)) / jnp.maximum(jnp.sum(mask), 1)
+    counted = jnp.sum(jnp.where(mask, values.astype(jnp.float32), 0.0))
+    return counted / jnp.maximum(jnp.sum(mask), 1).astype(jnp.float32)
 
 
-def code_losses(first: F32["B T V"], rest: F32["N 15 V"], labels: Int["B T K"], targets: Int["N 15"], eos: int) -> dict[str, jax.Array]:
+def code_losses(
+    first: F32[Array, "B T V"], rest: F32[Array, "N 15 _"], labels: I32[Array, "B T K"], targets: I32[Array, "N 15"], eos: int
+) -> dict[str, jax.Array]:
     """Cross-entropies and shares of right guesses, means over frames.
 
     Args:

@@ -9,7 +9,7 @@ import numpy as np
 import tokenizers
 
 from qwen3_jax.config import ModelConfig
-from qwen3_jax.shapes import NpInt
+from qwen3_jax.shapes import I32
 from qwen3_jax.text.nfc import normalise
 from qwen3_jax.text.tokenizer_files import TOKENIZER_FILES, read_tokenizer
 
@@ -60,19 +60,19 @@ class Tokenizer:
         """
         return cls(read_tokenizer(folder), config)
 
-    def assistant(self, text: str) -> NpInt["T"]:
+    def assistant(self, text: str) -> I32[np.ndarray, " T"]:
         """The text to be spoken, followed by the opening of the turn that speaks it."""
         return np.array([*self._turn("assistant", self._checked(text)), *self._encode("<|im_start|>assistant\n")], np.int32)
 
-    def reference(self, transcript: str) -> NpInt["T"]:
+    def reference(self, transcript: str) -> I32[np.ndarray, " T"]:
         """The transcript of a reference recording."""
         return np.array(self._turn("assistant", self._checked(transcript)), np.int32)
 
-    def instruction(self, instruct: str) -> NpInt["T"]:
+    def instruction(self, instruct: str) -> I32[np.ndarray, " T"]:
         """How to speak, in words."""
         return np.array(self._turn("user", self._checked(instruct)), np.int32)
 
-    def pieces(self, ids: NpInt["T"]) -> list[str]:
+    def pieces(self, ids: I32[np.ndarray, " T"]) -> list[str]:
         """What each id stands for, as the byte-level vocabulary writes it (a space is \u0120)."""
         return [self._inner.id_to_token(int(number)) or "" for number in ids]
 

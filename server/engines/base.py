@@ -8,8 +8,9 @@ from collections.abc import AsyncIterator, Hashable
 from typing import Any, Literal, Protocol
 
 import msgspec
+import numpy as np
 
-from qwen3_jax.shapes import NpF32
+from qwen3_jax.shapes import F32
 from server.voices.store import StoredVoice
 
 State = Literal["idle", "loading", "ready", "failed"]
@@ -72,8 +73,8 @@ class SpeechHandle(Protocol):
     def cancel(self) -> None:
         """Give up, from any thread, at any time."""
 
-    def __aiter__(self) -> AsyncIterator[NpF32["F"]]: ...
-    async def __anext__(self) -> NpF32["F"]: ...
+    def __aiter__(self) -> AsyncIterator[F32[np.ndarray, " F"]]: ...
+    async def __anext__(self) -> F32[np.ndarray, " F"]: ...
 
 
 class TtsEngine(Protocol):

@@ -22,7 +22,7 @@ from qwen3_jax import audio
 from qwen3_jax.checkpoint import digest_files
 from qwen3_jax.extras import needed
 from qwen3_jax.hub import local_folder
-from qwen3_jax.shapes import NpF32
+from qwen3_jax.shapes import F32
 from qwen3_jax.voice_layers import decode
 from server.engines.base import OutOfMemory, Refused, SpeechRequest
 from server.engines.thread import Synthesis
@@ -40,10 +40,10 @@ LANGUAGES = ("English",)
 class SpeakerPrompt(NamedTuple):
     """What the model knows of a voice; the speech encoder's outputs."""
 
-    prefix: NpF32["B T H"]
+    prefix: F32[np.ndarray, "B T H"]
     prompt_tokens: np.ndarray  # int64 [B T]
-    embedding: NpF32["B H"]
-    features: NpF32["B T H"]
+    embedding: F32[np.ndarray, "B _"]
+    features: F32[np.ndarray, "B _ _"]
 
 
 class ChatterboxSynthesiser:
@@ -124,7 +124,7 @@ class ChatterboxSynthesiser:
                 passes.append(sentence)
         return passes
 
-    def _wave(self, request: SpeechRequest, speaker: SpeakerPrompt, text: str, speech: "OnePiece") -> tuple[NpF32["F"], str]:
+    def _wave(self, request: SpeechRequest, speaker: SpeakerPrompt, text: str, speech: "OnePiece") -> tuple[F32[np.ndarray, " F"], str]:
         """One pass. Returns its samples, and how its tokens ended."""
         tokens, reason = self._tokens(request, speaker, text, speech)
         row = [*speaker.prompt_tokens[0].tolist(), *tokens, *[SILENCE] * SILENCES]
@@ -168,7 +168,7 @@ class OnePiece:
         self.cancelled = False
         self.finish_reason: str | None = None
 
-    def __iter__(self) -> Iterator[NpF32["F"]]:
+    def __iter__(self) -> Iterator[F32[np.ndarray, " F"]]:
         waves = []
         for text in self._passes:
             wave, self.finish_reason = self._make(text, self)

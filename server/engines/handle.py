@@ -10,8 +10,10 @@ import threading
 from collections import deque
 from collections.abc import Callable, Hashable
 
+import numpy as np
+
 from qwen3_jax.engine.requests import Priority, Standing
-from qwen3_jax.shapes import NpF32
+from qwen3_jax.shapes import F32
 from server.engines.base import EngineClosed, SpeechRequest
 
 
@@ -33,7 +35,7 @@ class ThreadHandle:
         self._loop = asyncio.get_running_loop()
         self._begun, self._arrived = asyncio.Event(), asyncio.Event()
         self._changed = threading.Condition()  # guards what follows
-        self._pieces: deque[NpF32["F"]] = deque()
+        self._pieces: deque[F32[np.ndarray, " F"]] = deque()
         self._samples, self._max_samples = 0, max_samples
         self._text, self._open = request.text, request.incremental  # what the thread has not taken; whether more may come
         self._sentences: deque[str] = deque()  # settled, and not spoken yet
@@ -69,7 +71,7 @@ class ThreadHandle:
     def __aiter__(self) -> "ThreadHandle":
         return self
 
-    async def __anext__(self) -> NpF32["F"]:
+    async def __anext__(self) -> F32[np.ndarray, " F"]:
         while True:
             with self._changed:
                 if self._pieces:
@@ -110,7 +112,7 @@ class ThreadHandle:
         self.begun = True
         self._tell(self._begun)
 
-    def put(self, piece: NpF32["F"]) -> bool:
+    def put(self, piece: F32[np.ndarray, " F"]) -> bool:
         """Hand a piece over, waiting for room; False if nobody wants it any more."""
         with self._changed:
             self._changed.wait_for(lambda: self._cancelled or not self._pieces or self._samples + len(piece) <= self._max_samples)

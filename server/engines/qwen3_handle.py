@@ -7,7 +7,7 @@ import numpy as np
 
 from qwen3_jax.engine import Closed, Full
 from qwen3_jax.engine import OutOfMemory as DeviceFull
-from qwen3_jax.shapes import NpF32
+from qwen3_jax.shapes import F32
 from qwen3_jax.utterance import SpeechStream
 from server.engines.base import Crowded, EngineClosed, OutOfMemory, Refused, SpeechRequest
 
@@ -31,7 +31,7 @@ class Qwen3Handle:
         self._news = asyncio.Event()
         self._text = request.text if request.incremental else ""  # of a text in pieces, what the engine has not taken
         self._text_ended, self._more = False, asyncio.Event()
-        self._pieces: list[NpF32["F"]] = []  # of a whole one
+        self._pieces: list[F32[np.ndarray, " F"]] = []  # of a whole one
         self._over = False
 
     async def begin(self) -> None:
@@ -57,7 +57,7 @@ class Qwen3Handle:
     def __aiter__(self) -> "Qwen3Handle":
         return self
 
-    async def __anext__(self) -> NpF32["F"]:
+    async def __anext__(self) -> F32[np.ndarray, " F"]:
         while not self._over:
             self._news.clear()  # before looking: what comes after is told again
             if self.utterance is not None:

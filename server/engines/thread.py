@@ -15,10 +15,12 @@ from collections.abc import Callable, Hashable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
+import numpy as np
+
 from qwen3_jax.audio import check_finite
 from qwen3_jax.engine import Full
 from qwen3_jax.engine.line import Line
-from qwen3_jax.shapes import NpF32
+from qwen3_jax.shapes import F32
 from server.engines import prompts
 from server.engines.base import Crowded, OutOfMemory, Refused, SpeechRequest, State
 from server.engines.handle import ThreadHandle
@@ -35,7 +37,7 @@ class Synthesis(Protocol):
 
     finish_reason: str | None
 
-    def __iter__(self) -> Iterator[NpF32["F"]]: ...
+    def __iter__(self) -> Iterator[F32[np.ndarray, " F"]]: ...
     def cancel(self) -> None: ...
 
 
@@ -210,7 +212,7 @@ class ThreadEngine:
         prompt = self._prompt(request.voice) if isinstance(request.voice, StoredVoice) else request.voice
         if (text := handle.next_text(model.split)) is not None:
             speech = model.speak(request, prompt, text)
-            pieces: Iterator[NpF32["F"]] = map(self._finite, speech)
+            pieces: Iterator[F32[np.ndarray, " F"]] = map(self._finite, speech)
             if request.whole:
                 pieces = iter(list(pieces))
             for piece in pieces:
@@ -225,7 +227,7 @@ class ThreadEngine:
             handle.finish_reason = "eos" if handle.wanted else "cancelled"
         return True
 
-    def _finite(self, piece: NpF32["F"]) -> NpF32["F"]:
+    def _finite(self, piece: F32[np.ndarray, " F"]) -> F32[np.ndarray, " F"]:
         try:
             return check_finite(piece)
         except FloatingPointError:

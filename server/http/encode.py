@@ -15,7 +15,7 @@ import numpy as np
 
 from qwen3_jax.audio import SAMPLE_RATE, check_finite, to_pcm16
 from qwen3_jax.recording import PYAV
-from qwen3_jax.shapes import NpF32
+from qwen3_jax.shapes import F32
 from qwen3_jax.sound_files import open_sound
 
 CONTENT_TYPES = {
@@ -37,7 +37,7 @@ class Unavailable(ValueError):
 class FileEncoder(Protocol):
     """Pieces in, bytes out. ``write`` raises FloatingPointError for samples that are not finite."""
 
-    def write(self, pcm: NpF32["F"]) -> bytes: ...
+    def write(self, pcm: F32[np.ndarray, " F"]) -> bytes: ...
     def finish(self) -> bytes: ...
 
 
@@ -47,7 +47,7 @@ class RawPcm:
     def __init__(self, header: bytes = b"") -> None:
         self._header = header
 
-    def write(self, pcm: NpF32["F"]) -> bytes:
+    def write(self, pcm: F32[np.ndarray, " F"]) -> bytes:
         header, self._header = self._header, b""
         return header + to_pcm16(pcm)
 
@@ -105,7 +105,7 @@ class Sound:
         self._sink = Sink()
         self._file = open_sound(self._sink, _SOUNDFILE[kind], SAMPLE_RATE)
 
-    def write(self, pcm: NpF32["F"]) -> bytes:
+    def write(self, pcm: F32[np.ndarray, " F"]) -> bytes:
         self._file.write(np.clip(check_finite(pcm), -1, 1))
         return self._sink.take()
 
@@ -121,7 +121,7 @@ class Whole:
         self._sink = io.BytesIO()
         self._file = open_sound(self._sink, _SOUNDFILE[kind], SAMPLE_RATE)
 
-    def write(self, pcm: NpF32["F"]) -> bytes:
+    def write(self, pcm: F32[np.ndarray, " F"]) -> bytes:
         self._file.write(np.clip(check_finite(pcm), -1, 1))
         return b""
 
@@ -140,7 +140,7 @@ class Aac:
         self._stream = self._container.add_stream("aac", rate=SAMPLE_RATE, layout="mono")
         self._frame, self._place = av.AudioFrame, 0
 
-    def write(self, pcm: NpF32["F"]) -> bytes:
+    def write(self, pcm: F32[np.ndarray, " F"]) -> bytes:
         if not len(pcm):
             return b""  # FFmpeg takes no frame without samples
         frame = self._frame.from_ndarray(np.ascontiguousarray(check_finite(pcm)[None]), format="fltp", layout="mono")
@@ -193,7 +193,7 @@ class Tempo:
             one.link_to(following)
         self._graph.configure()
 
-    def write(self, pcm: NpF32["F"]) -> NpF32["F"]:
+    def write(self, pcm: F32[np.ndarray, " F"]) -> F32[np.ndarray, " _"]:
         if not len(pcm):
             return np.zeros(0, np.float32)  # FFmpeg takes no frame without samples
         frame = self._frame.from_ndarray(np.ascontiguousarray(check_finite(pcm)[None], np.float32), format="flt", layout="mono")
@@ -202,11 +202,11 @@ class Tempo:
         self._graph.push(frame)
         return self._pull()
 
-    def finish(self) -> NpF32["F"]:
+    def finish(self) -> F32[np.ndarray, " F"]:
         self._graph.push(None)
         return self._pull()
 
-    def _pull(self) -> NpF32["F"]:
+    def _pull(self) -> F32[np.ndarray, " F"]:
         pieces = [np.zeros(0, np.float32)]
         while True:
             try:

@@ -13,12 +13,13 @@ from time import monotonic
 from typing import Annotated, Any, Literal
 
 import msgspec
+import numpy as np
 from msgspec import Meta
 from quart import Quart, Response, ResponseReturnValue, request
 
 from qwen3_jax.audio import check_finite
 from qwen3_jax.messages import shorten
-from qwen3_jax.shapes import NpF32
+from qwen3_jax.shapes import F32
 from qwen3_jax.text.nfc import AROUND
 from server.admission import reading, speech
 from server.admission.speech import Denied, Tries
@@ -129,7 +130,7 @@ class _Work:
         self._seconds = 0.0  # of audio that has been encoded
         self._end: End | None = None
 
-    async def first(self) -> NpF32["F"] | None:
+    async def first(self) -> F32[np.ndarray, " F"] | None:
         """The first piece, so that what goes wrong before any sound is an HTTP error."""
         self._context.metrics.begun.inc()
         try:
@@ -142,7 +143,7 @@ class _Work:
             self._ended("left" if isinstance(error, asyncio.CancelledError) else "failed")
             raise
 
-    def rest(self, piece: NpF32["F"] | None) -> AsyncGenerator[bytes, None]:
+    def rest(self, piece: F32[np.ndarray, " F"] | None) -> AsyncGenerator[bytes, None]:
         """The file. A failure in its middle cuts the connection, for there is no other way to say so; a client that goes away ends it."""
         body = self._rest(piece)
         gone = weakref.finalize(body, self._ended, "left", "client_left")  # a body whose client goes before its first byte never begins
@@ -159,7 +160,7 @@ class _Work:
         if self._handle is not None:
             self._handle.cancel()
 
-    async def _first(self) -> NpF32["F"] | None:
+    async def _first(self) -> F32[np.ndarray, " F"] | None:
         tries = Tries(self._context)
         while True:
             self._handle = handle = tries.submit(self._wanted)
@@ -177,7 +178,7 @@ class _Work:
                 return piece
             tries.failed(failure, heard=False)
 
-    async def _rest(self, piece: NpF32["F"] | None) -> AsyncGenerator[bytes, None]:
+    async def _rest(self, piece: F32[np.ndarray, " F"] | None) -> AsyncGenerator[bytes, None]:
         handle = self._handle
         assert handle is not None
         ended = self._context.streams[handle] = asyncio.get_running_loop().create_future()
@@ -226,7 +227,7 @@ class _Work:
         }
         self._context.access.spoke(fields, complete=reason in ("eos", "length"))
 
-    async def _next(self, handle: SpeechHandle) -> NpF32["F"] | None:
+    async def _next(self, handle: SpeechHandle) -> F32[np.ndarray, " F"] | None:
         try:
             async with asyncio.timeout(self._context.settings.chunk_timeout):
                 return check_finite(await anext(handle))

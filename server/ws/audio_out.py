@@ -9,7 +9,7 @@ import numpy as np
 import soxr
 
 from qwen3_jax.audio import SAMPLE_RATE, check_finite, to_pcm16
-from qwen3_jax.shapes import NpF32
+from qwen3_jax.shapes import F32
 
 MAX_FRAME_SECONDS = 0.32
 
@@ -28,7 +28,7 @@ class Converter:
         self._most = int(MAX_FRAME_SECONDS * sample_rate)
         self._resampler = None if sample_rate == SAMPLE_RATE else soxr.ResampleStream(SAMPLE_RATE, sample_rate, 1, "float32", "HQ")
 
-    def write(self, pcm: NpF32["F"]) -> Iterator[tuple[bytes, float]]:
+    def write(self, pcm: F32[np.ndarray, " F"]) -> Iterator[tuple[bytes, float]]:
         """(frame, its seconds) for the next piece. Raises FloatingPointError for samples that are not finite."""
         check_finite(pcm)
         yield from self._frames(pcm if self._resampler is None else self._resampler.resample_chunk(pcm))
@@ -42,7 +42,7 @@ class Converter:
     def seconds(self) -> float:
         return self.samples / self.sample_rate
 
-    def _frames(self, samples: NpF32["F"]) -> Iterator[tuple[bytes, float]]:
+    def _frames(self, samples: F32[np.ndarray, " F"]) -> Iterator[tuple[bytes, float]]:
         self.samples += len(samples)
         for start in range(0, len(samples), self._most):
             frame = samples[start : start + self._most]

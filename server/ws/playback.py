@@ -13,11 +13,12 @@ from time import monotonic
 from typing import Protocol
 
 import msgspec
+import numpy as np
 from msgspec import UNSET
 
 from qwen3_jax.audio import SAMPLE_RATE
 from qwen3_jax.messages import shorten
-from qwen3_jax.shapes import NpF32
+from qwen3_jax.shapes import F32
 from server.admission.speech import Denied, Tries
 from server.context import Context
 from server.engines.base import SpeechHandle, SpeechRequest
@@ -212,7 +213,7 @@ class Playback:
             tries.failed(failure, heard=converter.samples > 0)
         return None
 
-    async def _pieces(self, turn: Turn, handle: SpeechHandle) -> AsyncGenerator[NpF32["F"], None]:
+    async def _pieces(self, turn: Turn, handle: SpeechHandle) -> AsyncGenerator[F32[np.ndarray, " F"], None]:
         """The handle's pieces, each within its limit: the engine's, or that of a client who is still writing."""
         while True:
             writing = turn.utterance.text_open

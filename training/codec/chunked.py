@@ -12,7 +12,7 @@ from qwen3_jax.codec import init_state
 from qwen3_jax.config import CodecConfig
 from qwen3_jax.decode import decode
 from qwen3_jax.mapping import unflatten
-from qwen3_jax.shapes import NpF32, NpInt
+from qwen3_jax.shapes import F32, I32
 from training.codec import decoder_training, encoder_training
 from training.latents.quantiser import FRAME
 
@@ -21,7 +21,7 @@ _FEATURES, _FEATURES_BEFORE = 375 * FRAME, 4  # samples that are listened to at 
 _ENCODED, _ENCODED_BEFORE = 360 * FRAME, 24  # that are encoded at a time; they may hear further back
 
 
-def lower_features(state: dict[str, Any], wave: NpInt["F"], cfg: CodecConfig) -> Any:
+def lower_features(state: dict[str, Any], wave: I32[np.ndarray, " F"], cfg: CodecConfig) -> Any:
     """`encoder_training.lower_output` of a voice's whole speech, frame by frame: float16 [N T C]."""
     pieces, clear = [], _FEATURES_BEFORE * FRAME
     padded = np.pad(wave, (clear, -len(wave) % _FEATURES))
@@ -32,7 +32,7 @@ def lower_features(state: dict[str, Any], wave: NpInt["F"], cfg: CodecConfig) ->
     return np.concatenate(pieces)[: len(wave) // FRAME]
 
 
-def encode_voice(cfg: CodecConfig, params: dict[str, Any], wave: NpInt["F"]) -> NpInt["N K"]:
+def encode_voice(cfg: CodecConfig, params: dict[str, Any], wave: I32[np.ndarray, " F"]) -> I32[np.ndarray, "N K"]:
     """A voice's whole speech by the encoder, piece by piece."""
     pieces, clear = [], _ENCODED_BEFORE * FRAME
     padded = np.pad(wave, (clear, -len(wave) % _ENCODED))
@@ -42,7 +42,7 @@ def encode_voice(cfg: CodecConfig, params: dict[str, Any], wave: NpInt["F"]) -> 
     return np.concatenate(pieces)[: len(wave) // FRAME]
 
 
-def encode_clip(cfg: CodecConfig, params: dict[str, Any], wave: NpF32) -> NpInt:
+def encode_clip(cfg: CodecConfig, params: dict[str, Any], wave: F32[np.ndarray, "..."]) -> I32[np.ndarray, "..."]:
     """A clip's codes [N K], by the encoder; padded so that few lengths are compiled."""
     graph, shapes = encoder_training.encoder_definition(cfg.encoder_config, cfg.encoder_valid_num_quantizers)
     padded = np.pad(wave, (0, -len(wave) % (64 * FRAME)))
@@ -55,7 +55,7 @@ def _encode(graph: Any, params: Any, wave: jax.Array, valid: jax.Array) -> jax.A
     return nnx.merge(graph, params)(wave, valid)
 
 
-def decode_clip(cfg: Any, params: dict[str, Any], codes: NpInt) -> NpF32:
+def decode_clip(cfg: Any, params: dict[str, Any], codes: I32[np.ndarray, "..."]) -> F32[np.ndarray, "..."]:
     """Codes [N K] -> wave [N*1920], by the decoder that streams."""
     graph, shapes = decoder_training.decoder_definition(cfg)
     tree = jax.tree.map(jnp.asarray, unflatten(params, shapes))

@@ -18,7 +18,7 @@ from flax import nnx
 from qwen3_jax.codec.decoder import Decoder
 from qwen3_jax.config import CodecDecoderConfig
 from qwen3_jax.mapping import unflatten
-from qwen3_jax.shapes import F32, Int, NpF32, NpInt
+from qwen3_jax.shapes import F32, I32, Array
 from training.codec.decoder_training import Held, decoder_definition, finish, receptive_field, to_columns, update
 from training.codec.phoneme_recogniser import COUNT, difference
 from training.codec.vocoder_initialisation import STEPS
@@ -31,33 +31,35 @@ WIDEST = 1.5  # by which levels are widened, at most
 SYMBOLS, FEATURES = 0.1, 0.1  # what the recogniser hears counts for, beside the error of levels
 
 
-def target_columns(levels: NpF32["B N 224"]) -> NpF32["56 B N*4"]:
+def target_columns(levels: F32[np.ndarray, "B N 224"]) -> F32[np.ndarray, "56 B N*4"]:
     """What the columns are to be for frames of these (compressed, weighted) levels."""
     rows, frames = levels.shape[:2]
     told = unweighted(levels.reshape(rows * frames, -1)).reshape(rows, frames, STEPS, COUNT)
     return np.moveaxis(told, -1, 0).reshape(COUNT, rows, frames * STEPS).astype(np.float32)
 
 
-def weighted(columns: F32["56 B N*4"]) -> F32["28 B N 8"]:
+def weighted(columns: F32[Array, "56 B N*4"]) -> F32[Array, "28 B N 8"]:
     """Levels as their errors count in the books (`levels.weighted`)."""
     rows = columns.shape[1]
     moments = jnp.moveaxis(columns.reshape(2, LEVELS, rows, -1, STEPS), 0, -1).reshape(LEVELS, rows, -1, MOMENTS)
     return jnp.einsum("st,lbnt->lbns", SLOWNESS, moments * WEIGHT[:, None, None, None])
 
 
-def with_other_codes(codes: NpInt["B M K"], others: NpInt["B M K"], noise: np.random.Generator) -> NpInt["B M K"]:
+def with_other_codes(
+    codes: I32[np.ndarray, "B M K"], others: I32[np.ndarray, "B M K"], noise: np.random.Generator
+) -> I32[np.ndarray, "B M K"]:
     """``codes``, a few of them from ``others``; the pitch stays, since it is what phases come of."""
     free = np.arange(codes.shape[-1]) != 1
     return np.where((noise.random(codes.shape) < SLIPS) & free, others, codes)
 
 
-def wider(power: F32["2 28"]) -> NpF32["28"]:
+def wider(power: F32[Array, "2 28"]) -> F32[np.ndarray, "28"]:
     """What levels are to be widened by, for what a decoder's columns and the wanted ones vary."""
     found, wanted = np.asarray(power)
     return np.clip(np.sqrt(wanted / np.maximum(found, 1e-12)), 1.0, WIDEST).astype(np.float32)
 
 
-def level_columns(decoder: Decoder, codes: Int["B M K"], crop: int, past: tuple[int, ...]) -> F32["56 B crop*4"]:
+def level_columns(decoder: Decoder, codes: I32[Array, "B M K"], crop: int, past: tuple[int, ...]) -> F32[Array, "56 B crop*4"]:
     """The level channels of the last ``crop`` frames; as `vocoder.decode_crop`, up to 50 Hz."""
     x, *_ = to_columns(decoder, codes, crop, past)
     return x[:COUNT, :, -crop * STEPS :]
@@ -65,7 +67,7 @@ def level_columns(decoder: Decoder, codes: Int["B M K"], crop: int, past: tuple[
 
 @functools.partial(jax.jit, static_argnames=("cfg", "crop", "held"), donate_argnames="state")
 def step(
-    state: dict[str, Any], codes: Int["B M K"], target: F32["56 B crop*4"], recogniser: Flat | None, rate: float,
+    state: dict[str, Any], codes: I32[Array, "B M K"], target: F32[Array, "56 B crop*4"], recogniser: Flat | None, rate: float,
     *, cfg: CodecDecoderConfig, crop: int, held: Held,
 ) -> tuple[dict[str, Any], dict[str, jax.Array]]:  # fmt: skip
     """One step towards ``target``, of `target_columns`: squared errors, weighted as in the books, and what a recogniser

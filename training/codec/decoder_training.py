@@ -17,7 +17,7 @@ from flax import nnx
 from qwen3_jax.codec.decoder import Decoder, DecoderState
 from qwen3_jax.config import CodecDecoderConfig
 from qwen3_jax.mapping import unflatten
-from qwen3_jax.shapes import F32, Int
+from qwen3_jax.shapes import F32, I32, Array
 from training.codec import losses
 from training.codec.discriminators import Discriminators
 from training.latents.levels import LEVELS
@@ -64,7 +64,7 @@ def receptive_field(cfg: CodecDecoderConfig) -> tuple[int, ...]:
     return tuple(reversed(found))
 
 
-def decode_crop(decoder: Decoder, codes: Int["B M K"], crop: int, past: tuple[int, ...]) -> F32["B crop*1920"]:
+def decode_crop(decoder: Decoder, codes: I32[Array, "B M K"], crop: int, past: tuple[int, ...]) -> F32[Array, "B crop*1920"]:
     """The last ``crop`` frames of what the decoder makes of ``codes``, M >= crop + past[0]; ``past``: `receptive_field`."""
     x, start, steps, needed = to_columns(decoder, codes, crop, past)
     first, *blocks, snake, last = decoder.decoder
@@ -77,16 +77,16 @@ def decode_crop(decoder: Decoder, codes: Int["B M K"], crop: int, past: tuple[in
 
 
 def to_columns(
-    decoder: Decoder, codes: Int["B M K"], crop: int, past: tuple[int, ...]
-) -> tuple[F32["C B T"], DecoderState, int, Iterator[int]]:
+    decoder: Decoder, codes: I32[Array, "B M K"], crop: int, past: tuple[int, ...]
+) -> tuple[F32[Array, "C B T"], DecoderState, int, Iterator[int]]:
     """What the first wide convolution is given, at 50 Hz; the state that the decoder begins with, the steps of ``crop`` frames, and the
     pasts that the rest needs."""
     return from_entries(decoder, decoder.quantizer(codes), crop, past)
 
 
 def from_entries(
-    decoder: Decoder, named: F32["B M H"], crop: int, past: tuple[int, ...]
-) -> tuple[F32["C B T"], DecoderState, int, Iterator[int]]:
+    decoder: Decoder, named: F32[Array, "B M H"], crop: int, past: tuple[int, ...]
+) -> tuple[F32[Array, "C B T"], DecoderState, int, Iterator[int]]:
     """`to_columns` of what the codes name."""
     start = decoder.initial(len(named))
     x, _ = decoder.pre_conv(jnp.moveaxis(named, -1, 0), start.pre_conv)
@@ -99,7 +99,7 @@ def from_entries(
     return x, start, steps, needed
 
 
-def generate(cfg: CodecDecoderConfig, trained: Flat, frozen: Flat, codes: Int["B M K"], crop: int) -> F32["B crop*1920"]:
+def generate(cfg: CodecDecoderConfig, trained: Flat, frozen: Flat, codes: I32[Array, "B M K"], crop: int) -> F32[Array, "B crop*1920"]:
     """`decode_crop` from flat parameters."""
     graph, shapes = decoder_definition(cfg)
     return decode_crop(nnx.merge(graph, unflatten({**trained, **frozen}, shapes)), codes, crop, receptive_field(cfg))
@@ -146,7 +146,14 @@ def finish(state: dict[str, Any], **changed: Any) -> dict[str, Any]:
 
 @functools.partial(jax.jit, static_argnames=("cfg", "crop", "held"), donate_argnames="state")
 def spectral_step(
-    state: dict[str, Any], codes: Int["B M K"], wave: F32["B F"], rate: float, *, cfg: CodecDecoderConfig, crop: int, held: Held = ()
+    state: dict[str, Any],
+    codes: I32[Array, "B M K"],
+    wave: F32[Array, "B F"],
+    rate: float,
+    *,
+    cfg: CodecDecoderConfig,
+    crop: int,
+    held: Held = (),
 ) -> tuple[dict[str, Any], dict[str, jax.Array]]:
     """One step on the spectral losses alone."""
 
@@ -170,7 +177,7 @@ WEIGHTS = {"spectral": 10.0, "adversarial": 1.0, "features": 4.0}
 
 @functools.partial(jax.jit, static_argnames=("cfg", "crop", "judged", "pair", "held"), donate_argnames="state")
 def adversarial_step(
-    state: dict[str, Any], codes: Int["B M K"], wave: F32["B F"], start: Int["B"], rate: float, critic_rate: float,
+    state: dict[str, Any], codes: I32[Array, "B M K"], wave: F32[Array, "B F"], start: I32[Array, " B"], rate: float, critic_rate: float,
     *, cfg: CodecDecoderConfig, crop: int, judged: int, pair: int, held: Held = (),
 ) -> tuple[dict[str, Any], dict[str, jax.Array]]:  # fmt: skip
     """One step of both sides, from the same forward; discriminators hear ``judged`` samples of each row, from ``start`` on.

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from qwen3_jax.codec.conv import Kernel, convolve
-from qwen3_jax.shapes import F32
+from qwen3_jax.shapes import F32, Array
 from training.codec.losses import Judgement, spectrum
 
 PERIODS = (2, 5, 11)
@@ -30,7 +30,7 @@ class SameConv(nnx.Module):
         self.conv = Kernel((outputs, inputs, kernel), outputs)
         self.kernel, self.stride = kernel, stride
 
-    def __call__(self, x: F32["C B T"]) -> F32["O B T'"]:
+    def __call__(self, x: F32[Array, "C B T"]) -> F32[Array, "O B _"]:
         left = (self.kernel - 1) // 2
         right = self.kernel - 1 - left + (-x.shape[2] % self.stride)
         x = jnp.pad(x, ((0, 0), (0, 0), (left, right)))
@@ -46,7 +46,7 @@ class PeriodDiscriminator(nnx.Module):
         self.layers = nnx.List([SameConv(a, b, 5, 3) for a, b in itertools.pairwise(sizes)])
         self.last = SameConv(sizes[-1], 1, 3)
 
-    def __call__(self, wave: F32["B F"]) -> tuple[jax.Array, list[jax.Array]]:
+    def __call__(self, wave: F32[Array, "B F"]) -> tuple[jax.Array, list[jax.Array]]:
         length = wave.shape[1] // self.period
         x = wave[:, : length * self.period].reshape(len(wave), length, self.period)
         x = jnp.swapaxes(x, 1, 2).reshape(1, -1, length)
@@ -66,7 +66,7 @@ class SpectrumDiscriminator(nnx.Module):
         self.layers = nnx.List([SameConv(3 * a, b, 5, 2) for a, b in itertools.pairwise(sizes)])
         self.last = SameConv(3 * sizes[-1], 1, 3)
 
-    def __call__(self, wave: F32["B F"]) -> tuple[jax.Array, list[jax.Array]]:
+    def __call__(self, wave: F32[Array, "B F"]) -> tuple[jax.Array, list[jax.Array]]:
         parts = jnp.stack(spectrum(wave, self.fft, self.fft // 4))
         size = jnp.sqrt(jnp.square(parts).sum(axis=0) + 1e-6)
         x = parts * (2.0 / jnp.sqrt(size))  # between a linear and a logarithmic scale: quiet bins count as well
@@ -77,7 +77,7 @@ class SpectrumDiscriminator(nnx.Module):
         return _beside(self.last, x), seen
 
 
-def _beside(layer: SameConv, x: F32["C B T bins"]) -> F32["O B T bins'"]:
+def _beside(layer: SameConv, x: F32[Array, "C B T bins"]) -> F32[Array, "O B T _"]:
     """A layer over bins, with the frame before and after as more channels."""
     channels, rows, length, bins = x.shape
     padded = jnp.pad(x, ((0, 0), (0, 0), (1, 1), (0, 0)))
@@ -93,6 +93,6 @@ class Discriminators(nnx.Module):
         self.periods = nnx.List([PeriodDiscriminator(period) for period in PERIODS])
         self.spectra = nnx.List([SpectrumDiscriminator(fft) for fft in FFTS])
 
-    def __call__(self, wave: F32["B F"], pair: int) -> Judgement:
+    def __call__(self, wave: F32[Array, "B F"], pair: int) -> Judgement:
         judged = [one(wave) for one in (self.periods[pair], self.spectra[pair])]
         return [scores for scores, _ in judged], [seen for _, seen in judged]

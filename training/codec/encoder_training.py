@@ -23,7 +23,7 @@ from flax import nnx
 from qwen3_jax.codec.encoder import Encoder
 from qwen3_jax.config import CodecEncoderConfig
 from qwen3_jax.mapping import unflatten
-from qwen3_jax.shapes import F32, Float, Int
+from qwen3_jax.shapes import F32, I32, Array, Float
 from training.latents.quantiser import Latents
 from training.optimiser import Flat, optimiser, rate_at, running_average
 
@@ -47,24 +47,24 @@ def trains(path: str) -> bool:
     return not path.startswith("quantizer.")
 
 
-def embed(encoder: Encoder, wave: F32["B F"], valid: Int["B"]) -> F32["B N H"]:
+def embed(encoder: Encoder, wave: F32[Array, "B F"], valid: I32[Array, " B"]) -> F32[Array, "B N H"]:
     """What the quantiser is given."""
     return _downsampled(encoder, *encoder.encoder(wave[None], valid))
 
 
-def lower(encoder: Encoder, wave: F32["B F"]) -> F32["B T C"]:
+def lower(encoder: Encoder, wave: F32[Array, "B F"]) -> F32[Array, "B T C"]:
     """What the last residual block of the convolutions is given; T is F / 120 as published."""
     x, _ = encoder.encoder.through(encoder.encoder.order[:-UPPER], wave[None], jnp.full(len(wave), wave.shape[1], jnp.int32))
     return jnp.moveaxis(x, 0, -1)
 
 
-def upper(encoder: Encoder, heard: F32["B T C"]) -> F32["B N H"]:
+def upper(encoder: Encoder, heard: F32[Array, "B T C"]) -> F32[Array, "B N H"]:
     """What the quantiser is given, from what `lower` made."""
     valid = jnp.full(len(heard), heard.shape[1], jnp.int32)
     return _downsampled(encoder, *encoder.encoder.through(encoder.encoder.order[-UPPER:], jnp.moveaxis(heard, -1, 0), valid))
 
 
-def _downsampled(encoder: Encoder, x: F32["H B T"], steps: Int["B"]) -> F32["B N H"]:
+def _downsampled(encoder: Encoder, x: F32[Array, "H B T"], steps: I32[Array, " B"]) -> F32[Array, "B N H"]:
     x, _ = encoder.downsample(encoder.encoder_transformer(x), steps)
     return jnp.moveaxis(x, 0, -1)
 
@@ -139,13 +139,15 @@ def with_averaged_lower(state: dict[str, Any], cfg: CodecEncoderConfig) -> dict[
 
 
 @functools.partial(jax.jit, static_argnames=("cfg", "books"))
-def lower_output(state: dict[str, Any], wave: F32["B F"], *, cfg: CodecEncoderConfig, books: int) -> Float["B T C"]:
+def lower_output(state: dict[str, Any], wave: F32[Array, "B F"], *, cfg: CodecEncoderConfig, books: int) -> Float[Array, "B T C"]:
     """`lower` of the averaged parameters, float16."""
     graph, shapes = encoder_definition(cfg, books)
     return lower(nnx.merge(graph, unflatten({**state["average"], **state["frozen"]}, shapes)), wave).astype(jnp.float16)
 
 
-def regression(found: F32["B N H"], wanted: F32["B N D+O"], spread: F32["D"]) -> tuple[jax.Array, dict[str, jax.Array]]:
+def regression(
+    found: F32[Array, "B N H"], wanted: F32[Array, "B N D+O"], spread: F32[Array, " D"]
+) -> tuple[jax.Array, dict[str, jax.Array]]:
     """The error, counted as the books' distances count it (so by spread), and a little of it evenly; and its terms."""
     size = len(spread)
     off = jnp.square(found[..., : wanted.shape[2]] - wanted)
@@ -167,7 +169,8 @@ def updated_parameters(state: dict[str, Any], gradients: Flat, rate: float, cfg:
 
 @functools.partial(jax.jit, static_argnames=("cfg", "books"), donate_argnames="state")
 def regression_step(
-    state: dict[str, Any], heard: F32["B F"] | Float["B T C"], wanted: F32["B N D+O"], spread: F32["D"], rate: float,
+    state: dict[str, Any], heard: F32[Array, "B F"] | Float[Array, "B T C"], wanted: F32[Array, "B N D+O"],
+    spread: F32[Array, " D"], rate: float,
     *, cfg: CodecEncoderConfig, books: int,
 ) -> tuple[dict[str, Any], dict[str, jax.Array]]:  # fmt: skip
     """One step, on waves or on what `lower_output` made of them; then what made it stays as it is."""

@@ -9,14 +9,14 @@ import numpy as np
 from qwen3_jax.audio import load_audio, write_wav
 from qwen3_jax.config import CodecConfig
 from qwen3_jax.finetune import loop
-from qwen3_jax.shapes import NpF32, NpInt
+from qwen3_jax.shapes import F32, I32
 from training.codec import losses
 from training.codec.chunked import decode_clip, encode_clip
 from training.corpus.shards import read_phonemes
 from training.latents.quantiser import FRAME, Latents
 
 
-def held_out(corpus: Path, each: int) -> list[tuple[str, NpF32, NpInt]]:
+def held_out(corpus: Path, each: int) -> list[tuple[str, F32[np.ndarray, "..."], I32[np.ndarray, "..."]]]:
     """The first clips of every voice that has read the held-out sentences: voice-number, wave of whole frames, what it says."""
     found = []
     for folder in sorted(path for path in (corpus / "held_out").glob("*") if path.is_dir()):

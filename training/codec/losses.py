@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qwen3_jax.shapes import F32
+from qwen3_jax.shapes import F32, Array
 from training.latents.quantiser import mel_filters
 
 RESOLUTIONS = (512, 1024, 2048)  # FFT sizes; the hop is a quarter
@@ -20,7 +20,7 @@ _TINY = 1e-8
 QUIET = 3e-5  # an amplitude below which differences do not count; teachers pause in digital silence
 
 
-def spectrum(wave: F32["B F"], fft: int, hop: int) -> tuple[F32["B T fft/2+1"], F32["B T fft/2+1"]]:
+def spectrum(wave: F32[Array, "B F"], fft: int, hop: int) -> tuple[F32[Array, "B T fft//2+1"], F32[Array, "B T fft//2+1"]]:
     """Real and imaginary parts of Hann-windowed frames, T = (F - fft) // hop + 1, without padding; ``hop`` divides ``fft``.
 
     Frames are put together of whole hops: slices, whose gradient is cheap, where a gather's is a scatter.
@@ -33,7 +33,7 @@ def spectrum(wave: F32["B F"], fft: int, hop: int) -> tuple[F32["B T fft/2+1"], 
     return found.real, found.imag
 
 
-def magnitude(wave: F32["B F"], fft: int, hop: int) -> F32["B T fft/2+1"]:
+def magnitude(wave: F32[Array, "B F"], fft: int, hop: int) -> F32[Array, "B T fft//2+1"]:
     """Of the same frames; smooth at 0."""
     real, imaginary = spectrum(wave, fft, hop)
     return jnp.sqrt(jnp.square(real) + jnp.square(imaginary) + _TINY)
@@ -45,7 +45,7 @@ def _filters(fft: int) -> np.ndarray:
     return (filters / np.maximum(filters.sum(axis=1, keepdims=True), 1.0)).T  # means, so that wide bins do not count for more
 
 
-def harmonic(made: F32["B F"], real: F32["B F"], resolutions: Sequence[int] = RESOLUTIONS[:2]) -> F32[""]:
+def harmonic(made: F32[Array, "B F"], real: F32[Array, "B F"], resolutions: Sequence[int] = RESOLUTIONS[:2]) -> F32[Array, ""]:
     """How far the complex spectra are apart, |M - R| / |R| of all bins, weighted by exp(-f / 2 kHz): locked speech has its phases in the
     codes, but not that of its noise, which lies higher."""
     total = jnp.zeros(())
@@ -58,7 +58,9 @@ def harmonic(made: F32["B F"], real: F32["B F"], resolutions: Sequence[int] = RE
     return total
 
 
-def spectral(made: F32["B F"], real: F32["B F"], resolutions: Sequence[int] = RESOLUTIONS) -> tuple[F32[""], dict[str, F32[""]]]:
+def spectral(
+    made: F32[Array, "B F"], real: F32[Array, "B F"], resolutions: Sequence[int] = RESOLUTIONS
+) -> tuple[F32[Array, ""], dict[str, F32[Array, ""]]]:
     """How far the spectra are apart.
 
     Returns:
@@ -81,18 +83,18 @@ def spectral(made: F32["B F"], real: F32["B F"], resolutions: Sequence[int] = RE
 Judgement = tuple[list[jax.Array], list[list[jax.Array]]]  # of each discriminator: its scores, and its layers' activations
 
 
-def discriminator_loss(real: Judgement, made: Judgement) -> F32[""]:
+def discriminator_loss(real: Judgement, made: Judgement) -> F32[Array, ""]:
     """Least squares: real to 1, made to 0; averaged over discriminators."""
     each = [jnp.mean(jnp.square(1 - r)) + jnp.mean(jnp.square(m)) for r, m in zip(real[0], made[0], strict=True)]
     return sum(each, jnp.zeros(())) / len(each)
 
 
-def adversarial(made: Judgement) -> F32[""]:
+def adversarial(made: Judgement) -> F32[Array, ""]:
     """The generator's: made to 1."""
     return sum((jnp.mean(jnp.square(1 - m)) for m in made[0]), jnp.zeros(())) / len(made[0])
 
 
-def feature_matching(real: Judgement, made: Judgement) -> F32[""]:
+def feature_matching(real: Judgement, made: Judgement) -> F32[Array, ""]:
     """Mean distance of the activations, each layer's relative to its real size."""
     pairs = [pair for r, m in zip(real[1], made[1], strict=True) for pair in zip(r, m, strict=True)]
     each = [jnp.mean(jnp.abs(jax.lax.stop_gradient(r) - m)) / (jnp.mean(jnp.abs(jax.lax.stop_gradient(r))) + 1e-3) for r, m in pairs]

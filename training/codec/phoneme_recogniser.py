@@ -17,7 +17,7 @@ from flax import nnx
 
 from qwen3_jax.layers import LayerNorm
 from qwen3_jax.mapping import flatten, unflatten
-from qwen3_jax.shapes import F32, Int, NpF32
+from qwen3_jax.shapes import F32, I32, Array
 from training.initialisation import random_start
 from training.latents.levels import LEVELS
 from training.latents.phonemes import SYMBOLS
@@ -39,7 +39,7 @@ class ContextLinear(nnx.Module):
         self.linear = MixedLinear(taps * inputs, outputs, bias=True)
         self.taps, self.dilation = taps, dilation
 
-    def __call__(self, x: F32["B T I"]) -> F32["B T O"]:
+    def __call__(self, x: F32[Array, "B T I"]) -> F32[Array, "B T O"]:
         reach = self.taps // 2 * self.dilation
         padded = jnp.pad(x, ((0, 0), (reach, reach), (0, 0)))
         seen = [padded[:, tap * self.dilation : tap * self.dilation + x.shape[1]] for tap in range(self.taps)]
@@ -54,7 +54,7 @@ class RecogniserBlock(nnx.Module):
         self.around = ContextLinear(WIDTH, WIDTH, TAPS, dilation)
         self.out = MixedLinear(WIDTH, WIDTH, bias=True)
 
-    def __call__(self, x: F32["B T C"]) -> F32["B T C"]:
+    def __call__(self, x: F32[Array, "B T C"]) -> F32[Array, "B T C"]:
         return x + self.out(jax.nn.gelu(self.around(self.norm(x)), approximate=False))
 
 
@@ -68,7 +68,7 @@ class PhonemeRecogniser(nnx.Module):
         self.norm = LayerNorm(WIDTH, 1e-5)
         self.name = MixedLinear(WIDTH, HEARS, bias=True)
 
-    def __call__(self, columns: F32["B T 56"]) -> tuple[F32["B T S"], list[F32["B T C"]]]:
+    def __call__(self, columns: F32[Array, "B T 56"]) -> tuple[F32[Array, "B T S"], list[F32[Array, "B T C"]]]:
         x = self.begin((columns - self.mean[...]) / self.spread[...])
         made = []
         for block in self.blocks:
@@ -84,7 +84,7 @@ def definition() -> tuple[Any, Flat]:
     return graph, nnx.to_pure_dict(state)
 
 
-def begin(columns: NpF32["56 B T"], seed: int) -> dict[str, Any]:
+def begin(columns: F32[np.ndarray, "56 B T"], seed: int) -> dict[str, Any]:
     """Training state of step 0; ``columns``: some, to be measured."""
     params = random_start(flatten(definition()[1]), seed)
     params["mean"], params["spread"] = columns.mean(axis=(1, 2)), np.maximum(columns.std(axis=(1, 2)), 1e-3)
@@ -105,7 +105,7 @@ def _of(params: Flat) -> PhonemeRecogniser:
 
 @functools.partial(jax.jit, donate_argnames="state")
 def step(
-    state: dict[str, Any], columns: F32["56 B T"], said: Int["B T"], seed: int, rate: float
+    state: dict[str, Any], columns: F32[Array, "56 B T"], said: I32[Array, "B T"], seed: int, rate: float
 ) -> tuple[dict[str, Any], dict[str, jax.Array]]:
     """One step of naming what is said, on true columns with noise (drawn by ``seed``)."""
     heard = jnp.moveaxis(columns, 0, -1)
@@ -127,7 +127,7 @@ def step(
 
 
 @jax.jit
-def agreement(params: Flat, columns: F32["56 B T"], said: Int["B T"]) -> tuple[jax.Array, jax.Array]:
+def agreement(params: Flat, columns: F32[Array, "56 B T"], said: I32[Array, "B T"]) -> tuple[jax.Array, jax.Array]:
     """Nats lost by naming what is said, and the share of columns that is named right."""
     named = _of(params)(jnp.moveaxis(columns, 0, -1))[0]
     return -jnp.take_along_axis(named, said[..., None], axis=-1).mean(), jnp.mean(named.argmax(axis=-1) == said)
@@ -141,7 +141,7 @@ class PerceptualDifference(NamedTuple):
     features: jax.Array
 
 
-def difference(params: Flat, made: F32["56 B T"], wanted: F32["56 B T"]) -> PerceptualDifference:
+def difference(params: Flat, made: F32[Array, "56 B T"], wanted: F32[Array, "56 B T"]) -> PerceptualDifference:
     """How differently columns sound from those that are wanted; mean over columns."""
     recogniser = _of(params)
     found, along = recogniser(jnp.moveaxis(made, 0, -1))

@@ -16,7 +16,7 @@ from flax import nnx
 
 from qwen3_jax.config import CodecDecoderConfig, CodecEncoderConfig
 from qwen3_jax.mapping import unflatten
-from qwen3_jax.shapes import F32, Float
+from qwen3_jax.shapes import F32, Array, Float
 from training.codec import decoder_levels, encoder_training
 from training.codec.decoder_training import decoder_definition, from_entries, receptive_field
 from training.codec.phoneme_recogniser import difference
@@ -29,7 +29,7 @@ LEVELS, SYMBOLS, FEATURES = 20.0, 14.0, 8.0  # what errors of levels and what th
 _REST = "quantizer.rvq_rest"
 
 
-def soft_quantise(x: F32["B N D"], entries: F32["K V D"], named: F32["K V H"]) -> F32["B N H"]:
+def soft_quantise(x: F32[Array, "B N D"], entries: F32[Array, "K V D"], named: F32[Array, "K V H"]) -> F32[Array, "B N H"]:
     """The mean of what the entries of all books stand for, by how near to x each is; books have their own numbers of x."""
     distance = jnp.square(entries).sum(axis=2) - 2 * jnp.einsum("bnd,kvd->bnkv", x, entries)
     own = (entries != 0).any(axis=1).astype(jnp.float32)
@@ -38,7 +38,9 @@ def soft_quantise(x: F32["B N D"], entries: F32["K V D"], named: F32["K V H"]) -
     return product(weight.reshape(-1, distance[0, 0].size), named.reshape(-1, named.shape[2]).T).reshape(*x.shape[:2], -1)
 
 
-def columns(encoder: Flat, decoder: Flat, found: F32["B N H"], *, cfg: CodecEncoderConfig, reads: CodecDecoderConfig) -> F32["56 B N*4"]:
+def columns(
+    encoder: Flat, decoder: Flat, found: F32[Array, "B N H"], *, cfg: CodecEncoderConfig, reads: CodecDecoderConfig
+) -> F32[Array, "56 B N*4"]:
     """What the decoder makes of frames that the encoder found, as `decoder_levels.columns_of` gives it; gradients as described above.
 
     Args:
@@ -61,8 +63,9 @@ def columns(encoder: Flat, decoder: Flat, found: F32["B N H"], *, cfg: CodecEnco
 
 @functools.partial(jax.jit, static_argnames=("components", "cfg", "reads"), donate_argnames="state")
 def step(
-    state: dict[str, Any], given: Float["B T C"], wanted: F32["B N D+O"], told: F32["56 B N*4"], decoder: Flat, recogniser: Flat,
-    spread: F32["D"], components: int, rate: float,
+    state: dict[str, Any], given: Float[Array, "B T C"], wanted: F32[Array, "B N D+O"], told: F32[Array, "56 B N*4"],
+    decoder: Flat, recogniser: Flat,
+    spread: F32[Array, " D"], components: int, rate: float,
     *, cfg: CodecEncoderConfig, reads: CodecDecoderConfig,
 ) -> tuple[dict[str, Any], dict[str, jax.Array]]:  # fmt: skip
     """One step of what follows the first convolutions; how its numbers are widened stays.

@@ -28,7 +28,7 @@ import functools
 
 import numpy as np
 
-from qwen3_jax.shapes import NpF32, NpFloat
+from qwen3_jax.shapes import F32, F64
 from training.codec.decoder_training import Held, Ranges
 from training.latents.levels import DILATIONS, GROUPS, HOP, LEVELS, LOUD, MOST, TURN, UNIT, cascade, filters, unweighted, whole
 from training.latents.pitch_synchronous import RAMPS, SAMPLE_RATE
@@ -141,14 +141,14 @@ def _columns(made: Flat, at: _Layout, latents: Latents) -> None:
     made["upsample.1.1.gamma"][: at.quarter + at.carried // 4] = 0.0
 
 
-def columns(latents: Latents) -> tuple[NpF32["4 C 56"], NpF32["56"]]:
+def columns(latents: Latents) -> tuple[F32[np.ndarray, "4 C 56"], F32[np.ndarray, "56"]]:
     """For each step at 50 Hz, whitened components [C] -> compressed levels of its two moments, and what is added to them."""
     back = (latents.spread[: latents.components] * latents.regain)[:, None] * latents.basis
     matrices = np.moveaxis(unweighted(back).reshape(-1, STEPS, 2 * LEVELS), 1, 0)
     return matrices.astype(np.float32), np.tile(unweighted(latents.mean[None])[0, 0], 2).astype(np.float32)
 
 
-def widen_levels(decoder: Flat, latents: Latents, wider: NpF32["28"]) -> Flat:
+def widen_levels(decoder: Flat, latents: Latents, wider: F32[np.ndarray, "28"]) -> Flat:
     """A decoder that takes the levels up so much wider, about their mean, and sharper: each harmonic further from the mean of five
     neighbours."""
     around = np.pad(np.eye(TONES), ((2, 2), (0, 0)), mode="edge")
@@ -165,14 +165,14 @@ def widen_levels(decoder: Flat, latents: Latents, wider: NpF32["28"]) -> Flat:
     return {**decoder, f"{_TAKEN}.weight": weight, f"{_TAKEN}.bias": bias}
 
 
-def measured_widening(decoder: Flat, latents: Latents) -> NpF32["28"]:
+def measured_widening(decoder: Flat, latents: Latents) -> F32[np.ndarray, "28"]:
     """What ``wider`` was when `widen_levels` made this decoder."""
     count, sharp = _Layout(latents).carried // 4, widen_levels(decoder, latents, np.ones(LEVELS, np.float32))
     plain, own = (np.asarray(one[f"{_TAKEN}.weight"])[count : count + LEVELS, :LEVELS, -1] for one in (sharp, decoder))
     return np.diag(np.linalg.solve(plain.astype(np.float64), own.astype(np.float64))).astype(np.float32)
 
 
-def _deal(stretch: NpF32["I O k"], source: int, target: int, count: int, rate: int) -> None:
+def _deal(stretch: F32[np.ndarray, "I O k"], source: int, target: int, count: int, rate: int) -> None:
     """Give each of ``rate`` steps its own part of ``count`` phases, slopes and seeds."""
     own = count // rate
     some = np.arange(own)
@@ -323,7 +323,7 @@ def _bands(made: Flat) -> None:
 
 
 @functools.cache
-def low_pass() -> NpFloat["4 7"]:
+def low_pass() -> F64[np.ndarray, "4 7"]:
     """Taps that make the harmonics' sum, at every third sample, whole: of the three units' convolutions and of the last one.
 
     What they let pass of 8 kHz +- f is a copy of the voice at f; its first harmonics are 60 dB louder than what belongs there.

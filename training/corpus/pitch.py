@@ -8,7 +8,7 @@ runs with the glottal pulses.
 import numpy as np
 import scipy.signal
 
-from qwen3_jax.shapes import NpBool, NpF32, NpFloat
+from qwen3_jax.shapes import F32, F64, Bool
 
 SAMPLE_RATE = 24000
 STEP = 240  # samples between points of a track
@@ -19,7 +19,7 @@ _UNVOICED, _JUMP, _SWITCH, _OCTAVE = 0.45, 1.6, 0.25, 0.02  # a peak's height th
 _PHASE_STEP = 60
 
 
-def track(wave: NpF32["F"]) -> tuple[NpFloat["T"], NpBool["T"]]:
+def track(wave: F32[np.ndarray, " F"]) -> tuple[F64[np.ndarray, " T"], Bool[np.ndarray, " T"]]:
     """Frequency in Hz (0 where there is none) and whether there is voice, every ``STEP`` samples, T = F // STEP + 1."""
     low = scipy.signal.resample_poly(wave.astype(np.float64), 1, _DOWN)
     rate, hop, count = SAMPLE_RATE // _DOWN, STEP // _DOWN, len(wave) // STEP + 1
@@ -50,7 +50,7 @@ def track(wave: NpF32["F"]) -> tuple[NpFloat["T"], NpBool["T"]]:
     return np.where(voiced, frequency[np.arange(count), np.minimum(state, _PEAKS - 1)], 0.0), voiced
 
 
-def _cheapest(cost: NpFloat["T S"], octaves: NpFloat["T S"]) -> np.ndarray:
+def _cheapest(cost: F64[np.ndarray, "T S"], octaves: F64[np.ndarray, "T S"]) -> np.ndarray:
     """The path of states with the smallest cost; the last state is the unvoiced one."""
     total, came = cost[0], np.zeros(cost.shape, np.int64)
     for now in range(1, len(cost)):
@@ -66,7 +66,7 @@ def _cheapest(cost: NpFloat["T S"], octaves: NpFloat["T S"]) -> np.ndarray:
     return state
 
 
-def phase(wave: NpF32["F"], frequency: NpFloat["T"], voiced: NpBool["T"]) -> NpFloat["F+1"]:
+def phase(wave: F32[np.ndarray, " F"], frequency: F64[np.ndarray, " T"], voiced: Bool[np.ndarray, " T"]) -> F64[np.ndarray, " F+1"]:
     """Cycles that have passed at every sample, rising: those of the fundamental where there is voice, and in the gaps what joins them."""
     count = len(wave)
     if not voiced.any():

@@ -18,7 +18,7 @@ import msgspec
 import numpy as np
 
 from qwen3_jax import extras
-from qwen3_jax.shapes import NpF32
+from qwen3_jax.shapes import F32
 
 SAMPLE_RATE = 24000
 UNIT, SILENCE = 600, "_"  # samples; the symbol at both ends of a sentence
@@ -153,7 +153,7 @@ class Teacher:
         wave, durations = session.run(None, {"tokens": np.array([[0, *ids, 0]]), "style": style, "speed": pace})
         yield _utterance(wave.ravel(), symbols, durations)
 
-    def _style(self, who: TeacherVoice) -> NpF32["L 256"]:
+    def _style(self, who: TeacherVoice) -> F32[np.ndarray, "L 256"]:
         if self._voices is None:
             raise ValueError(f"{who.name} needs Kokoro's style vectors: give their folder with --kokoro-voices, or --download")
         total = np.zeros((510, 256), np.float32)
@@ -163,7 +163,7 @@ class Teacher:
 
 
 @functools.cache
-def _read_style(path: Path) -> NpF32["L 256"]:
+def _read_style(path: Path) -> F32[np.ndarray, "L 256"]:
     if not path.is_file():
         raise ValueError(f"{path}: there is no such style vector; --download fetches all of them")
     return np.fromfile(path, np.float32).reshape(-1, 256)

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from qwen3_jax.finetune.teacher_forcing import cross_entropy, masked_mean
-from qwen3_jax.shapes import F32, Bool, Float, Int
+from qwen3_jax.shapes import F32, I32, Array, Bool, Float
 from training.latents.phonemes import QUARTERS
 
 PHONEMES = 12  # of a word, at most
@@ -25,20 +25,20 @@ TIMING = QUARTERS * AHEAD * SYMBOLS  # numbers of that map
 Params = dict[str, Any]
 
 
-def phoneme_loss(x: Float["B T H"], map_: Params, phonemes: Int["B T S"]) -> jax.Array:
+def phoneme_loss(x: Float[Array, "B T H"], map_: Params, phonemes: I32[Array, "B T S"]) -> jax.Array:
     """Mean cross-entropy of what the map finds at the rows, where phonemes are known."""
     there = phonemes >= 0
     guess = (x @ map_["weight"] + map_["bias"]).reshape(*phonemes.shape, -1).astype(jnp.float32)
     return masked_mean(cross_entropy(guess, phonemes), there)
 
 
-def component_weights(size: int) -> F32["D"]:
+def component_weights(size: int) -> F32[Array, " D"]:
     """What each number of a whitened latent counts for: the first components most."""
     falling = 1.0 / (4.0 + jnp.arange(size, dtype=jnp.float32))
     return falling / falling.sum()
 
 
-def component_loss(x: Float["... H"], map_: Params, latent: F32["... D"], there: Bool["..."]) -> jax.Array:
+def component_loss(x: Float[Array, "... H"], map_: Params, latent: F32[Array, "... D"], there: Bool[Array, "..."]) -> jax.Array:
     """Mean error of the components that the map finds, where ``there`` says so."""
     off = jnp.square(x @ map_["weight"] + map_["bias"] - latent) @ component_weights(latent.shape[-1])
     return masked_mean(off, there)

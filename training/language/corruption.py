@@ -10,7 +10,7 @@ Of a reference's frames it is told what an encoder may take for book 0, which ca
 
 import numpy as np
 
-from qwen3_jax.shapes import NpF32, NpInt
+from qwen3_jax.shapes import F32, I32
 from training.latents import phonemes
 from training.latents.quantiser import Latents, nearest
 
@@ -31,7 +31,7 @@ class CodeCorruption:
         start, growth, most = _UNSURE
         self._unsure = self._spread * np.minimum(start + growth * np.arange(size), most)
 
-    def frames(self, codes: NpInt["N K"], latent: NpF32["N C"], noise: np.random.Generator) -> NpInt["N K"]:
+    def frames(self, codes: I32[np.ndarray, "N K"], latent: F32[np.ndarray, "N C"], noise: np.random.Generator) -> I32[np.ndarray, "N K"]:
         """The same frames with other books of the components; ``latent``: the true components, whitened."""
         found = codes.copy()
         rest = self._near(latent, noise)
@@ -40,7 +40,9 @@ class CodeCorruption:
             rest[:, own] -= book[found[:, number]]
         return found
 
-    def books(self, codes: NpInt["N K"], latent: NpF32["N C"], noise: np.random.Generator) -> tuple[NpInt["N K"], NpInt["N K"]]:
+    def books(
+        self, codes: I32[np.ndarray, "N K"], latent: F32[np.ndarray, "N C"], noise: np.random.Generator
+    ) -> tuple[I32[np.ndarray, "N K"], I32[np.ndarray, "N K"]]:
         """Half of the frames go wrong before some book.
 
         Returns:
@@ -58,18 +60,18 @@ class CodeCorruption:
             rest[:, own] -= book[told[:, number]]
         return told, labels
 
-    def heard(self, said: NpInt["N 4"], codes: NpInt["N"], noise: np.random.Generator) -> NpInt["N"]:
+    def heard(self, said: I32[np.ndarray, "N 4"], codes: I32[np.ndarray, " N"], noise: np.random.Generator) -> I32[np.ndarray, " N"]:
         """Book 0 of a reference: most frames as if they went on as they end; ``said``: their quarters, ``codes``: the right ones."""
         going_on = phonemes.codes(np.repeat(said[:, -1:], said.shape[1], axis=1), self._plan)
         return np.where(noise.random(len(codes)) < _DEAF, going_on, codes)
 
-    def _near(self, latent: NpF32["N C"], noise: np.random.Generator) -> NpF32["N C"]:
+    def _near(self, latent: F32[np.ndarray, "N C"], noise: np.random.Generator) -> F32[np.ndarray, "N C"]:
         far = noise.random((len(latent), 1), np.float32)
         error = noise.standard_normal(latent.shape, np.float32) * self._unsure
         return (1 - _DULL * far) * latent * self._spread + far * error
 
 
-def _own_columns(book: NpF32["V C"]) -> tuple[NpInt["D"], NpF32["V D"]]:
+def _own_columns(book: F32[np.ndarray, "V C"]) -> tuple[I32[np.ndarray, " D"], F32[np.ndarray, "V D"]]:
     """Components that the book says something of, and what: a product book is silent of most."""
     own = np.flatnonzero(book.any(axis=0))
     return own, np.ascontiguousarray(book[:, own])

@@ -38,7 +38,7 @@ from qwen3_jax.finetune.teacher_forcing import (
 from qwen3_jax.generate import PromptRows, embed
 from qwen3_jax.layers import DecoderLayer, rope_angles, rotate
 from qwen3_jax.prompt import Prompt
-from qwen3_jax.shapes import F32, Bool, Float, Int, NpF32, NpInt
+from qwen3_jax.shapes import F32, I32, Array, Bool, Float
 from qwen3_jax.speaker import SpeakerEncoder
 from qwen3_jax.talker import Talker
 from training.language.auxiliary import AHEAD, PHONEMES, Params, component_loss, phoneme_loss
@@ -47,7 +47,7 @@ from training.latents.phonemes import QUARTERS
 from training.mixed_precision import mix
 from training.optimiser import rate_at, running_average
 
-Rope = tuple[Float["B T D"], Float["B T D"]]
+Rope = tuple[Float[Array, "B T D"], Float[Array, "B T D"]]
 
 
 class Definitions(NamedTuple):
@@ -61,41 +61,41 @@ class LanguageBatch(NamedTuple):
     """Utterances side by side; N frames of them are for the predictor."""
 
     rows: PromptRows  # [B T], prompts and frames; their x_vector and trailing are not read
-    mel: F32["B F 128"]  # a reference of each row's voice
-    mel_length: Int["B"]
-    labels: Int["B T K"]  # of each row, -1 where there is none; the end of speech has book 0 only
-    spoken: Int["B T 2"]  # of each row with a label: the first row that is to be looked at, and the first one after; equal: none
-    latent: F32["B T D"]  # main components of the frame that each row's label names, whitened; D = 0: no hint
-    sounds: Int["B T S"]  # phonemes of the word that ends with the row's text token; -1 where there is none
-    timing: Int["B T 12"]  # phonemes of the quarters of the frame that each row's label names, and of the next two; -1: not known
-    picks: Int["N"]  # places of `labels`, counted through rows, that hold a whole frame; one without a frame is padding
-    told: Int["N K"] | None = None  # codes that the predictor is told of the picks, where they are not the labels
-    rest: Int["N K"] | None = None  # and what it is to answer; -1: nothing
-    glances: Int["F"] | None = None  # F more such places, at which the predictor reads book 0 and no further; None: `picks`
+    mel: F32[Array, "B F 128"]  # a reference of each row's voice
+    mel_length: I32[Array, " B"]
+    labels: I32[Array, "B T K"]  # of each row, -1 where there is none; the end of speech has book 0 only
+    spoken: I32[Array, "B T 2"]  # of each row with a label: the first row that is to be looked at, and the first one after; equal: none
+    latent: F32[Array, "B T D"]  # main components of the frame that each row's label names, whitened; D = 0: no hint
+    sounds: I32[Array, "B T S"]  # phonemes of the word that ends with the row's text token; -1 where there is none
+    timing: I32[Array, "B T 12"]  # phonemes of the quarters of the frame that each row's label names, and of the next two; -1: not known
+    picks: I32[Array, " N"]  # places of `labels`, counted through rows, that hold a whole frame; one without a frame is padding
+    told: I32[Array, "N K"] | None = None  # codes that the predictor is told of the picks, where they are not the labels
+    rest: I32[Array, "N K"] | None = None  # and what it is to answer; -1: nothing
+    glances: I32[Array, " F"] | None = None  # F more such places, at which the predictor reads book 0 and no further; None: `picks`
 
 
 class LanguageExample(NamedTuple):
     """One utterance, ready to be stacked."""
 
     rows: Prompt  # of the prompt and of all frames
-    labels: NpInt["T K"]
-    spoken: NpInt["T 2"]
-    latent: NpF32["T D"]
-    sounds: NpInt["T S"]
-    timing: NpInt["T 12"]
+    labels: I32[np.ndarray, "T K"]
+    spoken: I32[np.ndarray, "T 2"]
+    latent: F32[np.ndarray, "T D"]
+    sounds: I32[np.ndarray, "T S"]
+    timing: I32[np.ndarray, "T 12"]
     start: int  # the row before which the frames to be learnt begin: it has the first label
 
 
 class LanguageOutputs(NamedTuple):
     """What the parameters make of a batch."""
 
-    first: F32["B T V"]  # of book 0, at every row
-    rest: F32["N 15 V"]  # of books 1..15, of the picked frames
-    told: Float["F H"]  # the predictor's states when it has read book 0 of the frames at a glance
-    looks: F32["B T"]  # `attention_to`, averaged over the guided heads
-    hidden: Float["B T H"]
-    early: Float["B T H"]  # what the first guided layer is given, its root mean square 1
-    late: Float["B T H"]  # what the last one hands on, likewise
+    first: F32[Array, "B T V"]  # of book 0, at every row
+    rest: F32[Array, "N 15 _"]  # of books 1..15, of the picked frames
+    told: Float[Array, "F H"]  # the predictor's states when it has read book 0 of the frames at a glance
+    looks: F32[Array, "B T"]  # `attention_to`, averaged over the guided heads
+    hidden: Float[Array, "B T H"]
+    early: Float[Array, "B T H"]  # what the first guided layer is given, its root mean square 1
+    late: Float[Array, "B T H"]  # what the last one hands on, likewise
 
 
 class LossWeights(NamedTuple):
@@ -122,12 +122,12 @@ def define(config: ModelConfig, *, mixed: bool = False) -> tuple[Definitions, Pa
 
 def make_example(
     prompt: Prompt,
-    frames: NpInt["N K"],
+    frames: I32[np.ndarray, "N K"],
     config: ModelConfig,
-    spoken: NpInt["N+1 2"] | None = None,
-    latent: NpF32["N D"] | None = None,
+    spoken: I32[np.ndarray, "N+1 2"] | None = None,
+    latent: F32[np.ndarray, "N D"] | None = None,
     sounds: dict[int, list[int]] | None = None,
-    timing: NpInt["N 4"] | None = None,
+    timing: I32[np.ndarray, "N 4"] | None = None,
 ) -> LanguageExample:
     """Prompt and frames -> the rows that the talker reads while it makes them, and the labels of these rows.
 
@@ -160,8 +160,8 @@ def make_example(
 
 
 def assemble(
-    taught: list[LanguageExample], mels: list[NpF32["F 128"]], length: int, mel_length: int, picks: int, noise: np.random.Generator,
-    missteps: CodeCorruption | None = None, glances: int = 0,
+    taught: list[LanguageExample], mels: list[F32[np.ndarray, "F 128"]], length: int, mel_length: int, picks: int,
+    noise: np.random.Generator, missteps: CodeCorruption | None = None, glances: int = 0,
 ) -> LanguageBatch:  # fmt: skip
     """Pad to ``length`` rows and ``mel_length`` frames of mel; draw the predictor's frames, some of which go wrong by ``missteps``, and as
     many ``glances``.
@@ -195,7 +195,9 @@ def assemble(
     )
 
 
-def attention_to(layer: DecoderLayer, x: Float["B T H"], rope: Rope, mask: Bool["B T S"], spoken: Int["B T 2"]) -> F32["B T"]:
+def attention_to(
+    layer: DecoderLayer, x: Float[Array, "B T H"], rope: Rope, mask: Bool[Array, "B T S"], spoken: I32[Array, "B T 2"]
+) -> F32[Array, "B T"]:
     """Logarithm of what the layer's first head gives to the rows of ``spoken``, from the layer's own input; -inf where there are none."""
     rows, length, _ = x.shape
     own, y = layer.self_attn, layer.input_layernorm(x)
@@ -210,8 +212,8 @@ def attention_to(layer: DecoderLayer, x: Float["B T H"], rope: Rope, mask: Bool[
 
 
 def talker_states(
-    talker: Talker, rows: PromptRows, spoken: Int["B T 2"]
-) -> tuple[Float["B T H"], F32["B T"], Float["B T H"], Float["B T H"]]:
+    talker: Talker, rows: PromptRows, spoken: I32[Array, "B T 2"]
+) -> tuple[Float[Array, "B T H"], F32[Array, "B T"], Float[Array, "B T H"], Float[Array, "B T H"]]:
     """Normed hidden states of all rows, how well the guided heads look, what the first of them looks at, and what the last one's layer
     hands on. What is right of a row is not seen, so padding is free."""
     x = embed(talker, rows)
@@ -230,7 +232,7 @@ def talker_states(
     return talker.model.norm(x), sum(looks[1:], looks[0]) / len(looks), _evened(early), _evened(late)
 
 
-def _evened(x: Float["B T H"]) -> Float["B T H"]:
+def _evened(x: Float[Array, "B T H"]) -> Float[Array, "B T H"]:
     return x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + 1e-6)
 
 

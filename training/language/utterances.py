@@ -15,7 +15,7 @@ import numpy as np
 from qwen3_jax.audio import mel_spectrogram
 from qwen3_jax.config import ModelConfig
 from qwen3_jax.prompt import AUTO, CLOSING, REFERENCE_CLOSING, ROLE, build
-from qwen3_jax.shapes import NpF32, NpInt
+from qwen3_jax.shapes import F32, I32
 from qwen3_jax.text.tokenizer import Tokenizer
 from training.corpus.shards import ManifestLine
 from training.corpus.teachers import UNIT
@@ -47,8 +47,8 @@ class TrainingUtterance(msgspec.Struct, frozen=True):
     """
 
     voice: int
-    ids: NpInt
-    codes: NpInt
+    ids: I32[np.ndarray, "..."]
+    codes: I32[np.ndarray, "..."]
     said: Any  # int32 [N+1 2] or None
     latent: Any = None  # [N D], whitened
     words: Any = None  # {token of the text that ends a word: the word's phonemes}
@@ -105,7 +105,7 @@ def _of_stream(
         start += -(-line.samples // _WHOLE) * _WHOLE // FRAME
 
 
-def spoken_tokens(line: ManifestLine, pieces: list[str], frames: int) -> NpInt["N+1 2"] | None:
+def spoken_tokens(line: ManifestLine, pieces: list[str], frames: int) -> I32[np.ndarray, "N+1 2"] | None:
     """`TrainingUtterance.said`, by the teacher's durations: words by their phonemes, and the pieces of a word by their letters."""
     starts, clock, before = [], 0, " "
     last = 0
@@ -200,7 +200,7 @@ def rows_of(
     return make_example(begun, whole.codes, config, spoken, whole.latent, sounds, whole.timing)
 
 
-def reference_mel(wave: np.ndarray, noise: np.random.Generator) -> NpF32:
+def reference_mel(wave: np.ndarray, noise: np.random.Generator) -> F32[np.ndarray, "..."]:
     """Mel of 1 to 3 s from anywhere in a voice's speech."""
     most = min(REFERENCE, len(wave))
     length = int(noise.integers(min(_SHORTEST, most), most + 1))

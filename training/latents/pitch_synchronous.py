@@ -19,7 +19,7 @@ import scipy.interpolate
 import scipy.ndimage
 import scipy.signal
 
-from qwen3_jax.shapes import NpBool, NpF32, NpFloat, NpInt
+from qwen3_jax.shapes import F32, F64, I32, Bool
 from training.corpus.pitch import SAMPLE_RATE, STEP, phase, track
 
 FRAME = 1920
@@ -41,7 +41,9 @@ class PitchBook(msgspec.Struct):
     cycles: Any
     bends: Any
 
-    def nearest(self, cycles: NpFloat["N"], bends: NpFloat["N 7"], voiced: NpBool["N"]) -> NpInt["N"]:
+    def nearest(
+        self, cycles: F64[np.ndarray, " N"], bends: F64[np.ndarray, "N 7"], voiced: Bool[np.ndarray, " N"]
+    ) -> I32[np.ndarray, " N"]:
         """The entry of each frame: 0 without voice, else of the same number of cycles the nearest contour."""
         found = []
         for start in range(0, len(cycles), 4096):
@@ -52,14 +54,14 @@ class PitchBook(msgspec.Struct):
             found.append(distance.argmin(axis=1))
         return np.where(voiced, np.concatenate(found), 0).astype(np.int32)
 
-    def features(self) -> NpF32["P 28"]:
+    def features(self) -> F32[np.ndarray, "P 28"]:
         """What tells entries apart: voice, cycles (as bumps), bends; nothing for entry 0."""
         bumps = np.exp(-np.square((self.cycles[:, None] - _CENTRES) / _WIDTH))
         found = np.concatenate([np.ones((len(bumps), 1)), bumps, self.bends], axis=1)
         found[0] = 0.0
         return found.astype(np.float32)
 
-    def ramps(self) -> NpF32["P 32 2"]:
+    def ramps(self) -> F32[np.ndarray, "P 32 2"]:
         """The phase at the start of each of 32 steps (60 samples), in [0, 1) cycles, and how far it runs in that step; entry 0 stays at
         half a cycle."""
         knots = self.cycles[:, None] * (np.arange(POINTS + 1) / POINTS)
@@ -69,7 +71,7 @@ class PitchBook(msgspec.Struct):
         return np.stack([path[:, :-1] % 1.0, np.diff(path, axis=1)], axis=-1).astype(np.float32)
 
 
-def fit(cycles: NpFloat["N"], bends: NpFloat["N 7"], entries: int, means: Any) -> PitchBook:
+def fit(cycles: F64[np.ndarray, " N"], bends: F64[np.ndarray, "N 7"], entries: int, means: Any) -> PitchBook:
     """A book of ``entries``, from frames with voice.
 
     Each number of cycles has an even run, and of the rest a share by the square root of its frames. ``means``: (x, count) -> k-means.
@@ -94,14 +96,14 @@ def fit(cycles: NpFloat["N"], bends: NpFloat["N 7"], entries: int, means: Any) -
 class SynchronousSpeech(msgspec.Struct):
     """``wave`` float32 [N*1920]; of each frame whether there is voice, its cycles and bends (of the source), and its entry."""
 
-    wave: NpF32
-    voiced: NpBool
-    cycles: NpFloat
-    bends: NpFloat
-    entry: NpInt
+    wave: F32[np.ndarray, "..."]
+    voiced: Bool[np.ndarray, "..."]
+    cycles: F64[np.ndarray, "..."]
+    bends: F64[np.ndarray, "..."]
+    entry: I32[np.ndarray, "..."]
 
 
-def synchronise(wave: NpF32["N*1920"], book: PitchBook | None) -> SynchronousSpeech:
+def synchronise(wave: F32[np.ndarray, " N*1920"], book: PitchBook | None) -> SynchronousSpeech:
     """Lock whole frames of speech; without a book, frames keep their own contours and have no entry."""
     count = len(wave) // FRAME
     frequency, heard = track(wave)
@@ -123,7 +125,7 @@ def synchronise(wave: NpF32["N*1920"], book: PitchBook | None) -> SynchronousSpe
     return SynchronousSpeech(made, voiced, cycles, bends, entry)
 
 
-def align_harmonics(wave: NpF32["N*1920"], entry: NpInt["N"], book: PitchBook) -> NpF32["N*1920"]:
+def align_harmonics(wave: F32[np.ndarray, " N*1920"], entry: I32[np.ndarray, " N"], book: PitchBook) -> F32[np.ndarray, " N*1920"]:
     """Turn the harmonics of locked speech so that each, but for what is faster than 60 ms, has its maximum where the fundamental has."""
     there = np.repeat((entry > 0).astype(np.float64), FRAME // TRACK)
     gate = there * np.convolve(there, hann(17), "same")
@@ -137,7 +139,9 @@ def align_harmonics(wave: NpF32["N*1920"], entry: NpInt["N"], book: PitchBook) -
     return made.astype(np.float32)
 
 
-def _harmonics(wave: NpF32["F"], entry: NpInt["N"], book: PitchBook) -> Iterator[tuple[float, NpFloat["T"], NpFloat["F"]]]:
+def _harmonics(
+    wave: F32[np.ndarray, " F"], entry: I32[np.ndarray, " N"], book: PitchBook
+) -> Iterator[tuple[float, F64[np.ndarray, " T"], F64[np.ndarray, " F"]]]:
     """Of each harmonic below 6 kHz: about its frequency in Hz, its complex amplitude every 60 samples, and e^(2 pi i phase)."""
     voiced = entry > 0
     if not voiced.any():
@@ -155,13 +159,13 @@ def _harmonics(wave: NpF32["F"], entry: NpInt["N"], book: PitchBook) -> Iterator
         yield harmonic * lowest, 2 * (pieces * power).sum(axis=1), cycle
 
 
-def hann(size: int) -> NpFloat["T"]:
+def hann(size: int) -> F64[np.ndarray, " T"]:
     """A window with a sum of 1."""
     window = np.hanning(size + 2)[1:-1]
     return window / window.sum()
 
 
-def _borders(passed: NpFloat["F+1"], voiced: NpBool["N"]) -> NpFloat["N+1"]:
+def _borders(passed: F64[np.ndarray, " F+1"], voiced: Bool[np.ndarray, " N"]) -> F64[np.ndarray, " N+1"]:
     """Where in the source each frame begins: at a whole cycle where a frame beside it has voice, so that time is bent least."""
     straight = np.arange(len(voiced) + 1) * FRAME
     beside = np.concatenate([[False], voiced]) | np.concatenate([voiced, [False]])
@@ -181,12 +185,18 @@ def _borders(passed: NpFloat["F+1"], voiced: NpBool["N"]) -> NpFloat["N+1"]:
     return places[np.arange(len(places)), chosen]
 
 
-def spline(knots: NpFloat["N 9"]) -> scipy.interpolate.CubicSpline:
+def spline(knots: F64[np.ndarray, "N 9"]) -> scipy.interpolate.CubicSpline:
     """Curves through the points of each frame, over [0, 1]."""
     return scipy.interpolate.CubicSpline(np.arange(POINTS + 1) / POINTS, knots, axis=1, bc_type="natural")
 
 
-def _bent(wave: NpF32["F"], passed: NpFloat["F+1"], start: NpFloat["N"], cycles: NpFloat["N"], bends: NpFloat["N 7"]) -> NpF32["F"]:
+def _bent(
+    wave: F32[np.ndarray, " F"],
+    passed: F64[np.ndarray, " F+1"],
+    start: F64[np.ndarray, " N"],
+    cycles: F64[np.ndarray, " N"],
+    bends: F64[np.ndarray, "N 7"],
+) -> F32[np.ndarray, " F"]:
     """The wave read at the times at which its own phase is the wanted one."""
     even = np.arange(POINTS + 1) / POINTS
     knots = start[:, None] + cycles[:, None] * even

@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from qwen3_jax.shapes import NpF32, NpFloat, NpInt
+from qwen3_jax.shapes import F32, F64, I32
 from training.latents import phonemes, pitch_synchronous
 from training.latents.levels import LEVELS, MOMENTS, levels
 
@@ -26,7 +26,7 @@ PITCH_SHARE = 0.15  # of the components' variance: what the pitch counts for bes
 _RARE = 0.5  # spread of a number that hardly any frame needs, or such a frame would drown the rest
 
 
-def mel_filters(bins: int, fft: int, sample_rate: int = _SAMPLE_RATE) -> NpF32["bins fft/2+1"]:
+def mel_filters(bins: int, fft: int, sample_rate: int = _SAMPLE_RATE) -> F32[np.ndarray, "bins fft//2+1"]:
     """Triangles of height 1, evenly spaced on the mel scale 2595 log10(1 + f/700), from 0 Hz to half the sample rate."""
     top = 2595 * np.log10(1 + sample_rate / 2 / 700)
     edges = 700 * (10 ** (np.linspace(0, top, bins + 2) / 2595) - 1)
@@ -67,22 +67,22 @@ class Latents(msgspec.Struct):
         """The contours that book 1 names."""
         return pitch_synchronous.PitchBook(self.cycles, self.bends)
 
-    def main(self, told: NpF32["N 224"]) -> NpF32["N C"]:
+    def main(self, told: F32[np.ndarray, "N 224"]) -> F32[np.ndarray, "N C"]:
         """Main components of frames' levels."""
         return (told - self.mean) @ self.basis.T
 
-    def latent(self, main: NpF32["... C"], entry: NpInt["..."]) -> NpF32["... H"]:
+    def latent(self, main: F32[np.ndarray, "... C"], entry: I32[np.ndarray, "..."]) -> F32[np.ndarray, "... H"]:
         """Of frames' main components and entries of the pitch book."""
         return np.concatenate([main, self.acoustic[0, :, self.components :][entry]], axis=-1)
 
-    def read(self, wave: NpF32["N*1920"], said: NpInt["N 4"]) -> "AnalysedSpeech":
+    def read(self, wave: F32[np.ndarray, " N*1920"], said: I32[np.ndarray, "N 4"]) -> "AnalysedSpeech":
         """What the codec is to say of speech; ``said``: of `phonemes.quarters`, zeros where nobody knows."""
         locked = pitch_synchronous.synchronise(wave, self.pitch)
         told = levels(locked.wave, locked.entry, self.pitch)
         main = self.main(told)
         return AnalysedSpeech(locked.wave, told, self.codes(self.latent(main, locked.entry), said), main)
 
-    def codes(self, latent: NpF32["N H"], said: NpInt["N 4"]) -> NpInt["N K"]:
+    def codes(self, latent: F32[np.ndarray, "N H"], said: I32[np.ndarray, "N 4"]) -> I32[np.ndarray, "N K"]:
         """Book 0 from what is said next, then book after book of the latent."""
         found = [phonemes.codes(phonemes.following(said), self.plan)]
         rest = latent.copy()
@@ -101,13 +101,13 @@ class Latents(msgspec.Struct):
         return cls(**load_file(path))
 
 
-def nearest(x: NpF32["N D"], book: NpF32["V D"], block: int = 8192) -> NpInt["N"]:
+def nearest(x: F32[np.ndarray, "N D"], book: F32[np.ndarray, "V D"], block: int = 8192) -> I32[np.ndarray, " N"]:
     """The entry nearest to each row, as the codec's encoder finds it."""
     size = np.square(book).sum(axis=1)
     return np.concatenate([np.argmin(size - 2 * (x[i : i + block] @ book.T), axis=1) for i in range(0, len(x), block)])
 
 
-def k_means(x: NpF32["N D"], size: int, steps: int, noise: np.random.Generator) -> NpF32["V D"]:
+def k_means(x: F32[np.ndarray, "N D"], size: int, steps: int, noise: np.random.Generator) -> F32[np.ndarray, "V D"]:
     """``size`` centres of rows, from random rows on; a centre that nothing is near to goes to a random row."""
     book = x[noise.choice(len(x), size, replace=len(x) < size)].copy()
     for _ in range(steps):
@@ -121,7 +121,7 @@ def k_means(x: NpF32["N D"], size: int, steps: int, noise: np.random.Generator) 
     return book
 
 
-def _shipped(book: NpF32["V D"]) -> NpF32["V D"]:
+def _shipped(book: F32[np.ndarray, "V D"]) -> F32[np.ndarray, "V D"]:
     """As float16 has it: the exported books are then exactly these, and so are their codes."""
     return book.astype(np.float16).astype(np.float32)
 
@@ -129,10 +129,10 @@ def _shipped(book: NpF32["V D"]) -> NpF32["V D"]:
 class AnalysedSpeech(msgspec.Struct):
     """Speech as it is locked, float32 [N*1920], its levels [N 224], its codes [N K] and main components [N C]."""
 
-    wave: NpF32
-    levels: NpF32
-    codes: NpInt
-    main: NpF32
+    wave: F32[np.ndarray, "..."]
+    levels: F32[np.ndarray, "..."]
+    codes: I32[np.ndarray, "..."]
+    main: F32[np.ndarray, "..."]
 
 
 class FitPart(msgspec.Struct):
@@ -153,7 +153,7 @@ class FitReport(msgspec.Struct):
 
 
 def fit_pitch(
-    cycles: NpF32["N"], bends: NpF32["N 7"], entries: int, *, seed: int = 0, most: int = 60000, steps: int = 12
+    cycles: F32[np.ndarray, " N"], bends: F32[np.ndarray, "N 7"], entries: int, *, seed: int = 0, most: int = 60000, steps: int = 12
 ) -> pitch_synchronous.PitchBook:
     """The pitch book, of frames with voice; ``most`` of them, ``steps`` of k-means."""
     noise = np.random.default_rng(seed)
@@ -204,8 +204,8 @@ def fit(
 
 
 def fit_acoustics(
-    told: NpF32["N 224"],
-    entry: NpInt["N"],
+    told: F32[np.ndarray, "N 224"],
+    entry: I32[np.ndarray, " N"],
     pitch: pitch_synchronous.PitchBook,
     size: int,
     books: int,
@@ -231,7 +231,7 @@ def fit_acoustics(
     return found, FitReport(kept, unexplained, 0.0)
 
 
-def shared_out(variance: NpFloat["C"], books: int, bits: float) -> list[int]:
+def shared_out(variance: F64[np.ndarray, " C"], books: int, bits: float) -> list[int]:
     """Which components each book takes, one after the other: bounds, from 0 to C. What normal components of such ``variance`` lose to
     books of ``bits`` in all is least (reverse water-filling: Cover and Thomas, Elements of Information Theory, 10.3.3).
 
@@ -251,7 +251,7 @@ def shared_out(variance: NpFloat["C"], books: int, bits: float) -> list[int]:
     return best[-1][size][1]
 
 
-def _lost(variance: NpFloat["D"], bits: float) -> float:
+def _lost(variance: F64[np.ndarray, " D"], bits: float) -> float:
     falling = np.sort(variance)[::-1]
     for kept in range(len(falling), 0, -1):
         level = float(np.exp(np.log(falling[:kept]).mean()) * 2.0 ** (-2 * bits / kept))
@@ -260,7 +260,7 @@ def _lost(variance: NpFloat["D"], bits: float) -> float:
     return kept * level + float(falling[kept:].sum())
 
 
-def _components(x: NpF32["N D"], size: int) -> tuple[NpF32["size D"], float]:
+def _components(x: F32[np.ndarray, "N D"], size: int) -> tuple[F32[np.ndarray, "size D"], float]:
     """The main ones as rows, and their share of the variance."""
     values, vectors = np.linalg.eigh(np.cov(x.T))
     return vectors[:, ::-1][:, :size].T.astype(np.float32), float(values[::-1][:size].sum() / values.sum())

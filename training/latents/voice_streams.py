@@ -18,7 +18,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
-from qwen3_jax.shapes import NpF32, NpInt
+from qwen3_jax.shapes import F32, I32
 from training.corpus.shards import ManifestLine, read_corpus, wave
 from training.corpus.teachers import UNIT
 from training.corpus.workers import end_with_parent
@@ -74,18 +74,18 @@ def begun_later(line: ManifestLine, units: int) -> ManifestLine:
     return msgspec.structs.replace(line, start=line.start + cut, samples=line.samples - cut, durations=durations)
 
 
-def padded(corpus: Path, line: ManifestLine) -> NpF32:
+def padded(corpus: Path, line: ManifestLine) -> F32[np.ndarray, "..."]:
     """An utterance's speech, padded to whole frames: float32 [N*1920]."""
     samples = wave(corpus, line)
     return np.concatenate([samples, np.zeros(-len(samples) % _WHOLE, samples.dtype)]).astype(np.float32) / 32768
 
 
-def said(line: ManifestLine) -> NpInt["N 4"]:
+def said(line: ManifestLine) -> I32[np.ndarray, "N 4"]:
     """The phonemes of each quarter of the frames of ``padded``."""
     return phonemes.quarters(line.phonemes, line.durations, (line.samples + -line.samples % _WHOLE) // FRAME)
 
 
-def phonemes_by_voice(corpus: Path, hours: float) -> dict[str, NpInt]:
+def phonemes_by_voice(corpus: Path, hours: float) -> dict[str, I32[np.ndarray, "..."]]:
     """Of each voice the phonemes of the quarters of its frames [N 4], in the order of `load_streams`."""
     return {voice: np.concatenate([said(line) for line in lines]) for voice, lines in chosen_lines(corpus, hours).items()}
 
@@ -202,7 +202,7 @@ def _read_shard(corpus: Path, kept: Path, lines: list[ManifestLine], speech: boo
     return arrays
 
 
-def _int16(wave: NpF32) -> np.ndarray:
+def _int16(wave: F32[np.ndarray, "..."]) -> np.ndarray:
     return np.rint(np.clip(wave, -1, 1) * 32767).astype(np.int16)
 
 
@@ -217,8 +217,8 @@ def keep(path: Path, save: Callable[[Any], None]) -> None:
 class CropBatch(msgspec.Struct):
     """Rows of crops: codes int32 [B M K]; wave float32 [B C*1920], the last C of the M frames."""
 
-    codes: NpInt
-    wave: NpF32
+    codes: I32[np.ndarray, "..."]
+    wave: F32[np.ndarray, "..."]
 
 
 def places(streams: list[VoiceStream], rows: int, frames: int, seed: int, step: int) -> list[tuple[VoiceStream, int]]:
