@@ -30,18 +30,18 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.workload import FRAMES, request
-from qwen3_jax.allocation import TUNABLES
-from qwen3_jax.cache import empty
 from qwen3_jax.codec import init_state
-from qwen3_jax.decode import decode, prime
 from qwen3_jax.engine import Handle, Request, Segment
 from qwen3_jax.engine.inline import FRAMES as AT_ONCE
 from qwen3_jax.engine.inline import Inline
 from qwen3_jax.engine.slots import NEVER, Opening, Text
-from qwen3_jax.model import Model, load
-from qwen3_jax.prompt import build
-from qwen3_jax.sampling import Sampling
-from qwen3_jax.talker import Talker
+from qwen3_jax.model.cache import empty
+from qwen3_jax.model.decode import decode, prime
+from qwen3_jax.model.model import Model, load
+from qwen3_jax.model.sampling import Sampling
+from qwen3_jax.model.talker import Talker
+from qwen3_jax.runtime.allocation import TUNABLES
+from qwen3_jax.text.prompt import build
 
 OFFICIAL = Path(__file__).parent / "official.py"
 COLUMNS, SECONDS_PER_FRAME = 256, 0.08

@@ -35,14 +35,14 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from qwen3_jax import compilation
-from qwen3_jax.allocation import TUNABLES, restart_with_large_pages
+from qwen3_jax.checkpoint.hub import EMBEDDED_FOLDER
 from qwen3_jax.engine import Engine, Handle, JaxDevice, Options, Request, Segment
 from qwen3_jax.engine.slots import NEVER, Opening, Text
-from qwen3_jax.hub import EMBEDDED_FOLDER
-from qwen3_jax.model import Model, load
-from qwen3_jax.prompt import build
-from qwen3_jax.sampling import Sampling
+from qwen3_jax.model.model import Model, load
+from qwen3_jax.model.sampling import Sampling
+from qwen3_jax.runtime import compilation
+from qwen3_jax.runtime.allocation import TUNABLES, restart_with_large_pages
+from qwen3_jax.text.prompt import build
 
 SECONDS_A_FRAME, LIMIT = 0.08, 300.0
 Figures = dict[str, float]

@@ -13,7 +13,7 @@ import numpy as np
 from rich.progress import track
 from safetensors.numpy import save_file
 
-from qwen3_jax.published import DTYPES
+from qwen3_jax.checkpoint.published import DTYPES
 from qwen3_jax.testing import read_tensor_list
 
 REFERENCE = Path(__file__).parents[1] / "tests" / "reference"

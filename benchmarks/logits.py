@@ -20,9 +20,9 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.workload import request
-from qwen3_jax.cache import empty
-from qwen3_jax.model import load
-from qwen3_jax.talker import Talker
+from qwen3_jax.model.cache import empty
+from qwen3_jax.model.model import load
+from qwen3_jax.model.talker import Talker
 
 OFFICIAL = Path(__file__).parent / "official.py"
 

@@ -18,10 +18,10 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.engine import occupy, request
-from qwen3_jax import compilation
-from qwen3_jax.allocation import TUNABLES, restart_with_large_pages
 from qwen3_jax.engine import JaxDevice
-from qwen3_jax.model import load
+from qwen3_jax.model.model import load
+from qwen3_jax.runtime import compilation
+from qwen3_jax.runtime.allocation import TUNABLES, restart_with_large_pages
 
 LAUNCHES = 5
 _CALLS = ("while", "cond", "call", "async", "command_buffer")  # they are counted by what they run

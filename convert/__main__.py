@@ -14,9 +14,12 @@ from rich.table import Column, Table
 from typer.core import TyperGroup
 
 from convert.verify import Result, verify
-from qwen3_jax import checkpoint, compilation, hub, model, published
-from qwen3_jax.atomic import check_free
-from qwen3_jax.mapping import PARTS, flatten, make_plan
+from qwen3_jax.checkpoint import converted as checkpoint
+from qwen3_jax.checkpoint import hub, published
+from qwen3_jax.checkpoint.atomic import check_free
+from qwen3_jax.checkpoint.mapping import PARTS, flatten, make_plan
+from qwen3_jax.model import model
+from qwen3_jax.runtime import compilation
 from qwen3_jax.terminal import console, path_argument, say, tell
 from qwen3_jax.text.tokenizer_files import TOKENIZER_FILES
 

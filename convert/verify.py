@@ -16,15 +16,16 @@ import numpy as np
 from flax import nnx
 
 from convert.golden import FRAMES, Expected, Golden, read_golden
-from qwen3_jax import encode, prompt
-from qwen3_jax.audio import mel_spectrogram
+from qwen3_jax.audio.samples import mel_spectrogram
 from qwen3_jax.codec.decoder import DecoderState, init_state
 from qwen3_jax.engine import Request, Segment
 from qwen3_jax.engine.inline import FRAMES as AT_ONCE
 from qwen3_jax.engine.inline import Inline
-from qwen3_jax.model import Model, load
-from qwen3_jax.sampling import Sampling
+from qwen3_jax.model import encode
+from qwen3_jax.model.model import Model, load
+from qwen3_jax.model.sampling import Sampling
 from qwen3_jax.shapes import F32, I32, Array
+from qwen3_jax.text import prompt
 
 TOLERANCE = 1e-4  # of the root mean square: mel, x-vector, waves, hidden states; codes must be identical
 GREEDY = Sampling(do_sample=False, subtalker_dosample=False)

@@ -7,14 +7,20 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from qwen3_jax.sampling import Sampling
+    from qwen3_jax.model.sampling import Sampling
+    from qwen3_jax.speech.utterance import Speech, SpeechStream
     from qwen3_jax.tts import Qwen3TTS
-    from qwen3_jax.utterance import Speech, SpeechStream
-    from qwen3_jax.voice import Voice
+    from qwen3_jax.voices.voice import Voice
 
 __all__ = ["Qwen3TTS", "Sampling", "Speech", "SpeechStream", "Voice"]
 __version__ = "0.1.0"
-_HOME = {"Qwen3TTS": "tts", "Sampling": "sampling", "Speech": "utterance", "SpeechStream": "utterance", "Voice": "voice"}
+_HOME = {
+    "Qwen3TTS": "tts",
+    "Sampling": "model.sampling",
+    "Speech": "speech.utterance",
+    "SpeechStream": "speech.utterance",
+    "Voice": "voices.voice",
+}
 
 
 def __getattr__(name: str) -> Any:

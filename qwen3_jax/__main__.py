@@ -2,7 +2,7 @@
 
 import sys
 
-from qwen3_jax.allocation import KEEPING, TUNABLES, restart_with_large_pages
+from qwen3_jax.runtime.allocation import KEEPING, TUNABLES, restart_with_large_pages
 
 
 def main(name: str = "qwen3-jax") -> None:

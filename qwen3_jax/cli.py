@@ -15,8 +15,8 @@ import typer
 from rich.table import Table
 
 import qwen3_jax
-from qwen3_jax import hub
-from qwen3_jax.extras import needed
+from qwen3_jax.checkpoint import hub
+from qwen3_jax.runtime.extras import needed
 from qwen3_jax.terminal import add_row, console, errors, path_option, stdin, tell
 
 if TYPE_CHECKING:
@@ -86,9 +86,9 @@ def say(
         import numpy as np
 
         from qwen3_jax import Qwen3TTS
-        from qwen3_jax.sound_files import FORMATS, check_name, write_sound
-        from qwen3_jax.voice_choice import find_voice
-        from qwen3_jax.voice_layers import VoiceLayers
+        from qwen3_jax.audio.files import FORMATS, check_name, write_sound
+        from qwen3_jax.voices.choice import find_voice
+        from qwen3_jax.voices.layers import VoiceLayers
 
         if stream == (output is not None):
             raise ValueError("where to? give either -o FILE or --stream")
@@ -146,7 +146,7 @@ def check_says_something(text: str, model: str, language: str, normalize: bool |
         ValueError: there is nothing to say.
         FileNotFoundError: the model's folder is no checkpoint.
     """
-    from qwen3_jax.model import read_configs
+    from qwen3_jax.model.model import read_configs
     from qwen3_jax.text.parts import parts_of
 
     if normalize is None and (folder := hub.folder_here(model)) is not None:
@@ -156,7 +156,7 @@ def check_says_something(text: str, model: str, language: str, normalize: bool |
 
 def _temperature(given: float | None) -> dict[str, Any]:
     """``--temperature`` as fields of Sampling; 0 is greedy decoding, of all books."""
-    from qwen3_jax.sampling import TEMPERATURES
+    from qwen3_jax.model.sampling import TEMPERATURES
 
     if given is None:
         return {}
@@ -182,7 +182,7 @@ def watched(pieces: "SpeechStream") -> "Iterator[np.ndarray]":
 
 def play(pieces: "SpeechStream") -> bool:
     """Raw PCM to stdout. Returns False if the reader left before the end, which is no error."""
-    from qwen3_jax.audio import to_pcm16
+    from qwen3_jax.audio.samples import to_pcm16
 
     try:
         for pcm in pieces:
@@ -203,7 +203,7 @@ def info(
     """Versions and devices; with --model, what the checkpoint is and how large (from its configs: no weights are read)."""
     import jax
 
-    from qwen3_jax.devices import all_devices
+    from qwen3_jax.runtime.devices import all_devices
 
     table = Table(show_header=False)
     add_row(table, "qwen3-jax", f"{qwen3_jax.__version__}, jax {jax.__version__}, Python {sys.version.split()[0]}")
@@ -218,8 +218,8 @@ def describe(checkpoint: str, dtype: str) -> Iterator[tuple[str, str]]:
     """Rows about a checkpoint."""
     from jax import numpy as jnp
 
-    from qwen3_jax import model
-    from qwen3_jax.mapping import PARTS, flatten
+    from qwen3_jax.checkpoint.mapping import PARTS, flatten
+    from qwen3_jax.model import model
 
     config, codec, generation = model.read_configs(hub.local_folder(checkpoint))
     yield "type", f"{config.tts_model_type}, {config.tts_model_size}, {codec.output_sample_rate} Hz"

@@ -19,18 +19,18 @@ from typing import Any
 
 import jax
 
-from qwen3_jax import compilation
 from qwen3_jax.engine import Engine, Handle, JaxDevice, Options, Request, Segment, Watch
 from qwen3_jax.engine.device import COLUMNS, FRAMES
 from qwen3_jax.engine.requests import Notify, Priority
-from qwen3_jax.prompt import AUTO
-from qwen3_jax.sampling import Sampling
-from qwen3_jax.sentence import Sentence, request_of
+from qwen3_jax.model.sampling import Sampling
+from qwen3_jax.runtime import compilation
+from qwen3_jax.speech.sentence import Sentence, request_of
+from qwen3_jax.speech.utterance import SpeechStream
 from qwen3_jax.text.parts import Part, Parts, parts_of
+from qwen3_jax.text.prompt import AUTO
 from qwen3_jax.text.split import settled
 from qwen3_jax.tts import Qwen3TTS, load_for
-from qwen3_jax.utterance import SpeechStream
-from qwen3_jax.voice import Voice
+from qwen3_jax.voices.voice import Voice
 
 SLOTS, TIMEOUT = 10, 60.0  # a wait for the next piece of audio, in seconds
 WATCH = Watch()

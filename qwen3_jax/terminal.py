@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from qwen3_jax.folders import home_path
+from qwen3_jax.checkpoint.folders import home_path
 from qwen3_jax.messages import printable
 from qwen3_jax.text.files import decode
 

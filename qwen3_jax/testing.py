@@ -17,10 +17,10 @@ import numpy as np
 from safetensors.numpy import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-from qwen3_jax.config import CodecConfig, GenerationConfig, ModelConfig
-from qwen3_jax.config_values import parse
-from qwen3_jax.mapping import flatten, source_of, targets
-from qwen3_jax.model import abstract
+from qwen3_jax.checkpoint.mapping import flatten, source_of, targets
+from qwen3_jax.model.config import CodecConfig, GenerationConfig, ModelConfig
+from qwen3_jax.model.config_values import parse
+from qwen3_jax.model.model import abstract
 
 _LANGUAGES = {
     "chinese": 2055, "english": 2050, "german": 2053, "italian": 2070, "portuguese": 2071,

@@ -14,24 +14,27 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qwen3_jax import audio, compilation, hub, voice_choice
-from qwen3_jax.arguments import column, sampling_of
-from qwen3_jax.checkpoint import identity
-from qwen3_jax.checks import check_voice
-from qwen3_jax.decode import prime
-from qwen3_jax.devices import device_of
-from qwen3_jax.encode import encode_codes, encode_x_vector
+from qwen3_jax.audio import samples as audio
+from qwen3_jax.checkpoint import hub
+from qwen3_jax.checkpoint.converted import identity
 from qwen3_jax.engine.inline import Inline
-from qwen3_jax.model import Model, load
-from qwen3_jax.prepared import PreparedVoices
-from qwen3_jax.prompt import AUTO
-from qwen3_jax.sampling import Draw, Sampling
-from qwen3_jax.sentence import request_of
-from qwen3_jax.sentences import Sentences
+from qwen3_jax.model.checks import check_voice
+from qwen3_jax.model.decode import prime
+from qwen3_jax.model.encode import encode_codes, encode_x_vector
+from qwen3_jax.model.model import Model, load
+from qwen3_jax.model.sampling import Draw, Sampling
+from qwen3_jax.runtime import compilation
+from qwen3_jax.runtime.devices import device_of
+from qwen3_jax.speech.arguments import column, sampling_of
+from qwen3_jax.speech.prepared import PreparedVoices
+from qwen3_jax.speech.sentence import request_of
+from qwen3_jax.speech.sentences import Sentences
+from qwen3_jax.speech.utterance import Speech, SpeechStream, batch, stream
+from qwen3_jax.text.prompt import AUTO
 from qwen3_jax.text.tokenizer import Tokenizer
-from qwen3_jax.utterance import Speech, SpeechStream, batch, stream
-from qwen3_jax.voice import Voice
-from qwen3_jax.voice_choice import Given, VoiceInfo
+from qwen3_jax.voices import choice as voice_choice
+from qwen3_jax.voices.choice import Given, VoiceInfo
+from qwen3_jax.voices.voice import Voice
 
 FIRST_CHUNK, CHUNK = 1, 4  # frames per compiled call: first sound soon, then fewer calls
 WARM_COLUMNS = (128, 256, 512)  # positions that `warmup` compiles for

@@ -2,9 +2,9 @@
 
 import sys
 
-from qwen3_jax.allocation import restart_with_large_pages
-from qwen3_jax.extras import needed
 from qwen3_jax.messages import shorten
+from qwen3_jax.runtime.allocation import restart_with_large_pages
+from qwen3_jax.runtime.extras import needed
 
 
 def make_key(name: str) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from quart import Quart, Response, ResponseReturnValue, websocket
 
-from qwen3_jax.voice_layers import VoiceLayers
+from qwen3_jax.voices.layers import VoiceLayers
 from server.admission import loading
 from server.context import Context
 from server.engines import factory

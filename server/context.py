@@ -6,8 +6,8 @@ from functools import cached_property
 from time import monotonic
 from typing import Any
 
-from qwen3_jax.voice import spelling
-from qwen3_jax.voice_layers import DEFAULT_VOICE
+from qwen3_jax.voices.layers import DEFAULT_VOICE
+from qwen3_jax.voices.voice import spelling
 from server.engines.base import SpeechHandle, TtsEngine
 from server.ops.access import AccessLog
 from server.ops.auth import Authenticator

@@ -11,7 +11,7 @@ from time import monotonic
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from qwen3_jax.hub import described
+from qwen3_jax.checkpoint.hub import described
 from qwen3_jax.messages import shorten
 from server.app import create_app
 from server.environment import odd_variables

@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 from pydantic import AliasChoices, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from qwen3_jax.hub import EMBEDDED
-from qwen3_jax.voice_layers import DEFAULT_VOICE
+from qwen3_jax.checkpoint.hub import EMBEDDED
+from qwen3_jax.voices.layers import DEFAULT_VOICE
 from server.ops.address import check_host, is_loopback
 
 Seconds = Annotated[float, Field(gt=0, le=3600)]

@@ -7,9 +7,9 @@ import numpy as np
 
 from qwen3_jax.engine import Request, Segment
 from qwen3_jax.engine.inline import Inline
-from qwen3_jax.model import Model
-from qwen3_jax.prompt import Prompt
-from qwen3_jax.sampling import Sampling
+from qwen3_jax.model.model import Model
+from qwen3_jax.model.sampling import Sampling
+from qwen3_jax.text.prompt import Prompt
 
 GREEDY = Sampling(do_sample=False, subtalker_dosample=False)
 

@@ -29,8 +29,8 @@ from tests import shape_checks
 
 shape_checks.install()  # before the product is imported
 
-from qwen3_jax.compilation import use_persistent_cache
-from qwen3_jax.model import Model, load
+from qwen3_jax.model.model import Model, load
+from qwen3_jax.runtime.compilation import use_persistent_cache
 from qwen3_jax.testing import GOLDEN_SEEDS, write_checkpoint
 
 use_persistent_cache()  # entries are written whole: other processes of these tests read them

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from qwen3_jax.audio import write_wav
+from qwen3_jax.audio.samples import write_wav
 
 ROOT = Path(__file__).parent.parent
 LIMIT = 900.0  # seconds; for hangs

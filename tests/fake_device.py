@@ -12,8 +12,8 @@ import numpy as np
 
 from qwen3_jax.engine.requests import Request, Segment
 from qwen3_jax.engine.slots import RUNAWAY, Opening, Outcome, Text
-from qwen3_jax.generate import EOS, LENGTH, NOT_FINITE, RUNNING
-from qwen3_jax.prompt import Prompt
+from qwen3_jax.model.frame import EOS, LENGTH, NOT_FINITE, RUNNING
+from qwen3_jax.text.prompt import Prompt
 
 NO_TEXT = -7
 

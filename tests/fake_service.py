@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from qwen3_jax.engine import Engine, Options, Watch
-from qwen3_jax.prompt import Prompt
-from qwen3_jax.sampling import Sampling
-from qwen3_jax.sentence import Sentence
+from qwen3_jax.model.sampling import Sampling
 from qwen3_jax.service import SpeechService
+from qwen3_jax.speech.sentence import Sentence
+from qwen3_jax.text.prompt import Prompt
 from tests.fake_device import FakeDevice
 from tests.fake_engine import LIMIT
 from tests.fake_tts import WARM_UP, FakeTTS

@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 
 from qwen3_jax import Sampling, Voice
-from qwen3_jax.config import GenerationConfig
+from qwen3_jax.model.config import GenerationConfig
 from tests.fake_engine import FRAME, LIMIT
 
 WARM_UP = "Ready."

@@ -16,7 +16,7 @@ from hypercorn.config import Config
 from quart import Quart
 from websockets.asyncio.client import ClientConnection
 
-from qwen3_jax.audio import write_wav
+from qwen3_jax.audio.samples import write_wav
 from server.app import MakeEngine, create_app
 from server.settings import Settings
 from server.transport import serve

@@ -23,17 +23,17 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = ("qwen3_jax", "server", "convert")
 # Functions that refuse wrong arrays by name, or carry them to those that do: tests give them such.
 JUDGES = {
-    "qwen3_jax.audio.check_finite",
+    "qwen3_jax.audio.samples.check_finite",
     "qwen3_jax.codec.decoder.check_state",
-    "qwen3_jax.encode._check",
-    "qwen3_jax.encode.encode_codes",
-    "qwen3_jax.encode.encode_x_vector",
+    "qwen3_jax.model.encode._check",
+    "qwen3_jax.model.encode.encode_codes",
+    "qwen3_jax.model.encode.encode_x_vector",
     "qwen3_jax.engine.requests.Request.__init__",
     "qwen3_jax.engine.requests.Segment.__init__",
-    "qwen3_jax.prompt.as_arrays",
-    "qwen3_jax.prompt.build",
-    "qwen3_jax.prompt.check_prompt",
-    "qwen3_jax.voice.Voice.__init__",
+    "qwen3_jax.text.prompt.as_arrays",
+    "qwen3_jax.text.prompt.build",
+    "qwen3_jax.text.prompt.check_prompt",
+    "qwen3_jax.voices.voice.Voice.__init__",
 }
 _CONF = BeartypeConf(is_pep484_tower=True)  # an int where a float is asked for
 

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from qwen3_jax import allocation
+from qwen3_jax.runtime import allocation
 
 SCRIPT = """
 import os, sys
 print("start", os.getpid(), flush=True)
-from qwen3_jax.allocation import restart_with_large_pages
+from qwen3_jax.runtime.allocation import restart_with_large_pages
 assert "jax" not in sys.modules
 restart_with_large_pages()
 print("went on", os.getpid(), os.environ["GLIBC_TUNABLES"], os.environ.get("OPENBLAS_NUM_THREADS"), sys.argv[1:], sys.flags.optimize)
@@ -22,7 +22,7 @@ print("went on", os.getpid(), os.environ["GLIBC_TUNABLES"], os.environ.get("OPEN
 HOLDING = """
 import resource
 import numpy as np
-from qwen3_jax.allocation import settle
+from qwen3_jax.runtime.allocation import settle
 
 def resident():
     with open("/proc/self/statm") as file:

@@ -8,7 +8,7 @@ import pytest
 import soundfile
 from safetensors.numpy import load_file
 
-from qwen3_jax import audio
+from qwen3_jax.audio import samples as audio
 
 GOLDEN = load_file(Path(__file__).parent / "golden" / "base.safetensors")
 

@@ -13,9 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qwen3_jax import __version__, checkpoint
-from qwen3_jax.checkpoint import NotConverted
-from qwen3_jax.mapping import MisshapedTensor, UnfilledTensor, UnmatchedTensor, flatten
+from qwen3_jax import __version__
+from qwen3_jax.checkpoint import converted as checkpoint
+from qwen3_jax.checkpoint.converted import NotConverted
+from qwen3_jax.checkpoint.mapping import MisshapedTensor, UnfilledTensor, UnmatchedTensor, flatten
 from tests.test_published import same
 
 Tree = dict[str, Any]

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from safetensors.numpy import save
 
 from qwen3_jax import Voice
-from qwen3_jax.checks import check_voice
-from qwen3_jax.config import ModelConfig
-from qwen3_jax.config_values import parse
-from qwen3_jax.prompt import Prompt, build, check_prompt
+from qwen3_jax.model.checks import check_voice
+from qwen3_jax.model.config import ModelConfig
+from qwen3_jax.model.config_values import parse
 from qwen3_jax.testing import tiny_config
-from qwen3_jax.voice import FORMAT, MAX_FRAMES
+from qwen3_jax.text.prompt import Prompt, build, check_prompt
+from qwen3_jax.voices.voice import FORMAT, MAX_FRAMES
 
 BASE = parse(ModelConfig, tiny_config())
 X_VECTOR = np.linspace(-1, 1, 48, dtype=np.float32)

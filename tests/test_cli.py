@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from qwen3_jax import Qwen3TTS, Voice, terminal
-from qwen3_jax.audio import to_pcm16
+from qwen3_jax.audio.samples import to_pcm16
 from qwen3_jax.cli import main
-from qwen3_jax.devices import device_of
+from qwen3_jax.runtime.devices import device_of
 from tests.fake_engine import LIMIT
 from tests.fake_tts import FakeTTS, tone
 
@@ -32,7 +32,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsysbinary: pytest.CaptureFixture[byt
     monkeypatch.setattr(terminal.console, "_width", 200)  # the variable counts when the module is imported
     monkeypatch.delenv("TTS_SHIPPED_VOICES", raising=False)
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
-    monkeypatch.setattr("qwen3_jax.voice_layers._SHIPPED", ())
+    monkeypatch.setattr("qwen3_jax.voices.layers._SHIPPED", ())
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments: str | Path) -> tuple[int, bytes, str]:
@@ -115,7 +115,7 @@ def test_ctrl_c_is_one_line_and_status_130(run: Run, tts: FakeTTS, voices: Path,
 
     given = ("--model", "m", "--voices-dir", voices, "--voice", "anna")
     (tmp_path / "a.wav").write_bytes(b"before")
-    for where in ("tests.fake_tts.tone", "qwen3_jax.voice_choice.find_voice", "soundfile.SoundFile.write"):
+    for where in ("tests.fake_tts.tone", "qwen3_jax.voices.choice.find_voice", "soundfile.SoundFile.write"):
         with monkeypatch.context() as patch:
             patch.setattr(where, interrupted)
             code, out, err = run("say", "Hi.", "-o", tmp_path / "a.wav", *given)
@@ -272,7 +272,7 @@ def test_without_a_model_the_embedded_voice_speaks(
     assert (status, asked) == (0, ["embedded"])
     assert "model: embedded" in said and "--model Qwen/Qwen3-TTS-12Hz-0.6B-Base" in said
     monkeypatch.undo()
-    monkeypatch.setattr("qwen3_jax.hub.EMBEDDED_FOLDER", tmp_path / "gone")
+    monkeypatch.setattr("qwen3_jax.checkpoint.hub.EMBEDDED_FOLDER", tmp_path / "gone")
     with pytest.raises(FileNotFoundError, match="there is no embedded voice"):
         Qwen3TTS.from_pretrained("embedded")
 
@@ -342,7 +342,7 @@ def test_voices_are_added_to_the_folder_here_or_else_to_the_users(
     (shipped / "makima").mkdir(parents=True)
     write_wav(shipped / "makima" / "reference.wav", 4.0)
     before = sorted(shipped.rglob("*"))
-    monkeypatch.setattr("qwen3_jax.voice_layers._SHIPPED", (shipped,))
+    monkeypatch.setattr("qwen3_jax.voices.layers._SHIPPED", (shipped,))
     write_wav(tmp_path / "ref.wav", 5.0)
     add = ("voices", "add", "ref.wav", "--consent", "It is noise.", "--id")
     for here, folder in ((False, tmp_path / "data" / "qwen3-jax" / "voices"), (True, tmp_path / "voices")):

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file
 
 from qwen3_jax.codec import DecoderState, init_state
 from qwen3_jax.codec.snake import sin_squared
-from qwen3_jax.model import Model
+from qwen3_jax.model.model import Model
 
 GOLDEN = load_file(Path(__file__).parent / "golden" / "base.safetensors")
 SAMPLES = 1920

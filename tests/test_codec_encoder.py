@@ -13,8 +13,8 @@ from flax import nnx
 from safetensors.numpy import load_file
 
 from qwen3_jax.codec.rvq import BookEncoder
-from qwen3_jax.encode import encode_codes, encode_x_vector
-from qwen3_jax.model import Model
+from qwen3_jax.model.encode import encode_codes, encode_x_vector
+from qwen3_jax.model.model import Model
 
 GOLDEN = load_file(Path(__file__).parent / "golden" / "base.safetensors")
 BUCKET = 24000

@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import pytest
 from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
-from qwen3_jax import compilation, compiled_entries, folders
+from qwen3_jax.checkpoint import folders
+from qwen3_jax.runtime import compilation, compiled_entries
 from tests.fake_engine import LIMIT
 
 ROOT = Path(__file__).parent.parent
@@ -37,8 +38,8 @@ print([voice.name for voice in Qwen3TTS.from_pretrained().voices])
 """
 SERVER = """
 from server.voices.store import VoiceStore
-from qwen3_jax.voice_layers import VoiceLayers
-from qwen3_jax.compilation import use_persistent_cache
+from qwen3_jax.voices.layers import VoiceLayers
+from qwen3_jax.runtime.compilation import use_persistent_cache
 
 store = VoiceStore(VoiceLayers.of())
 use_persistent_cache()

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from qwen3_jax.config import CodecConfig, GenerationConfig, ModelConfig, check_together
-from qwen3_jax.config_values import parse, read
+from qwen3_jax.model.config import CodecConfig, GenerationConfig, ModelConfig, check_together
+from qwen3_jax.model.config_values import parse, read
 from qwen3_jax.testing import tiny_codec_config, tiny_config, written
 from tests.test_mapping import CHECKPOINTS, REFERENCE
 

@@ -15,8 +15,9 @@ from convert import __main__ as cli
 from convert import verify as verifier
 from convert.golden import CASES, FRAMES, read_golden
 from convert.verify import verify
-from qwen3_jax import checkpoint, hub
-from qwen3_jax.model import Model, load
+from qwen3_jax.checkpoint import converted as checkpoint
+from qwen3_jax.checkpoint import hub
+from qwen3_jax.model.model import Model, load
 from qwen3_jax.testing import write_checkpoint
 from qwen3_jax.text.tokenizer_files import TOKENIZER_FILES
 from tests.alone import greedy

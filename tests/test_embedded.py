@@ -10,11 +10,11 @@ import soundfile
 
 from convert.__main__ import convert
 from qwen3_jax import Qwen3TTS, Voice
+from qwen3_jax.checkpoint.hub import EMBEDDED, local_folder
 from qwen3_jax.evaluate import judges
-from qwen3_jax.hub import EMBEDDED, local_folder
-from qwen3_jax.model import read_configs
-from qwen3_jax.voice_choice import find_voice
-from qwen3_jax.voice_layers import VoiceLayers
+from qwen3_jax.model.model import read_configs
+from qwen3_jax.voices.choice import find_voice
+from qwen3_jax.voices.layers import VoiceLayers
 
 WORD_ERRORS = 0.08  # of three readings together; measured: .02 (heart) and .03 (makima) of four, single ones 0 to .10
 ROOT = Path(__file__).parent.parent

@@ -16,14 +16,14 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from qwen3_jax.codec import init_state
-from qwen3_jax.decode import decode, prime
 from qwen3_jax.engine import Engine, Handle, JaxDevice, NotFinite, Options, Request, Segment, Watch
 from qwen3_jax.engine.inline import Inline
 from qwen3_jax.engine.plan import plan
 from qwen3_jax.engine.scheduler import Scheduler
-from qwen3_jax.model import Model, abstract
-from qwen3_jax.prompt import Prompt
-from qwen3_jax.sampling import Sampling
+from qwen3_jax.model.decode import decode, prime
+from qwen3_jax.model.model import Model, abstract
+from qwen3_jax.model.sampling import Sampling
+from qwen3_jax.text.prompt import Prompt
 from tests.test_generate import prompts
 from tests.test_tts import assert_same_sound
 

@@ -14,7 +14,7 @@ from qwen3_jax.engine.line import Line
 from qwen3_jax.engine.options import Options
 from qwen3_jax.engine.requests import Handle, Request
 from qwen3_jax.engine.reserve import KEPT_SECONDS
-from qwen3_jax.sampling import Sampling
+from qwen3_jax.model.sampling import Sampling
 from tests.fake_device import FakeDevice, expected, segment
 from tests.test_engine_scheduler import BIG, Paced, Stage, heard, request
 

@@ -8,7 +8,7 @@ import pytest
 
 from qwen3_jax.engine import programs
 from qwen3_jax.engine.plan import plan, require
-from qwen3_jax.model import Model
+from qwen3_jax.model.model import Model
 
 
 def test_the_plan_is_what_is_allocated(model: Callable[[str], Model]) -> None:

@@ -14,7 +14,7 @@ from qwen3_jax.engine.errors import Closed, DeadlineExceeded, Full, NotFinite, S
 from qwen3_jax.engine.options import Options
 from qwen3_jax.engine.requests import Handle, Request, Segment, Watch
 from qwen3_jax.engine.scheduler import Scheduler
-from qwen3_jax.sampling import Sampling
+from qwen3_jax.model.sampling import Sampling
 from tests.fake_device import FakeDevice, expected, segment
 
 BIG = Options(buffer_ms=100_000)

@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 
 from qwen3_jax import Qwen3TTS
-from qwen3_jax.audio import SAMPLE_RATE, write_wav
+from qwen3_jax.audio.samples import SAMPLE_RATE, write_wav
 from qwen3_jax.cli import main
-from qwen3_jax.encode import encode_codes
 from qwen3_jax.evaluate import judges, report, speak, texts
 from qwen3_jax.evaluate.judges import Figure, assign
 from qwen3_jax.evaluate.report import Report, Row
-from qwen3_jax.model import Model
+from qwen3_jax.model.encode import encode_codes
+from qwen3_jax.model.model import Model
 from tests.fake_tts import FakeTTS
 
 SAID = ["The cat sat down.", "It slept."]

@@ -14,12 +14,12 @@ from flax import nnx
 from safetensors.numpy import load_file
 
 from qwen3_jax import Qwen3TTS, Sampling
-from qwen3_jax.audio import write_wav
+from qwen3_jax.audio.samples import write_wav
+from qwen3_jax.checkpoint.mapping import flatten
 from qwen3_jax.finetune import clips, command, loop, lora, teacher_forcing
-from qwen3_jax.layers import Linear
-from qwen3_jax.mapping import flatten
-from qwen3_jax.model import Model
-from qwen3_jax.prompt import build
+from qwen3_jax.model.layers import Linear
+from qwen3_jax.model.model import Model
+from qwen3_jax.text.prompt import build
 from qwen3_jax.text.tokenizer import Tokenizer
 from tests.unoptimised import unoptimised
 

@@ -15,18 +15,18 @@ import jaxlib
 import numpy as np
 import pytest
 
-from qwen3_jax import encode
-from qwen3_jax.audio import SAMPLE_RATE, mel_spectrogram
+from qwen3_jax.audio.samples import SAMPLE_RATE, mel_spectrogram
 from qwen3_jax.codec import init_state
-from qwen3_jax.decode import decode
 from qwen3_jax.engine import programs
 from qwen3_jax.engine.device import PIECES
 from qwen3_jax.finetune import command as finetune
 from qwen3_jax.finetune import teacher_forcing
-from qwen3_jax.generate import PromptRows
-from qwen3_jax.model import Model
-from qwen3_jax.prompt import build
-from qwen3_jax.sampling import Sampling, rules
+from qwen3_jax.model import encode
+from qwen3_jax.model.decode import decode
+from qwen3_jax.model.frame import PromptRows
+from qwen3_jax.model.model import Model
+from qwen3_jax.model.sampling import Sampling, rules
+from qwen3_jax.text.prompt import build
 from training.codec import phoneme_recogniser
 
 APART = {"xla_cpu_experimental_ynn_fusion_type": ""}  # compiler options: no fusions for YNNPACK

@@ -12,9 +12,9 @@ from convert.verify import verify
 from qwen3_jax.engine import Request, Segment
 from qwen3_jax.engine import inline as inline_of
 from qwen3_jax.engine.inline import Inline
-from qwen3_jax.model import Model
-from qwen3_jax.prompt import Prompt, build
-from qwen3_jax.sampling import Sampling
+from qwen3_jax.model.model import Model
+from qwen3_jax.model.sampling import Sampling
+from qwen3_jax.text.prompt import Prompt, build
 
 GOLDEN = Path(__file__).parent / "golden"
 FRAMES = 12

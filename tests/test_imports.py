@@ -7,11 +7,13 @@ ROOT = Path(__file__).parent.parent
 
 # Lowest first. Modules of one row do not import each other.
 LAYERS = [
-    {"qwen3_jax.text"},  # only what the room is for
     {
-        "qwen3_jax.allocation",
-        "qwen3_jax.extras",
-        "qwen3_jax.folders",
+        f"qwen3_jax.{room}" for room in ("text", "audio", "checkpoint", "model", "runtime", "speech", "voices")
+    },  # only what the rooms are for
+    {
+        "qwen3_jax.runtime.allocation",
+        "qwen3_jax.runtime.extras",
+        "qwen3_jax.checkpoint.folders",
         "qwen3_jax.text.languages",
         "qwen3_jax.messages",
         "qwen3_jax.text.tokenizer_files",
@@ -20,14 +22,14 @@ LAYERS = [
     {
         "qwen3_jax.terminal",
         "qwen3_jax.shapes",
-        "qwen3_jax.config_values",
-        "qwen3_jax.mapping",
-        "qwen3_jax.atomic",
-        "qwen3_jax.compiled_entries",
-        "qwen3_jax.devices",
-        "qwen3_jax.hub",
+        "qwen3_jax.model.config_values",
+        "qwen3_jax.checkpoint.mapping",
+        "qwen3_jax.checkpoint.atomic",
+        "qwen3_jax.runtime.compiled_entries",
+        "qwen3_jax.runtime.devices",
+        "qwen3_jax.checkpoint.hub",
     },
-    {"qwen3_jax.compilation", "qwen3_jax.config", "qwen3_jax.recording"},
+    {"qwen3_jax.runtime.compilation", "qwen3_jax.model.config", "qwen3_jax.audio.recording"},
     {f"qwen3_jax.text.spoken.{name}" for name in ("characters", "numbers", "letters", "pause", "units")},
     {f"qwen3_jax.text.spoken.{name}" for name in ("addresses", "dates", "markup")},
     {f"qwen3_jax.text.spoken.{name}" for name in ("abbreviations", "codes", "quantities")},
@@ -35,27 +37,33 @@ LAYERS = [
     {"qwen3_jax.text.spoken.words"},
     {"qwen3_jax.text.spoken"},
     {
-        "qwen3_jax.audio",
+        "qwen3_jax.audio.samples",
         "qwen3_jax.text.tokenizer",
-        "qwen3_jax.voice",
-        "qwen3_jax.voice_files",
-        "qwen3_jax.sampling",
-        "qwen3_jax.published",
+        "qwen3_jax.voices.voice",
+        "qwen3_jax.voices.files",
+        "qwen3_jax.model.sampling",
+        "qwen3_jax.checkpoint.published",
     },
-    {"qwen3_jax.cache", "qwen3_jax.voice_folder", "qwen3_jax.checkpoint", "qwen3_jax.checks", "qwen3_jax.codec.snake"},
-    {"qwen3_jax.layers", "qwen3_jax.sound_files", "qwen3_jax.voice_layers"},
-    {"qwen3_jax.arguments", "qwen3_jax.codec.conv", "qwen3_jax.predictor", "qwen3_jax.voice_choice"},
-    {"qwen3_jax.codec.rvq", "qwen3_jax.codec.transformer", "qwen3_jax.speaker", "qwen3_jax.talker"},
+    {
+        "qwen3_jax.model.cache",
+        "qwen3_jax.voices.folder",
+        "qwen3_jax.checkpoint.converted",
+        "qwen3_jax.model.checks",
+        "qwen3_jax.codec.snake",
+    },
+    {"qwen3_jax.model.layers", "qwen3_jax.audio.files", "qwen3_jax.voices.layers"},
+    {"qwen3_jax.speech.arguments", "qwen3_jax.codec.conv", "qwen3_jax.model.predictor", "qwen3_jax.voices.choice"},
+    {"qwen3_jax.codec.rvq", "qwen3_jax.codec.transformer", "qwen3_jax.model.x_vector", "qwen3_jax.model.talker"},
     {"qwen3_jax.codec.decoder", "qwen3_jax.codec.encoder"},
     {"qwen3_jax.codec"},
-    {"qwen3_jax.model", "qwen3_jax.prompt"},
-    {"qwen3_jax.generate", "qwen3_jax.prepared", "qwen3_jax.testing"},
+    {"qwen3_jax.model.model", "qwen3_jax.text.prompt"},
+    {"qwen3_jax.model.frame", "qwen3_jax.speech.prepared", "qwen3_jax.testing"},
     {"qwen3_jax.text.split"},
     {"qwen3_jax.text.parts"},
-    {"qwen3_jax.encode", "qwen3_jax.decode", "qwen3_jax.engine.errors", "qwen3_jax.engine.options"},
+    {"qwen3_jax.model.encode", "qwen3_jax.model.decode", "qwen3_jax.engine.errors", "qwen3_jax.engine.options"},
     {"qwen3_jax.engine.requests"},
     {
-        "qwen3_jax.sentence",
+        "qwen3_jax.speech.sentence",
         "qwen3_jax.engine.line",
         "qwen3_jax.engine.slots",
         "qwen3_jax.engine.loop",
@@ -68,7 +76,7 @@ LAYERS = [
     {"qwen3_jax.engine.device"},
     {"qwen3_jax.engine.inline"},
     {"qwen3_jax.engine"},
-    {"qwen3_jax.sentences", "qwen3_jax.utterance"},
+    {"qwen3_jax.speech.sentences", "qwen3_jax.speech.utterance"},
     {"qwen3_jax.tts"},
     {"qwen3_jax.service"},
     {"qwen3_jax"},  # the public API
@@ -164,7 +172,7 @@ LAYERS = [
 RANK = {module: rank for rank, row in enumerate(LAYERS) for module in row}
 # (importer, imported): why it may go up all the same
 EXCEPTIONS = {
-    ("qwen3_jax.checkpoint", "qwen3_jax"): "only __version__, inside the function that writes it into a checkpoint",
+    ("qwen3_jax.checkpoint.converted", "qwen3_jax"): "only __version__, inside the function that writes it into a checkpoint",
     **{("server", f"server.{name}"): "when hypercorn's command line calls it" for name in ("app", "run", "transport")},
 }
 # Rooms of the server, lowest first; what all of them share (settings, languages, context) and what puts them together lies above the rooms.
@@ -239,7 +247,7 @@ def test_the_product_imports_nothing_of_the_training() -> None:
 
 
 def test_only_checkpoint_imports_orbax() -> None:
-    assert [module for module, path in modules().items() if "orbax" in path.read_text("utf-8")] == ["qwen3_jax.checkpoint"]
+    assert [module for module, path in modules().items() if "orbax" in path.read_text("utf-8")] == ["qwen3_jax.checkpoint.converted"]
 
 
 def test_the_rule_can_fail() -> None:

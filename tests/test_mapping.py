@@ -7,10 +7,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from qwen3_jax import mapping
-from qwen3_jax.config import CodecConfig, ModelConfig
-from qwen3_jax.config_values import read
-from qwen3_jax.mapping import (
+from qwen3_jax.checkpoint import mapping
+from qwen3_jax.checkpoint.mapping import (
     DuplicateTensor,
     Ignored,
     MisshapedTensor,
@@ -21,7 +19,9 @@ from qwen3_jax.mapping import (
     source_of,
     target_of,
 )
-from qwen3_jax.model import abstract
+from qwen3_jax.model.config import CodecConfig, ModelConfig
+from qwen3_jax.model.config_values import read
+from qwen3_jax.model.model import abstract
 from qwen3_jax.testing import read_tensor_list
 
 REFERENCE = Path(__file__).parent / "reference"

@@ -152,7 +152,7 @@ def test_what_is_missing_is_one_line(command: str, hidden: str, said: str, tmp_p
 def test_where_there_is_no_fcntl_the_import_says_so(tmp_path: Path) -> None:
     ended = python("import sys; sys.modules['fcntl'] = None; import qwen3_jax; from qwen3_jax import Voice, Qwen3TTS", tmp_path)
     assert ended.stderr.splitlines()[-1] == (
-        "qwen3_jax.extras.NotHere: qwen3-jax runs on Linux and macOS, and this Python has no fcntl: on Windows, install it in WSL"
+        "qwen3_jax.runtime.extras.NotHere: qwen3-jax runs on Linux and macOS, and this Python has no fcntl: on Windows, install it in WSL"
     )
 
 

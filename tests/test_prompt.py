@@ -4,10 +4,10 @@ import msgspec
 import numpy as np
 import pytest
 
-from qwen3_jax.config import ModelConfig
-from qwen3_jax.config_values import parse
-from qwen3_jax.prompt import Prompt, as_arrays, build, speaker_name
+from qwen3_jax.model.config import ModelConfig
+from qwen3_jax.model.config_values import parse
 from qwen3_jax.testing import tiny_config
+from qwen3_jax.text.prompt import Prompt, as_arrays, build, speaker_name
 
 BASE, CUSTOM = (parse(ModelConfig, tiny_config(kind)) for kind in ("base", "custom_voice"))
 TALKER = BASE.talker_config

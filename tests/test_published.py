@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from qwen3_jax import published
-from qwen3_jax.config import CodecConfig, ModelConfig
-from qwen3_jax.config_values import read
-from qwen3_jax.mapping import DuplicateTensor, MisshapedTensor, UnfilledTensor, UnmatchedTensor, flatten
-from qwen3_jax.model import abstract
-from qwen3_jax.published import DamagedFile, load_published, write_published
+from qwen3_jax.checkpoint import published
+from qwen3_jax.checkpoint.mapping import DuplicateTensor, MisshapedTensor, UnfilledTensor, UnmatchedTensor, flatten
+from qwen3_jax.checkpoint.published import DamagedFile, load_published, write_published
+from qwen3_jax.model.config import CodecConfig, ModelConfig
+from qwen3_jax.model.config_values import read
+from qwen3_jax.model.model import abstract
 from qwen3_jax.testing import write_checkpoint
 from tests.test_mapping import SMALL, SMALL_TREE
 

@@ -1,4 +1,4 @@
-"""qwen3_jax/recording.py: what phones, browsers and studios record is read; what cannot be cloned is refused with the same words by
+"""qwen3_jax/audio/recording.py: what phones, browsers and studios record is read; what cannot be cloned is refused with the same words by
 the library, the shell and the server."""
 
 import io
@@ -15,8 +15,9 @@ import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qwen3_jax import audio, recording
-from qwen3_jax.recording import Refusal
+from qwen3_jax.audio import recording
+from qwen3_jax.audio import samples as audio
+from qwen3_jax.audio.recording import Refusal
 from server.voices import checks
 from server.voices.command import app
 from tests.fake_engine import FakeEngine

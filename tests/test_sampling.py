@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qwen3_jax.config import GenerationConfig
-from qwen3_jax.sampling import LEAST_TOP_P, MOST_TOP_K, PENALTIES, TEMPERATURES, Draws, Sampling, _filter, draw, restrict, rules
+from qwen3_jax.model.config import GenerationConfig
+from qwen3_jax.model.sampling import LEAST_TOP_P, MOST_TOP_K, PENALTIES, TEMPERATURES, Draws, Sampling, _filter, draw, restrict, rules
 
 VOCAB, EOS = 3072, 2150
 

@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 
 from qwen3_jax import Sampling, Voice
-from qwen3_jax.audio import to_pcm16, write_wav
+from qwen3_jax.audio.samples import to_pcm16, write_wav
 from qwen3_jax.engine import JaxDevice, NotFinite, plan
-from qwen3_jax.model import Model
+from qwen3_jax.model.model import Model
 from qwen3_jax.service import LiveSpeech
-from qwen3_jax.voice_folder import VoiceGone
+from qwen3_jax.voices.folder import VoiceGone
 from server.engines import kept
 from server.engines import slots as slots_of
 from server.engines.base import EngineClosed, OutOfMemory, Refused, SpeechRequest

@@ -14,7 +14,7 @@ import openai
 import pytest
 import soundfile
 
-from qwen3_jax.sound_files import write_sound
+from qwen3_jax.audio.files import write_sound
 from server.http.encode import CONTENT_TYPES, Tempo, Unavailable, encoder
 from server.voices import names
 from tests.fake_engine import FRAME, LIMIT, FakeEngine, pcm16

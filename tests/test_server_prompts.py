@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from qwen3_jax import Qwen3TTS, Voice, folders
-from qwen3_jax.audio import write_wav
-from qwen3_jax.voice_layers import VoiceLayers
+from qwen3_jax import Qwen3TTS, Voice
+from qwen3_jax.audio.samples import write_wav
+from qwen3_jax.checkpoint import folders
+from qwen3_jax.voices.layers import VoiceLayers
 from server.engines import chatterbox, prompts
 from server.engines.base import Refused
 from server.engines.qwen3_cloner import Cloner

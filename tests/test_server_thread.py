@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from qwen3_jax.audio import to_pcm16, write_wav
+from qwen3_jax.audio.samples import to_pcm16, write_wav
 from server.engines import factory
 from server.engines.base import Crowded, EngineClosed, OutOfMemory, Refused, SpeechRequest
 from server.engines.qwen3 import Qwen3Engine

@@ -15,9 +15,9 @@ import httpx
 import numpy as np
 import pytest
 
-from qwen3_jax.audio import write_wav
-from qwen3_jax.voice_choice import find_voice
-from qwen3_jax.voice_layers import VoiceLayers
+from qwen3_jax.audio.samples import write_wav
+from qwen3_jax.voices.choice import find_voice
+from qwen3_jax.voices.layers import VoiceLayers
 from server.engines.qwen3 import Qwen3Engine
 from server.engines.thread import ThreadEngine
 from server.settings import Settings

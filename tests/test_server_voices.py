@@ -18,8 +18,8 @@ import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qwen3_jax.voice_folder import VoiceFolder
-from qwen3_jax.voice_layers import Layer, VoiceLayers
+from qwen3_jax.voices.folder import VoiceFolder
+from qwen3_jax.voices.layers import Layer, VoiceLayers
 from server.http import sample
 from server.voices.checks import Refusal, advise, check, check_transcript
 from server.voices.command import app
@@ -249,7 +249,7 @@ async def test_a_full_disk_is_told_and_leaves_nothing(voices: Path, monkeypatch:
         path.write_bytes(data[:10])
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("qwen3_jax.voice_files.write_file", full)
+    monkeypatch.setattr("qwen3_jax.voices.files.write_file", full)
     async with running(voices, FakeEngine()) as server, server.http_client() as http:
         answer = await http.post("/api/v1/voices", files={"audio": ("a.wav", sound(speech()))}, data=CONSENT)
         assert (answer.status_code, answer.json()["error"]["code"]) == (507, "STORAGE_FULL")
@@ -265,8 +265,8 @@ import numpy as np
 from pathlib import Path
 from qwen3_jax import voice_files
 from server.voices import store
-from qwen3_jax.voice_folder import VoiceFolder
-from qwen3_jax.voice_layers import Layer, VoiceLayers
+from qwen3_jax.voices.folder import VoiceFolder
+from qwen3_jax.voices.layers import Layer, VoiceLayers
 from server.http import sample
 from server.voices.checks import Clip
 written = []

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
-from qwen3_jax import Qwen3TTS, Voice, compilation
+from qwen3_jax import Qwen3TTS, Voice
 from qwen3_jax.engine import Closed, Options
 from qwen3_jax.engine.loop import LoopConsumer
 from qwen3_jax.engine.pace import FIRST_MOST
+from qwen3_jax.runtime import compilation
 from qwen3_jax.service import SpeechService, _warm
 from qwen3_jax.text.split import MOST, split
 from tests.test_tts import FRAMES, WAVE, assert_same_sound

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from jaxtyping import TypeCheckError
 
-from qwen3_jax.audio import to_pcm16
-from qwen3_jax.cache import LayerCache, causal_mask, write
+from qwen3_jax.audio.samples import to_pcm16
 from qwen3_jax.codec.conv import depthwise
-from qwen3_jax.layers import rotate
+from qwen3_jax.model.cache import LayerCache, causal_mask, write
+from qwen3_jax.model.layers import rotate
 from tests import shape_checks
 
 

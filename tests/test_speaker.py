@@ -11,8 +11,8 @@ import pytest
 from flax import nnx
 from safetensors.numpy import load_file
 
-from qwen3_jax.audio import mel_spectrogram
-from qwen3_jax.model import Model
+from qwen3_jax.audio.samples import mel_spectrogram
+from qwen3_jax.model.model import Model
 
 GOLDEN = load_file(Path(__file__).parent / "golden" / "base.safetensors")
 

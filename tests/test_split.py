@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qwen3_jax.config import ModelConfig
-from qwen3_jax.config_values import read
-from qwen3_jax.prompt import CLOSING, ROLE
+from qwen3_jax.model.config import ModelConfig
+from qwen3_jax.model.config_values import read
+from qwen3_jax.text.prompt import CLOSING, ROLE
 from qwen3_jax.text.split import LEAST, MOST, Splitter, settled, split
 from qwen3_jax.text.tokenizer import Tokenizer
 from tests.qwen_vocabulary import write_folder

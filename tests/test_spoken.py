@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qwen3_jax import Qwen3TTS
-from qwen3_jax.audio import SAMPLE_RATE
+from qwen3_jax.audio.samples import SAMPLE_RATE
+from qwen3_jax.checkpoint.hub import EMBEDDED
 from qwen3_jax.evaluate import judges
 from qwen3_jax.evaluate.texts import held_out
-from qwen3_jax.hub import EMBEDDED
 from qwen3_jax.text.spoken import LONGEST, LONGEST_IN_ALL, Pause, SpokenWriter, joined, spoken
 from qwen3_jax.text.spoken.numbers import cardinal, ordinal
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from qwen3_jax.config import ModelConfig
-from qwen3_jax.config_values import parse
+from qwen3_jax.model.config import ModelConfig
+from qwen3_jax.model.config_values import parse
 from qwen3_jax.testing import byte_tokenizer, tiny_config
 from qwen3_jax.text.nfc import normalise
 from qwen3_jax.text.tokenizer import Tokenizer

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from tokenizers import Tokenizer as Inner
 
-from qwen3_jax.config import ModelConfig
-from qwen3_jax.config_values import parse
+from qwen3_jax.model.config import ModelConfig
+from qwen3_jax.model.config_values import parse
 from qwen3_jax.testing import byte_tokenizer, tiny_config
 from qwen3_jax.text.tokenizer import Tokenizer
 from qwen3_jax.text.tokenizer_files import read_tokenizer

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from qwen3_jax.checkpoint.mapping import flatten, unflatten
 from qwen3_jax.codec import init_state
-from qwen3_jax.config import CodecConfig
-from qwen3_jax.config_values import parse
 from qwen3_jax.finetune import loop
-from qwen3_jax.mapping import flatten, unflatten
+from qwen3_jax.model.config import CodecConfig
+from qwen3_jax.model.config_values import parse
 from qwen3_jax.testing import tiny_codec_config
 from tests.unoptimised import unoptimised
 from training.codec import __main__ as codec_commands

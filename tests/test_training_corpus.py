@@ -18,9 +18,9 @@ import numpy as np
 import psutil
 import pytest
 
-from qwen3_jax.config import ModelConfig
-from qwen3_jax.config_values import parse
 from qwen3_jax.evaluate.texts import held_out
+from qwen3_jax.model.config import ModelConfig
+from qwen3_jax.model.config_values import parse
 from qwen3_jax.testing import tiny_config
 from qwen3_jax.text.tokenizer import Tokenizer
 from training.corpus import sentences, shards, sources, teachers, workers

@@ -13,15 +13,15 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from qwen3_jax.cache import empty
+from qwen3_jax.checkpoint.mapping import flatten
 from qwen3_jax.finetune import teacher_forcing
-from qwen3_jax.generate import PromptRows
-from qwen3_jax.mapping import flatten
-from qwen3_jax.model import Model
-from qwen3_jax.prompt import CLOSING, ROLE, build
-from qwen3_jax.sampling import Sampling
-from qwen3_jax.talker import Talker
+from qwen3_jax.model.cache import empty
+from qwen3_jax.model.frame import PromptRows
+from qwen3_jax.model.model import Model
+from qwen3_jax.model.sampling import Sampling
+from qwen3_jax.model.talker import Talker
 from qwen3_jax.testing import byte_tokenizer, tiny_config
+from qwen3_jax.text.prompt import CLOSING, ROLE, build
 from qwen3_jax.text.tokenizer import Tokenizer
 from tests.alone import greedy
 from tests.unoptimised import unoptimised
@@ -416,8 +416,8 @@ def test_padding_and_neighbours_change_no_loss(base: Model) -> None:
 
 
 def test_the_tokenizer_tells_what_its_pieces_are(tmp_path: Path) -> None:
-    from qwen3_jax.config import ModelConfig
-    from qwen3_jax.config_values import parse
+    from qwen3_jax.model.config import ModelConfig
+    from qwen3_jax.model.config_values import parse
 
     reader = Tokenizer(byte_tokenizer(), parse(ModelConfig, tiny_config()))
     assert reader.pieces(reader.assistant("A b")[ROLE:-CLOSING]) == ["A", "\u0120", "b"]

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from qwen3_jax.layers import Linear
-from qwen3_jax.model import Model
+from qwen3_jax.model.layers import Linear
+from qwen3_jax.model.model import Model
 from training import mixed_precision
 from training.language import objective
 

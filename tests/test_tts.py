@@ -16,12 +16,12 @@ import soundfile
 import qwen3_jax
 from qwen3_jax import Qwen3TTS, Sampling, Speech, Voice
 from qwen3_jax.codec import init_state
-from qwen3_jax.decode import decode, prime
-from qwen3_jax.model import Model
-from qwen3_jax.sentence import request_of
+from qwen3_jax.model.decode import decode, prime
+from qwen3_jax.model.model import Model
+from qwen3_jax.speech.sentence import request_of
 from qwen3_jax.text.split import split as split_text
-from qwen3_jax.voice_choice import VoiceChoice
-from qwen3_jax.voice_layers import VoiceLayers
+from qwen3_jax.voices.choice import VoiceChoice
+from qwen3_jax.voices.layers import VoiceLayers
 from tests.alone import spoken
 
 SECONDS = 4

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import soundfile
 
-from qwen3_jax import voice_files
-from qwen3_jax.audio import write_wav
-from qwen3_jax.voice_choice import find_voice
-from qwen3_jax.voice_folder import VoiceFolder, VoiceGone, is_id
-from qwen3_jax.voice_layers import VoiceLayers
+from qwen3_jax.audio.samples import write_wav
+from qwen3_jax.voices import files as voice_files
+from qwen3_jax.voices.choice import find_voice
+from qwen3_jax.voices.folder import VoiceFolder, VoiceGone, is_id
+from qwen3_jax.voices.layers import VoiceLayers
 from tests.fake_tts import FakeTTS
 
 ROOT = Path(__file__).parent.parent

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from qwen3_jax.layers import Linear
+from qwen3_jax.model.layers import Linear
 from qwen3_jax.shapes import F32, Array
 
 

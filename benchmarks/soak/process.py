@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 
 from benchmarks.server import launch
-from qwen3_jax.folders import cache_folder
+from qwen3_jax.checkpoint.folders import cache_folder
 from server.ops.keys import new_key
 
 GRACE = 5.0  # seconds, TTS_GRACE

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from qwen3_jax.layers import LayerNorm, Linear, RMSNorm
+from qwen3_jax.model.layers import LayerNorm, Linear, RMSNorm
 from qwen3_jax.shapes import F32, I32, Array
 
 

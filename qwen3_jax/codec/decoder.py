@@ -16,13 +16,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from qwen3_jax.cache import LayerCache
 from qwen3_jax.codec.conv import CausalConv, PointwiseConv, TransposedConv, Upsample, dense, over_channels
 from qwen3_jax.codec.rvq import SplitDecoder
 from qwen3_jax.codec.snake import SnakeBeta
 from qwen3_jax.codec.transformer import WindowTransformer
-from qwen3_jax.config import CodecDecoderConfig
-from qwen3_jax.layers import LayerNorm, Linear
+from qwen3_jax.model.cache import LayerCache
+from qwen3_jax.model.config import CodecDecoderConfig
+from qwen3_jax.model.layers import LayerNorm, Linear
 from qwen3_jax.shapes import F32, I32, Array
 
 

@@ -15,7 +15,7 @@ from flax import nnx
 from qwen3_jax.codec.conv import Kernel, convolve
 from qwen3_jax.codec.rvq import SplitEncoder
 from qwen3_jax.codec.transformer import EncoderTransformer
-from qwen3_jax.config import CodecEncoderConfig
+from qwen3_jax.model.config import CodecEncoderConfig
 from qwen3_jax.shapes import F32, I32, Array
 
 

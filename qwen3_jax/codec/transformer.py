@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from qwen3_jax.cache import LayerCache, empty
 from qwen3_jax.codec.conv import dense, over_channels, window_at
-from qwen3_jax.config import CodecDecoderConfig, CodecEncoderConfig
-from qwen3_jax.layers import LayerNorm, Linear, RMSNorm, SwiGLU, attend, rope_angles, rotate
+from qwen3_jax.model.cache import LayerCache, empty
+from qwen3_jax.model.config import CodecDecoderConfig, CodecEncoderConfig
+from qwen3_jax.model.layers import LayerNorm, Linear, RMSNorm, SwiGLU, attend, rope_angles, rotate
 from qwen3_jax.shapes import F32, I32, Array, Bool
 
 Rope = tuple[F32[Array, "#B T D"], F32[Array, "#B T D"]]

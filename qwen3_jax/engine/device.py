@@ -20,10 +20,10 @@ from qwen3_jax.engine import programs
 from qwen3_jax.engine.plan import plan, require
 from qwen3_jax.engine.requests import Request
 from qwen3_jax.engine.slots import NEVER, Opening, Outcome, Text
-from qwen3_jax.generate import PromptRows
-from qwen3_jax.model import Model
-from qwen3_jax.prompt import Prompt, check_prompt
-from qwen3_jax.sampling import Draws, Rules, Sampling
+from qwen3_jax.model.frame import PromptRows
+from qwen3_jax.model.model import Model
+from qwen3_jax.model.sampling import Draws, Rules, Sampling
+from qwen3_jax.text.prompt import Prompt, check_prompt
 
 PIECES = (16, 64)  # rows of a prompt read at once: the first for prompts of no more, the second for all others
 COLUMNS, FRAMES = 1024, 4  # defaults; 1024 positions are 80 s less the prompt

@@ -16,7 +16,7 @@ from qwen3_jax.engine.pace import Flight, Pace
 from qwen3_jax.engine.requests import MOST, Handle, Packet, Request
 from qwen3_jax.engine.scheduler import Scheduler
 from qwen3_jax.engine.slots import NEVER, Device, Slot
-from qwen3_jax.model import Model
+from qwen3_jax.model.model import Model
 
 BATCHES = (1, 2, 4, 8, 16, 32)  # sizes of a batch; a program each
 COLUMNS = (128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768)  # of the KV caches, which grow

@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 
 from qwen3_jax.engine import programs
-from qwen3_jax.model import Model
+from qwen3_jax.model.model import Model
 
 SHARE = 0.9  # of the memory may be planned; the rest is for programs and the allocator's gaps
 

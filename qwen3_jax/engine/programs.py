@@ -29,13 +29,13 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from qwen3_jax.cache import KVCache, LayerCache, empty, grow
 from qwen3_jax.codec.decoder import DecoderState
 from qwen3_jax.engine.slots import RUNAWAY
-from qwen3_jax.generate import NOT_FINITE, RUNNING, PromptRows, advance, embed
-from qwen3_jax.sampling import Draws, Rules, segment_key
+from qwen3_jax.model.cache import KVCache, LayerCache, empty, grow
+from qwen3_jax.model.frame import NOT_FINITE, RUNNING, PromptRows, advance, embed
+from qwen3_jax.model.sampling import Draws, Rules, segment_key
+from qwen3_jax.model.talker import Talker
 from qwen3_jax.shapes import F32, I32, U32, Array, Bool, Float, Key
-from qwen3_jax.talker import Talker
 
 LAGS = 8  # frames back with which book 0 is compared
 

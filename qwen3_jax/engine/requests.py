@@ -14,9 +14,9 @@ import numpy as np
 
 from qwen3_jax.codec import DecoderState
 from qwen3_jax.engine.errors import EngineError
-from qwen3_jax.prompt import Prompt, as_arrays
-from qwen3_jax.sampling import Sampling
+from qwen3_jax.model.sampling import Sampling
 from qwen3_jax.shapes import F32, I32
+from qwen3_jax.text.prompt import Prompt, as_arrays
 
 MOST = 2**30  # that is counted on the device, in int32, which holds the sum of two
 LONGEST_PAUSE = 60.0  # seconds

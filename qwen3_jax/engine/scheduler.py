@@ -32,7 +32,7 @@ from qwen3_jax.engine.patience import SETTLES, End, end_in_line, end_in_slot, so
 from qwen3_jax.engine.requests import MOST, Handle, Packet, Rest
 from qwen3_jax.engine.reserve import Reserve
 from qwen3_jax.engine.slots import NEVER, RUNAWAY, Device, Frame, Opening, Outcome, Slot, text_of
-from qwen3_jax.generate import DAMAGED, LENGTH, NOT_FINITE, RUNNING
+from qwen3_jax.model.frame import DAMAGED, LENGTH, NOT_FINITE, RUNNING
 
 ROOM = 5.0  # seconds of audio that a consumer that was late must have taken before its utterance goes on
 

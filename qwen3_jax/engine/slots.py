@@ -11,9 +11,9 @@ import numpy as np
 
 from qwen3_jax.codec import DecoderState
 from qwen3_jax.engine.requests import MOST, Handle, Request, Segment, Watch
-from qwen3_jax.prompt import Prompt
-from qwen3_jax.sampling import Sampling
+from qwen3_jax.model.sampling import Sampling
 from qwen3_jax.shapes import F32, I32
+from qwen3_jax.text.prompt import Prompt
 
 RUNAWAY = 3  # a finish reason beside generate's: the row is to be rewound, or ended
 NEVER = MOST  # frames; no utterance gets there

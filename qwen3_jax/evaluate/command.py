@@ -16,16 +16,17 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 import qwen3_jax
-from qwen3_jax import Qwen3TTS, Voice, hub
-from qwen3_jax.audio import SAMPLE_RATE, load_audio, write_wav
+from qwen3_jax import Qwen3TTS, Voice
+from qwen3_jax.audio.samples import SAMPLE_RATE, load_audio, write_wav
+from qwen3_jax.checkpoint import hub
 from qwen3_jax.evaluate import judges, speak
 from qwen3_jax.evaluate.judges import Figure
 from qwen3_jax.evaluate.report import Report, Row, table, write
 from qwen3_jax.evaluate.texts import SENTENCES, held_out, read_sentences, wavs_and_sentences
 from qwen3_jax.shapes import F32
 from qwen3_jax.terminal import console, errors, path_option, tell
-from qwen3_jax.voice_choice import find_voice
-from qwen3_jax.voice_layers import VoiceLayers, decode
+from qwen3_jax.voices.choice import find_voice
+from qwen3_jax.voices.layers import VoiceLayers, decode
 
 KNOWN, OF_ORIGINALS = tuple(judges.PACKAGES), ("stoi", "pesq")
 app = typer.Typer(add_completion=False)

@@ -21,8 +21,8 @@ import msgspec
 import numpy as np
 import soxr
 
-from qwen3_jax import extras
-from qwen3_jax.audio import SAMPLE_RATE
+from qwen3_jax.audio.samples import SAMPLE_RATE
+from qwen3_jax.runtime import extras
 from qwen3_jax.shapes import F32
 
 Waves = Sequence[F32[np.ndarray, " _"]]

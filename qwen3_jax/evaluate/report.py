@@ -14,7 +14,7 @@ import soundfile
 from rich.table import Table
 from rich.text import Text
 
-from qwen3_jax.audio import SAMPLE_RATE
+from qwen3_jax.audio.samples import SAMPLE_RATE
 from qwen3_jax.evaluate.judges import Figure, needed
 from qwen3_jax.messages import printable
 from qwen3_jax.shapes import F32

@@ -9,12 +9,12 @@ import msgspec
 import numpy as np
 
 from qwen3_jax.codec.decoder import init_state
-from qwen3_jax.decode import decode
-from qwen3_jax.encode import encode_codes
 from qwen3_jax.evaluate.judges import Figure
-from qwen3_jax.model import Model
+from qwen3_jax.model.decode import decode
+from qwen3_jax.model.encode import encode_codes
+from qwen3_jax.model.model import Model
 from qwen3_jax.shapes import F32
-from qwen3_jax.voice import Voice
+from qwen3_jax.voices.voice import Voice
 
 CHUNK = 16  # frames decoded at a time in `reconstruct`: one trace for every length
 TOO_LONG = 1.5  # times the teacher's length

@@ -16,11 +16,11 @@ import msgspec
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from qwen3_jax import recording
-from qwen3_jax.atomic import new_folder
-from qwen3_jax.audio import SAMPLE_RATE, load_audio
-from qwen3_jax.encode import encode_codes, encode_x_vector
-from qwen3_jax.model import Model
+from qwen3_jax.audio import recording
+from qwen3_jax.audio.samples import SAMPLE_RATE, load_audio
+from qwen3_jax.checkpoint.atomic import new_folder
+from qwen3_jax.model.encode import encode_codes, encode_x_vector
+from qwen3_jax.model.model import Model
 from qwen3_jax.shapes import F32, I32
 from qwen3_jax.text.files import read
 from qwen3_jax.text.tokenizer import Tokenizer, normalise

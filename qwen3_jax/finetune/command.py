@@ -26,19 +26,20 @@ import typer
 from flax import nnx
 from rich.progress import track
 
-from qwen3_jax import checkpoint, hub, published
-from qwen3_jax.allocation import KEEPING, restart_with_large_pages
-from qwen3_jax.atomic import check_free
-from qwen3_jax.compilation import use_persistent_cache
-from qwen3_jax.config import ModelConfig
-from qwen3_jax.config_values import parse
-from qwen3_jax.devices import all_devices
+from qwen3_jax.checkpoint import converted as checkpoint
+from qwen3_jax.checkpoint import hub, published
+from qwen3_jax.checkpoint.atomic import check_free
+from qwen3_jax.checkpoint.mapping import flatten
 from qwen3_jax.finetune import clips, loop, lora, teacher_forcing
 from qwen3_jax.finetune.teacher_forcing import Example, ExampleBatch
-from qwen3_jax.generate import bucket
-from qwen3_jax.mapping import flatten
-from qwen3_jax.model import Model, abstract, load, read_configs
-from qwen3_jax.prompt import AUTO, build
+from qwen3_jax.model.config import ModelConfig
+from qwen3_jax.model.config_values import parse
+from qwen3_jax.model.frame import bucket
+from qwen3_jax.model.model import Model, abstract, load, read_configs
+from qwen3_jax.runtime.allocation import KEEPING, restart_with_large_pages
+from qwen3_jax.runtime.compilation import use_persistent_cache
+from qwen3_jax.runtime.devices import all_devices
+from qwen3_jax.text.prompt import AUTO, build
 from qwen3_jax.text.tokenizer import Tokenizer
 
 PREDICTOR = 0.3  # weight of books 1..15 in the loss; book 0 has 1

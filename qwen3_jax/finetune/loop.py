@@ -26,7 +26,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from qwen3_jax import checkpoint
+from qwen3_jax.checkpoint import converted as checkpoint
 
 State = dict[str, Any]
 Figures = dict[str, Any]

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qwen3_jax.mapping import flatten, unflatten
+from qwen3_jax.checkpoint.mapping import flatten, unflatten
 
 ADAPTED = re.compile(r"(code_predictor\.)?model\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)\.weight")
 SCALE = 2.0  # the usual alpha / rank

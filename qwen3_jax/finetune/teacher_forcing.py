@@ -18,13 +18,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qwen3_jax.cache import empty
-from qwen3_jax.config import ModelConfig
-from qwen3_jax.generate import PromptRows, embed
-from qwen3_jax.predictor import Predictor
-from qwen3_jax.prompt import Prompt
+from qwen3_jax.model.cache import empty
+from qwen3_jax.model.config import ModelConfig
+from qwen3_jax.model.frame import PromptRows, embed
+from qwen3_jax.model.predictor import Predictor
+from qwen3_jax.model.talker import Talker
 from qwen3_jax.shapes import F32, I32, Array, Float, Integer
-from qwen3_jax.talker import Talker
+from qwen3_jax.text.prompt import Prompt
 
 
 class Example(NamedTuple):

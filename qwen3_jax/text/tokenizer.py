@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import tokenizers
 
-from qwen3_jax.config import ModelConfig
+from qwen3_jax.model.config import ModelConfig
 from qwen3_jax.shapes import I32
 from qwen3_jax.text.nfc import normalise
 from qwen3_jax.text.tokenizer_files import TOKENIZER_FILES, read_tokenizer

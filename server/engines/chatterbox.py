@@ -18,12 +18,12 @@ import safetensors.numpy
 import sentencex
 from tokenizers import Tokenizer
 
-from qwen3_jax import audio
-from qwen3_jax.checkpoint import digest_files
-from qwen3_jax.extras import needed
-from qwen3_jax.hub import local_folder
+from qwen3_jax.audio import samples as audio
+from qwen3_jax.checkpoint.converted import digest_files
+from qwen3_jax.checkpoint.hub import local_folder
+from qwen3_jax.runtime.extras import needed
 from qwen3_jax.shapes import F32
-from qwen3_jax.voice_layers import decode
+from qwen3_jax.voices.layers import decode
 from server.engines.base import OutOfMemory, Refused, SpeechRequest
 from server.engines.thread import Synthesis
 from server.settings import Settings

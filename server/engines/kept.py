@@ -13,8 +13,8 @@ import jax
 import msgspec
 
 import qwen3_jax
-from qwen3_jax import compilation
-from qwen3_jax.folders import write_whole
+from qwen3_jax.checkpoint.folders import write_whole
+from qwen3_jax.runtime import compilation
 
 QUIET = 0.125  # of its cores that others may take while a machine counts as quiet: a step is an eighth longer then
 _QUOTA = Path("/sys/fs/cgroup/cpu.max")

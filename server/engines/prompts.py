@@ -4,8 +4,8 @@ import logging
 from typing import Any, Protocol
 
 from qwen3_jax.messages import shorten
-from qwen3_jax.voice import spelling
-from qwen3_jax.voice_folder import revision
+from qwen3_jax.voices.folder import revision
+from qwen3_jax.voices.voice import spelling
 from server.engines.base import Refused
 from server.settings import Settings
 from server.voices.cache import Name

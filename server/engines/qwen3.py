@@ -17,13 +17,13 @@ from typing import Any
 import msgspec
 
 from qwen3_jax import Sampling, Voice
-from qwen3_jax.allocation import settle
 from qwen3_jax.engine import Full, Options
 from qwen3_jax.engine.loop import LoopConsumer
+from qwen3_jax.runtime.allocation import settle
 from qwen3_jax.service import LiveSpeech, SpeechService
+from qwen3_jax.speech.utterance import SpeechStream
 from qwen3_jax.tts import Qwen3TTS, load_for
-from qwen3_jax.utterance import SpeechStream
-from qwen3_jax.voice_folder import VoiceGone
+from qwen3_jax.voices.folder import VoiceGone
 from server.engines import prompts
 from server.engines.base import Crowded, EngineClosed, Refused, SpeechRequest, State
 from server.engines.qwen3_cloner import Cloner

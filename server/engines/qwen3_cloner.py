@@ -1,8 +1,8 @@
 """A voice's recording -> what Qwen3-TTS keeps of it, and that as bytes and back; see ``server.engines.prompts.Cloner``."""
 
 from qwen3_jax import Qwen3TTS, Voice
-from qwen3_jax.voice import FORMAT
-from qwen3_jax.voice_layers import decode
+from qwen3_jax.voices.layers import decode
+from qwen3_jax.voices.voice import FORMAT
 from server.engines.base import Refused
 
 

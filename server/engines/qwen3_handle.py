@@ -8,7 +8,7 @@ import numpy as np
 from qwen3_jax.engine import Closed, Full
 from qwen3_jax.engine import OutOfMemory as DeviceFull
 from qwen3_jax.shapes import F32
-from qwen3_jax.utterance import SpeechStream
+from qwen3_jax.speech.utterance import SpeechStream
 from server.engines.base import Crowded, EngineClosed, OutOfMemory, Refused, SpeechRequest
 
 PIECE = 240  # characters of a text in pieces that one job of the engine's thread for texts takes: a few ms

@@ -13,8 +13,8 @@ from qwen3_jax.engine import JaxDevice
 from qwen3_jax.engine.options import FRAME_SECONDS
 from qwen3_jax.engine.plan import plan
 from qwen3_jax.engine.slots import NEVER, Opening, Text
-from qwen3_jax.model import Model
-from qwen3_jax.prompt import Prompt
+from qwen3_jax.model.model import Model
+from qwen3_jax.text.prompt import Prompt
 from server.engines.kept import Kept, OtherWork, TimedSlots
 
 SLOTS, CPU_SLOTS, CPU_SLOTS_LARGE, LARGE = 16, 10, 4, 200_000_000  # parameters of a model that two cores cannot speak ten times

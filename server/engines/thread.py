@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from qwen3_jax.audio import check_finite
+from qwen3_jax.audio.samples import check_finite
 from qwen3_jax.engine import Full
 from qwen3_jax.engine.line import Line
 from qwen3_jax.shapes import F32

@@ -13,10 +13,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from qwen3_jax.audio import SAMPLE_RATE, check_finite, to_pcm16
-from qwen3_jax.recording import PYAV
+from qwen3_jax.audio.files import open_sound
+from qwen3_jax.audio.recording import PYAV
+from qwen3_jax.audio.samples import SAMPLE_RATE, check_finite, to_pcm16
 from qwen3_jax.shapes import F32
-from qwen3_jax.sound_files import open_sound
 
 CONTENT_TYPES = {
     "mp3": "audio/mpeg",

@@ -17,7 +17,7 @@ import numpy as np
 from msgspec import Meta
 from quart import Quart, Response, ResponseReturnValue, request
 
-from qwen3_jax.audio import check_finite
+from qwen3_jax.audio.samples import check_finite
 from qwen3_jax.messages import shorten
 from qwen3_jax.shapes import F32
 from qwen3_jax.text.nfc import AROUND

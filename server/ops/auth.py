@@ -10,7 +10,7 @@ from typing import Any
 import jwt
 import msgspec
 
-from qwen3_jax.folders import expand
+from qwen3_jax.checkpoint.folders import expand
 from qwen3_jax.messages import shorten
 from qwen3_jax.text import files
 from server.ops.crowd import network_of

@@ -17,7 +17,7 @@ from typing import Any
 
 import jwt
 
-from qwen3_jax.folders import expand
+from qwen3_jax.checkpoint.folders import expand
 from qwen3_jax.text import files
 
 PAUSE = 30.0  # seconds between two fetches that clients can cause, and before a failed one is tried again

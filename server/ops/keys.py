@@ -7,7 +7,7 @@ import os
 import secrets
 from pathlib import Path
 
-from qwen3_jax.folders import expand
+from qwen3_jax.checkpoint.folders import expand
 from qwen3_jax.text import files
 
 LOOK_SECONDS = 2.0  # between two looks at the file

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from qwen3_jax.folders import cache_folder, write_whole
+from qwen3_jax.checkpoint.folders import cache_folder, write_whole
 
 MAX_FILES, MAX_BYTES = 4096, 256 * 1024 * 1024  # what was used least recently goes
 _DIGEST = hashlib.sha256().digest_size

@@ -1,4 +1,4 @@
-"""What the server and ``voices add`` ask of a new voice: its recording (qwen3_jax/recording.py), its transcript and what is said about it.
+"""What the server and ``voices add`` ask of a new voice: its recording (qwen3_jax/audio/recording.py), its transcript, its description.
 
 ``advise`` adds what the specification's 6.1 asks of a good clip; ``check_transcript`` refuses words that cannot be heard in it.
 """
@@ -7,9 +7,9 @@ import unicodedata
 
 import numpy as np
 
-from qwen3_jax import recording
+from qwen3_jax.audio import recording
+from qwen3_jax.audio.recording import Clip, Refusal
 from qwen3_jax.messages import is_control
-from qwen3_jax.recording import Clip, Refusal
 from qwen3_jax.text.nfc import nfc
 
 BEST_SECONDS, BEST_RATE, BEST_BITS, BEST_NOISE_DB = (5.0, 10.0), 24_000, 16, 20.0
@@ -18,7 +18,7 @@ FASTEST, SLOWEST = 30.0, 2.0  # letters a second that anybody says; a character 
 
 
 def check(data: bytes, max_bytes: int) -> Clip:
-    """All checks of a recording; but for its size they are those of shell and library (qwen3_jax/recording.py).
+    """All checks of a recording; but for its size they are those of shell and library (qwen3_jax/audio/recording.py).
 
     Raises:
         Refusal: the first rule that is broken.

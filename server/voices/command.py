@@ -7,13 +7,13 @@ import typer
 from rich.cells import cell_len
 from rich.table import Table
 
-from qwen3_jax import hub
-from qwen3_jax import recording as recordings
-from qwen3_jax.folders import home_path
+from qwen3_jax.audio import recording as recordings
+from qwen3_jax.checkpoint import hub
+from qwen3_jax.checkpoint.folders import home_path
 from qwen3_jax.terminal import add_row, console, path_argument, say
 from qwen3_jax.text import files
-from qwen3_jax.voice_folder import StoredVoice
-from qwen3_jax.voice_layers import VoiceLayers
+from qwen3_jax.voices.folder import StoredVoice
+from qwen3_jax.voices.layers import VoiceLayers
 from server.languages import LANGUAGES
 from server.languages import language as known_language
 from server.voices import checks
@@ -88,7 +88,7 @@ def cloning(voice: StoredVoice, timbre_only: bool = False) -> str:
 
 def _takes_timbre_only(model: str) -> bool:
     """Whether a model clones by x-vector unless it is told otherwise; False where its files are not here."""
-    from qwen3_jax.model import read_configs  # JAX, a second that the other commands do not need
+    from qwen3_jax.model.model import read_configs  # JAX, a second that the other commands do not need
 
     folder = hub.folder_here(model)
     return folder is not None and read_configs(folder)[2].x_vector_only_mode

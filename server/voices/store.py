@@ -1,4 +1,4 @@
-"""The server's voices: what ``qwen3_jax.voice_layers`` finds, watched, added to and removed from; and the prompts made of them.
+"""The server's voices: what ``qwen3_jax.voices.layers`` finds, watched, added to and removed from; and the prompts made of them.
 
 All methods block: call them from a thread. Several processes may share a folder.
 """
@@ -17,10 +17,10 @@ from typing import BinaryIO
 import msgspec
 import soundfile
 
-from qwen3_jax.audio import pcm16
-from qwen3_jax.voice_files import METADATA, REFERENCE, TRANSCRIPT
-from qwen3_jax.voice_folder import ID_RULE, Listing, Metadata, StoredVoice, VoiceFolder, VoiceGone, is_id
-from qwen3_jax.voice_layers import VoiceLayers
+from qwen3_jax.audio.samples import pcm16
+from qwen3_jax.voices.files import METADATA, REFERENCE, TRANSCRIPT
+from qwen3_jax.voices.folder import ID_RULE, Listing, Metadata, StoredVoice, VoiceFolder, VoiceGone, is_id
+from qwen3_jax.voices.layers import VoiceLayers
 from server.voices.cache import Name, PromptCache
 from server.voices.checks import Clip
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 import soxr
 
-from qwen3_jax.audio import SAMPLE_RATE, check_finite, to_pcm16
+from qwen3_jax.audio.samples import SAMPLE_RATE, check_finite, to_pcm16
 from qwen3_jax.shapes import F32
 
 MAX_FRAME_SECONDS = 0.32

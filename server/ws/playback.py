@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 from msgspec import UNSET
 
-from qwen3_jax.audio import SAMPLE_RATE
+from qwen3_jax.audio.samples import SAMPLE_RATE
 from qwen3_jax.messages import shorten
 from qwen3_jax.shapes import F32
 from server.admission.speech import Denied, Tries

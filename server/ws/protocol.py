@@ -10,7 +10,7 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from qwen3_jax.messages import shorten
-from qwen3_jax.sampling import LEAST_TOP_P, TEMPERATURES
+from qwen3_jax.model.sampling import LEAST_TOP_P, TEMPERATURES
 from server.admission import reading
 
 SPEAK = "/api/v1/speak"  # the route

@@ -22,11 +22,11 @@ import numpy as np
 import typer
 from rich.progress import track
 
-from qwen3_jax.allocation import KEEPING, restart_with_large_pages
-from qwen3_jax.audio import load_audio, write_wav
-from qwen3_jax.compilation import use_persistent_cache
+from qwen3_jax.audio.samples import load_audio, write_wav
+from qwen3_jax.checkpoint.mapping import flatten
 from qwen3_jax.finetune import loop
-from qwen3_jax.mapping import flatten
+from qwen3_jax.runtime.allocation import KEEPING, restart_with_large_pages
+from qwen3_jax.runtime.compilation import use_persistent_cache
 from training.codec import (
     decoder_levels,
     decoder_training,

@@ -13,10 +13,10 @@ import numpy as np
 import typer
 from safetensors.numpy import load_file, save_file
 
-from qwen3_jax.atomic import new_folder
-from qwen3_jax.config import CodecConfig
+from qwen3_jax.checkpoint.atomic import new_folder
+from qwen3_jax.checkpoint.mapping import flatten
 from qwen3_jax.finetune import loop
-from qwen3_jax.mapping import flatten
+from qwen3_jax.model.config import CodecConfig
 from training.codec import decoder_levels, decoder_training, encoder_training, export, phoneme_recogniser, vocoder_initialisation
 from training.codec.config import codec_config, parsed_config
 from training.initialisation import random_start

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from qwen3_jax.checkpoint.mapping import unflatten
 from qwen3_jax.codec import init_state
-from qwen3_jax.config import CodecConfig
-from qwen3_jax.decode import decode
-from qwen3_jax.mapping import unflatten
+from qwen3_jax.model.config import CodecConfig
+from qwen3_jax.model.decode import decode
 from qwen3_jax.shapes import F32, I32
 from training.codec import decoder_training, encoder_training
 from training.latents.quantiser import FRAME

@@ -6,8 +6,8 @@ more of the phase).
 
 from typing import Any
 
-from qwen3_jax.config import CodecConfig
-from qwen3_jax.config_values import parse
+from qwen3_jax.model.config import CodecConfig
+from qwen3_jax.model.config_values import parse
 from training.latents.pitch_synchronous import RAMPS
 
 

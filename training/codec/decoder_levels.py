@@ -15,9 +15,9 @@ import numpy as np
 import optax
 from flax import nnx
 
+from qwen3_jax.checkpoint.mapping import unflatten
 from qwen3_jax.codec.decoder import Decoder
-from qwen3_jax.config import CodecDecoderConfig
-from qwen3_jax.mapping import unflatten
+from qwen3_jax.model.config import CodecDecoderConfig
 from qwen3_jax.shapes import F32, I32, Array
 from training.codec.decoder_training import Held, decoder_definition, finish, receptive_field, to_columns, update
 from training.codec.phoneme_recogniser import COUNT, difference

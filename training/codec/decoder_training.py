@@ -14,9 +14,9 @@ import numpy as np
 import optax
 from flax import nnx
 
+from qwen3_jax.checkpoint.mapping import unflatten
 from qwen3_jax.codec.decoder import Decoder, DecoderState
-from qwen3_jax.config import CodecDecoderConfig
-from qwen3_jax.mapping import unflatten
+from qwen3_jax.model.config import CodecDecoderConfig
 from qwen3_jax.shapes import F32, I32, Array
 from training.codec import losses
 from training.codec.discriminators import Discriminators

@@ -20,9 +20,9 @@ import numpy as np
 import optax
 from flax import nnx
 
+from qwen3_jax.checkpoint.mapping import unflatten
 from qwen3_jax.codec.encoder import Encoder
-from qwen3_jax.config import CodecEncoderConfig
-from qwen3_jax.mapping import unflatten
+from qwen3_jax.model.config import CodecEncoderConfig
 from qwen3_jax.shapes import F32, I32, Array, Float
 from training.latents.quantiser import Latents
 from training.optimiser import Flat, optimiser, rate_at, running_average

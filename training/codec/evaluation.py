@@ -6,9 +6,9 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from qwen3_jax.audio import load_audio, write_wav
-from qwen3_jax.config import CodecConfig
+from qwen3_jax.audio.samples import load_audio, write_wav
 from qwen3_jax.finetune import loop
+from qwen3_jax.model.config import CodecConfig
 from qwen3_jax.shapes import F32, I32
 from training.codec import losses
 from training.codec.chunked import decode_clip, encode_clip

@@ -13,11 +13,11 @@ import numpy as np
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
-from qwen3_jax.atomic import new_folder
+from qwen3_jax.checkpoint.atomic import new_folder
+from qwen3_jax.checkpoint.mapping import flatten, make_plan, source_of, targets
 from qwen3_jax.codec import Codec
-from qwen3_jax.config import CodecConfig
-from qwen3_jax.config_values import parse
-from qwen3_jax.mapping import flatten, make_plan, source_of, targets
+from qwen3_jax.model.config import CodecConfig
+from qwen3_jax.model.config_values import parse
 
 FILE, CONFIG = "model.safetensors", "config.json"
 

@@ -15,8 +15,8 @@ import numpy as np
 import optax
 from flax import nnx
 
-from qwen3_jax.layers import LayerNorm
-from qwen3_jax.mapping import flatten, unflatten
+from qwen3_jax.checkpoint.mapping import flatten, unflatten
+from qwen3_jax.model.layers import LayerNorm
 from qwen3_jax.shapes import F32, I32, Array
 from training.initialisation import random_start
 from training.latents.levels import LEVELS

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from qwen3_jax.config import CodecDecoderConfig, CodecEncoderConfig
-from qwen3_jax.mapping import unflatten
+from qwen3_jax.checkpoint.mapping import unflatten
+from qwen3_jax.model.config import CodecDecoderConfig, CodecEncoderConfig
 from qwen3_jax.shapes import F32, Array, Float
 from training.codec import decoder_levels, encoder_training
 from training.codec.decoder_training import decoder_definition, from_entries, receptive_field

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import msgspec
 import numpy as np
 
-from qwen3_jax.audio import write_wav
+from qwen3_jax.audio.samples import write_wav
 from qwen3_jax.evaluate.texts import SENTENCES, held_out
 from qwen3_jax.shapes import I32
 from training.corpus import sources, teachers

@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from qwen3_jax import extras
+from qwen3_jax.runtime import extras
 from qwen3_jax.shapes import F32
 
 SAMPLE_RATE = 24000

@@ -11,9 +11,9 @@ import numpy as np
 import typer
 from rich.console import Console
 
-from qwen3_jax.atomic import new_folder
-from qwen3_jax.audio import write_wav
-from qwen3_jax.voice_folder import METADATA, REFERENCE, TRANSCRIPT
+from qwen3_jax.audio.samples import write_wav
+from qwen3_jax.checkpoint.atomic import new_folder
+from qwen3_jax.voices.folder import METADATA, REFERENCE, TRANSCRIPT
 from training.corpus import teachers
 
 TEXT = "Good evening. I have been waiting for you, so sit down with me, and we will begin at once."

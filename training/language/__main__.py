@@ -20,17 +20,17 @@ import tokenizers
 import typer
 from safetensors.numpy import save_file
 
-from qwen3_jax.allocation import KEEPING, restart_with_large_pages
-from qwen3_jax.atomic import new_folder
-from qwen3_jax.audio import load_audio
-from qwen3_jax.compilation import use_persistent_cache
-from qwen3_jax.config import GenerationConfig, ModelConfig
-from qwen3_jax.config_values import parse
+from qwen3_jax.audio.samples import load_audio
+from qwen3_jax.checkpoint.atomic import new_folder
+from qwen3_jax.checkpoint.mapping import flatten, unflatten
+from qwen3_jax.checkpoint.published import CODEC_FOLDER, load_published
 from qwen3_jax.finetune import loop
-from qwen3_jax.mapping import flatten, unflatten
-from qwen3_jax.model import abstract, read_configs
-from qwen3_jax.prompt import AUTO
-from qwen3_jax.published import CODEC_FOLDER, load_published
+from qwen3_jax.model.config import GenerationConfig, ModelConfig
+from qwen3_jax.model.config_values import parse
+from qwen3_jax.model.model import abstract, read_configs
+from qwen3_jax.runtime.allocation import KEEPING, restart_with_large_pages
+from qwen3_jax.runtime.compilation import use_persistent_cache
+from qwen3_jax.text.prompt import AUTO
 from qwen3_jax.text.tokenizer import Tokenizer
 from training.codec import export
 from training.codec.checkpoints import LATENTS, STEPS, decoder_start

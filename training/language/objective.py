@@ -23,8 +23,6 @@ import numpy as np
 import optax
 from flax import nnx
 
-from qwen3_jax.cache import causal_mask, empty
-from qwen3_jax.config import ModelConfig
 from qwen3_jax.finetune.teacher_forcing import (
     align,
     code_losses,
@@ -35,12 +33,14 @@ from qwen3_jax.finetune.teacher_forcing import (
     stack_rows,
     whole_frames,
 )
-from qwen3_jax.generate import PromptRows, embed
-from qwen3_jax.layers import DecoderLayer, rope_angles, rotate
-from qwen3_jax.prompt import Prompt
+from qwen3_jax.model.cache import causal_mask, empty
+from qwen3_jax.model.config import ModelConfig
+from qwen3_jax.model.frame import PromptRows, embed
+from qwen3_jax.model.layers import DecoderLayer, rope_angles, rotate
+from qwen3_jax.model.talker import Talker
+from qwen3_jax.model.x_vector import SpeakerEncoder
 from qwen3_jax.shapes import F32, I32, Array, Bool, Float
-from qwen3_jax.speaker import SpeakerEncoder
-from qwen3_jax.talker import Talker
+from qwen3_jax.text.prompt import Prompt
 from training.language.auxiliary import AHEAD, PHONEMES, Params, component_loss, phoneme_loss
 from training.language.corruption import CodeCorruption
 from training.latents.phonemes import QUARTERS

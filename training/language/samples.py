@@ -8,16 +8,16 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from qwen3_jax.audio import load_audio, write_wav
-from qwen3_jax.config import CodecConfig, GenerationConfig, ModelConfig
-from qwen3_jax.encode import encode_x_vector
+from qwen3_jax.audio.samples import load_audio, write_wav
+from qwen3_jax.checkpoint.mapping import unflatten
 from qwen3_jax.engine import Request, Segment
-from qwen3_jax.mapping import unflatten
-from qwen3_jax.model import Model, abstract
-from qwen3_jax.prompt import build
-from qwen3_jax.sampling import Sampling
+from qwen3_jax.model.config import CodecConfig, GenerationConfig, ModelConfig
+from qwen3_jax.model.encode import encode_x_vector
+from qwen3_jax.model.model import Model, abstract
+from qwen3_jax.model.sampling import Sampling
+from qwen3_jax.speech.utterance import batch
+from qwen3_jax.text.prompt import build
 from qwen3_jax.text.tokenizer import Tokenizer
-from qwen3_jax.utterance import batch
 from training.optimiser import Flat
 
 FRAMES = 112  # at most

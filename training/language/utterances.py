@@ -12,10 +12,10 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from qwen3_jax.audio import mel_spectrogram
-from qwen3_jax.config import ModelConfig
-from qwen3_jax.prompt import AUTO, CLOSING, REFERENCE_CLOSING, ROLE, build
+from qwen3_jax.audio.samples import mel_spectrogram
+from qwen3_jax.model.config import ModelConfig
 from qwen3_jax.shapes import F32, I32
+from qwen3_jax.text.prompt import AUTO, CLOSING, REFERENCE_CLOSING, ROLE, build
 from qwen3_jax.text.tokenizer import Tokenizer
 from training.corpus.shards import ManifestLine
 from training.corpus.teachers import UNIT

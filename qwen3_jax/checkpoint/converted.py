@@ -1,0 +1,240 @@
+"""A converted checkpoint: parameter tree <-> a folder with Orbax weights, the configs, the tokenizer and a fingerprint.
+
+    folder/ weights/                     Orbax, flat: one array per dotted path
+            config.json generation_config.json speech_tokenizer/config.json
+            vocab.json merges.txt ...    whichever tokenizer files the source has
+            fingerprint.json             written last: without it the folder does not load
+
+The folder appears in one rename when all of it is on the disk (atomic.py), so an interrupted conversion leaves nothing
+that loads. Arrays are restored straight into the dtype and onto the device asked for, a few at a time.
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from qwen3_jax.checkpoint.atomic import new_folder
+from qwen3_jax.checkpoint.mapping import ConversionError, MisshapedTensor, UnfilledTensor, UnmatchedTensor, flatten, unflatten
+from qwen3_jax.checkpoint.published import FILE, INDEX, Progress
+from qwen3_jax.text.tokenizer_files import TOKENIZER_FILES
+
+FORMAT = 1
+FINGERPRINT = "fingerprint.json"
+WEIGHTS = "weights"
+CONFIG_FILES = ("config.json", "generation_config.json", "speech_tokenizer/config.json")
+_STORED_CHUNK = 32 << 20  # bytes; the unit in which weights are written and read
+_GROUP = 32 << 20  # bytes restored at once: bounds the copies that are in flight
+
+
+class NotConverted(ConversionError):
+    """A folder that is not a complete converted checkpoint of a format this version reads."""
+
+
+def is_converted(folder: str | Path) -> bool:
+    """Whether ``folder`` holds Orbax weights rather than the published safetensors; it may still be damaged."""
+    published = any((Path(folder) / name).is_file() for name in (FILE, INDEX))
+    return (Path(folder) / FINGERPRINT).is_file() or ((Path(folder) / WEIGHTS).is_dir() and not published)
+
+
+def save(folder: str | Path, params: Mapping[str, Any], source: str | Path) -> str:
+    """Write a converted checkpoint, atomically.
+
+    Args:
+        folder: to be made; must not exist (or be empty).
+        params: the tree, in the dtypes to keep.
+        source: the folder whose configs and tokenizer files are copied.
+
+    Returns:
+        The fingerprint.
+
+    Raises:
+        ValueError: ``folder`` exists and is not empty.
+    """
+    import orbax.checkpoint as ocp  # half a second and 100 MB that reading the published layout does not need
+
+    flat = flatten(params)
+    with new_folder(Path(folder)) as temporary:
+        for name in CONFIG_FILES + TOKENIZER_FILES:
+            if (Path(source) / name).is_file():
+                (temporary / name).parent.mkdir(exist_ok=True)
+                shutil.copyfile(Path(source) / name, temporary / name)
+        # no compression: it saves a fifth and costs more than the disk does; the device-host limit bounds the copies made
+        handler = ocp.PyTreeCheckpointHandler(use_compression=False, save_device_host_concurrent_gb=1)
+        with ocp.Checkpointer(handler) as writer:
+            arguments = {path: ocp.SaveArgs(chunk_byte_size=_STORED_CHUNK) for path in flat}
+            writer.save(temporary / WEIGHTS, args=ocp.args.PyTreeSave(flat, save_args=arguments))
+        digest = fingerprint(params, temporary)
+        (temporary / FINGERPRINT).write_text(json.dumps(_description(flat, digest), indent=1), "utf-8")
+    return digest
+
+
+def _description(flat: Mapping[str, Any], digest: str) -> dict[str, Any]:
+    from qwen3_jax import __version__  # the package imports this module
+
+    arrays = {path: [str(array.dtype), list(array.shape)] for path, array in sorted(flat.items())}
+    return {"format": FORMAT, "qwen3_jax": __version__, "sha256": digest, "arrays": arrays}
+
+
+def fingerprint(params: Mapping[str, Any], folder: str | Path) -> str:
+    """sha256 (hex) over the configs in ``folder`` and every array's path, dtype, shape and bytes, in sorted order."""
+    digest = hashlib.sha256(f"qwen3-jax {FORMAT}\n".encode())
+    for name in CONFIG_FILES:
+        if (Path(folder) / name).is_file():
+            digest.update(f"{name}\n".encode() + (Path(folder) / name).read_bytes())
+    for path, array in sorted(flatten(params).items()):
+        digest.update(f"{path} {array.dtype} {list(array.shape)}\n".encode())
+        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
+
+
+def identity(folder: str | Path) -> str:
+    """What tells one checkpoint from another: a converted one's fingerprint, else sha256 over configs, names, sizes and times."""
+    if is_converted(Path(folder)):
+        sha256: str = describe(folder)["sha256"]
+        return sha256
+    return digest_files(folder)
+
+
+def digest_files(folder: str | Path) -> str:
+    """sha256 (hex) over a folder's JSON files, and names, sizes and times of its large ones (safetensors, onnx)."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(folder).rglob("*")):
+        if path.suffix == ".json":
+            digest.update(path.read_bytes())
+        elif path.suffix in (".safetensors", ".onnx", ".onnx_data"):
+            digest.update(f"{path.relative_to(folder)} {path.stat().st_size} {path.stat().st_mtime_ns}".encode())
+    return digest.hexdigest()
+
+
+def describe(folder: str | Path) -> dict[str, Any]:
+    """``fingerprint.json``: format, qwen3_jax (version that wrote it), sha256, arrays {path: [dtype, shape]}.
+
+    Raises:
+        NotConverted: the file is missing or cannot be read, or the format is another.
+    """
+    file = Path(folder) / FINGERPRINT
+    if not file.is_file():
+        raise NotConverted(f"{folder} is not a complete converted checkpoint: it has no {FINGERPRINT}; remove it and convert again")
+    try:
+        found: dict[str, Any] = json.loads(file.read_text("utf-8"))
+        version, _, _ = found["format"], found["sha256"], found["arrays"].items()
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise NotConverted(f"{file} cannot be read ({error!r}); remove the folder and convert again") from error
+    if version != FORMAT:
+        raise NotConverted(f"{folder} has format {version!r}, this version reads {FORMAT}; convert the published checkpoint again")
+    return found
+
+
+def talker_dtype(folder: str | Path) -> np.dtype[Any]:
+    """The dtype in which a converted folder keeps its talker."""
+    return np.dtype(next(dtype for path, (dtype, _) in describe(folder)["arrays"].items() if path.startswith("talker.")))
+
+
+def load(folder: str | Path, abstract: Mapping[str, Any], *, device: Any = None, progress: Progress | None = None) -> dict[str, Any]:
+    """Restore a converted checkpoint.
+
+    Args:
+        folder: made by ``save``.
+        abstract: nested dict whose leaves have ``shape`` and ``dtype``; arrays are cast to that dtype.
+        device: a jax device or sharding; None is jax's default device.
+        progress: called with (path, bytes) after each parameter.
+
+    Raises:
+        ConversionError: the folder is incomplete, of another format, or holds other arrays than ``abstract`` wants.
+    """
+    import orbax.checkpoint as ocp  # see save
+
+    folder = Path(folder).absolute()
+    wanted = flatten(abstract)
+    _compare(folder, describe(folder)["arrays"], wanted)
+    device = jax.devices()[0] if device is None else device
+    sharding = jax.sharding.SingleDeviceSharding(device) if isinstance(device, jax.Device) else device
+    flat: dict[str, jax.Array] = {}
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+        for group in _groups(wanted):
+            item = {path: jax.ShapeDtypeStruct(wanted[path].shape, wanted[path].dtype, sharding=sharding) for path in group}
+            arguments = {path: ocp.ArrayRestoreArgs(sharding=sharding, dtype=wanted[path].dtype) for path in group}
+            restored = reader.restore(folder / WEIGHTS, args=ocp.args.PyTreeRestore(item, restore_args=arguments, partial_restore=True))
+            flat.update(restored)
+            for path, array in restored.items():
+                if progress is not None:
+                    progress(path, array.nbytes)
+    return unflatten(flat, abstract)
+
+
+def _compare(folder: Path, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    fix = "config.json was changed after the conversion, or another version wrote the folder: convert again"
+    for path, leaf in wanted.items():
+        if path not in stored:
+            raise UnfilledTensor(f"unfilled parameter {path!r} {list(leaf.shape)}: {folder} has no such array; {fix}")
+        if list(leaf.shape) != stored[path][1]:
+            raise MisshapedTensor(f"misshaped array {path!r}: expected {list(leaf.shape)}, found {stored[path][1]} in {folder}; {fix}")
+    for path in stored:
+        if path not in wanted:
+            raise UnmatchedTensor(f"unmatched array {path!r} in {folder}: the model of its config.json has no such parameter; {fix}")
+
+
+def _groups(wanted: Mapping[str, Any]) -> Iterator[list[str]]:
+    """Paths in groups of at most _GROUP bytes, the largest first: the copies in flight then meet the fewest finished arrays."""
+    group: list[str] = []
+    total = 0
+    for path in sorted(wanted, key=lambda path: -_bytes(wanted[path])):
+        if group and total + _bytes(wanted[path]) > _GROUP:
+            yield group
+            group, total = [], 0
+        group.append(path)
+        total += _bytes(wanted[path])
+    if group:
+        yield group
+
+
+def _bytes(leaf: Any) -> int:
+    return int(np.prod(leaf.shape, dtype=np.int64)) * np.dtype(leaf.dtype).itemsize
+
+
+def write_arrays(folder: str | Path, arrays: Mapping[str, Any], about: Mapping[str, Any]) -> None:
+    """Write any arrays by name, atomically, with a few facts in JSON: the state of a training run.
+
+    Raises:
+        ValueError: ``folder`` exists and is not empty.
+    """
+    import orbax.checkpoint as ocp  # see save
+
+    with new_folder(Path(folder)) as temporary:
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_compression=False)) as writer:
+            writer.save(temporary / WEIGHTS, args=ocp.args.PyTreeSave(dict(arrays)))
+        (temporary / "about.json").write_text(json.dumps(about, indent=1), "utf-8")
+
+
+def read_arrays(folder: str | Path, shapes: Mapping[str, Any]) -> dict[str, Any]:
+    """What ``write_arrays`` wrote, on jax's default device.
+
+    Args:
+        folder: of ``write_arrays``.
+        shapes: name -> anything with the ``shape`` and ``dtype`` that is expected.
+
+    Raises:
+        ConversionError: the folder holds other arrays, or shapes.
+    """
+    import orbax.checkpoint as ocp  # see save
+
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+        stored = reader.metadata(Path(folder).absolute() / WEIGHTS).item_metadata.tree
+        for name in sorted(set(stored) ^ set(shapes)):
+            raise UnmatchedTensor(f"array {name!r} is in only one of {folder} and the state that is expected: another version wrote it")
+        for name, leaf in shapes.items():
+            if tuple(stored[name].shape) != tuple(leaf.shape):
+                raise MisshapedTensor(f"array {name!r} in {folder}: expected {list(leaf.shape)}, found {list(stored[name].shape)}")
+        item = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding) for name, leaf in shapes.items()}
+        arguments = {name: ocp.ArrayRestoreArgs(sharding=sharding, dtype=leaf.dtype) for name, leaf in shapes.items()}
+        restored: dict[str, Any] = reader.restore(
+            Path(folder).absolute() / WEIGHTS, args=ocp.args.PyTreeRestore(item, restore_args=arguments)
+        )
+    return restored

@@ -1,0 +1,1 @@
+"""Speaking, but for the engine: a text and how to speak it -> the engine's request; its packets -> an utterance."""

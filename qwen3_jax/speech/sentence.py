@@ -1,0 +1,31 @@
+"""A part of a text that is spoken at once, as one prompt; and a text's parts -> the engine's request."""
+
+from typing import Any, NamedTuple
+
+from qwen3_jax.codec import DecoderState
+from qwen3_jax.engine.requests import Request, Segment
+from qwen3_jax.model.sampling import Sampling
+from qwen3_jax.text.prompt import Prompt
+
+
+class Sentence(NamedTuple):
+    """A prompt and how it is to be spoken."""
+
+    prompt: Prompt
+    sampling: Sampling
+    seed: int
+    max_frames: int
+    codec_state: DecoderState | None = None  # in-context cloning: where the reference leaves the codec, see `decode.prime`; one row
+    tokens: int = 0  # of the text to be spoken
+    pause: float = 0.0  # seconds of silence before it
+
+    @property
+    def segment(self) -> Segment:
+        """For the engine; its text is complete."""
+        return Segment(self.prompt, self.max_frames, tokens=self.tokens, pause=self.pause)
+
+
+def request_of(sentences: list[Sentence], **how: Any) -> Request:
+    """The sentences of one text, which share the first one's sampling, seed and codec state. ``how``: fields of Request."""
+    first = sentences[0]
+    return Request(tuple(sentence.segment for sentence in sentences), first.sampling, first.seed, first.codec_state, **how)

@@ -1,0 +1,130 @@
+"""A text, a voice and how to speak -> prompts, one a sentence; everything that is said wrong is refused here."""
+
+import secrets
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qwen3_jax.model.checks import check_voice
+from qwen3_jax.model.model import Model
+from qwen3_jax.model.sampling import Sampling
+from qwen3_jax.speech.prepared import PreparedVoices
+from qwen3_jax.speech.sentence import Sentence
+from qwen3_jax.text.parts import Part, parts_of, whole
+from qwen3_jax.text.prompt import CLOSING, ROLE, build, language_id, speaker_name
+from qwen3_jax.text.tokenizer import Tokenizer
+from qwen3_jax.voices.voice import Voice
+
+FRAMES_PER_TOKEN, SPARE_FRAMES = 25, 125  # default cap on an utterance: 2 s a text token and 10 s on top
+
+
+class Sentences:
+    """What a checkpoint is asked to say, as it reads it.
+
+    Args:
+        model: the checkpoint, as it is whenever something is asked.
+        tokenizer: its own; None: its folder has none, and `reader` says what is missing.
+        folder: where it lies.
+        prepared: where the references of voices have been decoded.
+    """
+
+    def __init__(self, model: Callable[[], Model], tokenizer: Tokenizer | None, folder: Path, prepared: PreparedVoices) -> None:
+        self._model, self._tokenizer, self._folder, self._prepared = model, tokenizer, folder, prepared
+
+    def of(
+        self, text: str, voice: Voice | str | None, language: str, instruct: str | None, seed: int | None,
+        *, split: bool, normalize: bool | None, max_frames: int | None, **how: Any,
+    ) -> Iterator[Sentence]:  # fmt: skip
+        """One a sentence of the text, or for as many as are spoken together; each a few ms of work.
+
+        Arguments and errors as in ``Qwen3TTS.generate``. The errors of what does not depend on the sentence come with the first one.
+        """
+        self.reader(text, "text")
+        if not isinstance(language, str):
+            known = ", ".join(self._model().config.talker_config.languages)  # type: ignore[unreachable]  # a caller without types
+            raise ValueError(f"language of type {type(language).__name__}: give one of {known}, or auto")
+        most = self._model().generation.max_new_tokens - 1
+        if split and max_frames is not None and max_frames > most:
+            max_frames = most  # of each sentence; of the whole text whoever speaks them sees to it
+        normalize = self._model().generation.normalize if normalize is None else normalize
+        parts = parts_of(text, language, normalize=normalize) if split else [Part(whole(text, normalize=normalize), 0.0)]
+        for part, pause in parts:
+            sentence = self.one(part, voice, language, instruct, seed=seed, max_frames=max_frames, **how)
+            seed = sentence.seed  # one for all
+            yield sentence._replace(pause=pause)
+
+    def one(
+        self, text: str, voice: Voice | str | None, language: str, instruct: str | None, *, streaming_text: bool | None,
+        seed: int | None, sampling: Sampling | None, max_frames: int | None,
+    ) -> Sentence:  # fmt: skip
+        """A text that is spoken at once, as one prompt."""
+        config = self._model().config
+        cloned, speaker = self._voice(voice)
+        if instruct is not None:
+            self._check_instruct()
+        language_id(config, language, speaker)  # refuse a bad name before any other work
+        ids = self.reader(text, "text").assistant(text)
+        prompt = build(
+            config,
+            ids,
+            language=language,
+            speaker=speaker,
+            x_vector=None if cloned is None else cloned.x_vector,
+            reference_ids=None
+            if cloned is None or cloned.transcript is None
+            else self.reader(cloned.transcript, "transcript").reference(cloned.transcript),
+            reference_codes=None if cloned is None else cloned.codes,
+            instruct_ids=None if instruct is None else self.reader(instruct, "instruct").instruction(instruct),
+            streaming_text=self._streams_text() if streaming_text is None else streaming_text,
+        )
+        most = self._model().generation.max_new_tokens - 1  # the published loop's last token never becomes a frame
+        if max_frames is None:
+            max_frames = min(most, SPARE_FRAMES + FRAMES_PER_TOKEN * len(ids))
+        if not 1 <= max_frames <= most:
+            raise ValueError(f"max_frames = {max_frames}: must be from 1 to {most} (the checkpoint's max_new_tokens - 1)")
+        seed = secrets.randbits(32) if seed is None else seed
+        if not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**32:
+            raise ValueError(f"seed = {seed!r}: must be a whole number from 0 to {2**32 - 1}")
+        state = None if cloned is None else self._prepared.state(cloned)
+        return Sentence(prompt, sampling or Sampling.defaults(self._model().generation), seed, max_frames, state, len(ids) - ROLE - CLOSING)
+
+    def _streams_text(self) -> bool:
+        """Unless the caller says."""
+        whole = self._model().generation.non_streaming_mode
+        return self._model().config.tts_model_type == "base" if whole is None else not whole
+
+    def _voice(self, voice: Voice | str | None) -> tuple[Voice | None, str | None]:
+        """(cloned voice, preset speaker) as this checkpoint takes them."""
+        kind = self._model().config.tts_model_type
+        if isinstance(voice, Voice):
+            if kind != "base":
+                raise ValueError(f"a {kind} checkpoint cannot speak in a cloned voice: load a Base checkpoint")
+            check_voice(self._model().config, voice)
+            return voice, None
+        if kind == "base":
+            what = "no voice" if voice is None else f"voice {voice!r}"
+            raise ValueError(f"{what}: a Base checkpoint speaks in cloned voices; make one with create_voice(audio, transcript)")
+        if kind == "voice_design" and voice is not None:
+            raise ValueError(f"voice {voice!r}: a voice_design checkpoint takes its voice from instruct; leave voice out")
+        if kind == "custom_voice" and voice is None:
+            raise ValueError(f"no voice: this checkpoint speaks as one of {', '.join(sorted(self._model().config.talker_config.spk_id))}")
+        return None, None if voice is None else speaker_name(self._model().config, voice)
+
+    def _check_instruct(self) -> None:
+        if self._model().config.tts_model_type == "base":
+            raise ValueError(
+                "instruct: a Base checkpoint takes no instruction; leave it out, or load a custom_voice or voice_design checkpoint"
+            )
+        if self._model().config.tts_model_size == "0b6":
+            raise ValueError("instruct: the 0.6B checkpoints were not trained on instructions; leave it out, or load a 1.7B checkpoint")
+
+    def reader(self, text: str, what: str) -> Tokenizer:
+        if not isinstance(text, str):
+            raise ValueError(f"{what} of type {type(text).__name__}: must be a string")
+        return self._tokenizer or Tokenizer.from_folder(self._folder, self._model().config)
+
+    def ids(self, text: str) -> list[int]:
+        """A text's token ids, without those of the turn around it. Errors as in `one`."""
+        return self.reader(text, "text").assistant(text)[ROLE:-CLOSING].tolist()

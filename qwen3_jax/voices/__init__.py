@@ -1,0 +1,1 @@
+"""Voices: what tells one from another, the folders in which they lie, and how one is named."""
