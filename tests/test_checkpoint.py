@@ -130,7 +130,7 @@ def test_another_format_does_not_load(tmp_path: Path, source: Path) -> None:
 KILLED = """
 import sys
 from pathlib import Path
-from qwen3_jax import atomic, checkpoint
+from qwen3_jax.checkpoint import atomic, converted as checkpoint
 from tests.test_checkpoint import params
 def stop(*_):
     print("there", flush=True)

@@ -263,7 +263,7 @@ KILLED = """
 import os, signal, sys
 import numpy as np
 from pathlib import Path
-from qwen3_jax import voice_files
+from qwen3_jax.voices import files as voice_files
 from server.voices import store
 from qwen3_jax.voices.folder import VoiceFolder
 from qwen3_jax.voices.layers import Layer, VoiceLayers
