@@ -10,6 +10,7 @@ import numpy as np
 
 from qwen3_jax import Sampling
 from qwen3_jax.engine import JaxDevice
+from qwen3_jax.engine.device import sizes_up_to
 from qwen3_jax.engine.options import FRAME_SECONDS
 from qwen3_jax.engine.plan import plan
 from qwen3_jax.engine.slots import NEVER, Opening, Text
@@ -77,14 +78,20 @@ def _calmer(before: TimedSlots) -> bool:
 
 
 def smooth(model: Model, slots: int, columns: int, least: int = 1) -> int:
-    """The most of ``slots`` whose steps leave three tenths of the time, ``least`` without timing.
+    """The most of ``slots``, in the sizes of a device's batch, whose steps leave three tenths of the time, ``least`` without timing.
 
-    A number that is tried is compiled, once (the cache keeps it).
+    What is compiled for a size that is tried is what the engine needs as well (the cache keeps it).
     """
-    while slots > least and (taken := step_seconds(model, slots, columns, BUSY * FRAME_SECONDS)) > BUSY * FRAME_SECONDS:
-        fewer = max(least, min(slots - 1, int(slots * BUSY * FRAME_SECONDS / taken)))
+    enough = BUSY * FRAME_SECONDS
+    while slots > least and (taken := step_seconds(model, slots, columns, enough)) > enough:
+        smaller = [size for size in sizes_up_to(slots) if size < slots and size <= slots * enough / taken]
+        fewer = max(least, max(smaller, default=1))
         log.info(
-            "a frame of %d slots takes %.0f of its 80 ms here: %d slots, more sessions wait for their turn", slots, 1000 * taken, fewer
+            "a frame of %d slots takes %.0f ms here, and %.0f would leave time for prompts: %d slots; more sessions wait for their turn",
+            slots,
+            1000 * taken,
+            1000 * enough,
+            fewer,
         )
         slots = fewer
     return slots
