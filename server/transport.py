@@ -223,7 +223,7 @@ async def serve(
         died = failed.done()
         told.cancel()
         failed.cancel()
-        log.info("going down: %d sessions", len(context.sessions))
+        log.info("going down: %d sessions; what is spoken may end within %g s (TTS_GRACE)", len(context.sessions), context.settings.grace)
         told_why = bool(context.sessions or context.streams)
         await drain(context)
         loop.call_later(CLOSE_SECONDS if told_why else QUICK_SECONDS, config.cut)

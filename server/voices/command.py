@@ -81,7 +81,7 @@ def list_voices(
         say(f"left out: {why}")
 
 
-def cloning(voice: StoredVoice, timbre_only: bool = False) -> str:
+def cloning(voice: StoredVoice, timbre_only: bool) -> str:
     """What a model takes over of a voice, in words. ``timbre_only``: the model takes no more of any."""
     return "timbre" if timbre_only or voice.transcript is None else "timbre and manner (in-context)"
 
@@ -136,7 +136,7 @@ def add(
         raise ValueError(
             f"voice {name!r} cannot be kept in {where}: {error.strerror or error}; give --voices-dir a folder that can be written to"
         ) from error
-    say(f"{voice.folder}/{voice.name}: {clip.seconds:.1f} s, cloning: {cloning(voice)}")
+    say(f"{voice.folder}/{voice.name}: {clip.seconds:.1f} s, {'without' if voice.transcript is None else 'with'} the words that it says")
     for advice in checks.advise(clip):
         say(f"  {advice}")
 
