@@ -209,7 +209,7 @@ class Qwen3TTS:
             instruct: how to speak, in words (voice_design, and custom_voice but for 0.6B).
             streaming_text: feed one text token a frame. Default, as in the published package: Base yes, others no; unless the
                 checkpoint's ``generation_config.json`` says ``non_streaming_mode``.
-            seed: 0 to 2^32-1. The same request and seed give the same audio, alone or in a batch. None: a fresh one.
+            seed: 0 to 2^32-1. The same request and seed give the same codes, in float32 alone or in a batch. None: a fresh one.
             sampling: default: the checkpoint's.
             max_frames: 80 ms each, of the whole text. Default: for each sentence 125 + 25 per text token, at most the checkpoint's
                 max_new_tokens.

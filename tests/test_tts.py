@@ -1,5 +1,6 @@
 """The public API on a tiny checkpoint: frozen names, streamed == whole, cloning, batches, and errors by name."""
 
+import gc
 import inspect
 import threading
 from collections.abc import Callable
@@ -490,3 +491,28 @@ def test_bfloat16_speaks(checkpoint: Callable[[str], Path], voice: Voice) -> Non
     tts = Qwen3TTS.from_pretrained(checkpoint("base"), dtype="bfloat16")
     speech = tts.generate(TEXT, voice=voice, seed=1, max_frames=4)
     assert len(speech.frames) >= 2 and np.isfinite(speech.pcm).all()
+
+
+def test_speech_that_has_ended_holds_no_memory_of_the_device(tts: Qwen3TTS, voice: Voice) -> None:
+    """Without Python's collector of cycles, which knows nothing of a device's memory; a stream that is kept, too."""
+
+    def speak() -> Any:
+        kept = tts.stream(TEXT, voice=voice, seed=1, max_frames=3)
+        assert len(list(kept))
+        with tts.stream(TEXT, voice=voice, seed=1, max_frames=3) as left:
+            next(left)
+        tts.generate([TEXT, TEXT], voice=voice, seed=1, max_frames=3)
+        return kept
+
+    speak()
+    gc.collect()
+    gc.disable()
+    try:
+        before = len(jax.live_arrays())
+        speak()
+        assert len(jax.live_arrays()) == before
+        kept = [speak() for _ in range(3)]
+        assert len(jax.live_arrays()) - before == 3 * len(jax.tree.leaves(init_state(tts.model.codec_config.decoder_config, 1)))
+        assert len(kept[0].frames) == 3
+    finally:
+        gc.enable()

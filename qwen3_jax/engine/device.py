@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from qwen3_jax.codec.decoder import DecoderState, check_state, init_state
@@ -33,6 +34,11 @@ SHRINKS = 4  # launches in a row for which a smaller batch would do, before it s
 def sizes_up_to(slots: int) -> tuple[int, ...]:
     """1, 2, 4, 8, ... and ``slots``."""
     return (*(1 << power for power in range(slots.bit_length()) if 1 << power < slots), slots)
+
+
+def _exact(model: Model) -> bool:
+    """Whether activations are float32."""
+    return bool(model.params["talker"]["model"]["norm"]["weight"].dtype == jnp.float32)
 
 
 @dataclass
@@ -79,9 +85,9 @@ class JaxDevice:
         columns: positions of a slot, prompt and frames; multiples of 64. More than one number: the caches begin with the first that
             does, and grow.
         frames: most frames of a launch.
-        rows: sizes of the batch, ascending, the last one ``slots``. Default: on a CPU, where each row costs, 1, 2, 4, 8 and so on;
-            elsewhere ``slots``, for there a step reads the weights whatever the number of rows, and bfloat16 rounds otherwise in another
-            size, so that codes would depend on the load.
+        rows: sizes of the batch, ascending, the last one ``slots``. Default: 1, 2, 4, 8 and so on where it computes in float32 on a CPU,
+            where each row costs; else ``slots``. An accelerator reads the weights whatever the number of rows, and bfloat16 rounds
+            otherwise in another size, so that codes would depend on the load.
         wide: whether batches of more rows than one read a float32 copy of narrow weights, on a CPU.
         hidden: hand out the talker's hidden states, too.
 
@@ -107,7 +113,7 @@ class JaxDevice:
         self._graphs = model.graphs
         self._decoder = model.params["codec"]["decoder"]
         self._place = jax.tree.leaves(self._decoder)[0].sharding
-        self._sizes = tuple(rows) if rows is not None else sizes_up_to(slots) if self.on_cpu else (slots,)
+        self._sizes = tuple(rows) if rows is not None else sizes_up_to(slots) if self.on_cpu and _exact(model) else (slots,)
         if list(self._sizes) != sorted({*self._sizes, slots}):
             raise ValueError(f"rows = {self._sizes}: must ascend, and end with the number of slots, {slots}")
         self._talker = model.params["talker"]
@@ -182,6 +188,8 @@ class JaxDevice:
         self._reading.pop(slot, None)
         if self._batch is not None and slot in self._batch.owners:
             self._batch.owners[self._batch.row(slot)] = None
+            if self._batch.count == 0 and self._sizes[0] == 1:
+                self._batch = None  # begun anew with the next row
 
     def launch(self, quotas: list[int], limit: int) -> _Launched:
         batch = self._fitting()
@@ -272,8 +280,6 @@ class JaxDevice:
         """The prompt is read: the row takes its place."""
         one, carry = reading.state, reading.opening.carry
         assert one is not None
-        if self._batch is not None and self._batch.count == 0 and self._sizes[0] == 1:
-            self._batch = None  # cheaper begun anew than shrunk
         batch, end = self._batch, len(reading.opening.prompt.text) - 1
         if self._sizes[0] == 1 and (batch is None or (len(batch.owners) == 1 and batch.owners[0] in (None, slot))):
             if carry and batch is not None:

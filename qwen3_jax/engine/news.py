@@ -6,22 +6,17 @@ from qwen3_jax.engine.requests import Handle, Notify
 
 
 class News:
-    """What consumers are to be told. For the engine's thread.
+    """What consumers are to be told. For the engine's thread."""
 
-    Args:
-        lost: called with the handles whose ``notify`` raised, and what it raised. It may add no news of them.
-    """
-
-    def __init__(self, lost: Callable[[list[Handle], BaseException], None]) -> None:
-        self._lost = lost
+    def __init__(self) -> None:
         self._handles: list[Handle] = []
 
     def add(self, handle: Handle) -> None:
         """There is news of it."""
         self._handles.append(handle)
 
-    def tell(self) -> None:
-        """Tell all consumers."""
+    def tell(self, lost: Callable[[list[Handle], BaseException], None]) -> None:
+        """Tell all consumers. ``lost`` is called with the handles whose ``notify`` raised, and what; it may add no news of them."""
         handles, self._handles = dict.fromkeys(self._handles), []
         by_consumer: dict[Notify, list[Handle]] = {}
         for handle in handles:
@@ -31,4 +26,4 @@ class News:
             try:
                 notify([*theirs])
             except BaseException as error:  # noqa: BLE001  # others' code: it ends their requests, not the engine
-                self._lost(theirs, error)
+                lost(theirs, error)

@@ -57,7 +57,7 @@ class Scheduler:
         self.line: Line[Handle] = Line(options.patience, options.max_waiting)
         self._displaced: deque[Handle] = deque()  # no more than are submitted between two turns
         self._flights: deque[Flight] = deque()
-        self.news = News(self._lose)
+        self.news = News()  # no cycle: the device goes with whoever lets go of the scheduler
         self.pace = pace(device, self.slots, self._flights, options, self.counters, clock())
 
     def submit(self, handle: Handle) -> None:
@@ -102,7 +102,7 @@ class Scheduler:
             self._launch(quotas, limit, now, read if spoken else None)
         if self._flights and (len(self._flights) > self.pace.ahead or not limit):
             self._collect(self._flights.popleft())
-        self.news.tell()
+        self.news.tell(self._lose)
         return 0.0 if read or self._flights or self._free_for_next() else soonest([*self.line], self.slots, self.options, now)
 
     def fail_all(self, error: EngineError) -> None:
@@ -114,7 +114,7 @@ class Scheduler:
             self._end(handle, "error", error)
         for slot in self.slots:
             slot.release()
-        self.news.tell()
+        self.news.tell(self._lose)
 
     def drop_device(self) -> None:
         """Let go of the device's memory. Nothing can be done here afterwards."""
@@ -323,6 +323,7 @@ class Scheduler:
         slot.attempts += 1
         if slot.attempts > handle.request.watch.retries:
             self.counters.runaways_ended += 1
+            self.device.rewind(slot.index, handle.request.seed, slot.segment, slot.attempts)  # the next segment follows what was heard
             slot.cut = True
             self._next_segment(slot, self.clock())
             return

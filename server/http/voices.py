@@ -100,7 +100,11 @@ def install(app: Quart, context: Context) -> None:
     async def delete(principal: Principal, voice_id: str) -> ResponseReturnValue:
         voice = await _visible(context, principal, voice_id)
         if voice.metadata.owner != principal.id:
-            raise HttpError(403, "VOICE_PROTECTED", f"voice {voice_id} was not uploaded by you: only the operator can remove it, with qwen3-jax voices remove")
+            raise HttpError(
+                403,
+                "VOICE_PROTECTED",
+                f"voice {voice_id} was not uploaded by you: only the operator can remove it, with qwen3-jax voices remove",
+            )
         try:
             async with _storage(context, f"deleted from {voice.folder}"):
                 await asyncio.to_thread(store.remove, voice)
