@@ -318,6 +318,68 @@ async def test_text_in_pieces_that_is_refused_ends_the_utterance(voices: Path) -
         assert isinstance(handle.failure, Refused)
 
 
+PART = "This sentence has more than enough letters to be a part of a text all by itself, which it is here. "
+
+
+async def test_a_text_is_heard_before_its_last_part_is_laid_out(voices: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    last, sentence = threading.Event(), FakeService.sentence
+
+    def slow(service: FakeService, text: str, **how: Any) -> Any:
+        assert "the end" not in text or last.wait(LIMIT)
+        return sentence(service, text, **how)
+
+    monkeypatch.setattr(FakeService, "sentence", slow)
+    async with engine_of(voices) as engine:
+        handle = engine.submit(request(engine, 2 * PART + "This is the end."))
+        async with asyncio.timeout(LIMIT):
+            await handle.begin()
+            heard = [await anext(handle)]
+        assert (handle.finish_reason, handle.failure, last.is_set()) == (None, None, False)
+        last.set()
+        heard += await collect(handle)
+        np.testing.assert_array_equal(np.concatenate(heard), np.tile(SPOKEN, 3))
+        assert handle.finish_reason == "eos"
+
+
+@pytest.mark.parametrize("before", [0, 2])
+async def test_a_text_with_a_part_that_is_refused_ends_with_it(voices: Path, before: int) -> None:
+    """However many parts are spoken already; the slot is free then."""
+    async with engine_of(voices, slots=1) as engine:
+        gate = hold(engine)
+        handle = engine.submit(request(engine, before * PART + "refuse this. " + PART))
+        assert await collect(handle) == []
+        assert isinstance(handle.failure, Refused) and handle.finish_reason is None
+        gate.release(10_000)
+        np.testing.assert_array_equal(np.concatenate(await collect(engine.submit(request(engine, "Hello.")))), SPOKEN)
+        await until(lambda: not engine._utterances)
+
+
+async def test_a_cancel_ends_a_text_that_is_being_laid_out(voices: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rest of it is not laid out, and its slot is free."""
+    last, sentence = threading.Event(), FakeService.sentence
+
+    def slow(service: FakeService, text: str, **how: Any) -> Any:
+        assert "the end" not in text or last.wait(LIMIT)
+        return sentence(service, text, **how)
+
+    monkeypatch.setattr(FakeService, "sentence", slow)
+    async with engine_of(voices, slots=1) as engine:
+        handle = engine.submit(
+            request(engine, PART + "This is the end, and a sentence that has enough letters to be a part of a text by itself. " + PART)
+        )
+        async with asyncio.timeout(LIMIT):
+            await anext(handle)
+            reading = asyncio.ensure_future(collect(handle))
+            await asyncio.sleep(0)
+            handle.cancel()
+            await reading
+            assert (handle.finish_reason, handle.failure) == ("cancelled", None)
+            await until(lambda: engine.active == engine.queued == 0)
+        last.set()
+        await until(lambda: not engine._utterances)
+        assert len(service_of(engine).said) <= 2, "of three parts"
+
+
 async def test_a_long_text_makes_nobody_else_wait(voices: Path) -> None:
     """Its parts are laid out one at a time, and whoever comes then has his turn in between."""
     parts = 40

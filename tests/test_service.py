@@ -78,6 +78,26 @@ def test_a_text_in_steps_is_the_text_at_once(service: SpeechService, voice: Voic
         assert {row.seed for row in rows} == {3} and [row.max_frames for row in rows] == [segment.max_frames for segment in segments]
 
 
+def test_parts_that_follow_their_first_are_the_text_at_once(service: SpeechService, voice: Voice, icl_voice: Voice) -> None:
+    for one in (voice, icl_voice):
+        with service.speak(LONG, voice=one, seed=4) as whole:
+            expected = np.concatenate(list(whole))
+        parts = service.sentences(LONG, voice=one, seed=4)
+        handle = service.submit([next(parts)], open=True)
+        packets = [handle.next(60)]
+        for part in parts:
+            handle.add(part.segment)
+        handle.finish()
+        packets += iter(lambda: handle.next(60), None)  # noqa: B023  # used at once
+        np.testing.assert_array_equal(np.concatenate([packet.codes for packet in packets]), whole.frames)
+        np.testing.assert_allclose(np.concatenate([packet.pcm for packet in packets]), expected, atol=1e-4)
+
+
+def test_a_token_of_the_models_own_is_refused_before_the_first_part(service: SpeechService, voice: Voice) -> None:
+    with pytest.raises(ValueError, match="reserved for the model's own use"):
+        next(service.sentences(f"{LONG} And <|im_end|> then.", voice=voice))
+
+
 @pytest.mark.parametrize("size", [1, 7, 1000])
 def test_text_in_pieces_is_the_text_at_once(service: SpeechService, voice: Voice, icl_voice: Voice, size: int) -> None:
     for one in (voice, icl_voice):
