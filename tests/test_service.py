@@ -1,6 +1,7 @@
 """Texts through the engine, on a tiny checkpoint: the same as Qwen3TTS alone, long texts, text as it is written, errors by name."""
 
 import asyncio
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,14 @@ import pytest
 from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
 from qwen3_jax import Qwen3TTS, Voice
-from qwen3_jax.engine import Closed, Options
+from qwen3_jax.engine import Closed, NotFinite, Options
 from qwen3_jax.engine.loop import LoopConsumer
 from qwen3_jax.engine.pace import FIRST_MOST
 from qwen3_jax.runtime import compilation
 from qwen3_jax.service import SpeechService, _warm
 from qwen3_jax.text.split import MOST, split
+from tests.fake_service import FakeService
+from tests.fake_tts import FakeTTS
 from tests.test_tts import FRAMES, WAVE, assert_same_sound
 
 LONG = "This is the first sentence, and it is by far long enough to be a part all by itself, we think. Here is a second one."
@@ -164,6 +167,20 @@ def test_speech_begins_with_the_first_words(service: SpeechService, voice: Voice
     live.finish()
     list(live)
     assert live.finish_reason in ("eos", "length")
+
+
+@pytest.mark.parametrize(("text", "samples"), [("nan", 4), ("damaged", 0)])
+def test_a_reader_that_comes_late_hears_of_the_error_too(text: str, samples: int) -> None:
+    """The library's stream: after all audio that was made before, whenever that is read."""
+    with FakeService(FakeTTS()) as service:
+        speech, ended = service.speak(text), threading.Event()
+        while not speech.handle.ended:
+            ended.wait(0.001)
+        heard: list[np.ndarray] = []
+        with pytest.raises(NotFinite):
+            heard.extend(speech)
+        assert (sum(map(len, heard)), speech.finish_reason) == (samples, "error")
+        assert list(speech) == [], "it is told once"
 
 
 def test_nothing_written_is_nothing_said(service: SpeechService, voice: Voice) -> None:
