@@ -5,6 +5,7 @@
     live = service.open(voice=voice)
     live.write("Words as they "); live.write("come, "); live.finish()      # and meanwhile: for pcm in live: ...
     async for packet in consumer.packets(service.speak(..., notify=consumer.notify).handle, limit=30): ...
+    text = service.live_text(..., notify=consumer.notify); text.write("As open, "); text.finish()      # and text.handle, as above
 
 Long text is spoken part by part (split.py) as one utterance: one voice, the codec's state carried over, so that there is no seam. The
 same text gives the same audio whether it comes at once or in pieces.
@@ -47,15 +48,15 @@ def _warm(device: JaxDevice) -> None:
         device.warm_up()
 
 
-class LiveSpeech(SpeechStream):
-    """A stream whose text is still being written: ``write``, ``write``, ..., ``finish``, from one thread.
+class LiveText:
+    """The text of an engine's request, as it is written: ``write``, ``write``, ..., ``finish``, from one thread at a time.
 
     Only text whose tokens are settled is spoken, and no frame is made without text: speech waits for it. In-context cloning lays its
     first words beside the reference's frames, so there it begins when so much text is there.
     """
 
     def __init__(self, service: "SpeechService", handle: Handle, how: dict[str, Any]) -> None:
-        super().__init__(handle, service.books, service.tts.sample_rate, WAIT)
+        self.handle = handle
         self._service, self._how = service, how
         self._parts = Parts(how["language"], normalize=service.normalizes(how.pop("normalize")))
         self._ready = 0  # characters of the open part whose tokens are settled
@@ -65,31 +66,23 @@ class LiveSpeech(SpeechStream):
         """More text. The work grows with its length, and with that of the part that it belongs to, which is short.
 
         Raises:
-            ValueError: text that cannot be spoken; the utterance is cancelled.
+            ValueError: text that cannot be spoken. The request goes on no further: end it.
         """
-        try:
-            for part in self._parts.feed(text):
-                self._end_part(part)
-            ready = settled(self._parts.rest)
-            if ready > self._ready:
-                self._ready = ready
-                self._go_on(self._parts.rest[:ready])
-        except ValueError:
-            self.cancel()
-            raise
+        for part in self._parts.feed(text):
+            self._end_part(part)
+        ready = settled(self._parts.rest)
+        if ready > self._ready:
+            self._ready = ready
+            self._go_on(self._parts.rest[:ready])
 
     def finish(self) -> None:
         """No more text comes. Errors as in ``write``."""
-        try:
-            for part in self._parts.finish():
-                self._end_part(part)
-        except ValueError:
-            self.cancel()
-            raise
+        for part in self._parts.finish():
+            self._end_part(part)
         self.handle.finish()
 
     def _sentence(self, text: str) -> Sentence:
-        return self._service.sentence(text, seed=self.seed, **self._how)
+        return self._service.sentence(text, seed=self.handle.request.seed, **self._how)
 
     def _go_on(self, text: str) -> None:
         """The engine gets what it does not have of a text whose tokens are settled."""
@@ -113,6 +106,30 @@ class LiveSpeech(SpeechStream):
             self.handle.append(sentence.prompt.trailing.tolist()[-new:])
             self.handle.end_segment(sentence.max_frames, sentence.tokens)
         self._ready, self._given = 0, -1
+
+
+class LiveSpeech(SpeechStream):
+    """A stream whose text is still being written (``LiveText``)."""
+
+    def __init__(self, text: LiveText, books: int, sample_rate: int) -> None:
+        super().__init__(text.handle, books, sample_rate, WAIT)
+        self._text = text
+
+    def write(self, text: str) -> None:
+        """More text; see ``LiveText.write``. Text that cannot be spoken cancels the utterance, and raises ValueError."""
+        try:
+            self._text.write(text)
+        except ValueError:
+            self.cancel()
+            raise
+
+    def finish(self) -> None:
+        """No more text comes. Errors as in ``write``."""
+        try:
+            self._text.finish()
+        except ValueError:
+            self.cancel()
+            raise
 
 
 class SpeechService:
@@ -174,7 +191,8 @@ class SpeechService:
             text, voice=voice, language=language, instruct=instruct, streaming_text=streaming_text, seed=seed, sampling=sampling,
             max_frames=max_frames, normalize=normalize,
         )  # fmt: skip
-        return self.submit(list(sentences), priority=priority, deadline=deadline, notify=notify, owner=owner)
+        handle = self.submit(list(sentences), priority=priority, deadline=deadline, notify=notify, owner=owner)
+        return SpeechStream(handle, self.books, self.tts.sample_rate, WAIT)
 
     def sentences(
         self, text: str, *, voice: Voice | str | None = None, language: str = AUTO, instruct: str | None = None,
@@ -183,8 +201,10 @@ class SpeechService:
     ) -> Iterator[Sentence]:  # fmt: skip
         """``speak`` in steps, for a caller that has others to serve as well: the parts of a text, for ``submit``, each a few ms of work.
 
-        Arguments and errors as in ``speak``.
+        Arguments and errors as in ``speak``. A token that is reserved for the model's use is refused before the first part.
         """
+        if not self.normalizes(normalize):  # words have none
+            self.check(text)
         how = {"voice": voice, "instruct": instruct, "streaming_text": streaming_text, "sampling": sampling, "max_frames": max_frames}
         for part in parts_of(text, language, normalize=self.normalizes(normalize)):
             sentence = self.sentence(part.text, language=language, seed=seed, **how)
@@ -193,11 +213,15 @@ class SpeechService:
 
     def submit(
         self, sentences: list[Sentence], *, priority: Priority = "normal", deadline: float | None = None, notify: Notify | None = None,
-        owner: Hashable = None,
-    ) -> SpeechStream:  # fmt: skip
-        """Queue the parts of one text. Arguments and errors as in ``speak``."""
-        request = request_of(sentences, watch=self._watch, priority=priority, deadline=deadline, notify=notify, owner=owner)
-        return SpeechStream(self.engine.submit(request), self.books, self.tts.sample_rate, WAIT)
+        owner: Hashable = None, open: bool = False,
+    ) -> Handle:  # fmt: skip
+        """Queue the parts of one text. Arguments and errors as in ``speak``.
+
+        Args:
+            open: the first of its parts; ``handle.add(sentence.segment)`` brings the others, and ``handle.finish()`` ends them.
+        """
+        request = request_of(sentences, watch=self._watch, priority=priority, deadline=deadline, notify=notify, owner=owner, open=open)
+        return self.engine.submit(request)
 
     def open(
         self, *, voice: Voice | str | None = None, language: str = AUTO, instruct: str | None = None, seed: int | None = None,
@@ -205,6 +229,18 @@ class SpeechService:
         notify: Notify | None = None, owner: Hashable = None,
     ) -> LiveSpeech:  # fmt: skip
         """An utterance whose text will be written piece by piece. Arguments and errors as in ``speak``."""
+        text = self.live_text(
+            voice=voice, language=language, instruct=instruct, seed=seed, sampling=sampling, normalize=normalize, priority=priority,
+            deadline=deadline, notify=notify, owner=owner,
+        )  # fmt: skip
+        return LiveSpeech(text, self.books, self.tts.sample_rate)
+
+    def live_text(
+        self, *, voice: Voice | str | None = None, language: str = AUTO, instruct: str | None = None, seed: int | None = None,
+        sampling: Sampling | None = None, normalize: bool | None = None, priority: Priority = "normal", deadline: float | None = None,
+        notify: Notify | None = None, owner: Hashable = None,
+    ) -> LiveText:  # fmt: skip
+        """Queue a request whose text will be written piece by piece. Arguments and errors as in ``speak``."""
         how: dict[str, Any] = {"voice": voice, "language": language, "instruct": instruct, "streaming_text": True, "sampling": sampling}
         first = self.sentence("a", seed=seed, **how)  # refuses a bad voice, language or seed now
         request = Request(
@@ -219,12 +255,16 @@ class SpeechService:
             notify=notify,
             owner=owner,
         )
-        return LiveSpeech(self, self.engine.submit(request), how | {"normalize": normalize})
+        return LiveText(self, self.engine.submit(request), how | {"normalize": normalize})
 
     def sentence(self, text: str, **how: Any) -> Sentence:
         """A part's prompt, as Qwen3TTS lays it out."""
         how = {"seed": None, "max_frames": None} | how
         return self.tts.sentences.one(text, **(how | {"voice": self.tts._chosen(how["voice"])}))
+
+    def check(self, text: str) -> None:
+        """Raises ValueError if a text has what no part of it may have, as ``Qwen3TTS.generate`` does."""
+        self.tts.sentences.reader(text, "text").check(text)
 
     def ids(self, text: str) -> list[int]:
         """A text's token ids, without those of the turn around it. Errors as in ``Qwen3TTS.generate``."""

@@ -56,6 +56,8 @@ class FakeService(SpeechService):
     def device(self) -> HeldDevice:
         return self.devices[-1]
 
+    def check(self, text: str) -> None: ...
+
     def ids(self, text: str) -> list[int]:
         if "refuse" in text:
             raise ValueError("text 'refuse': is refused; say something else")

@@ -252,6 +252,30 @@ async def test_errors_and_limits_reach_the_event_loop() -> None:
         await asyncio.to_thread(engine.close)
 
 
+async def test_a_packet_outlives_a_wait_that_is_cancelled() -> None:
+    """A limit of the wait is no end of the request."""
+    consumer, device = LoopConsumer(asyncio.get_running_loop()), Gate(slots=1)
+    engine = Engine(lambda slots, on_cpu: device, slots=1)
+    try:
+        device.closed = True
+        handle = engine.submit(request(3, notify=consumer.notify))
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.01):
+                await consumer.next(handle)
+        assert not handle.cancelled
+        device.closed = False
+        device.gate.release(10)
+        codes = []
+        async with asyncio.timeout(LIMIT):
+            while (packet := await consumer.next(handle)) is not None:
+                codes += [tuple(row) for row in packet.codes.tolist()]
+            assert codes == expected(handle.request)
+            await consumer.until(handle, lambda: handle.ended)
+        assert not consumer._news
+    finally:
+        await asyncio.to_thread(engine.close)
+
+
 def test_a_notify_that_raises_does_not_look_like_a_fault_of_the_device() -> None:
     """Nor does it when all are told of a real fault: then the engine would never come back."""
     loop = asyncio.new_event_loop()

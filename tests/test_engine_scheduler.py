@@ -246,6 +246,29 @@ def test_cancel_frees_the_slot_at_once_and_the_next_owner_hears_only_himself() -
     assert (stage.scheduler.counters.cancelled, stage.scheduler.counters.completed) == (1, 1)
 
 
+def test_a_request_that_its_text_ends_is_told_why_and_leaves_its_slot_or_the_line() -> None:
+    stage, refused = Stage(FakeDevice(slots=1)), ValueError("text that cannot be spoken")
+    spoken, waiting, later = stage.submit(request(100)), stage.submit(request(5, seed=2)), stage.submit(request(4, seed=3))
+    stage.turns(6)
+    assert spoken.take() is not None
+    for handle in (spoken, waiting):
+        handle.fail(refused)
+        handle.cancel()  # as whoever iterates does at last
+        assert (handle.take(), handle.done, handle.finish_reason, handle.error) == (None, True, "error", refused)
+        with pytest.raises(ValueError, match="cannot be spoken"):
+            handle.next(1.0)
+    stage.until_idle()
+    assert heard(later) == expected(later.request)
+    later.fail(refused)
+    assert (later.finish_reason, later.error) == ("eos", None), "it had ended"
+    cancelled = stage.submit(request(5))
+    cancelled.cancel()
+    cancelled.fail(refused)
+    assert (cancelled.finish_reason, cancelled.error) == ("cancelled", None)
+    stage.until_idle()
+    assert (stage.scheduler.counters.cancelled, stage.scheduler.counters.completed, stage.scheduler.counters.failed) == (3, 1, 0)
+
+
 def test_cancel_in_line() -> None:
     stage = Stage(FakeDevice(slots=1))
     first, second = stage.submit(request(5)), stage.submit(request(4))

@@ -125,7 +125,7 @@ LAYERS = [
     {"server.engines.base", "server.engines.kept", "server.voices.command"},
     {
         "server.engines.handle",
-        "server.engines.qwen3_handle",
+        "server.engines.qwen3_utterance",
         "server.engines.prompts",
         "server.engines.qwen3_cloner",
         "server.engines.slots",

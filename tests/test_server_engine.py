@@ -18,14 +18,14 @@ from qwen3_jax import Sampling, Voice
 from qwen3_jax.audio.samples import to_pcm16, write_wav
 from qwen3_jax.engine import JaxDevice, NotFinite, plan
 from qwen3_jax.model.model import Model
-from qwen3_jax.service import LiveSpeech
+from qwen3_jax.service import LiveText
 from qwen3_jax.voices.folder import VoiceGone
 from server.engines import kept
 from server.engines import slots as slots_of
 from server.engines.base import EngineClosed, OutOfMemory, Refused, SpeechRequest
 from server.engines.qwen3 import Qwen3Engine, load
 from server.engines.qwen3_cloner import Cloner
-from server.engines.qwen3_handle import PIECE
+from server.engines.qwen3_utterance import PIECE
 from server.engines.slots import slots_for
 from server.settings import Settings
 from server.voices.store import VoiceStore
@@ -86,7 +86,7 @@ async def test_a_request_reaches_the_model_and_its_pieces_come_back(voices: Path
         [(text, how)] = service_of(engine).said
         assert (text, how["voice"].name, how["language"], how["seed"]) == ("Hello.", "anna", "English", 5)
         assert (how["sampling"].temperature, how["sampling"].top_k) == (0.5, 50)
-        assert handle.utterance.handle.request.priority == "high"
+        assert handle.handle.request.priority == "high"
     assert tts.cloned == [("makima", "Good evening."), ("anna", None)]
     assert tts.prepared == ["makima", "anna"]
 
@@ -159,7 +159,7 @@ async def test_as_many_speak_at_once_as_there_are_slots_and_high_goes_first(voic
         for handle in first:
             await asyncio.wait_for(handle.begin(), LIMIT)
         late = [engine.submit(request(engine, "normal", seed=1)), engine.submit(request(engine, "high", seed=2, high=True))]
-        await until(lambda: all(handle.utterance is not None for handle in late))
+        await until(lambda: all(handle.handle is not None for handle in late))
         assert engine.queued == 2
         log = service_of(engine).device.log
         before = [entry[0] for entry in log]
@@ -181,14 +181,14 @@ async def test_cancel_in_the_queue_while_speaking_and_before_anything(voices: Pa
         barely.cancel()
         gate.release(2)
         await asyncio.wait_for(spoken.begin(), LIMIT)
-        assert waiting in engine._handles
+        assert waiting in engine._utterances
         for handle in (spoken, waiting):
             handle.cancel()
         assert [await collect(handle) for handle in (spoken, waiting, barely)] == [[], [], []]
         assert {handle.finish_reason for handle in (spoken, waiting, barely)} == {"cancelled"}
         gate.release(10_000)
         assert len(np.concatenate(await collect(engine.submit(request(engine, "Hello."))))) == len(SPOKEN)
-        assert not engine._handles
+        await until(lambda: not engine._utterances)
 
 
 async def test_a_fault_is_told_to_everybody_and_the_engine_begins_again_once(voices: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -318,6 +318,68 @@ async def test_text_in_pieces_that_is_refused_ends_the_utterance(voices: Path) -
         assert isinstance(handle.failure, Refused)
 
 
+PART = "This sentence has more than enough letters to be a part of a text all by itself, which it is here. "
+
+
+async def test_a_text_is_heard_before_its_last_part_is_laid_out(voices: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    last, sentence = threading.Event(), FakeService.sentence
+
+    def slow(service: FakeService, text: str, **how: Any) -> Any:
+        assert "the end" not in text or last.wait(LIMIT)
+        return sentence(service, text, **how)
+
+    monkeypatch.setattr(FakeService, "sentence", slow)
+    async with engine_of(voices) as engine:
+        handle = engine.submit(request(engine, 2 * PART + "This is the end."))
+        async with asyncio.timeout(LIMIT):
+            await handle.begin()
+            heard = [await anext(handle)]
+        assert (handle.finish_reason, handle.failure, last.is_set()) == (None, None, False)
+        last.set()
+        heard += await collect(handle)
+        np.testing.assert_array_equal(np.concatenate(heard), np.tile(SPOKEN, 3))
+        assert handle.finish_reason == "eos"
+
+
+@pytest.mark.parametrize("before", [0, 2])
+async def test_a_text_with_a_part_that_is_refused_ends_with_it(voices: Path, before: int) -> None:
+    """However many parts are spoken already; the slot is free then."""
+    async with engine_of(voices, slots=1) as engine:
+        gate = hold(engine)
+        handle = engine.submit(request(engine, before * PART + "refuse this. " + PART))
+        assert await collect(handle) == []
+        assert isinstance(handle.failure, Refused) and handle.finish_reason is None
+        gate.release(10_000)
+        np.testing.assert_array_equal(np.concatenate(await collect(engine.submit(request(engine, "Hello.")))), SPOKEN)
+        await until(lambda: not engine._utterances)
+
+
+async def test_a_cancel_ends_a_text_that_is_being_laid_out(voices: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rest of it is not laid out, and its slot is free."""
+    last, sentence = threading.Event(), FakeService.sentence
+
+    def slow(service: FakeService, text: str, **how: Any) -> Any:
+        assert "the end" not in text or last.wait(LIMIT)
+        return sentence(service, text, **how)
+
+    monkeypatch.setattr(FakeService, "sentence", slow)
+    async with engine_of(voices, slots=1) as engine:
+        handle = engine.submit(
+            request(engine, PART + "This is the end, and a sentence that has enough letters to be a part of a text by itself. " + PART)
+        )
+        async with asyncio.timeout(LIMIT):
+            await anext(handle)
+            reading = asyncio.ensure_future(collect(handle))
+            await asyncio.sleep(0)
+            handle.cancel()
+            await reading
+            assert (handle.finish_reason, handle.failure) == ("cancelled", None)
+            await until(lambda: engine.active == engine.queued == 0)
+        last.set()
+        await until(lambda: not engine._utterances)
+        assert len(service_of(engine).said) <= 2, "of three parts"
+
+
 async def test_a_long_text_makes_nobody_else_wait(voices: Path) -> None:
     """Its parts are laid out one at a time, and whoever comes then has his turn in between."""
     parts = 40
@@ -336,13 +398,13 @@ async def test_a_long_text_makes_nobody_else_wait(voices: Path) -> None:
 async def test_many_small_pieces_are_taken_together(voices: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = "A word and one more. " * 96
     sizes: list[int] = []
-    write = LiveSpeech.write
+    write = LiveText.write
 
-    def counted(live: LiveSpeech, piece: str) -> None:
+    def counted(live: LiveText, piece: str) -> None:
         sizes.append(len(piece))
         write(live, piece)
 
-    monkeypatch.setattr(LiveSpeech, "write", counted)
+    monkeypatch.setattr(LiveText, "write", counted)
     async with engine_of(voices) as engine:
         handle = engine.submit(request(engine, "", incremental=True))
         for character in text:

@@ -151,7 +151,7 @@ async def test_a_client_that_closes_together_with_its_request_leaves_nothing_beh
         async with client(server.url) as connection:
             await say(connection, type="speak", text="Hello.")
             assert (await utterance(connection))[1]["type"] == "complete"
-        assert not engine._handles
+        await until(lambda: not engine._utterances)
         begun, ends = balance(await figures(server))
         assert begun == sum(ends.values()) and ends["completed"] == 1 and set(ends) <= {"completed", "left"}
     assert len(caplog.records) < 60 and "Task was destroyed" not in caplog.text and "Traceback" not in caplog.text
@@ -205,12 +205,12 @@ async def test_an_http_client_that_goes_away_gives_its_slot_back(voices: Path, h
             body = json.dumps({"input": "A long story.", "voice": "makima", "response_format": "pcm"}).encode()
             head = f"POST /v1/audio/speech HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {len(body)}\r\n\r\n"
             writer.write(head.encode() + body)
-            await until(lambda: bool(engine._handles))
+            await until(lambda: bool(engine._utterances))
             if headers:
                 first = asyncio.ensure_future(reader.readuntil(b"\r\n\r\n"))
                 await step_until(gate, first.done)
             writer.transport.abort()
-            await step_until(gate, lambda: not engine._handles and engine.active == engine.queued == 0)
+            await step_until(gate, lambda: not engine._utterances and engine.active == engine.queued == 0)
         assert launches(server) < 300
         assert balance(await figures(server)) == (3, {"left": 3})
 

@@ -1,6 +1,7 @@
 """Texts through the engine, on a tiny checkpoint: the same as Qwen3TTS alone, long texts, text as it is written, errors by name."""
 
 import asyncio
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,14 @@ import pytest
 from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
 from qwen3_jax import Qwen3TTS, Voice
-from qwen3_jax.engine import Closed, Options
+from qwen3_jax.engine import Closed, NotFinite, Options
 from qwen3_jax.engine.loop import LoopConsumer
 from qwen3_jax.engine.pace import FIRST_MOST
 from qwen3_jax.runtime import compilation
 from qwen3_jax.service import SpeechService, _warm
 from qwen3_jax.text.split import MOST, split
+from tests.fake_service import FakeService
+from tests.fake_tts import FakeTTS
 from tests.test_tts import FRAMES, WAVE, assert_same_sound
 
 LONG = "This is the first sentence, and it is by far long enough to be a part all by itself, we think. Here is a second one."
@@ -76,6 +79,26 @@ def test_a_text_in_steps_is_the_text_at_once(service: SpeechService, voice: Voic
         assert [row.prompt.text.tolist() for row in rows] == [segment.prompt.text.tolist() for segment in segments]
         assert [row.prompt.trailing.tolist() for row in rows] == [segment.prompt.trailing.tolist() for segment in segments]
         assert {row.seed for row in rows} == {3} and [row.max_frames for row in rows] == [segment.max_frames for segment in segments]
+
+
+def test_parts_that_follow_their_first_are_the_text_at_once(service: SpeechService, voice: Voice, icl_voice: Voice) -> None:
+    for one in (voice, icl_voice):
+        with service.speak(LONG, voice=one, seed=4) as whole:
+            expected = np.concatenate(list(whole))
+        parts = service.sentences(LONG, voice=one, seed=4)
+        handle = service.submit([next(parts)], open=True)
+        packets = [handle.next(60)]
+        for part in parts:
+            handle.add(part.segment)
+        handle.finish()
+        packets += iter(lambda: handle.next(60), None)  # noqa: B023  # used at once
+        np.testing.assert_array_equal(np.concatenate([packet.codes for packet in packets]), whole.frames)
+        np.testing.assert_allclose(np.concatenate([packet.pcm for packet in packets]), expected, atol=1e-4)
+
+
+def test_a_token_of_the_models_own_is_refused_before_the_first_part(service: SpeechService, voice: Voice) -> None:
+    with pytest.raises(ValueError, match="reserved for the model's own use"):
+        next(service.sentences(f"{LONG} And <|im_end|> then.", voice=voice))
 
 
 @pytest.mark.parametrize("size", [1, 7, 1000])
@@ -144,6 +167,20 @@ def test_speech_begins_with_the_first_words(service: SpeechService, voice: Voice
     live.finish()
     list(live)
     assert live.finish_reason in ("eos", "length")
+
+
+@pytest.mark.parametrize(("text", "samples"), [("nan", 4), ("damaged", 0)])
+def test_a_reader_that_comes_late_hears_of_the_error_too(text: str, samples: int) -> None:
+    """The library's stream: after all audio that was made before, whenever that is read."""
+    with FakeService(FakeTTS()) as service:
+        speech, ended = service.speak(text), threading.Event()
+        while not speech.handle.ended:
+            ended.wait(0.001)
+        heard: list[np.ndarray] = []
+        with pytest.raises(NotFinite):
+            heard.extend(speech)
+        assert (sum(map(len, heard)), speech.finish_reason) == (samples, "error")
+        assert list(speech) == [], "it is told once"
 
 
 def test_nothing_written_is_nothing_said(service: SpeechService, voice: Voice) -> None:

@@ -3,7 +3,7 @@
     engine = Engine(lambda slots, on_cpu: JaxDevice(model, slots=slots), slots=10)
     handle = engine.submit(Request((Segment(prompt, max_frames=200),), sampling, seed=1))
     for packet in handle: packet.pcm, packet.codes         # blocking; or handle.take() after a `notify`, see loop.py
-    handle.cancel()                                        # nothing is handed out after it returns
+    handle.cancel()                                        # nothing is handed out after it returns; handle.fail(error): with an error
     handle.finish_reason, handle.error                     # eos, length, cancelled; or what went wrong
 
     scheduler.py   what to do next (admit, read prompts, step, deliver); pure Python, knows a device by its protocol only

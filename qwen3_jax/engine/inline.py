@@ -81,10 +81,10 @@ class Inline:
         """The request's next packet; None at its end.
 
         Raises:
-            EngineError: what the request died of, after all audio that was made before.
+            EngineError: what the request died of, after all audio that was made before; or what `Handle.fail` was given.
         """
         while (packet := handle.take()) is None and not handle.done:
             self.turn()
-        if packet is None and handle.error is not None and not handle.cancelled:
+        if packet is None and handle.error is not None:
             raise handle.error
         return packet

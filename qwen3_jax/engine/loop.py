@@ -6,7 +6,7 @@ async for packet in consumer.packets(handle, limit=30): ...
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 from qwen3_jax.engine.requests import Handle, Packet
 
@@ -16,47 +16,47 @@ class LoopConsumer:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._news: dict[Handle, asyncio.Event] = {}
+        self._news: dict[Handle, asyncio.Event] = {}  # of those that are waited for; the next news take one out
 
     def notify(self, handles: list[Handle]) -> None:
-        """From the engine's thread. Raises RuntimeError if the loop is closed, which ends its requests."""
-        self._loop.call_soon_threadsafe(self._wake, handles)
+        """There are news of these; from any thread. Raises RuntimeError if the loop is closed, which ends the engine's requests."""
+        self._loop.call_soon_threadsafe(self.wake, handles)
 
-    def _wake(self, handles: list[Handle]) -> None:
+    def wake(self, handles: list[Handle]) -> None:
+        """As ``notify``, at once."""
         for handle in handles:
-            if handle in self._news:
-                self._news[handle].set()
+            if (news := self._news.pop(handle, None)) is not None:
+                news.set()
 
-    def listen(self, handle: Handle) -> asyncio.Event:
-        """What is set whenever there are news of the handle, until ``leave``; clear it before looking."""
-        return self._news.setdefault(handle, asyncio.Event())
+    async def until(self, handle: Handle, condition: Callable[[], bool]) -> None:
+        """Return when the condition is true. It is looked at now, and whenever there are news of the handle."""
+        while not condition():
+            await self._news.setdefault(handle, asyncio.Event()).wait()
 
-    def leave(self, handle: Handle) -> None:
-        """Hear no more of it."""
-        self._news.pop(handle, None)
+    async def next(self, handle: Handle) -> Packet | None:
+        """As `Handle.take`, but waits: the next packet, or None at the handle's end. Nothing is lost if the wait is cancelled."""
+        while (packet := handle.take()) is None and not handle.done:
+            await self.until(handle, lambda: handle.buffered > 0 or handle.done)
+        return packet
 
     async def packets(self, handle: Handle, limit: float) -> AsyncIterator[Packet]:
-        """The handle's packets to its end. Who leaves early, or is cancelled, cancels the request.
+        """The handle's packets to its end. Leaving the iterator early, or cancelling the task, cancels the request.
 
         Raises:
             TimeoutError: none came in ``limit`` seconds.
-            EngineError: what the request died of, after all audio that was made before.
+            EngineError: what the request died of, after all audio that was made before; or what `Handle.fail` was given.
         """
-        event = self.listen(handle)
         try:
             while True:
-                event.clear()  # before looking: what comes after is told again
-                while (packet := handle.take()) is not None:
-                    yield packet
-                if handle.done:
-                    break
                 try:
                     async with asyncio.timeout(limit):
-                        await event.wait()
+                        packet = await self.next(handle)
                 except TimeoutError as error:
                     raise TimeoutError(f"no audio for {limit} s") from error
-            if handle.error is not None and not handle.cancelled:
+                if packet is None:
+                    break
+                yield packet
+            if handle.error is not None:
                 raise handle.error
         finally:
             handle.cancel()  # nothing, if it has ended
-            self.leave(handle)

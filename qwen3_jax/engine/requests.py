@@ -196,7 +196,7 @@ class Handle(Iterator[Packet]):
         self._packets: deque[Packet] = deque()
         self._buffered = 0  # frames
         self._reason: str | None = None
-        self._error: EngineError | None = None
+        self._error: Exception | None = None
         self._cancelled = False
         self._script = Script(list(request.segments), [segment.prompt.trailing.tolist() for segment in request.segments], request.open)
 
@@ -217,14 +217,14 @@ class Handle(Iterator[Packet]):
 
         Raises:
             TimeoutError: none came in ``timeout`` seconds.
-            EngineError: what the request died of, after all audio that was made before.
+            EngineError: what the request died of, after all audio that was made before; or what `fail` was given.
         """
         with self._changed:
             if not self._changed.wait_for(lambda: self._packets or self._reason is not None or self._cancelled, timeout):
                 raise TimeoutError(f"no audio for {timeout} s")
         packet = self.take()
-        if packet is None and self._error is not None and not self._cancelled:
-            raise self._error
+        if packet is None and (error := self.error) is not None:
+            raise error
         return packet
 
     def __next__(self) -> Packet:
@@ -244,26 +244,33 @@ class Handle(Iterator[Packet]):
         """``eos``, ``length``, ``cancelled`` or ``error``; None while it runs or packets are left."""
         with self._changed:
             if self._cancelled:
-                return "cancelled"
+                return "cancelled" if self._error is None else "error"
             return None if self._packets else self._reason
 
     @property
-    def error(self) -> EngineError | None:
+    def error(self) -> Exception | None:
         """With finish_reason ``error``: which."""
         with self._changed:
             return self._error
 
     @property
     def cancelled(self) -> bool:
-        """Whether ``cancel`` came before the end."""
+        """Whether ``cancel`` or ``fail`` came before the end."""
         return self._cancelled
 
     def cancel(self) -> None:
         """Give up, at any time: once this returns nothing is handed out, and the slot is free after the running step."""
+        self._give_up(None)
+
+    def fail(self, error: Exception) -> None:
+        """As ``cancel``, where the request cannot go on: its ``error`` is this one. For whoever brings its text."""
+        self._give_up(error)
+
+    def _give_up(self, error: Exception | None) -> None:
         with self._changed:
-            if self._reason is not None and not self._packets:
+            if self._cancelled or (self._reason is not None and not self._packets):
                 return
-            self._cancelled = True
+            self._cancelled, self._error = True, error
             self._packets.clear()
             self._buffered = 0
             self._changed.notify_all()
@@ -397,6 +404,7 @@ class Handle(Iterator[Packet]):
         """The last thing that is heard of it."""
         with self._changed:
             if self._reason is None:
-                self._reason, self._error = reason, error
+                self._reason = reason
+                self._error = self._error if self._cancelled else error
             self.check = None  # lets go of the device
             self._changed.notify_all()

@@ -77,9 +77,16 @@ class SpeechStream(Iterator[F32[np.ndarray, " F"]]):
         self.seed = handle.request.seed
         self._books, self._following = books, following
         self._codes: list[I32[np.ndarray, "N K"]] = []
+        self._told = False  # its end, or its error, which is raised once
 
     def __next__(self) -> F32[np.ndarray, " F"]:
-        if self.finish_reason is not None or (packet := self._following(self.handle)) is None:
+        packet = None
+        try:
+            if not self._told:
+                packet = self._following(self.handle)
+        finally:
+            self._told = packet is None and self.handle.done
+        if packet is None:
             raise StopIteration
         self._codes.append(packet.codes)
         return packet.pcm

@@ -62,15 +62,15 @@ class Tokenizer:
 
     def assistant(self, text: str) -> I32[np.ndarray, " T"]:
         """The text to be spoken, followed by the opening of the turn that speaks it."""
-        return np.array([*self._turn("assistant", self._checked(text)), *self._encode("<|im_start|>assistant\n")], np.int32)
+        return np.array([*self._turn("assistant", self.check(text)), *self._encode("<|im_start|>assistant\n")], np.int32)
 
     def reference(self, transcript: str) -> I32[np.ndarray, " T"]:
         """The transcript of a reference recording."""
-        return np.array(self._turn("assistant", self._checked(transcript)), np.int32)
+        return np.array(self._turn("assistant", self.check(transcript)), np.int32)
 
     def instruction(self, instruct: str) -> I32[np.ndarray, " T"]:
         """How to speak, in words."""
-        return np.array(self._turn("user", self._checked(instruct)), np.int32)
+        return np.array(self._turn("user", self.check(instruct)), np.int32)
 
     def pieces(self, ids: I32[np.ndarray, " T"]) -> list[str]:
         """What each id stands for, as the byte-level vocabulary writes it (a space is \u0120)."""
@@ -82,7 +82,8 @@ class Tokenizer:
     def _encode(self, text: str) -> list[int]:
         return self._inner.encode(text, add_special_tokens=False).ids
 
-    def _checked(self, text: str) -> str:
+    def check(self, text: str) -> str:
+        """The text in NFC. Raises ValueError if it is empty, has too many combining marks in a row, or a token of the model's own."""
         text = normalise(text)
         for token in self._special:
             if token in text:

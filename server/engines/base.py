@@ -57,8 +57,8 @@ class SpeechHandle(Protocol):
     ``finish_reason`` is ``eos``, ``length`` or ``cancelled`` after a good end; else ``failure`` says what went wrong.
     """
 
-    finish_reason: str | None
-
+    @property
+    def finish_reason(self) -> str | None: ...
     @property
     def failure(self) -> BaseException | None: ...
     async def begin(self) -> None:

@@ -1,33 +1,36 @@
-"""Qwen3-TTS for many at once: requests -> ``qwen3_jax.service``, whose engine speaks for all of them in one batch.
+"""Qwen3-TTS for many at once: voices and texts -> the requests of ``qwen3_jax.engine``, which speaks for all of them in one batch.
 
 The event loop owns what is here; two threads of its own do what may take long. ``voices`` loads, clones and closes, ``texts`` turns text
 into ids: one of each, so that a new voice makes nobody wait who speaks in an old one. An utterance gives ``texts`` one short job at a
 time, the next when that is done, so that a long text waits for others' and not they for it.
+
+Every utterance is an open request of the engine as soon as its voice is known and its first words are laid out. A whole text's other
+parts follow while those before them are spoken; a text in pieces grows as its pieces come.
 """
 
 import asyncio
 import gc
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 import msgspec
 
 from qwen3_jax import Sampling, Voice
-from qwen3_jax.engine import Full, Options
+from qwen3_jax.engine import Full, Handle, Options
 from qwen3_jax.engine.loop import LoopConsumer
 from qwen3_jax.runtime.allocation import settle
-from qwen3_jax.service import LiveSpeech, SpeechService
-from qwen3_jax.speech.utterance import SpeechStream
+from qwen3_jax.service import LiveText, SpeechService
+from qwen3_jax.speech.sentence import Sentence
 from qwen3_jax.tts import Qwen3TTS, load_for
 from qwen3_jax.voices.folder import VoiceGone
 from server.engines import prompts
 from server.engines.base import Crowded, EngineClosed, Refused, SpeechRequest, State
 from server.engines.qwen3_cloner import Cloner
-from server.engines.qwen3_handle import Qwen3Handle, named
+from server.engines.qwen3_utterance import Qwen3Utterance
 from server.engines.slots import slots_for
 from server.languages import LANGUAGES, check_default
 from server.settings import Settings
@@ -54,9 +57,8 @@ class Qwen3Engine:
         self._settings, self._store, self._make = settings, store, make
         self._voices, self._texts = ThreadPoolExecutor(1, "voices"), ThreadPoolExecutor(1, "texts")
         self._service: SpeechService | None = None
-        self._consumer: LoopConsumer | None = None
         self._prompts: OrderedDict[tuple[str, str], asyncio.Future[Voice]] = OrderedDict()  # least recently used first
-        self._handles: dict[Qwen3Handle, asyncio.Task[None]] = {}
+        self._utterances: dict[Qwen3Utterance, asyncio.Task[None]] = {}  # until the engine has made all of them
         self.loaded: asyncio.Future[None] | None = None
         self._closed = False
 
@@ -95,7 +97,7 @@ class Qwen3Engine:
 
     @property
     def queued(self) -> int:
-        coming = sum(handle.utterance is None for handle in self._handles)
+        coming = sum(not one.opened.done() for one in self._utterances)
         return coming if self._service is None else coming + self._service.engine.stats().waiting
 
     @property
@@ -116,12 +118,11 @@ class Qwen3Engine:
 
     def load(self) -> "asyncio.Future[None]":
         if self.loaded is None:
-            self._consumer = LoopConsumer(asyncio.get_running_loop())
             self.loaded = asyncio.ensure_future(self._load())
         return self.loaded
 
     def check_line(self, owner: Hashable) -> None:
-        coming = sum(handle.utterance is None and handle.request.owner == owner for handle in self._handles)
+        coming = sum(not one.opened.done() and one.request.owner == owner for one in self._utterances)
         if coming >= self._settings.max_queue:
             raise Crowded(f"{coming} requests of this client wait already; try again later")
         try:
@@ -129,10 +130,10 @@ class Qwen3Engine:
         except Full as error:
             raise Crowded(str(error)) from error
 
-    def submit(self, request: SpeechRequest) -> Qwen3Handle:
-        handle = Qwen3Handle(request, self.leave)
-        self._handles[handle] = asyncio.create_task(self._begin(handle))
-        return handle
+    def submit(self, request: SpeechRequest) -> Qwen3Utterance:
+        utterance = Qwen3Utterance(request, self._consumer)
+        self._utterances[utterance] = asyncio.create_task(self._speak(utterance))
+        return utterance
 
     async def prepare(self, voice: StoredVoice) -> None:
         await self._prompt(voice)
@@ -147,19 +148,11 @@ class Qwen3Engine:
         self._closed = True
         if self.loaded is not None:
             self.loaded.cancel()  # nothing, if it is done
-        for handle in list(self._handles):
-            handle.fail(EngineClosed("the engine is closed"))
+        for utterance in self._utterances:
+            utterance.fail(EngineClosed("the engine is closed"))
         self._voices.submit(self._shut)
         for threads in (self._voices, self._texts):
             threads.shutdown(wait=False)
-
-    # For the handles
-
-    def leave(self, handle: Qwen3Handle) -> None:
-        """It is over."""
-        self._handles.pop(handle, None)
-        if handle.utterance is not None and self._consumer is not None:
-            self._consumer.leave(handle.utterance.handle)
 
     # In the event loop
 
@@ -174,17 +167,20 @@ class Qwen3Engine:
                 await self._in(self._voices, prompts.pass_over, self._store, voice, error, voice is candidates[-1])
         await self._in(self._voices, self._say_first_words, prompt)
 
-    async def _begin(self, handle: Qwen3Handle) -> None:
-        """Whatever goes wrong is told to the handle's reader."""
-        request = handle.request
+    async def _speak(self, utterance: Qwen3Utterance) -> None:
+        """An utterance to its end. Whatever goes wrong is told to its reader."""
+        request = utterance.request
         try:
             voice = await self._voice(request.voice) if isinstance(request.voice, StoredVoice) else request.voice or None
             # After a fault the engine is built again; whoever waits for the utterance has a limit of his own.
             await asyncio.shield(asyncio.wrap_future(self._running.engine.rebuilt))
-            if not handle.over:
-                await (self._write if request.incremental else self._speak)(handle, self._how(request, voice))
-        except Exception as error:  # noqa: BLE001  # a task nobody awaits: the handle tells its reader, or it would wait for ever
-            handle.fail(named(error))
+            if not utterance.opened.done():
+                await (self._write_pieces if request.incremental else self._write_whole)(utterance, self._how(request, voice))
+        except Exception as error:  # noqa: BLE001  # a task nobody awaits: the utterance tells its reader, or it would wait for ever
+            utterance.fail(error)
+        if (handle := utterance.handle) is not None:
+            await self._consumer.until(handle, lambda: handle.ended)
+        del self._utterances[utterance]
 
     async def _voice(self, voice: StoredVoice) -> Voice:
         """The voice of an utterance. Raises VoiceGone where its recording has been changed for one that cannot be cloned."""
@@ -194,34 +190,25 @@ class Qwen3Engine:
             await self._in(self._voices, self._store.leave_out, voice, str(error))
             raise VoiceGone(f"voice {voice.id!r} cannot be cloned any more: {error}") from error
 
-    async def _speak(self, handle: Qwen3Handle, how: dict[str, Any]) -> None:
+    async def _write_whole(self, utterance: Qwen3Utterance, how: dict[str, Any]) -> None:
         """A whole text, a part at a time."""
         options = {name: how.pop(name) for name in ("priority", "notify", "owner")}
-        coming, rows = self._running.sentences(handle.request.text, **how), []
-        while not handle.over and (row := await self._in(self._texts, next, coming, None)) is not None:
-            rows.append(row)
-        if not handle.over:
-            self._attach(handle, await self._in(self._texts, partial(self._running.submit, rows, **options)))
+        parts = self._running.sentences(utterance.request.text, **how)
+        handle = await self._in(self._texts, self._submit_first, parts, options)
+        if utterance.open(handle):
+            while await self._in(self._texts, _add_next, handle, parts):
+                pass
 
-    async def _write(self, handle: Qwen3Handle, how: dict[str, Any]) -> None:
+    async def _write_pieces(self, utterance: Qwen3Utterance, how: dict[str, Any]) -> None:
         """A text in pieces, as they come."""
-        live: LiveSpeech = await self._in(self._texts, partial(self._running.open, **how))
-        try:
-            if not handle.request.text:
-                self._attach(handle, live)
-            while (piece := await handle.piece()) is not None:
-                await self._in(self._texts, _unless_done, live, live.write, piece)
-                if handle.utterance is None:
-                    self._attach(handle, live)
-            if not handle.over:
-                await self._in(self._texts, _unless_done, live, live.finish)
-        finally:
-            if handle.over or handle.utterance is None:
-                live.cancel()
+        text: LiveText = await self._in(self._texts, self._submit_text, await utterance.piece(), how)
+        if utterance.open(text.handle):
+            while (piece := await utterance.piece()) is not None:
+                await self._in(self._texts, _unless_done, text, text.write, piece)
+            await self._in(self._texts, _unless_done, text, text.finish)
 
     def _how(self, request: SpeechRequest, voice: Voice | str | None) -> dict[str, Any]:
         """Arguments of the service."""
-        assert self._consumer is not None
         return {
             "voice": voice,
             "language": request.language,
@@ -232,10 +219,6 @@ class Qwen3Engine:
             "notify": self._consumer.notify,
             "owner": request.owner,
         }
-
-    def _attach(self, handle: Qwen3Handle, utterance: SpeechStream) -> None:
-        assert self._consumer is not None
-        handle.attach(utterance, asyncio.Event() if handle.over else self._consumer.listen(utterance.handle))
 
     async def _prompt(self, voice: StoredVoice) -> Voice:
         """The voice, cloned once however many wait for it."""
@@ -265,6 +248,19 @@ class Qwen3Engine:
         prompt: Voice = prompts.prepared(self._store, voice, Cloner(self._running.tts))
         return prompt
 
+    def _submit_first(self, parts: Iterator[Sentence], options: dict[str, Any]) -> Handle:
+        return self._running.submit([next(parts)], open=True, **options)
+
+    def _submit_text(self, piece: str | None, how: dict[str, Any]) -> LiveText:
+        text = self._running.live_text(**how)
+        try:
+            if piece is not None:
+                text.write(piece)
+        except ValueError:
+            text.handle.cancel()
+            raise
+        return text
+
     def _say_first_words(self, prompt: Voice | str | None) -> None:
         said = self._running.speak(WARM_UP, voice=prompt, max_frames=WARM_UP_FRAMES)
         while said.handle.next(self._settings.chunk_timeout) is not None:
@@ -280,6 +276,10 @@ class Qwen3Engine:
             except TimeoutError:
                 log.exception("the engine does not end")
 
+    @cached_property
+    def _consumer(self) -> LoopConsumer:
+        return LoopConsumer(asyncio.get_running_loop())
+
     @property
     def _running(self) -> SpeechService:
         if self._service is None:
@@ -287,8 +287,18 @@ class Qwen3Engine:
         return self._service
 
 
-def _unless_done(live: LiveSpeech, call: Callable[..., None], *given: Any) -> None:
-    if not live.handle.done:
+def _add_next(handle: Handle, parts: Iterator[Sentence]) -> bool:
+    """The next part of a text. Returns whether there may be more."""
+    part = None if handle.done or handle.ended else next(parts, None)
+    if part is None:
+        handle.finish()
+        return False
+    handle.add(part.segment)
+    return True
+
+
+def _unless_done(text: LiveText, call: Callable[..., None], *given: Any) -> None:
+    if not text.handle.done:
         call(*given)
 
 
