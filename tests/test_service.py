@@ -70,7 +70,7 @@ def test_a_long_text_is_one_utterance(tts: Qwen3TTS, service: SpeechService, voi
 
 
 def test_a_text_in_steps_is_the_text_at_once(service: SpeechService, voice: Voice) -> None:
-    rows = list(service.sentences(LONG, voice=voice, seed=3))
+    rows = list(service.parts(LONG, voice=voice, seed=3))
     with service.speak(LONG, voice=voice, seed=3) as whole:
         segments = whole.handle.request.segments
         assert [row.prompt.text.tolist() for row in rows] == [segment.prompt.text.tolist() for segment in segments]
@@ -97,7 +97,7 @@ def test_pieces_of_one_character_cost_no_more_than_their_part(
 ) -> None:
     """The prompt is laid out when a part begins and when it ends, and not for each piece; tokens are made of the open part alone."""
     text, rows, tokenised = "Words, and more of them. " * 40, 0, []
-    row, ids = service.sentence, service.ids
+    row, ids = service.part, service.ids
 
     def counted_row(text: str, **how: Any) -> Any:
         nonlocal rows
@@ -108,7 +108,7 @@ def test_pieces_of_one_character_cost_no_more_than_their_part(
         tokenised.append(len(text))
         return ids(text)
 
-    monkeypatch.setattr(service, "sentence", counted_row)
+    monkeypatch.setattr(service, "part", counted_row)
     monkeypatch.setattr(service, "ids", counted_ids)
     with service.open(voice=voice) as live:
         for character in text:

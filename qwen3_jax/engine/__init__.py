@@ -17,7 +17,7 @@
     loop.py        the hand-off to an event loop: one callback per step for all slots
     plan.py        what the memory must hold
 
-Text is known here as ids only. A request is a chain of segments (sentences), spoken without a seam; the last one may be open, and grow
+Text is known here as ids only. A request is a chain of segments, spoken without a seam; the last one may be open, and grow
 (`Handle.append`, `Handle.add`, `Handle.finish`). `qwen3_jax.service` turns texts into requests.
 """
 
@@ -28,10 +28,10 @@ from qwen3_jax.engine.errors import (
     ConsumerFailed,
     DeadlineExceeded,
     DeviceFailed,
+    DeviceOutOfMemory,
     EngineError,
     Full,
     NotFinite,
-    OutOfMemory,
     Stalled,
 )
 from qwen3_jax.engine.options import Options
@@ -42,6 +42,7 @@ __all__ = [
     "ConsumerFailed",
     "DeadlineExceeded",
     "DeviceFailed",
+    "DeviceOutOfMemory",
     "Engine",
     "EngineError",
     "Full",
@@ -49,7 +50,6 @@ __all__ = [
     "JaxDevice",
     "NotFinite",
     "Options",
-    "OutOfMemory",
     "Packet",
     "Request",
     "Segment",

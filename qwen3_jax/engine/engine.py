@@ -16,7 +16,7 @@ from typing import Any
 
 import jax
 
-from qwen3_jax.engine.errors import Closed, DeviceFailed, EngineError, OutOfMemory
+from qwen3_jax.engine.errors import Closed, DeviceFailed, DeviceOutOfMemory, EngineError
 from qwen3_jax.engine.options import Counters, Options
 from qwen3_jax.engine.requests import Handle, Request
 from qwen3_jax.engine.scheduler import Scheduler
@@ -233,7 +233,7 @@ def _collect() -> None:
 def _told(shortage: bool, again: bool) -> EngineError:
     after = "it is being restarted; send the request again" if again else "it could not be restarted"
     if shortage:
-        return OutOfMemory(f"the device's memory was used up; {after}")
+        return DeviceOutOfMemory(f"the device's memory was used up; {after}")
     return DeviceFailed(f"the engine's device failed; {after}")
 
 

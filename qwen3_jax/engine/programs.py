@@ -142,7 +142,7 @@ def start(talker_graph: Any, talker: Any, decoder_graph: Any, decoder: Any, *, r
     return initial(nnx.merge(talker_graph, talker), nnx.merge(decoder_graph, decoder), rows, columns, text)
 
 
-class Opening(NamedTuple):
+class NewRow(NamedTuple):
     """What a row begins a segment with; one row of everything."""
 
     seed: U32[Array, "1"]
@@ -156,7 +156,7 @@ class Opening(NamedTuple):
 
 
 @functools.partial(jax.jit, static_argnames=("talker_graph", "columns"))
-def begin(talker_graph: Any, talker_params: Any, rows: PromptRows, new: Opening, *, columns: int) -> State:
+def begin(talker_graph: Any, talker_params: Any, rows: PromptRows, new: NewRow, *, columns: int) -> State:
     """Read the first piece of a prompt: a state of one row. ``rows``: see `read`. ``columns``: of its cache, at least the piece's."""
     talker: Talker = nnx.merge(talker_graph, talker_params)
     x = embed(talker, rows)

@@ -64,7 +64,7 @@ class Watch:
 
 @dataclass(frozen=True, eq=False)
 class Segment:
-    """One sentence.
+    """One part of a text: a prompt, and the frames that are made from it.
 
     Attributes:
         prompt: its rows; ``prompt.trailing`` ends with tts_eos unless the segment is open.

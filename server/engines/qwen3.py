@@ -197,7 +197,7 @@ class Qwen3Engine:
     async def _speak(self, handle: Qwen3Handle, how: dict[str, Any]) -> None:
         """A whole text, a part at a time."""
         options = {name: how.pop(name) for name in ("priority", "notify", "owner")}
-        coming, rows = self._running.sentences(handle.request.text, **how), []
+        coming, rows = self._running.parts(handle.request.text, **how), []
         while not handle.over and (row := await self._in(self._texts, next, coming, None)) is not None:
             rows.append(row)
         if not handle.over:

@@ -5,8 +5,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from qwen3_jax.engine import Closed, Full
-from qwen3_jax.engine import OutOfMemory as DeviceFull
+from qwen3_jax.engine import Closed, DeviceOutOfMemory, Full
 from qwen3_jax.shapes import F32
 from qwen3_jax.speech.utterance import SpeechStream
 from server.engines.base import Crowded, EngineClosed, OutOfMemory, Refused, SpeechRequest
@@ -143,6 +142,6 @@ def named(error: BaseException) -> BaseException:
         return Refused(str(error))
     if isinstance(error, Full):
         return Crowded(str(error))
-    if isinstance(error, DeviceFull):
+    if isinstance(error, DeviceOutOfMemory):
         return OutOfMemory(str(error))
     return EngineClosed(str(error)) if isinstance(error, Closed) else error

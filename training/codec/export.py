@@ -59,7 +59,7 @@ def published_tensors(params: Mapping[str, Any], dtype: Any) -> dict[str, np.nda
         if not np.abs(value).max() <= np.finfo(dtype).max:  # NaN is no less either
             raise ValueError(f"{path} has values that {np.dtype(dtype)} cannot hold (largest {np.abs(value).max():g})")
         for target in targets(path, value.shape):
-            tensors[source_of(target)] = np.ascontiguousarray(value if target.slot is None else value[target.slot], dtype)
+            tensors[source_of(target)] = np.ascontiguousarray(value if target.number is None else value[target.number], dtype)
     return tensors
 
 

@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from qwen3_jax.shapes import F32, F64, I32
+from qwen3_jax.shapes import F32, F64, I32, Integer
 from training.latents import phonemes, pitch_synchronous
 from training.latents.levels import LEVELS, MOMENTS, levels
 
@@ -26,7 +26,7 @@ PITCH_SHARE = 0.15  # of the components' variance: what the pitch counts for bes
 _RARE = 0.5  # spread of a number that hardly any frame needs, or such a frame would drown the rest
 
 
-def mel_filters(bins: int, fft: int, sample_rate: int = _SAMPLE_RATE) -> F32[np.ndarray, "bins fft//2+1"]:
+def mel_filters(bins: int, fft: int, sample_rate: int = _SAMPLE_RATE) -> F32[np.ndarray, "{bins} {fft}//2+1"]:
     """Triangles of height 1, evenly spaced on the mel scale 2595 log10(1 + f/700), from 0 Hz to half the sample rate."""
     top = 2595 * np.log10(1 + sample_rate / 2 / 700)
     edges = 700 * (10 ** (np.linspace(0, top, bins + 2) / 2595) - 1)
@@ -75,14 +75,14 @@ class Latents(msgspec.Struct):
         """Of frames' main components and entries of the pitch book."""
         return np.concatenate([main, self.acoustic[0, :, self.components :][entry]], axis=-1)
 
-    def read(self, wave: F32[np.ndarray, " N*1920"], said: I32[np.ndarray, "N 4"]) -> "AnalysedSpeech":
+    def read(self, wave: F32[np.ndarray, " F"], said: Integer[np.ndarray, "N 4"]) -> "AnalysedSpeech":
         """What the codec is to say of speech; ``said``: of `phonemes.quarters`, zeros where nobody knows."""
         locked = pitch_synchronous.synchronise(wave, self.pitch)
         told = levels(locked.wave, locked.entry, self.pitch)
         main = self.main(told)
         return AnalysedSpeech(locked.wave, told, self.codes(self.latent(main, locked.entry), said), main)
 
-    def codes(self, latent: F32[np.ndarray, "N H"], said: I32[np.ndarray, "N 4"]) -> I32[np.ndarray, "N K"]:
+    def codes(self, latent: F32[np.ndarray, "N H"], said: Integer[np.ndarray, "N 4"]) -> I32[np.ndarray, "N K"]:
         """Book 0 from what is said next, then book after book of the latent."""
         found = [phonemes.codes(phonemes.following(said), self.plan)]
         rest = latent.copy()
@@ -101,7 +101,7 @@ class Latents(msgspec.Struct):
         return cls(**load_file(path))
 
 
-def nearest(x: F32[np.ndarray, "N D"], book: F32[np.ndarray, "V D"], block: int = 8192) -> I32[np.ndarray, " N"]:
+def nearest(x: F32[np.ndarray, "N D"], book: F32[np.ndarray, "V D"], block: int = 8192) -> Integer[np.ndarray, " N"]:
     """The entry nearest to each row, as the codec's encoder finds it."""
     size = np.square(book).sum(axis=1)
     return np.concatenate([np.argmin(size - 2 * (x[i : i + block] @ book.T), axis=1) for i in range(0, len(x), block)])
