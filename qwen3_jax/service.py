@@ -6,7 +6,7 @@
     live.write("Words as they "); live.write("come, "); live.finish()      # and meanwhile: for pcm in live: ...
     async for packet in consumer.packets(service.speak(..., notify=consumer.notify).handle, limit=30): ...
 
-Long text is spoken part by part (split.py) as one utterance: one voice, the codec's state carried over, so that there is no seam. The
+Long text is spoken part by part (text/split.py) as one utterance: one voice, the codec's state carried over, so that there is no seam. The
 same text gives the same audio whether it comes at once or in pieces.
 """
 

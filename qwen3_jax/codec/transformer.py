@@ -55,7 +55,7 @@ class CodecAttention(nnx.Module):
 
 
 class GatedMLP(SwiGLU):
-    """SwiGLU of layers.py on [H B T]."""
+    """SwiGLU of model/layers.py on [H B T]."""
 
     def __call__(self, x: F32[Array, "H B T"]) -> F32[Array, "H B T"]:
         return dense(self.down_proj, jax.nn.silu(dense(self.gate_proj, x)) * dense(self.up_proj, x))

@@ -11,7 +11,7 @@
     reserve.py     whether the last free slot may be taken
     patience.py    whether a request has waited long enough, and ends
     pace.py        how much each slot makes in a step
-    news.py        which consumers are told after a turn
+    news.py        which consumers are told after a round
     device.py      that protocol on JAX; programs.py holds the compiled functions
     engine.py      the thread, its faults, restarts, draining
     loop.py        the hand-off to an event loop: one callback per step for all slots

@@ -156,7 +156,7 @@ class Engine:
             left = None if self._close_at is None else self._close_at - self._clock()
             if left is not None and (left <= 0 or self._scheduler.idle):
                 return
-            delay = self._scheduler.turn()
+            delay = self._scheduler.run_round()
             if delay != 0 and not (left is not None and self._scheduler.idle):
                 self._wake.wait(min(each for each in (delay, left, HEARTBEAT) if each is not None))
 

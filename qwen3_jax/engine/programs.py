@@ -16,7 +16,7 @@ order; 3e-6 of a sample). (Timed for 10 rows of the small codec on two cores: 22
 four at once.)
 
 A row that may not go on still computes: its results are dropped, and what it writes to its cache's next column is overwritten by the
-operation that makes the column visible (see cache.py). So a paused row needs no care.
+operation that makes the column visible (see model/cache.py). So a paused row needs no care.
 
 A row that computes NaN or infinity is stopped with NOT_FINITE. Rows never mix, so the others go on; but a column that is masked is still
 multiplied by 0, which leaves NaN: so a prompt is read into a cache of zeros, which takes the place of whatever the row held.

@@ -38,7 +38,7 @@ Waves = list[F32[np.ndarray, " _"]]
 def evaluate(
     model: Annotated[str | None, Option(help="A checkpoint's folder, or a hub id (default: embedded).", envvar="TTS_MODEL_ID")] = None,
     voice: Annotated[str | None, Option(help="As for `say`.")] = None,
-    x_vector: Annotated[bool | None, Option("--x-vector/--in-context", help="As for `say`.")] = None,
+    x_vector_only_mode: Annotated[bool | None, Option("--x-vector/--in-context", help="As for `say`.")] = None,
     language: Annotated[str, Option(help="As for `say`.")] = "English",
     sentences: Annotated[Path | None, path_option("One a line (default: 100 that no training saw).")] = None,
     limit: Annotated[int | None, Option(help="The first so many of them only.")] = None,
@@ -83,7 +83,7 @@ def evaluate(
             title = f"Codec of {Path(str(model)).name}"
         else:
             texts = (read_sentences(sentences) if sentences else held_out())[:limit]
-            who = find_voice(tts, voice, layers, x_vector, tell)
+            who = find_voice(tts, voice, layers, x_vector_only_mode, tell)
             about |= {
                 "voice": who if isinstance(who, str) else who.name if who else "-",
                 "cloning": who.mode if isinstance(who, Voice) else "-",

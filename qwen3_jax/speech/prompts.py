@@ -94,8 +94,8 @@ class PartPrompts:
 
     def _streams_text(self) -> bool:
         """Unless the caller says."""
-        whole = self._model().generation.non_streaming_mode
-        return self._model().config.tts_model_type == "base" if whole is None else not whole
+        preferred = self._model().generation.streaming_text
+        return self._model().config.tts_model_type == "base" if preferred is None else preferred
 
     def _voice(self, voice: Voice | str | None) -> tuple[Voice | None, str | None]:
         """(cloned voice, preset speaker) as this checkpoint takes them."""

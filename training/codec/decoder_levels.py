@@ -60,7 +60,7 @@ def wider(power: F32[Array, "2 28"]) -> F32[np.ndarray, "28"]:
 
 
 def level_columns(decoder: Decoder, codes: I32[Array, "B M K"], crop: int, past: tuple[int, ...]) -> F32[Array, "56 B crop*4"]:
-    """The level channels of the last ``crop`` frames; as `vocoder.decode_crop`, up to 50 Hz."""
+    """The level channels of the last ``crop`` frames; as `decoder_training.decode_crop`, up to 50 Hz."""
     x, *_ = to_columns(decoder, codes, crop, past)
     return x[:COUNT, :, -crop * STEPS :]
 

@@ -1,7 +1,7 @@
 """Trained codec parameters -> ``speech_tokenizer/`` in the published layout, float16 or float32; and back.
 
-The published file is float32. float16 loads just as well (published.py casts), at half the size; weights lie well inside its range.
-Names and stacked books are those of mapping.py, so the folder is read by the same loader as the real checkpoint.
+The published file is float32. float16 loads just as well (checkpoint/published.py casts), at half the size; weights lie well inside
+its range. Names and stacked books are those of checkpoint/mapping.py, so the folder is read by the same loader as the real checkpoint.
 """
 
 import json

@@ -10,7 +10,7 @@ Of a reference's frames it is told what an encoder may take for book 0, which ca
 
 import numpy as np
 
-from qwen3_jax.shapes import F32, I32, Integer
+from qwen3_jax.shapes import F32, I32, Float, Integer
 from training.latents import phonemes
 from training.latents.quantiser import Latents, nearest
 
@@ -65,7 +65,7 @@ class CodeCorruption:
         going_on = phonemes.codes(np.repeat(said[:, -1:], said.shape[1], axis=1), self._plan)
         return np.where(noise.random(len(codes)) < _DEAF, going_on, codes)
 
-    def _near(self, latent: F32[np.ndarray, "N C"], noise: np.random.Generator) -> F32[np.ndarray, "N C"]:
+    def _near(self, latent: F32[np.ndarray, "N C"], noise: np.random.Generator) -> Float[np.ndarray, "N C"]:
         far = noise.random((len(latent), 1), np.float32)
         error = noise.standard_normal(latent.shape, np.float32) * self._unsure
         return (1 - _DULL * far) * latent * self._spread + far * error

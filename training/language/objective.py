@@ -1,6 +1,6 @@
 """Talker, predictor and speaker encoder as they are trained: a batch of utterances -> losses, and the step that improves them.
 
-Rows and labels are those of teacher_forcing.py, and one more kind of label:
+Rows and labels are those of finetune/teacher_forcing.py, and one more kind of label:
 
     spoken         -   | rows of the text tokens that are said in that frame (the teachers state when they say what)
 
@@ -91,7 +91,7 @@ class LanguageOutputs(NamedTuple):
 
     first: F32[Array, "B T V"]  # of book 0, at every row
     rest: F32[Array, "N 15 _"]  # of books 1..15, of the picked frames
-    told: Float[Array, "F H"]  # the predictor's states when it has read book 0 of the frames at a glance
+    told: Float[Array, "F _"]  # the predictor's states when it has read book 0 of the frames at a glance
     looks: F32[Array, "B T"]  # `attention_to`, averaged over the guided heads
     hidden: Float[Array, "B T H"]
     early: Float[Array, "B T H"]  # what the first guided layer is given, its root mean square 1
@@ -125,7 +125,7 @@ def make_example(
     frames: I32[np.ndarray, "N K"],
     config: ModelConfig,
     spoken: Integer[np.ndarray, "N+1 2"] | None = None,
-    latent: F32[np.ndarray, "N D"] | None = None,
+    latent: Float[np.ndarray, "N D"] | None = None,
     sounds: dict[int, list[int]] | None = None,
     timing: Integer[np.ndarray, "N 4"] | None = None,
 ) -> LanguageExample:
@@ -308,7 +308,7 @@ def begin(params: Params) -> dict[str, Any]:
 def train_step(
     state: dict[str, Any], batch: LanguageBatch, rate: float, *, graphs: Definitions, eos: int, weights: LossWeights
 ) -> tuple[dict[str, Any], dict[str, jax.Array]]:
-    """One step at the highest rate ``rate``; see `vocoder.rate_at`."""
+    """One step at the highest rate ``rate``; see `optimiser.rate_at`."""
 
     def loss(trained: Params) -> tuple[jax.Array, dict[str, jax.Array]]:
         return losses(graphs, trained, batch, eos, weights)

@@ -105,7 +105,7 @@ def _of_stream(
         start += -(-line.samples // _WHOLE) * _WHOLE // FRAME
 
 
-def spoken_tokens(line: ManifestLine, pieces: list[str], frames: int) -> Integer[np.ndarray, "N+1 2"] | None:
+def spoken_tokens(line: ManifestLine, pieces: list[str], frames: int) -> Integer[np.ndarray, "{frames}+1 2"] | None:
     """`TrainingUtterance.said`, by the teacher's durations: words by their phonemes, and the pieces of a word by their letters."""
     starts, clock, before = [], 0, " "
     last = 0

@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from qwen3_jax.shapes import F32, F64, I32, Integer
+from qwen3_jax.shapes import F32, F64, I32, Float, Integer
 from training.latents import phonemes, pitch_synchronous
 from training.latents.levels import LEVELS, MOMENTS, levels
 
@@ -101,7 +101,7 @@ class Latents(msgspec.Struct):
         return cls(**load_file(path))
 
 
-def nearest(x: F32[np.ndarray, "N D"], book: F32[np.ndarray, "V D"], block: int = 8192) -> Integer[np.ndarray, " N"]:
+def nearest(x: Float[np.ndarray, "N D"], book: Float[np.ndarray, "V D"], block: int = 8192) -> Integer[np.ndarray, " N"]:
     """The entry nearest to each row, as the codec's encoder finds it."""
     size = np.square(book).sum(axis=1)
     return np.concatenate([np.argmin(size - 2 * (x[i : i + block] @ book.T), axis=1) for i in range(0, len(x), block)])
@@ -153,7 +153,7 @@ class FitReport(msgspec.Struct):
 
 
 def fit_pitch(
-    cycles: F32[np.ndarray, " N"], bends: F32[np.ndarray, "N 7"], entries: int, *, seed: int = 0, most: int = 60000, steps: int = 12
+    cycles: F64[np.ndarray, " N"], bends: F64[np.ndarray, "N 7"], entries: int, *, seed: int = 0, most: int = 60000, steps: int = 12
 ) -> pitch_synchronous.PitchBook:
     """The pitch book, of frames with voice; ``most`` of them, ``steps`` of k-means."""
     noise = np.random.default_rng(seed)
