@@ -29,7 +29,7 @@ JUDGES = {
     "qwen3_jax.model.encode.encode_codes",
     "qwen3_jax.model.encode.encode_x_vector",
     "qwen3_jax.engine.requests.Request.__init__",
-    "qwen3_jax.engine.requests.Segment.__init__",
+    "qwen3_jax.engine.segment.Segment.__init__",
     "qwen3_jax.text.prompt.as_arrays",
     "qwen3_jax.text.prompt.build",
     "qwen3_jax.text.prompt.check_prompt",

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from qwen3_jax.engine.errors import Closed, DeadlineExceeded, Full, NotFinite, Stalled
 from qwen3_jax.engine.options import Options
-from qwen3_jax.engine.requests import Handle, Request, Segment, Watch
+from qwen3_jax.engine.requests import Handle, Request
 from qwen3_jax.engine.scheduler import Scheduler
+from qwen3_jax.engine.segment import Segment, Watch
 from qwen3_jax.model.sampling import Sampling
 from tests.fake_device import FakeDevice, expected, segment
 

@@ -15,6 +15,7 @@
     device.py      that protocol on JAX; programs.py holds the compiled functions
     engine.py      the thread, its faults, restarts, draining
     loop.py        the hand-off to an event loop: one callback per step for all slots
+    segment.py     what is said: one part of a text, in ids; requests.py has the request of several, and its handle
     plan.py        what the memory must hold
 
 Text is known here as ids only. A request is a chain of segments, spoken without a seam; the last one may be open, and grow
@@ -35,7 +36,8 @@ from qwen3_jax.engine.errors import (
     Stalled,
 )
 from qwen3_jax.engine.options import Options
-from qwen3_jax.engine.requests import Handle, Packet, Request, Segment, Watch
+from qwen3_jax.engine.requests import Handle, Packet, Request
+from qwen3_jax.engine.segment import Segment, Watch
 
 __all__ = [
     "Closed",

@@ -13,8 +13,9 @@ from functools import partial
 from qwen3_jax.engine.device import JaxDevice
 from qwen3_jax.engine.options import Counters, Options
 from qwen3_jax.engine.pace import Flight, Pace
-from qwen3_jax.engine.requests import MOST, Handle, Packet, Request
+from qwen3_jax.engine.requests import Handle, Packet, Request
 from qwen3_jax.engine.scheduler import Scheduler
+from qwen3_jax.engine.segment import MOST
 from qwen3_jax.engine.slots import NEVER, Device, Slot
 from qwen3_jax.model.model import Model
 

@@ -41,7 +41,7 @@ LAGS = 8  # frames back with which book 0 is compared
 
 
 class Limits(NamedTuple):
-    """See requests.Watch. In frames; rows that are not watched have limits that no utterance reaches."""
+    """See segment.Watch. In frames; rows that are not watched have limits that no utterance reaches."""
 
     hold: I32[Array, "..."]
     repeats: I32[Array, "..."]

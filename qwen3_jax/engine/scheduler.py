@@ -29,8 +29,9 @@ from qwen3_jax.engine.news import News
 from qwen3_jax.engine.options import FRAME_SECONDS, Counters, Options
 from qwen3_jax.engine.pace import Flight, Pace, PaceOf
 from qwen3_jax.engine.patience import SETTLES, End, end_in_line, end_in_slot, soonest
-from qwen3_jax.engine.requests import MOST, Handle, Packet, Rest
+from qwen3_jax.engine.requests import Handle, Packet, Rest
 from qwen3_jax.engine.reserve import Reserve
+from qwen3_jax.engine.segment import MOST
 from qwen3_jax.engine.slots import NEVER, RUNAWAY, Device, Frame, Opening, Outcome, Slot, text_of
 from qwen3_jax.model.frame import DAMAGED, LENGTH, NOT_FINITE, RUNNING
 

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from qwen3_jax.codec import DecoderState
-from qwen3_jax.engine.requests import MOST, Handle, Request, Segment, Watch
+from qwen3_jax.engine.requests import Handle, Request
+from qwen3_jax.engine.segment import MOST, Segment, Watch
 from qwen3_jax.model.sampling import Sampling
 from qwen3_jax.shapes import F32, I32
 from qwen3_jax.text.prompt import Prompt

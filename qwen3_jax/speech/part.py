@@ -3,7 +3,8 @@
 from typing import Any, NamedTuple
 
 from qwen3_jax.codec import DecoderState
-from qwen3_jax.engine.requests import Request, Segment
+from qwen3_jax.engine.requests import Request
+from qwen3_jax.engine.segment import Segment
 from qwen3_jax.model.sampling import Sampling
 from qwen3_jax.text.prompt import Prompt
 
