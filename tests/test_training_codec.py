@@ -365,7 +365,9 @@ def test_levels_are_taken_up_wider_about_their_mean_and_a_run_goes_on_as_wide(be
     np.testing.assert_allclose(taken[1], taken[0], atol=1e-5)  # the mean stays
     np.testing.assert_allclose(taken[3], taken[2], atol=1e-5)
     power = np.stack([wider**-2, np.ones_like(wider)])
-    assert np.allclose(decoder_levels.wider(power), wider) and decoder_levels.wider(power[::-1]).max() == 1.0, "nothing is narrowed"
+    assert np.allclose(decoder_levels.wider(jnp.asarray(power)), wider) and decoder_levels.wider(jnp.asarray(power[::-1])).max() == 1.0, (
+        "nothing is narrowed"
+    )
 
 
 def test_a_few_codes_slip_and_never_the_pitch() -> None:

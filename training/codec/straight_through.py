@@ -63,7 +63,7 @@ def columns(
 
 @functools.partial(jax.jit, static_argnames=("components", "cfg", "reads"), donate_argnames="state")
 def step(
-    state: dict[str, Any], given: Float[Array, "B T C"], wanted: F32[Array, "B N D+O"], told: F32[Array, "56 B N*4"],
+    state: dict[str, Any], given: Float[Array, "B T C"], wanted: F32[Array, "B N _"], told: F32[Array, "56 B N*4"],
     decoder: Flat, recogniser: Flat,
     spread: F32[Array, " D"], components: int, rate: float,
     *, cfg: CodecEncoderConfig, reads: CodecDecoderConfig,

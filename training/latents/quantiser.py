@@ -231,7 +231,7 @@ def fit_acoustics(
     return found, FitReport(kept, unexplained, 0.0)
 
 
-def shared_out(variance: F64[np.ndarray, " C"], books: int, bits: float) -> list[int]:
+def shared_out(variance: Float[np.ndarray, " C"], books: int, bits: float) -> list[int]:
     """Which components each book takes, one after the other: bounds, from 0 to C. What normal components of such ``variance`` lose to
     books of ``bits`` in all is least (reverse water-filling: Cover and Thomas, Elements of Information Theory, 10.3.3).
 
@@ -251,7 +251,7 @@ def shared_out(variance: F64[np.ndarray, " C"], books: int, bits: float) -> list
     return best[-1][size][1]
 
 
-def _lost(variance: F64[np.ndarray, " D"], bits: float) -> float:
+def _lost(variance: Float[np.ndarray, " D"], bits: float) -> float:
     falling = np.sort(variance)[::-1]
     for kept in range(len(falling), 0, -1):
         level = float(np.exp(np.log(falling[:kept]).mean()) * 2.0 ** (-2 * bits / kept))
