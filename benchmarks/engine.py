@@ -45,7 +45,7 @@ from qwen3_jax.runtime.allocation import TUNABLES, restart_with_large_pages
 from qwen3_jax.text.prompt import build
 
 SECONDS_A_FRAME, LIMIT = 0.08, 300.0
-Figures = dict[str, float]
+StepFigures = dict[str, float]
 
 
 def request(model: Model, number: int, frames: int) -> Request:
@@ -92,7 +92,7 @@ class Listener(threading.Thread):
         return silence
 
 
-def measure(engine: Engine, model: Model, streams: int, frames: int) -> tuple[Figures, list[Listener]]:
+def measure(engine: Engine, model: Model, streams: int, frames: int) -> tuple[StepFigures, list[Listener]]:
     begun = time.perf_counter()
     listeners = [Listener(engine.submit(request(model, number, frames)), begun) for number in range(streams)]
     before = engine.stats().counters["steps"]
@@ -118,7 +118,7 @@ def measure(engine: Engine, model: Model, streams: int, frames: int) -> tuple[Fi
     }, listeners
 
 
-def step_milliseconds(model: Model, slots: int, streams: int, columns: int, frames: int) -> Figures:
+def step_milliseconds(model: Model, slots: int, streams: int, columns: int, frames: int) -> StepFigures:
     """One frame of so many streams in so many slots, without a host that listens: the least of ten launches of as many frames as a launch
     has."""
     device = JaxDevice(model, slots=slots, columns=columns, frames=frames)
@@ -241,7 +241,7 @@ def main() -> None:
         return made
 
     singles = [step_milliseconds(model, 1, 1, given.columns, given.frames)["step_median_ms"]]
-    steps: dict[int, Figures] = {}
+    steps: dict[int, StepFigures] = {}
     for streams in given.streams:
         steps[streams] = found = step_milliseconds(model, slots, min(streams, slots), given.columns, given.frames)
         singles.append(step_milliseconds(model, 1, 1, given.columns, given.frames)["step_median_ms"])

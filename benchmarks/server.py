@@ -37,7 +37,7 @@ BYTES_A_SECOND = 48_000
 
 
 @dataclass
-class Figures:
+class ClientFigures:
     """What all clients saw; seconds."""
 
     ttfa: list[float] = field(default_factory=list)
@@ -49,7 +49,7 @@ class Figures:
     errors: list[str] = field(default_factory=list)
 
 
-async def client(url: str, number: int, end: float, figures: Figures) -> None:
+async def client(url: str, number: int, end: float, figures: ClientFigures) -> None:
     """One listener, until ``end``."""
     async with connect(url, compression=None) as connection:
         await connection.recv()  # ready
@@ -62,7 +62,7 @@ async def client(url: str, number: int, end: float, figures: Figures) -> None:
         await connection.send(json.dumps({"type": "stop"}))
 
 
-async def speak(connection: ClientConnection, text: str, cancel: bool, figures: Figures) -> None:
+async def speak(connection: ClientConnection, text: str, cancel: bool, figures: ClientFigures) -> None:
     """One utterance, listened to, or cancelled after its second frame."""
     begun = time.monotonic()
     await connection.send(json.dumps({"type": "speak", "text": text, "seed": 1}))
@@ -109,7 +109,7 @@ async def watch(process: psutil.Process, end: float) -> list[tuple[float, float]
 
 async def measure(url: str, process: psutil.Process, streams: int, minutes: float) -> dict[str, float]:
     """All figures of one number of clients."""
-    figures, before, begun = Figures(), process.cpu_times(), time.monotonic()
+    figures, before, begun = ClientFigures(), process.cpu_times(), time.monotonic()
     end = begun + 60 * minutes
     watching = asyncio.create_task(watch(process, end))
     async with asyncio.TaskGroup() as clients:

@@ -19,7 +19,7 @@ FRAMES = 23  # the reference drew 24 book-0 ids; the last one never became a fra
 _ROW = re.compile(r"(?P<name>\w+)_(?P<text>st|ns)\.(?P<row>\d+)\.(?P<what>input_ids|ref_ids|instruct_ids|codes|hidden)")
 
 
-class Row(NamedTuple):
+class GoldenRow(NamedTuple):
     """What a row of a case asks for, beside its ids."""
 
     language: str
@@ -29,20 +29,20 @@ class Row(NamedTuple):
 
 
 CASES = {
-    "xvec_en": [Row("english", x_vector=1)],
-    "icl_short": [Row("japanese", x_vector=1, reference="ref_code_short")],
-    "icl_long": [Row("auto", x_vector=1, reference="ref_code_long")],
-    "batch": [Row("english", x_vector=1, reference="ref_code_short"), Row("french", x_vector=-1)],
-    "ryan": [Row("english", speaker="ryan")],
-    "dialect": [Row("auto", speaker="eric")],
-    "design": [Row("chinese")],
+    "xvec_en": [GoldenRow("english", x_vector=1)],
+    "icl_short": [GoldenRow("japanese", x_vector=1, reference="ref_code_short")],
+    "icl_long": [GoldenRow("auto", x_vector=1, reference="ref_code_long")],
+    "batch": [GoldenRow("english", x_vector=1, reference="ref_code_short"), GoldenRow("french", x_vector=-1)],
+    "ryan": [GoldenRow("english", speaker="ryan")],
+    "dialect": [GoldenRow("auto", speaker="eric")],
+    "design": [GoldenRow("chinese")],
 }
 
 
 class Expected(NamedTuple):
     """One row of a case, and what came of it."""
 
-    row: Row
+    row: GoldenRow
     input_ids: np.ndarray
     ref_ids: np.ndarray | None
     instruct_ids: np.ndarray | None

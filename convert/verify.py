@@ -101,7 +101,7 @@ def _generation(model: Model, golden: Golden, name: str, rows: list[Expected], s
     handles = [inline.submit(Request((Segment(one, FRAMES),), GREEDY, seed=0)) for one in prompts]
     for number, (row, handle) in enumerate(zip(rows, handles, strict=True)):
         while not handle.ended:
-            inline.turn()
+            inline.run_round()
         packets = list(iter(handle.take, None))
         ours = np.concatenate([row.codes[:0], *(packet.codes for packet in packets)])
         hidden = np.concatenate([row.hidden[:0], *(packet.hidden for packet in packets if packet.hidden is not None)])

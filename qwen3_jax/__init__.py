@@ -1,6 +1,6 @@
 """Qwen3-TTS in JAX and Flax: text -> pcm, the whole decoding loop compiled. What is imported here is the public API.
 
-It is imported at its first use, so that a program can set up its process (see allocation.py) before JAX starts.
+It is imported at its first use, so that a program can set up its process (see runtime/allocation.py) before JAX starts.
 """
 
 from importlib import import_module

@@ -61,7 +61,7 @@ def say(
     voice: Annotated[str | None, Option(help="A voice of the folder, a .safetensors file, or a preset speaker.")] = None,
     reference: Annotated[Path | None, path_option("A recording to clone, 3 to 30 s.")] = None,
     transcript: Annotated[str | None, Option(help="Exactly what the recording says; without it only the timbre is cloned.")] = None,
-    x_vector: Annotated[
+    x_vector_only_mode: Annotated[
         bool | None, Option("--x-vector/--in-context", help="Clone the timbre only, or go on from the recording. Default: the model's.")
     ] = None,
     language: Annotated[str, Option(help="One of `info`'s languages, or Auto.")] = "Auto",
@@ -107,9 +107,9 @@ def say(
         with errors.status("loading the model"):
             tts = Qwen3TTS.from_pretrained(model, device=device, dtype=dtype)
         if reference:
-            speaker: Voice | str | None = tts.create_voice(reference, transcript, x_vector_only_mode=x_vector)
+            speaker: Voice | str | None = tts.create_voice(reference, transcript, x_vector_only_mode=x_vector_only_mode)
         else:
-            speaker = find_voice(tts, voice, layers, x_vector, tell)
+            speaker = find_voice(tts, voice, layers, x_vector_only_mode, tell)
         tell(f"model: {hub.described(model)}")
         given = {**_temperature(temperature), "top_k": top_k, "top_p": top_p, "repetition_penalty": repetition_penalty}
         draw: Any = {name: value for name, value in given.items() if value is not None}

@@ -7,7 +7,7 @@
     async for packet in consumer.packets(service.speak(..., notify=consumer.notify).handle, limit=30): ...
     text = service.live_text(..., notify=consumer.notify); text.write("As open, "); text.finish()      # and text.handle, as above
 
-Long text is spoken part by part (split.py) as one utterance: one voice, the codec's state carried over, so that there is no seam. The
+Long text is spoken part by part (text/split.py) as one utterance: one voice, the codec's state carried over, so that there is no seam. The
 same text gives the same audio whether it comes at once or in pieces.
 """
 
@@ -25,7 +25,7 @@ from qwen3_jax.engine.device import COLUMNS, FRAMES
 from qwen3_jax.engine.requests import Notify, Priority
 from qwen3_jax.model.sampling import Sampling
 from qwen3_jax.runtime import compilation
-from qwen3_jax.speech.sentence import Sentence, request_of
+from qwen3_jax.speech.part import SpokenPart, request_of
 from qwen3_jax.speech.utterance import SpeechStream
 from qwen3_jax.text.parts import Part, Parts, parts_of
 from qwen3_jax.text.prompt import AUTO
@@ -81,30 +81,30 @@ class LiveText:
             self._end_part(part)
         self.handle.finish()
 
-    def _sentence(self, text: str) -> Sentence:
-        return self._service.sentence(text, seed=self.handle.request.seed, **self._how)
+    def _part(self, text: str) -> SpokenPart:
+        return self._service.part(text, seed=self.handle.request.seed, **self._how)
 
     def _go_on(self, text: str) -> None:
         """The engine gets what it does not have of a text whose tokens are settled."""
         if self._given < 0:
-            sentence = self._sentence(text)
-            if len(sentence.prompt.trailing):  # its last id, tts_eos, does not stand
-                prompt = sentence.prompt._replace(trailing=sentence.prompt.trailing[:-1])
-                self.handle.add(Segment(prompt, sentence.max_frames, open=True, pause=self._parts.pause))
-                self._given = sentence.tokens
+            spoken = self._part(text)
+            if len(spoken.prompt.trailing):  # its last id, tts_eos, does not stand
+                prompt = spoken.prompt._replace(trailing=spoken.prompt.trailing[:-1])
+                self.handle.add(Segment(prompt, spoken.max_frames, open=True, pause=self._parts.pause))
+                self._given = spoken.tokens
         else:
             ids = self._service.ids(text)
             self.handle.append(ids[self._given :])
             self._given = len(ids)
 
     def _end_part(self, part: Part) -> None:
-        sentence = self._sentence(part.text)._replace(pause=part.pause)
+        spoken = self._part(part.text)._replace(pause=part.pause)
         if self._given < 0:
-            self.handle.add(sentence.segment)
+            self.handle.add(spoken.segment)
         else:
-            new = sentence.tokens - self._given + 1  # and tts_eos
-            self.handle.append(sentence.prompt.trailing.tolist()[-new:])
-            self.handle.end_segment(sentence.max_frames, sentence.tokens)
+            new = spoken.tokens - self._given + 1  # and tts_eos
+            self.handle.append(spoken.prompt.trailing.tolist()[-new:])
+            self.handle.end_segment(spoken.max_frames, spoken.tokens)
         self._ready, self._given = 0, -1
 
 
@@ -187,18 +187,18 @@ class SpeechService:
             ValueError: as ``Qwen3TTS.generate``, or a part that does not fit into a slot.
             EngineError: too many wait, or the engine is closed.
         """
-        sentences = self.sentences(
+        parts = self.parts(
             text, voice=voice, language=language, instruct=instruct, streaming_text=streaming_text, seed=seed, sampling=sampling,
             max_frames=max_frames, normalize=normalize,
         )  # fmt: skip
-        handle = self.submit(list(sentences), priority=priority, deadline=deadline, notify=notify, owner=owner)
+        handle = self.submit(list(parts), priority=priority, deadline=deadline, notify=notify, owner=owner)
         return SpeechStream(handle, self.books, self.tts.sample_rate, WAIT)
 
-    def sentences(
+    def parts(
         self, text: str, *, voice: Voice | str | None = None, language: str = AUTO, instruct: str | None = None,
         streaming_text: bool | None = None, seed: int | None = None, sampling: Sampling | None = None, max_frames: int | None = None,
         normalize: bool | None = None,
-    ) -> Iterator[Sentence]:  # fmt: skip
+    ) -> Iterator[SpokenPart]:  # fmt: skip
         """``speak`` in steps, for a caller that has others to serve as well: the parts of a text, for ``submit``, each a few ms of work.
 
         Arguments and errors as in ``speak``. A token that is reserved for the model's use is refused before the first part.
@@ -207,20 +207,20 @@ class SpeechService:
             self.check(text)
         how = {"voice": voice, "instruct": instruct, "streaming_text": streaming_text, "sampling": sampling, "max_frames": max_frames}
         for part in parts_of(text, language, normalize=self.normalizes(normalize)):
-            sentence = self.sentence(part.text, language=language, seed=seed, **how)
-            seed = sentence.seed  # one for all parts
-            yield sentence._replace(pause=part.pause)
+            spoken = self.part(part.text, language=language, seed=seed, **how)
+            seed = spoken.seed  # one for all parts
+            yield spoken._replace(pause=part.pause)
 
     def submit(
-        self, sentences: list[Sentence], *, priority: Priority = "normal", deadline: float | None = None, notify: Notify | None = None,
+        self, parts: list[SpokenPart], *, priority: Priority = "normal", deadline: float | None = None, notify: Notify | None = None,
         owner: Hashable = None, open: bool = False,
     ) -> Handle:  # fmt: skip
         """Queue the parts of one text. Arguments and errors as in ``speak``.
 
         Args:
-            open: the first of its parts; ``handle.add(sentence.segment)`` brings the others, and ``handle.finish()`` ends them.
+            open: the first of its parts; ``handle.add(part.segment)`` brings the others, and ``handle.finish()`` ends them.
         """
-        request = request_of(sentences, watch=self._watch, priority=priority, deadline=deadline, notify=notify, owner=owner, open=open)
+        request = request_of(parts, watch=self._watch, priority=priority, deadline=deadline, notify=notify, owner=owner, open=open)
         return self.engine.submit(request)
 
     def open(
@@ -242,7 +242,7 @@ class SpeechService:
     ) -> LiveText:  # fmt: skip
         """Queue a request whose text will be written piece by piece. Arguments and errors as in ``speak``."""
         how: dict[str, Any] = {"voice": voice, "language": language, "instruct": instruct, "streaming_text": True, "sampling": sampling}
-        first = self.sentence("a", seed=seed, **how)  # refuses a bad voice, language or seed now
+        first = self.part("a", seed=seed, **how)  # refuses a bad voice, language or seed now
         request = Request(
             (),
             first.sampling,
@@ -257,18 +257,18 @@ class SpeechService:
         )
         return LiveText(self, self.engine.submit(request), how | {"normalize": normalize})
 
-    def sentence(self, text: str, **how: Any) -> Sentence:
+    def part(self, text: str, **how: Any) -> SpokenPart:
         """A part's prompt, as Qwen3TTS lays it out."""
         how = {"seed": None, "max_frames": None} | how
-        return self.tts.sentences.one(text, **(how | {"voice": self.tts._chosen(how["voice"])}))
+        return self.tts.prompts.one(text, **(how | {"voice": self.tts._chosen(how["voice"])}))
 
     def check(self, text: str) -> None:
         """Raises ValueError if a text has what no part of it may have, as ``Qwen3TTS.generate`` does."""
-        self.tts.sentences.reader(text, "text").check(text)
+        self.tts.prompts.reader(text, "text").check(text)
 
     def ids(self, text: str) -> list[int]:
         """A text's token ids, without those of the turn around it. Errors as in ``Qwen3TTS.generate``."""
-        return self.tts.sentences.ids(text)
+        return self.tts.prompts.ids(text)
 
     def normalizes(self, wanted: bool | None) -> bool:
         """Whether a text is read as words; None: as the checkpoint has it."""

@@ -218,7 +218,7 @@ def write_checkpoint(
         file = speech if path.startswith("codec.") else main
         for target in targets(path, tuple(leaf.shape)):
             name = source_of(target)
-            files[file][name] = random_tensor(name, tuple(leaf.shape if target.slot is None else leaf.shape[1:]), seed)
+            files[file][name] = random_tensor(name, tuple(leaf.shape if target.number is None else leaf.shape[1:]), seed)
     (folder / "speech_tokenizer").mkdir(parents=True)
     for file, tensors in files.items():
         save_file(tensors, folder / file, {"format": "pt"})

@@ -26,9 +26,9 @@ from qwen3_jax.model.sampling import Draw, Sampling
 from qwen3_jax.runtime import compilation
 from qwen3_jax.runtime.devices import device_of
 from qwen3_jax.speech.arguments import column, sampling_of
+from qwen3_jax.speech.part import request_of
 from qwen3_jax.speech.prepared import PreparedVoices
-from qwen3_jax.speech.sentence import request_of
-from qwen3_jax.speech.sentences import Sentences
+from qwen3_jax.speech.prompts import PartPrompts
 from qwen3_jax.speech.utterance import Speech, SpeechStream, batch, stream
 from qwen3_jax.text.prompt import AUTO
 from qwen3_jax.text.tokenizer import Tokenizer
@@ -63,7 +63,7 @@ class Qwen3TTS:
         self._choice = voice_choice.of(self, voices_dir)
         self._folder = folder
         self.prepared = PreparedVoices(lambda codes: prime(self.model, codes), PREPARED_VOICES)
-        self.sentences = Sentences(lambda: self.model, tokenizer, folder, self.prepared)
+        self.prompts = PartPrompts(lambda: self.model, tokenizer, folder, self.prepared)
 
     @classmethod
     def from_pretrained(
@@ -145,7 +145,7 @@ class Qwen3TTS:
         if self.model_type != "base":
             raise ValueError(f"a {self.model_type} checkpoint cannot clone voices: load a Base checkpoint")
         if transcript is not None:
-            self.sentences.reader(transcript, "transcript").reference(transcript)  # refuse a bad one before any other work
+            self.prompts.reader(transcript, "transcript").reference(transcript)  # refuse a bad one before any other work
         if self.model.generation.x_vector_only_mode if x_vector_only_mode is None else x_vector_only_mode:
             transcript = None
         wave = audio.load_reference(audio_in)
@@ -211,7 +211,7 @@ class Qwen3TTS:
                 checkpoint's ``generation_config.json`` says ``non_streaming_mode``.
             seed: 0 to 2^32-1. The same request and seed give the same codes, in float32 alone or in a batch. None: a fresh one.
             sampling: default: the checkpoint's.
-            max_frames: 80 ms each, of the whole text. Default: for each sentence 125 + 25 per text token, at most the checkpoint's
+            max_frames: 80 ms each, of the whole text. Default: for each part 125 + 25 per text token, at most the checkpoint's
                 max_new_tokens.
             split: speak a long text part by part, without a seam. False: as one prompt, as the published package does.
             normalize: read numbers, dates, abbreviations, Markdown, SSML and the like as English words. Default: the checkpoint's choice:
@@ -236,8 +236,8 @@ class Qwen3TTS:
             for name, value in (("voice", voice), ("language", language), ("instruct", instruct), ("seed", seed))
         ]
         rows = zip(texts, *columns, strict=True)
-        spoken = [list(self.sentences.of(line, self._chosen(given, transcript), *rest, **how)) for line, given, *rest in rows]
-        made = batch(self.model, [request_of(sentences, max_frames=max_frames) for sentences in spoken])
+        spoken = [list(self.prompts.of(line, self._chosen(given, transcript), *rest, **how)) for line, given, *rest in rows]
+        made = batch(self.model, [request_of(parts, max_frames=max_frames) for parts in spoken])
         return made if many else made[0]
 
     def stream(
@@ -268,8 +268,8 @@ class Qwen3TTS:
         drawn = sampling_of(self.stream, sampling, draw, Sampling.defaults(self.model.generation))
         how: dict[str, Any] = {"streaming_text": streaming_text, "sampling": drawn, "max_frames": max_frames}
         how |= {"split": split, "normalize": normalize}
-        sentences = self.sentences.of(text, self._chosen(voice, transcript), language, instruct, seed, **how)
-        return stream(self.model, request_of(list(sentences), max_frames=max_frames), first_chunk, chunk)
+        parts = self.prompts.of(text, self._chosen(voice, transcript), language, instruct, seed, **how)
+        return stream(self.model, request_of(list(parts), max_frames=max_frames), first_chunk, chunk)
 
     def warmup(self) -> None:
         """Compile ahead what a stream of up to about 30 s needs at default chunk sizes; seconds to minutes on a cold cache.
@@ -282,7 +282,7 @@ class Qwen3TTS:
             prime(self.model, frame)
 
     def _chosen(self, given: Given, transcript: str | None = None) -> Voice | str | None:
-        """The voice, as `Sentences.one` takes it."""
+        """The voice, as `PartPrompts.one` takes it."""
         if self.model_type == "base":
             return self._choice.voice(given, transcript)
         if transcript is not None:
@@ -312,5 +312,5 @@ def load_for(
     try:
         tokenizer = Tokenizer.from_folder(folder, model.config)
     except FileNotFoundError:
-        tokenizer = None  # such a checkpoint can be verified and measured; `Sentences.reader` says what is missing when text comes
+        tokenizer = None  # such a checkpoint can be verified and measured; `PartPrompts.reader` says what is missing when text comes
     return Qwen3TTS(model, tokenizer, folder, voices_dir, str(path))

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from qwen3_jax.engine.requests import Request, Segment
+from qwen3_jax.engine.requests import Request
+from qwen3_jax.engine.segment import Segment
 from qwen3_jax.engine.slots import RUNAWAY, Opening, Outcome, Text
 from qwen3_jax.model.frame import EOS, LENGTH, NOT_FINITE, RUNNING
 from qwen3_jax.text.prompt import Prompt

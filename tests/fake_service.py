@@ -14,7 +14,7 @@ import numpy as np
 from qwen3_jax.engine import Engine, Options, Watch
 from qwen3_jax.model.sampling import Sampling
 from qwen3_jax.service import SpeechService
-from qwen3_jax.speech.sentence import Sentence
+from qwen3_jax.speech.part import SpokenPart
 from qwen3_jax.text.prompt import Prompt
 from tests.fake_device import FakeDevice
 from tests.fake_engine import LIMIT
@@ -63,7 +63,7 @@ class FakeService(SpeechService):
             raise ValueError("text 'refuse': is refused; say something else")
         return [*map(ord, text)]
 
-    def sentence(self, text: str, **how: Any) -> Sentence:
+    def part(self, text: str, **how: Any) -> SpokenPart:
         if text != WARM_UP and not how.get("streaming_text"):
             self.said.append((text, how))
         ids = np.array([*self.ids(text), 0], np.int32)
@@ -72,4 +72,4 @@ class FakeService(SpeechService):
         first = np.array([frames, int("loop" in text), breaks], np.int32)
         prompt = Prompt(first, np.zeros((3, 5), np.int32), np.zeros(3, bool), None, ids)
         seed = 7 if how.get("seed") is None else how["seed"]
-        return Sentence(prompt, how.get("sampling") or Sampling(), seed, len(ids) if frames == ENDLESS else LONG + 1, None, len(text))
+        return SpokenPart(prompt, how.get("sampling") or Sampling(), seed, len(ids) if frames == ENDLESS else LONG + 1, None, len(text))

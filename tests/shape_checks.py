@@ -20,7 +20,7 @@ from beartype.vale import Is
 from jaxtyping import AbstractArray, install_import_hook, jaxtyped
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("qwen3_jax", "server", "convert")
+PACKAGES = ("qwen3_jax", "server", "convert", "training")
 # Functions that refuse wrong arrays by name, or carry them to those that do: tests give them such.
 JUDGES = {
     "qwen3_jax.audio.samples.check_finite",
@@ -29,7 +29,7 @@ JUDGES = {
     "qwen3_jax.model.encode.encode_codes",
     "qwen3_jax.model.encode.encode_x_vector",
     "qwen3_jax.engine.requests.Request.__init__",
-    "qwen3_jax.engine.requests.Segment.__init__",
+    "qwen3_jax.engine.segment.Segment.__init__",
     "qwen3_jax.text.prompt.as_arrays",
     "qwen3_jax.text.prompt.build",
     "qwen3_jax.text.prompt.check_prompt",
@@ -44,7 +44,7 @@ def install() -> None:
 
 
 def modules() -> list[str]:
-    """Names of the product's modules that use the array types. (The annotations of ``training`` do not hold yet.)"""
+    """Names of the modules that use the array types."""
     paths = [path for package in PACKAGES for path in (ROOT / package).rglob("*.py")]
     names = (_name(path) for path in paths if "from qwen3_jax.shapes import" in path.read_text("utf-8"))
     return sorted(names)

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import pytest
 
-from qwen3_jax.engine import Closed, ConsumerFailed, DeviceFailed, Engine, Handle, OutOfMemory
+from qwen3_jax.engine import Closed, ConsumerFailed, DeviceFailed, DeviceOutOfMemory, Engine, Handle
 from qwen3_jax.engine.loop import LoopConsumer
 from tests.fake_device import FakeDevice, expected
 from tests.test_engine_scheduler import request
@@ -138,10 +138,10 @@ def test_out_of_memory_halves_the_slots_and_ends_on_the_cpu(monkeypatch: pytest.
         return FakeDevice(slots=slots, fail_at=None if on_cpu else 2, error=error)
 
     with Engine(build, slots=4) as engine:
-        with pytest.raises(OutOfMemory, match="memory was used up; it is being restarted"):
+        with pytest.raises(DeviceOutOfMemory, match="memory was used up; it is being restarted"):
             heard(engine.submit(request(500)))
         until(lambda: engine.state == "running")
-        with pytest.raises(OutOfMemory):
+        with pytest.raises(DeviceOutOfMemory):
             heard(engine.submit(request(500)))
         until(lambda: engine.state == "running")
         assert len(heard(engine.submit(request(500)))) == 500

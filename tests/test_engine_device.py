@@ -92,14 +92,14 @@ class Play:
         self.scheduler.submit(handle)
         return handle
 
-    def turn(self) -> None:
-        self.scheduler.turn()
+    def run_round(self) -> None:
+        self.scheduler.run_round()
         self.now += 0.01
 
     def run(self) -> None:
         """Until nobody is left."""
         while not self.scheduler.idle:
-            self.turn()
+            self.run_round()
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +145,7 @@ def test_no_request_notices_another(base: Model, device: JaxDevice, alone: dict[
                     handle.cancel()
                 if age % arrival["reads"] == 0 and (packet := handle.take()) is not None:
                     packets.append(packet)
-            play.turn()
+            play.run_round()
             if tick > 12 and play.scheduler.idle and all(handle.done for _, handle, _ in running):
                 break
         else:
@@ -198,11 +198,11 @@ def test_an_utterance_that_loses_its_slot_sounds_like_one_that_keeps_it(base: Mo
     handles = [play.submit(replace(chain)) for _ in range(4)]
     with jax.no_tracing(True):
         for _ in range(8):
-            play.turn()
+            play.run_round()
         others = [play.submit(replace(known[number], owner=number)) for number in range(3)]
         play.now += 1.0
         for _ in range(60):
-            play.turn()
+            play.run_round()
         live.append(prompt.trailing[2:].tolist())
         live.end_segment(6)
         for later in chain.segments[1:]:
@@ -235,7 +235,7 @@ def test_text_in_pieces_sounds_like_text_at_once(base: Model, device: JaxDevice,
     given = 0
     for number in pieces:
         for _ in range(6):
-            play.turn()
+            play.run_round()
         assert live.buffered <= given, "no frame without its text"
         live.append(ids[given : given + number])
         given = min(given + number, len(ids))
@@ -340,13 +340,13 @@ def test_a_slot_hands_no_nan_to_its_next_owner(base: Model, device: JaxDevice, a
         play = Play(device, replace(BIG, call_ms=1))
         *crowd, last = (play.submit(one) for one in requests(base))
         while device.batch < 3:
-            play.turn()
+            play.run_round()
         for one in crowd:
             one.cancel()
         handle = play.submit(request)
         plant(device)
         for _ in range(4):
-            play.turn()
+            play.run_round()
         assert finite(device, 0) and not finite(device, 2)
         play.run()
         assert isinstance(last.error, NotFinite)
@@ -364,7 +364,7 @@ def test_a_step_computes_the_rows_that_speak(base: Model, alone: dict[int, tuple
 
     def run(turns: int) -> None:
         for _ in range(turns):
-            play.turn()
+            play.run_round()
             if device.batch != sizes[-1]:
                 sizes.append(device.batch)
             if play.scheduler.idle:
@@ -463,7 +463,7 @@ def test_damaged_input_is_refused_and_where_it_passes_ends_its_own_request_only(
     with monkeypatch.context() as unchecked, np.errstate(over="ignore"):
         unchecked.setattr(device, "check", lambda _: None)
         handle = play.submit(damaged)
-        play.turn()
+        play.run_round()
         neighbour, following = play.submit(known[2]), [play.submit(known[0]) for _ in range(3)]
         play.run()
     packets = list(iter(handle.take, None))

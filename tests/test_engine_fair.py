@@ -134,7 +134,7 @@ def first_heard(stage: Stage, handle: Handle, seconds: float, most: int) -> int:
     for turn in range(most):
         if handle.buffered:
             return turn
-        stage.turns(1, seconds)
+        stage.rounds(1, seconds)
     raise AssertionError(f"nothing was heard in {most} turns")
 
 
@@ -143,7 +143,7 @@ def test_an_owner_that_holds_all_slots_with_long_texts_gives_way_between_two_sen
     """In real time and with nothing in hand: it lost a slot as soon as one of its sentences ended."""
     stage = Stage(FakeDevice(slots=4, frames=1))
     loud = [stage.submit(long(seed, "loud", priority=priority)) for seed in range(20)]
-    stage.turns(6, 0.08)
+    stage.rounds(6, 0.08)
     quiet = stage.submit(request(5, 5, seed=100, owner="quiet"))
     assert first_heard(stage, quiet, 0.08, 100) <= SENTENCE + 4
     more = [stage.submit(request(5, seed=101 + number, owner=f"another {number}")) for number in range(6)]
@@ -161,21 +161,21 @@ def test_the_last_slot_is_kept_for_an_owner_that_holds_none() -> None:
     """While it has spoken within the last minute; so its next utterance waits for nobody's sentence."""
     stage = Stage(FakeDevice(slots=4, frames=1))
     loud = [stage.submit(long(seed, "loud")) for seed in range(40)]
-    stage.turns(6, 0.08)
+    stage.rounds(6, 0.08)
     assert Counter(stage.scheduler._held()) == {"loud": 4}, "an owner that is alone has them all"
     quiet = stage.submit(request(5, seed=100, owner="quiet"))
     while not quiet.ended:
-        stage.turns(1, 0.08)
+        stage.rounds(1, 0.08)
         heard(quiet)
     for number in range(3):
-        stage.turns(100, 0.08)
+        stage.rounds(100, 0.08)
         assert stage.scheduler._held() == {"loud": 3} and stage.scheduler.waiting
         again = stage.submit(request(5, seed=101 + number, owner="quiet"))
         assert first_heard(stage, again, 0.08, 10) <= 4
         while not again.ended:
-            stage.turns(1, 0.08)
+            stage.rounds(1, 0.08)
             heard(again)
-    stage.turns(round((KEPT_SECONDS + 1) / 0.08), 0.08)
+    stage.rounds(round((KEPT_SECONDS + 1) / 0.08), 0.08)
     assert stage.scheduler._held() == {"loud": 4}, "nobody else has spoken for a minute"
     for handle in loud:
         handle.cancel()
@@ -196,7 +196,7 @@ def test_who_holds_no_more_slots_than_others_is_interrupted_only_where_it_cannot
         device = Paced(frame, 0.0, slots=1, frames=1)
         device.stage = stage = Stage(device, replace(BIG, turn_seconds=turns))
         first = stage.submit(long(1, "a"))
-        stage.turns(1)
+        stage.rounds(1)
         second = stage.submit(request(5, seed=2, owner="b"))
         stage.until_idle(0)
         order = opened(stage)
@@ -218,10 +218,10 @@ def test_a_text_without_words_between_its_sentences_gives_its_slot_back() -> Non
     stage = Stage(FakeDevice(slots=1))
     live = stage.submit(written())
     live.add(segment(4))
-    stage.turns(12)
+    stage.rounds(12)
     assert len(heard(live)) == 4
     other = stage.submit(request(30, seed=2))
-    stage.turns(3)
+    stage.rounds(3)
     assert opened(stage) == [1, 2]
     live.add(segment(6))
     live.finish()
@@ -234,28 +234,28 @@ def test_a_text_that_ends_while_it_has_no_slot_needs_none() -> None:
     stage = Stage(FakeDevice(slots=1))
     live = stage.submit(written())
     live.add(segment(9, max_frames=4))
-    stage.turns(12)
+    stage.rounds(12)
     stage.submit(request(30, seed=2))
-    stage.turns(2)
+    stage.rounds(2)
     live.finish()
-    stage.turns(1)
+    stage.rounds(1)
     assert len(heard(live)) == 4 and live.finish_reason == "length", "what happened before is not forgotten"
 
 
 def test_a_text_that_stops_inside_a_sentence_gives_its_slot_back_and_goes_on_where_it_was() -> None:
     stage = Stage(FakeDevice(slots=1))
     live = stage.submit(Request((segment(5), segment(12, text=3, open=True)), Sampling(), 1, open=True, owner="a"))
-    stage.turns(20)
+    stage.rounds(20)
     said = heard(live)
     assert len(said) == 5 + 3
     other = stage.submit(request(30, seed=2, owner="b"))
-    wait = stage.scheduler.turn()
+    wait = stage.scheduler.run_round()
     assert wait is not None and wait <= 0.5, "it comes back when the text is late"
     assert opened(stage) == [1, 1], "it has a moment"
-    stage.turns(60)
+    stage.rounds(60)
     assert heard(other) == expected(other.request), "before any more text came"
     live.append([200, 201, 202])
-    stage.turns(20)
+    stage.rounds(20)
     said += heard(live)
     live.append([203])
     live.end_segment(100)
@@ -269,14 +269,14 @@ def test_a_text_that_stops_inside_a_sentence_gives_its_slot_back_and_goes_on_whe
 def test_a_consumer_that_takes_nothing_gives_its_slot_back_and_is_let_go_in_the_end() -> None:
     stage = Stage(FakeDevice(slots=1), Options(buffer_ms=800, stall_seconds=5))
     slow, never = stage.submit(request(60)), stage.submit(request(60, seed=3))
-    stage.turns(70)
+    stage.rounds(70)
     other = stage.submit(request(5, seed=2))
-    stage.turns(80)
+    stage.rounds(80)
     assert heard(other) == expected(other.request) and stage.scheduler.counters.parked == 2
     got = []
     for _ in range(700):
         got += heard(slow)
-        stage.turns(1)
+        stage.rounds(1)
     assert got == expected(slow.request)
     assert len(heard(never)) == 10 and isinstance(never.error, Stalled) and "no audio was taken" in str(never.error)
 
@@ -284,7 +284,7 @@ def test_a_consumer_that_takes_nothing_gives_its_slot_back_and_is_let_go_in_the_
 def test_the_loud_one_s_newest_leaves_a_full_line_and_all_are_counted() -> None:
     stage = Stage(FakeDevice(slots=1), Options(max_waiting=4, buffer_ms=100_000))
     loud = [stage.submit(request(5, seed=seed, owner="loud")) for seed in range(4)]
-    stage.turns(1)
+    stage.rounds(1)
     loud.append(stage.submit(request(5, seed=9, owner="loud")))
     with pytest.raises(Full, match="whose share is 4"):
         stage.submit(request(5, owner="loud"))
@@ -311,7 +311,7 @@ def test_the_quiet_owner_is_heard_in_turns_that_do_not_depend_on_how_much_the_lo
     for number, (sentences, frames, open) in enumerate(flood):
         loud = stage.submit(request(*[frames] * sentences, seed=number, owner=number % loud_owners, open=open))
         loud.add(segment(3, text=2, open=True)) if open else None
-    stage.turns(at, 0.08)
+    stage.rounds(at, 0.08)
     quiet = stage.submit(request(5, seed=1000, owner="quiet"))
     bound = (loud_owners + 1) * (12 + 8) + 10
     assert first_heard(stage, quiet, 0.08, 1000) <= bound

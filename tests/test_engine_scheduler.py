@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from qwen3_jax.engine.errors import Closed, DeadlineExceeded, Full, NotFinite, Stalled
 from qwen3_jax.engine.options import Options
-from qwen3_jax.engine.requests import Handle, Request, Segment, Watch
+from qwen3_jax.engine.requests import Handle, Request
 from qwen3_jax.engine.scheduler import Scheduler
+from qwen3_jax.engine.segment import Segment, Watch
 from qwen3_jax.model.sampling import Sampling
 from tests.fake_device import FakeDevice, expected, segment
 
@@ -34,16 +35,16 @@ class Stage:
         self.scheduler.submit(handle)
         return handle
 
-    def turns(self, count: int, seconds: float = 0.01) -> None:
+    def rounds(self, count: int, seconds: float = 0.01) -> None:
         for _ in range(count):
-            self.scheduler.turn()
+            self.scheduler.run_round()
             self.now += seconds
 
     def until_idle(self, seconds: float = 0.01) -> None:
         for _ in range(2000):
             if self.scheduler.idle:
                 return
-            self.turns(1, seconds)
+            self.rounds(1, seconds)
         raise AssertionError("it never ends")
 
     @property
@@ -112,7 +113,7 @@ def test_who_has_little_audio_in_hand_keeps_launches_short() -> None:
 
     stage.device.launch = slow  # type: ignore[method-assign]
     for _ in range(12):
-        stage.scheduler.turn()
+        stage.scheduler.run_round()
     assert limits[-1] == 4, "alone and far ahead"
     second, before = stage.submit(request(60, seed=2)), len(limits)
     stage.until_idle(seconds=0)
@@ -155,7 +156,7 @@ def test_the_first_packet_lasts_until_the_next_one_comes(frame: float, piece: fl
     handles = [stage.submit(request(30, seed=seed, rows=8)) for seed in range(6)]
     arrived: dict[int, list[tuple[float, int]]] = {seed: [] for seed in range(12)}
     while not stage.scheduler.idle:
-        stage.turns(1, seconds=0)
+        stage.rounds(1, seconds=0)
         if len(handles) == 6 and arrived[0]:
             handles += [stage.submit(request(30, seed=seed, rows=8)) for seed in range(6, 12)]
         for seed, handle in enumerate(handles):
@@ -185,7 +186,7 @@ def test_a_step_that_takes_twice_as_long_is_not_heard() -> None:
         handle = stage.submit(request(6, seed=number))
         arrived: list[tuple[float, int]] = []
         while not stage.scheduler.idle:
-            stage.turns(1, seconds=0)
+            stage.rounds(1, seconds=0)
             arrived += [(stage.now, len(found.codes)) for found in iter(handle.take, None)]
         heard_until = arrived[0][0]
         for now, frames in arrived:
@@ -206,7 +207,7 @@ def test_a_first_packet_does_not_wait_for_text_that_nobody_has_written() -> None
     stage.submit(request(5))
     stage.until_idle(seconds=0)
     handle = stage.submit(Request((segment(30, text=1, open=True),), Sampling(), 1, open=True))
-    stage.turns(6, seconds=0)
+    stage.rounds(6, seconds=0)
     assert sizes(handle) == [1], "its one token has been said"
 
 
@@ -234,11 +235,11 @@ def test_high_goes_before_normal_but_nobody_starves() -> None:
 def test_cancel_frees_the_slot_at_once_and_the_next_owner_hears_only_himself() -> None:
     stage = Stage(FakeDevice(slots=1))
     first, second = stage.submit(request(100)), stage.submit(request(4, seed=2))
-    stage.turns(6)
+    stage.rounds(6)
     assert first.take() is not None
     first.cancel()
     assert first.take() is None and first.done and first.finish_reason == "cancelled"
-    stage.turns(1)
+    stage.rounds(1)
     assert stage.device.log[-2][0] == "launch" or ("open", 0, 2, 0) in stage.device.log
     stage.until_idle()
     assert heard(second) == expected(second.request)
@@ -292,14 +293,14 @@ def test_a_full_queue_pauses_its_slot_only() -> None:
     slow, quick = stage.submit(request(60, seed=1)), stage.submit(request(60, seed=2))
     others: list[tuple] = []
     for _ in range(100):
-        stage.turns(1)
+        stage.rounds(1)
         others += heard(quick)
         assert slow.buffered <= 10
     assert others == expected(quick.request)
     taken = heard(slow)
     assert taken == expected(slow.request)[:10]
     for _ in range(100):
-        stage.turns(1)
+        stage.rounds(1)
         taken += heard(slow)
     assert taken == expected(slow.request)
 
@@ -307,7 +308,7 @@ def test_a_full_queue_pauses_its_slot_only() -> None:
 def test_a_consumer_that_takes_nothing_for_too_long_loses_its_slot() -> None:
     stage = Stage(options=Options(buffer_ms=800, stall_seconds=5))
     handle = stage.submit(request(60))
-    stage.turns(100, seconds=0.1)
+    stage.rounds(100, seconds=0.1)
     assert stage.scheduler.idle
     assert len(heard(handle)) == 10
     assert handle.finish_reason == "error" and isinstance(handle.error, Stalled)
@@ -316,7 +317,7 @@ def test_a_consumer_that_takes_nothing_for_too_long_loses_its_slot() -> None:
 def test_a_long_prompt_stalls_the_others_by_one_piece_at_most() -> None:
     stage = Stage()
     speaking = stage.submit(request(60))
-    stage.turns(5)
+    stage.rounds(5)
     long = stage.submit(request(5, rows=80, seed=2))
     stage.until_idle()
     calls = [entry[0] for entry in stage.device.log]
@@ -331,7 +332,7 @@ def test_short_prompts_share_a_piece_and_nobody_waits_while_nobody_speaks() -> N
     stage = Stage(FakeDevice(slots=4, piece=8))
     for number in range(4):
         stage.submit(request(5, rows=30, seed=number))
-    stage.turns(1)
+    stage.rounds(1)
     assert [entry[0] for entry in stage.device.log].count("read") == 16
     assert stage.launches == [("launch", (1, 1, 1, 1), 1)]
 
@@ -339,7 +340,7 @@ def test_short_prompts_share_a_piece_and_nobody_waits_while_nobody_speaks() -> N
 def test_the_device_works_while_the_host_hands_over() -> None:
     stage = Stage()
     stage.submit(request(9))
-    stage.turns(4)
+    stage.rounds(4)
     order = [entry[0] for entry in stage.device.log if entry[0] in ("launch", "collect")]
     assert order[:5] == ["launch", "launch", "collect", "launch", "collect"]
 
@@ -347,12 +348,12 @@ def test_the_device_works_while_the_host_hands_over() -> None:
 def test_who_is_far_ahead_lets_a_prompt_be_read_first() -> None:
     stage = Stage(options=Options(lead_ms=500, buffer_ms=100_000))
     ahead = stage.submit(request(200))
-    stage.turns(20, seconds=0.001)  # far more than real time
+    stage.rounds(20, seconds=0.001)  # far more than real time
     before = len(heard(ahead))
     stage.submit(request(5, rows=80, seed=2))
     start = len(stage.device.log)
     for _ in range(100):
-        stage.turns(1, seconds=0.001)
+        stage.rounds(1, seconds=0.001)
         if any(entry[0] == "launch" and entry[1][1] for entry in stage.device.log[start:]):
             break
     quotas = [entry[1] for entry in stage.device.log[start:] if entry[0] == "launch"]
@@ -368,10 +369,10 @@ def test_text_as_it_is_written() -> None:
     """A slot makes one frame a token while its text is open, waits without making frames up, and goes on when more comes."""
     stage = Stage()
     handle = stage.submit(open_request(12, 2))
-    stage.turns(10)
+    stage.rounds(10)
     assert len(heard(handle)) == 2
     handle.append([200, 201, 202])
-    stage.turns(10)
+    stage.rounds(10)
     assert len(heard(handle)) == 3
     handle.append([203])
     handle.end_segment(100)
@@ -387,7 +388,7 @@ def test_text_as_it_is_written() -> None:
 def test_no_text_for_too_long() -> None:
     stage = Stage(options=Options(stall_seconds=5))
     handle = stage.submit(open_request(12, 2))
-    stage.turns(100, seconds=0.1)
+    stage.rounds(100, seconds=0.1)
     assert stage.scheduler.idle and isinstance(handle.error, Stalled) and "no text" in str(handle.error)
 
 
@@ -397,15 +398,15 @@ def test_a_request_without_words_takes_no_slot() -> None:
     silent = stage.submit(Request((), Sampling(), 8, open=True))
     other = stage.submit(request(5))
     silent.finish()
-    stage.turns(20)
+    stage.rounds(20)
     assert heard(other) == expected(other.request)
     assert (silent.done, silent.finish_reason) == (True, "eos")
     early.add(segment(3))
     early.finish()
-    stage.turns(10)
+    stage.rounds(10)
     assert len(heard(early)) == 3 and early.finish_reason == "eos"
     late = stage.submit(Request((), Sampling(), 7, open=True))
-    stage.turns(60, seconds=0.1)
+    stage.rounds(60, seconds=0.1)
     assert isinstance(late.error, Stalled) and stage.scheduler.idle
 
 
@@ -420,12 +421,12 @@ def test_segments_follow_in_one_slot() -> None:
 def test_segments_that_come_later() -> None:
     stage = Stage()
     handle = stage.submit(Request((segment(3),), Sampling(), 1, open=True))
-    stage.turns(20)
+    stage.rounds(20)
     assert len(heard(handle)) == 3 and not handle.done
     handle.add(segment(4, text=1, open=True))
     with pytest.raises(ValueError, match="after end_segment"):
         handle.add(segment(4))
-    stage.turns(20)
+    stage.rounds(20)
     assert len(heard(handle)) == 1
     handle.end_segment(100)
     handle.finish()
@@ -516,8 +517,8 @@ def test_deadlines() -> None:
     stage = Stage(FakeDevice(slots=1))
     first = stage.submit(request(100, deadline=1.0))
     late = stage.submit(request(5, deadline=0.05))
-    assert stage.scheduler.turn() == 0
-    stage.turns(6)
+    assert stage.scheduler.run_round() == 0
+    stage.rounds(6)
     assert isinstance(late.error, DeadlineExceeded) and late.finish_reason == "error"
     stage.until_idle()
     assert first.finish_reason is None and len(heard(first)) == 100, "audio within the deadline: it is kept"
@@ -540,7 +541,7 @@ def test_one_call_per_turn_and_consumer() -> None:
         calls.append(handles)
 
     handles = [stage.submit(request(5, seed=number, notify=notify)) for number in range(2)]
-    stage.turns(2)
+    stage.rounds(2)
     assert calls == [handles, handles], "they have slots; and their first frames"
     stage.until_idle()
     assert len(calls) <= 1 + sum(entry[0] == "collect" for entry in stage.device.log)
@@ -549,7 +550,7 @@ def test_one_call_per_turn_and_consumer() -> None:
 def test_everybody_is_told_of_a_fault() -> None:
     stage = Stage(FakeDevice(slots=1))
     handles = [stage.submit(request(50)) for _ in range(3)]
-    stage.turns(4)
+    stage.rounds(4)
     handles.append(stage.submit(request(50)))
     stage.scheduler.fail_all(Closed("gone"))
     assert stage.scheduler.idle
@@ -560,13 +561,13 @@ def test_everybody_is_told_of_a_fault() -> None:
 
 def test_an_idle_scheduler_waits_to_be_woken_and_others_for_their_next_moment() -> None:
     stage = Stage(options=Options(stall_seconds=3))
-    assert stage.scheduler.turn() is None
+    assert stage.scheduler.run_round() is None
     stage.submit(open_request(5, 0, deadline=2.0))
     for _ in range(3):
-        wait = stage.scheduler.turn()
+        wait = stage.scheduler.run_round()
     assert wait == pytest.approx(2.0)
     stage.now = 1.5
-    assert stage.scheduler.turn() == pytest.approx(0.5)
+    assert stage.scheduler.run_round() == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize(
@@ -661,7 +662,7 @@ def test_whatever_happens_each_hears_exactly_his_own(
             if age % part["reads"] == 0 and (packet := handle.take()) is not None:
                 got += [tuple(row) for row in packet.codes.tolist()]
             assert handle.buffered <= 8
-        stage.turns(1, seconds)
+        stage.rounds(1, seconds)
         if tick > 40 and all(handle.done for _, handle, _, _ in running) and stage.scheduler.idle:
             break
     else:

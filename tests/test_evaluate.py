@@ -16,7 +16,7 @@ from qwen3_jax.audio.samples import SAMPLE_RATE, write_wav
 from qwen3_jax.cli import main
 from qwen3_jax.evaluate import judges, report, speak, texts
 from qwen3_jax.evaluate.judges import Figure, assign
-from qwen3_jax.evaluate.report import Report, Row
+from qwen3_jax.evaluate.report import Report, ReportRow
 from qwen3_jax.model.encode import encode_codes
 from qwen3_jax.model.model import Model
 from tests.fake_tts import FakeTTS
@@ -202,8 +202,8 @@ def test_through_the_codec(model: Callable[[str], Model]) -> None:
 @pytest.fixture
 def found() -> Report:
     rows = [
-        Row(text="All <well>.", heard="all well", seconds=0.5),
-        Row(text="All wrong.", heard="a song", finish_reason="length", seconds=0.5),
+        ReportRow(text="All <well>.", heard="all well", seconds=0.5),
+        ReportRow(text="All wrong.", heard="a song", finish_reason="length", seconds=0.5),
     ]
     each = Figure("WER", 0.25, "Whisper tiny.en", "0 is perfect", [0.0, 0.5])
     made = Report(title="Speech of <x>", about={"model": "x"}, figures=[each, Figure("RTF", 0.125, "this machine", "s/s")], rows=rows)

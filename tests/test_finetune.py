@@ -198,7 +198,7 @@ def test_an_export_speaks(exported: Exports, runs: Runs, model: Callable[[str], 
     speech = tts.generate("Good.", voice="Ann", sampling=GREEDY, max_frames=4)
     assert len(speech.pcm) == 1920 * len(speech.frames) > 0
     loaded = model("base")
-    ids = tts.sentences.reader("Good.", "text").assistant("Good.")
+    ids = tts.prompts.reader("Good.", "text").assistant("Good.")
     given = clips.load(runs["lora"] / command.SPEECH)
     prompts = (
         build(tts.model.config, ids, speaker="ann", streaming_text=False),

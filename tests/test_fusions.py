@@ -100,7 +100,7 @@ def prompt_rows(model: Model, length: int) -> tuple[Any, ...]:
     one = np.zeros(1, np.int32)
     limits = programs.Limits(*([one + 1000] * 4))
     state = init_state(model.codec_config.decoder_config, 1)
-    new = programs.Opening(np.zeros(1, np.uint32), one, rules([GREEDY]), one + 64, np.zeros((1, 256), np.int32), one + 4, limits, state)
+    new = programs.NewRow(np.zeros(1, np.uint32), one, rules([GREEDY]), one + 64, np.zeros((1, 256), np.int32), one + 4, limits, state)
     return rows, new
 
 

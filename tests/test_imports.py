@@ -61,9 +61,10 @@ LAYERS = [
     {"qwen3_jax.text.split"},
     {"qwen3_jax.text.parts"},
     {"qwen3_jax.model.encode", "qwen3_jax.model.decode", "qwen3_jax.engine.errors", "qwen3_jax.engine.options"},
+    {"qwen3_jax.engine.segment"},
     {"qwen3_jax.engine.requests"},
     {
-        "qwen3_jax.speech.sentence",
+        "qwen3_jax.speech.part",
         "qwen3_jax.engine.line",
         "qwen3_jax.engine.slots",
         "qwen3_jax.engine.loop",
@@ -76,7 +77,7 @@ LAYERS = [
     {"qwen3_jax.engine.device"},
     {"qwen3_jax.engine.inline"},
     {"qwen3_jax.engine"},
-    {"qwen3_jax.speech.sentences", "qwen3_jax.speech.utterance"},
+    {"qwen3_jax.speech.prompts", "qwen3_jax.speech.utterance"},
     {"qwen3_jax.tts"},
     {"qwen3_jax.service"},
     {"qwen3_jax"},  # the public API
@@ -179,6 +180,8 @@ EXCEPTIONS = {
 ROOMS = ("ops", "voices", "engines", "admission", "ws", "http")
 PRODUCT = ("qwen3_jax", "server", "convert")
 PACKAGES = (*PRODUCT, "training")
+LONGEST = 400  # lines of a file
+WITH_CLASSES = (*PACKAGES, "benchmarks")
 
 
 def modules() -> dict[str, Path]:
@@ -244,6 +247,27 @@ def test_the_product_imports_nothing_of_the_training() -> None:
         if module.startswith(PRODUCT) and name.startswith("training")
     }
     assert not wrong
+
+
+def test_no_two_classes_have_one_name() -> None:
+    """A word means one thing, see docs/glossary.md."""
+    assert not {name: places for name, places in classes(WITH_CLASSES).items() if len(places) > 1}
+
+
+def classes(packages: tuple[str, ...]) -> dict[str, list[str]]:
+    """Name of each class, inner ones included -> the files that define one of that name."""
+    found: dict[str, list[str]] = {}
+    for package in packages:
+        for path in sorted((ROOT / package).rglob("*.py")):
+            for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+                if isinstance(node, ast.ClassDef):
+                    found.setdefault(node.name, []).append(str(path.relative_to(ROOT)))
+    return found
+
+
+def test_no_file_is_longer_than_one_idea_takes() -> None:
+    lengths = {path: len(path.read_text("utf-8").splitlines()) for package in WITH_CLASSES for path in (ROOT / package).rglob("*.py")}
+    assert not {str(path): lines for path, lines in lengths.items() if lines > LONGEST}
 
 
 def test_only_checkpoint_imports_orbax() -> None:

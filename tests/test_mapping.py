@@ -86,7 +86,7 @@ def test_the_table_inverts(name: str) -> None:
 def test_every_row_of_the_table_is_used() -> None:
     names = set().union(*(tensors(name) for name in (*CHECKPOINTS, TOKENIZER)))
     targets = [target_of(name) for name in names]
-    assert {row.target for row in mapping.STACKED} == {t.path for t in targets if isinstance(t, Target) and t.slot is not None}
+    assert {row.target for row in mapping.STACKED} == {t.path for t in targets if isinstance(t, Target) and t.number is not None}
     assert all(any(name.startswith(prefix) for name in names) for prefix in mapping.PARTS)
     published = {t.reason for t in targets if isinstance(t, Ignored)}
     assert {reason for _, reason in mapping.IGNORED} == published | {target_of("talker.model.rotary_emb.inv_freq").reason}
@@ -126,13 +126,13 @@ def test_stacking_keeps_the_order_of_the_slots() -> None:
     [
         ({"lm_head.weight": (1,)}, UnmatchedTensor, ["'lm_head.weight'", "starts with one of talker."]),
         ({"talker.extra.bias": (7,)}, UnmatchedTensor, ["'talker.extra.bias' [7]", "no parameter 'talker.extra.bias'", "config.json"]),
-        ({f"{TABLES}.2.weight": (4, 3)}, UnmatchedTensor, [f"'{TABLES}.2.weight'", "2 slots (0..1), found slot 2"]),
+        ({f"{TABLES}.2.weight": (4, 3)}, UnmatchedTensor, [f"'{TABLES}.2.weight'", "2 indices (0..1), found index 2"]),
         ({f"{TABLES}.weight": (2, 4, 3)}, UnmatchedTensor, [f"'{TABLES}.weight'"]),
         ({f"{TABLES}.00.weight": (4, 3)}, UnmatchedTensor, [f"'{TABLES}.00.weight'"]),
         ({"talker.codec_head.weight": None}, UnfilledTensor, ["'talker.codec_head.weight'", "found none", "fetch"]),
-        ({f"{TABLES}.1.weight": None}, UnfilledTensor, ["slot 1", f"'{TABLES}.1.weight'"]),
+        ({f"{TABLES}.1.weight": None}, UnfilledTensor, ["index 1", f"'{TABLES}.1.weight'"]),
         ({"talker.codec_head.weight": (3, 5)}, MisshapedTensor, ["'talker.codec_head.weight'", "expected [5, 3]", "found [3, 5]"]),
-        ({f"{TABLES}.1.weight": (4, 2)}, MisshapedTensor, [f"'{TABLES}.1.weight'", "expected [4, 3]", "slot 1", "found [4, 2]"]),
+        ({f"{TABLES}.1.weight": (4, 2)}, MisshapedTensor, [f"'{TABLES}.1.weight'", "expected [4, 3]", "index 1", "found [4, 2]"]),
     ],
 )
 def test_what_does_not_fit_is_named(change: dict[str, tuple[int, ...] | None], kind: type[ValueError], words: list[str]) -> None:

@@ -73,7 +73,7 @@ def test_a_long_text_is_one_utterance(tts: Qwen3TTS, service: SpeechService, voi
 
 
 def test_a_text_in_steps_is_the_text_at_once(service: SpeechService, voice: Voice) -> None:
-    rows = list(service.sentences(LONG, voice=voice, seed=3))
+    rows = list(service.parts(LONG, voice=voice, seed=3))
     with service.speak(LONG, voice=voice, seed=3) as whole:
         segments = whole.handle.request.segments
         assert [row.prompt.text.tolist() for row in rows] == [segment.prompt.text.tolist() for segment in segments]
@@ -85,7 +85,7 @@ def test_parts_that_follow_their_first_are_the_text_at_once(service: SpeechServi
     for one in (voice, icl_voice):
         with service.speak(LONG, voice=one, seed=4) as whole:
             expected = np.concatenate(list(whole))
-        parts = service.sentences(LONG, voice=one, seed=4)
+        parts = service.parts(LONG, voice=one, seed=4)
         handle = service.submit([next(parts)], open=True)
         packets = [handle.next(60)]
         for part in parts:
@@ -98,7 +98,7 @@ def test_parts_that_follow_their_first_are_the_text_at_once(service: SpeechServi
 
 def test_a_token_of_the_models_own_is_refused_before_the_first_part(service: SpeechService, voice: Voice) -> None:
     with pytest.raises(ValueError, match="reserved for the model's own use"):
-        next(service.sentences(f"{LONG} And <|im_end|> then.", voice=voice))
+        next(service.parts(f"{LONG} And <|im_end|> then.", voice=voice))
 
 
 @pytest.mark.parametrize("size", [1, 7, 1000])
@@ -120,7 +120,7 @@ def test_pieces_of_one_character_cost_no_more_than_their_part(
 ) -> None:
     """The prompt is laid out when a part begins and when it ends, and not for each piece; tokens are made of the open part alone."""
     text, rows, tokenised = "Words, and more of them. " * 40, 0, []
-    row, ids = service.sentence, service.ids
+    row, ids = service.part, service.ids
 
     def counted_row(text: str, **how: Any) -> Any:
         nonlocal rows
@@ -131,7 +131,7 @@ def test_pieces_of_one_character_cost_no_more_than_their_part(
         tokenised.append(len(text))
         return ids(text)
 
-    monkeypatch.setattr(service, "sentence", counted_row)
+    monkeypatch.setattr(service, "part", counted_row)
     monkeypatch.setattr(service, "ids", counted_ids)
     with service.open(voice=voice) as live:
         for character in text:

@@ -11,28 +11,28 @@ from typing import Any
 
 import pytest
 
-from benchmarks.soak.books import Books, Broken
-from benchmarks.soak.conditions import MORE_THREADS, RATIO, Figures, as_json, judge
+from benchmarks.soak.conditions import MORE_THREADS, RATIO, SoakFigures, as_json, judge
 from benchmarks.soak.process import Look, log_of, metrics_of
 from benchmarks.soak.quiet import END_SECONDS, Waits
 from benchmarks.soak.session import Session
+from benchmarks.soak.tally import Broken, Tally
 
 LOG = "2026-11-29 19:50:04,123 INFO server.ws.playback [5] utterance complete characters=4\n"
 LOOK = Look(slots=0, queue=0, sessions=0, connections=1, threads=20, descriptors=30, memory=700.0, voices=("prompts/a",), temporary=())
 
 
-def figures(**more: Any) -> Figures:
+def figures(**more: Any) -> SoakFigures:
     """Those of a run in which everything holds: 9 utterances began, 2 of them were left, 1 was meant to fail."""
-    books = Books()
+    tally = Tally()
     for end, number in {"completed": 4, "cancelled": 2, "failed": 1, "refused": 3, "unclear": 1, "gone": 3}.items():
-        books.ended(end, number)
+        tally.ended(end, number)
     page = "tts_utterances_begun_total 9.0\n"
     for end, number in {"completed": 4, "cancelled": 2, "failed": 1, "left": 2}.items():
         page += f'tts_utterances_ended_total{{end="{end}"}} {number}.0\n'
     page += "tts_engine_restarts 0.0\ntts_not_finite 0.0\ntts_voice_failures 0.0\n" + 'tts_errors_total{code="CANCELLED"} 2.0\n'
     good: dict[str, Any] = {
         "minutes": 1.0,
-        "books": books,
+        "tally": tally,
         "metrics": metrics_of(page),
         "before": LOOK,
         "after": LOOK,
@@ -43,11 +43,11 @@ def figures(**more: Any) -> Figures:
         "status": 0,
         "untold": [],
     }
-    return Figures(**good | more)
+    return SoakFigures(**good | more)
 
 
-def books_with(**more: Any) -> Books:
-    return replace(figures().books, **more)
+def tally_with(**more: Any) -> Tally:
+    return replace(figures().tally, **more)
 
 
 def metrics_with(**more: float) -> dict[str, float]:
@@ -59,20 +59,20 @@ def metrics_with(**more: float) -> dict[str, float]:
     ("more", "failed"),
     [
         ({}, set()),
-        ({"metrics": metrics_with(tts_utterances_begun_total=10)}, {"the server's books"}),
+        ({"metrics": metrics_with(tts_utterances_begun_total=10)}, {"the server's tally"}),
         ({"metrics": metrics_with(completed=3, left=3)}, {"completed: server and clients"}),
         (
             {"metrics": metrics_with(completed=8, cancelled=1, failed=0, left=0)},
             {f"{end}: server and clients" for end in ("completed", "cancelled", "failed")},
         ),
         ({"metrics": metrics_with(cancelled=3, left=1)}, {"cancelled: server and clients"}),
-        ({"books": books_with(asked=15, ends=figures().books.ends + Counter(lost=1))}, {"utterances without an end"}),
+        ({"tally": tally_with(asked=15, ends=figures().tally.ends + Counter(lost=1))}, {"utterances without an end"}),
         ({"metrics": metrics_with(failed=3, left=0)}, {"failed: server and clients"}),
         ({"metrics": metrics_with(left=4, tts_utterances_begun_total=11)}, {"left: server and clients"}),
         ({"metrics": metrics_with(**{'tts_errors_total{code="SYNTHESIS_ERROR"}': 1})}, {"errors that are the server's fault"}),
         ({"metrics": metrics_with(tts_engine_restarts=1)}, {"tts_engine_restarts"}),
-        ({"books": books_with(asked=15)}, {"the clients' books"}),
-        ({"books": books_with(faults=1, wrong=["audio came and no utterance is live"])}, {"faults that clients saw"}),
+        ({"tally": tally_with(asked=15)}, {"the clients' tally"}),
+        ({"tally": tally_with(faults=1, wrong=["audio came and no utterance is live"])}, {"faults that clients saw"}),
         ({"after": replace(LOOK, slots=1, sessions=1, connections=2)}, {"slots", "sessions", "connections"}),
         ({"after": replace(LOOK, threads=LOOK.threads + MORE_THREADS + 1, descriptors=35)}, {"threads", "descriptors"}),
         ({"after": replace(LOOK, threads=LOOK.threads + MORE_THREADS, descriptors=34, memory=760.0)}, set()),
@@ -95,7 +95,7 @@ def test_what_does_not_hold_is_found(more: dict[str, Any], failed: set[str]) -> 
 
 def test_figures_are_json() -> None:
     made = json.loads(json.dumps(as_json(figures(), judge(figures()))))
-    assert made["books"]["ends"]["completed"] == 4 and made["before"]["threads"] == 20
+    assert made["tally"]["ends"]["completed"] == 4 and made["before"]["threads"] == 20
 
 
 @pytest.mark.parametrize(
@@ -165,8 +165,8 @@ PCM, CANCELLED, NOTHING = bytes(4800), error("CANCELLED", "u1"), error("CANCELLE
     ],
 )
 async def test_a_client_notices_what_must_not_be(transport: str, frames: list[Any], broken: str | None) -> None:
-    books, script = Books(), Script(*frames)
-    made = Session(script, books, transport, 48_000)
+    tally, script = Tally(), Script(*frames)
+    made = Session(script, tally, transport, 48_000)
     await made.speak("Hello.")
     await made.cancel("u1")
 
@@ -179,7 +179,7 @@ async def test_a_client_notices_what_must_not_be(transport: str, frames: list[An
             await hear_all()
         return
     await hear_all()
-    assert books.asked == books.ends.total() == 1
+    assert tally.asked == tally.ends.total() == 1
 
 
 @pytest.mark.slow

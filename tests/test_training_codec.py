@@ -365,7 +365,9 @@ def test_levels_are_taken_up_wider_about_their_mean_and_a_run_goes_on_as_wide(be
     np.testing.assert_allclose(taken[1], taken[0], atol=1e-5)  # the mean stays
     np.testing.assert_allclose(taken[3], taken[2], atol=1e-5)
     power = np.stack([wider**-2, np.ones_like(wider)])
-    assert np.allclose(decoder_levels.wider(power), wider) and decoder_levels.wider(power[::-1]).max() == 1.0, "nothing is narrowed"
+    assert np.allclose(decoder_levels.wider(jnp.asarray(power)), wider) and decoder_levels.wider(jnp.asarray(power[::-1])).max() == 1.0, (
+        "nothing is narrowed"
+    )
 
 
 def test_a_few_codes_slip_and_never_the_pitch() -> None:
@@ -652,7 +654,7 @@ def hearing() -> dict[str, Any]:
     return {"lost": lost, "params": {**state["trained"], **state["frozen"]}, "columns": columns, "said": said}
 
 
-def test_an_ear_learns_what_is_said(hearing: dict[str, Any]) -> None:
+def test_a_recogniser_learns_what_is_said(hearing: dict[str, Any]) -> None:
     assert hearing["lost"][0] > 2 and hearing["lost"][-1] < 0.5
     nats, right = phoneme_recogniser.agreement(hearing["params"], hearing["columns"], hearing["said"])
     assert float(right) > 0.95 and float(nats) < 0.3
@@ -660,23 +662,23 @@ def test_an_ear_learns_what_is_said(hearing: dict[str, Any]) -> None:
 
 def test_what_tells_sounds_apart_counts_more_than_what_does_not(hearing: dict[str, Any]) -> None:
     params, columns = hearing["params"], hearing["columns"]
-    same = phoneme_recogniser.difference(params, columns, columns)
+    same = phoneme_recogniser.difference(params, jnp.asarray(columns), jnp.asarray(columns))
     assert float(same.symbols) == pytest.approx(0, abs=1e-6) and float(same.features) == pytest.approx(0, abs=1e-6)
     off = {}
     for channel in (0, 9):
         other = columns.copy()
         other[channel] = np.roll(columns[channel], 4, axis=1)
-        off[channel] = phoneme_recogniser.difference(params, other, columns)
+        off[channel] = phoneme_recogniser.difference(params, jnp.asarray(other), jnp.asarray(columns))
     assert float(off[0].symbols) > 10 * float(off[9].symbols) and float(off[0].features) > float(off[9].features)
     graph, shapes = phoneme_recogniser.definition()
-    found, true = (np.asarray(nnx.merge(graph, unflatten(params, shapes))(np.moveaxis(x, 0, -1))[0], np.float64)
+    found, true = (np.asarray(nnx.merge(graph, unflatten(params, shapes))(jnp.moveaxis(jnp.asarray(x), 0, -1))[0], np.float64)
                    for x in (other, columns))  # fmt: skip
     assert float(off[9].symbols) == pytest.approx(np.sum(np.exp(true) * (true - found), axis=-1).mean(), rel=1e-3)
 
 
 @pytest.mark.slow
 def test_a_decoder_learns_what_is_heard(begun: Any, hearing: dict[str, Any]) -> None:
-    """By an ear it comes sooner to sound alike than without one."""
+    """By a recogniser it comes sooner to sound alike than without one."""
     fitted, cfg, start = begun
     read = fitted.read(sounds(60).astype(np.float32) / 32768, told(60))
     past = decoder_training.receptive_field(cfg.decoder_config)
@@ -747,7 +749,9 @@ def test_what_gradients_see_is_a_books_mean_by_nearness() -> None:
         distance = np.square(x[0][:, None, own] - entries[book][None, :, own]).sum(axis=2)
         weight = np.exp(-(distance - distance.min(axis=1, keepdims=True)) / distance.min(axis=1).mean())
         wanted += weight / weight.sum(axis=1, keepdims=True) @ named[book]
-    np.testing.assert_allclose(straight_through.soft_quantise(x, entries, named)[0], wanted, atol=0.02)  # products of bfloat16
+    np.testing.assert_allclose(
+        straight_through.soft_quantise(*map(jnp.asarray, (x, entries, named)))[0], wanted, atol=0.02
+    )  # products of bfloat16
 
 
 @pytest.mark.slow

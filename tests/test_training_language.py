@@ -401,12 +401,13 @@ def test_padding_and_neighbours_change_no_loss(base: Model) -> None:
     assert len(batch.labels) > 1 and length < batch.labels.shape[1]
     alone = batch._replace(
         rows=jax.tree.map(lambda leaf: leaf[1:2], batch.rows), mel=batch.mel[1:2], mel_length=batch.mel_length[1:2],
-        labels=batch.labels[1:2], spoken=batch.spoken[1:2], picks=np.flatnonzero(batch.labels[1, :, -1] >= 0)[:2],
+        labels=batch.labels[1:2], spoken=batch.spoken[1:2], latent=batch.latent[1:2], sounds=batch.sounds[1:2], timing=batch.timing[1:2],
+        picks=np.flatnonzero(batch.labels[1, :, -1] >= 0)[:2],
     )  # fmt: skip
     alone = alone._replace(  # without its padding
         rows=alone.rows._replace(**{name: getattr(alone.rows, name)[:, :length] for name in ("text", "codes", "speaker")}),
         labels=alone.labels[:, :length],
-        spoken=alone.spoken[:, :length],
+        **{name: getattr(alone, name)[:, :length] for name in ("spoken", "latent", "sounds", "timing")},
     )
     with unoptimised():
         (first, looks), (own_first, own_looks) = looked(graphs, params, batch), looked(graphs, params, alone)

@@ -19,7 +19,7 @@ from qwen3_jax import Qwen3TTS, Sampling, Speech, Voice
 from qwen3_jax.codec import init_state
 from qwen3_jax.model.decode import decode, prime
 from qwen3_jax.model.model import Model
-from qwen3_jax.speech.sentence import request_of
+from qwen3_jax.speech.part import request_of
 from qwen3_jax.text.split import split as split_text
 from qwen3_jax.voices.choice import VoiceChoice
 from qwen3_jax.voices.layers import VoiceLayers
@@ -256,15 +256,15 @@ def test_a_long_text_is_spoken_part_by_part_without_a_seam(tts: Qwen3TTS, icl_vo
     assert len(split_text(LONG, "auto")) == 3
     most, sampling = 60, Sampling.defaults(tts.model.generation)
     for seed in range(20):
-        sentences = tts.sentences.of(
+        parts = tts.prompts.of(
             LONG, icl_voice, "auto", None, seed, split=True, normalize=False, max_frames=most, streaming_text=None, sampling=sampling
         )
         codes: list[np.ndarray] = []
-        for sentence in sentences:
+        for part in parts:
             left = most - sum(map(len, codes))
-            silent = request_of([sentence]).segments[0]  # each is drawn by its number
+            silent = request_of([part]).segments[0]  # each is drawn by its number
             before = [replace(silent, max_frames=1)] * len(codes)
-            request = replace(request_of([sentence]), segments=(*before, replace(silent, max_frames=left)))
+            request = replace(request_of([part]), segments=(*before, replace(silent, max_frames=left)))
             codes.append(spoken(tts.model, request)[0])
             if sum(map(len, codes)) == most:
                 break
@@ -389,7 +389,7 @@ def test_of_a_batch_the_row_that_is_not_finite_is_named_and_a_stream_keeps_what_
     """The embedding of "%" is damaged: only texts that have one fail, and not before they get there."""
     whole = long(tts, voice)
     monkeypatch.setattr(
-        tts, "model", nan_in(tts, ["talker", "model", "text_embedding", "weight"], tts.sentences.reader("%", "text").assistant("%")[3])
+        tts, "model", nan_in(tts, ["talker", "model", "text_embedding", "weight"], tts.prompts.reader("%", "text").assistant("%")[3])
     )
     np.testing.assert_array_equal(tts.generate(TEXT, voice=voice, seed=whole.seed, max_frames=FRAMES).frames, whole.frames)
     with pytest.raises(FloatingPointError, match="request 1: what the model computed is NaN or infinite"):
@@ -431,7 +431,7 @@ def test_how_a_voice_is_cloned_is_the_callers_choice_or_the_checkpoints(tts: Qwe
 
 def test_how_a_text_is_read_is_the_callers_choice_or_the_checkpoints(tts: Qwen3TTS, voice: Voice, monkeypatch: pytest.MonkeyPatch) -> None:
     def rows(**more: object) -> int:
-        return len(tts.sentences.one(TEXT, **({"voice": voice, "language": "auto", "instruct": None, "streaming_text": None, "seed": 1,
+        return len(tts.prompts.one(TEXT, **({"voice": voice, "language": "auto", "instruct": None, "streaming_text": None, "seed": 1,
                                           "sampling": None, "max_frames": 4} | more)).prompt.text)  # fmt: skip
 
     streamed, whole = rows(streaming_text=True), rows(streaming_text=False)

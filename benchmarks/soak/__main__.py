@@ -5,7 +5,7 @@
 
 Starts one server with the small voice and the keys of two principals. The loud one's twelve clients talk, write, cancel, post, upload,
 vanish, read slowly, flood without a token, and send nonsense; the quiet one measures its first audio alone, then beside them. Then
-everything has to be as it was before, the books have to agree, and SIGTERM has to end the server. Prints what had to hold; the status is
+everything has to be as it was before, the tallies have to agree, and SIGTERM has to end the server. Prints what had to hold; the status is
 1 if something did not.
 
 The ratio of the quiet one's waits is printed, and counts only with ``--strict``: the clients share the machine's cores with the server,
@@ -25,12 +25,12 @@ from pathlib import Path
 from random import Random
 
 from benchmarks.soak import load
-from benchmarks.soak.books import Books
-from benchmarks.soak.conditions import Condition, Figures, as_json, ends_of, judge
+from benchmarks.soak.conditions import Condition, SoakFigures, as_json, ends_of, judge
 from benchmarks.soak.posters import SPEAKERS, clean, client, speech
 from benchmarks.soak.process import Look, Server
 from benchmarks.soak.quiet import Waits, farewell, sentences
 from benchmarks.soak.site import Site
+from benchmarks.soak.tally import Tally
 
 WARM_SECONDS, ALONE_SECONDS = 15.0, 30.0  # pools, caches and heaps have their size before anything is compared
 SETTLE_SECONDS = 90.0  # for clients that read nothing: the server's longest limit is 60 s
@@ -43,14 +43,14 @@ class Soak:
     def __init__(self, server: Server, seed: int, minutes: float, clients: int) -> None:
         self._server, self._seed, self._minutes, self._clients = server, seed, minutes, clients
         self._site, self._begun, self._phase = Site(server.port, server.loud), time.monotonic(), ""
-        self._books = Books()
+        self._tally = Tally()
 
-    async def run(self, pool: ProcessPoolExecutor) -> Figures:
+    async def run(self, pool: ProcessPoolExecutor) -> SoakFigures:
         """All phases, one after the other."""
         progress = asyncio.create_task(self._progress())
         async with client(self._site) as http:
             for voice in SPEAKERS:  # prompts of all of them are kept from now on
-                await speech(http, self._books, "Yes.", voice=voice, response_format="pcm")
+                await speech(http, self._tally, "Yes.", voice=voice, response_format="pcm")
         await self._loud(pool, "warming up", WARM_SECONDS)
         before = await self._settled("settling")
         self._phase, end = "the quiet one alone", time.monotonic() + ALONE_SECONDS
@@ -61,9 +61,9 @@ class Soak:
         progress.cancel()
         self._phase = "going down"
         seconds, status, untold = await farewell(self._site, self._server.process)
-        return Figures(
+        return SoakFigures(
             minutes=round(WARM_SECONDS / 60 + self._minutes, 2),
-            books=self._books,
+            tally=self._tally,
             metrics=metrics,
             before=before,
             after=after,
@@ -80,11 +80,11 @@ class Soak:
         self._phase, loop = phase, asyncio.get_running_loop()
         loud = loop.run_in_executor(pool, load.run, self._site, f"{self._seed} {phase}", seconds, self._clients)
         waits = await self._quiet(phase, loud.done)
-        self._books.add(await loud)
+        self._tally.add(await loud)
         return waits
 
     async def _quiet(self, phase: str, over: Callable[[], bool]) -> Waits:
-        return await sentences(self._site, self._server.quiet, Random(f"{self._seed} quiet {phase}"), self._books, over)
+        return await sentences(self._site, self._server.quiet, Random(f"{self._seed} quiet {phase}"), self._tally, over)
 
     async def _settled(self, phase: str) -> Look:
         """Wait until nobody is there but who looks; what is still there at the end of SETTLE_SECONDS is found by the conditions."""
@@ -140,11 +140,11 @@ def main() -> None:
                 server.process.wait()
         conditions = judge(figures)
         (folder / "figures.json").write_text(json.dumps({"seed": arguments.seed, **as_json(figures, conditions)}, indent=1))
-    books = figures.books
+    tally = figures.tally
     print(f"{arguments.minutes:g} minutes, seed {arguments.seed}, {arguments.clients} loud clients")
-    print(f"clients' ends: {dict(books.ends)}; errors that they were told: {dict(books.codes)}")
+    print(f"clients' ends: {dict(tally.ends)}; errors that they were told: {dict(tally.codes)}")
     print(table(conditions, strict=arguments.strict))
-    for what in books.wrong[1:]:
+    for what in tally.wrong[1:]:
         print(f"fault: {what}")
     sys.exit(any(not one.holds and (arguments.strict or not one.strict) for one in conditions))
 

@@ -9,10 +9,10 @@ import httpx
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
-from benchmarks.soak.books import Books, Broken
 from benchmarks.soak.posters import SPEECH, VOICES, client
 from benchmarks.soak.session import Session, session
 from benchmarks.soak.site import WAIT, Site
+from benchmarks.soak.tally import Broken, Tally
 
 MARKS = "a" + "\u0301\u0316" * 5000  # more combining marks in a row than any letter has
 TOO_LONG = "word " * 1000
@@ -74,21 +74,21 @@ REQUESTS: tuple[tuple[str, str, dict[str, Any], tuple[int, ...]], ...] = (
 )
 
 
-async def nuisance(site: Site, draw: Random, books: Books) -> None:
+async def nuisance(site: Site, draw: Random, tally: Tally) -> None:
     """A session with bad messages between good ones, bad requests, and a session that ends by what is sent."""
-    async with session(site, books, transport=draw.choice(("binary", "json"))) as made:
+    async with session(site, tally, transport=draw.choice(("binary", "json"))) as made:
         for _ in range(draw.randint(2, 8)):
-            await _message(made, draw, books)
+            await _message(made, draw, tally)
         await made.speak("Yes.", voice=draw.choice(("makima", "nobody")))  # it lives, and says it in the default voice
     async with client(site) as http:
         for _ in range(draw.randint(2, 8)):
-            await _request(http, draw, books)
-    await _fatal(site, draw, books)
+            await _request(http, draw, tally)
+    await _fatal(site, draw, tally)
 
 
-async def _message(made: Session, draw: Random, books: Books) -> None:
+async def _message(made: Session, draw: Random, tally: Tally) -> None:
     kind = draw.choice(("frame", "frame", "text", "begins", "empty", "open", "voice"))
-    books.deeds[f"bad: {kind}"] += 1
+    tally.deeds[f"bad: {kind}"] += 1
     if kind == "frame":
         await made.send(draw.choice(BAD_FRAMES))
         await made.refused("INVALID_MESSAGE")
@@ -109,15 +109,15 @@ async def _message(made: Session, draw: Random, books: Books) -> None:
     await made.settled()
 
 
-async def _request(http: httpx.AsyncClient, draw: Random, books: Books) -> None:
+async def _request(http: httpx.AsyncClient, draw: Random, tally: Tally) -> None:
     method, path, more, allowed = draw.choice(REQUESTS)
-    books.deeds["bad: request"] += 1
+    tally.deeds["bad: request"] += 1
     answer = await http.request(method, path, **more)
     if answer.status_code not in allowed:
         raise Broken(f"{method} {path} {more!s:.100}: {answer.status_code}, not {allowed}: {answer.text:.200}")
 
 
-async def _fatal(site: Site, draw: Random, books: Books) -> None:
+async def _fatal(site: Site, draw: Random, tally: Tally) -> None:
     """Each has its close code."""
     message, token, code = draw.choice(
         (
@@ -128,7 +128,7 @@ async def _fatal(site: Site, draw: Random, books: Books) -> None:
             (json.dumps({"type": "stop"}), site.key, 1000),
         )
     )
-    books.deeds[f"closed: {code}"] += 1
+    tally.deeds[f"closed: {code}"] += 1
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     async with connect(site.speak, compression=None, additional_headers=headers, open_timeout=WAIT, ping_timeout=WAIT) as connection:
         try:

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.soak.books import Books
 from benchmarks.soak.process import Log, Look
 from benchmarks.soak.quiet import END_SECONDS, Waits
+from benchmarks.soak.tally import Tally
 
 RATIO = 1.5  # first audio of the quiet principal beside the loud one, p95, over that of the quiet one alone
 MORE_THREADS = min(32, (os.cpu_count() or 1) + 4)  # workers of asyncio.to_thread, which begin when they are needed
@@ -18,11 +18,11 @@ MORE_LINES_A_MINUTE = 200  # of the log, besides one for each utterance: the bou
 
 
 @dataclass(frozen=True)
-class Figures:
+class SoakFigures:
     """All that one run has shown."""
 
     minutes: float  # of load, those of warming up included
-    books: Books
+    tally: Tally
     metrics: dict[str, float]
     before: Look
     after: Look
@@ -50,9 +50,9 @@ def p95(values: list[float]) -> float:
     return round(1000 * float(np.percentile(values, 95)), 1) if values else float("nan")
 
 
-def judge(figures: Figures) -> list[Condition]:
+def judge(figures: SoakFigures) -> list[Condition]:
     """Every condition, in the order of the table."""
-    return [*_books(figures), *_left_behind(figures), _fair(figures), *_log(figures), *_end(figures)]
+    return [*_tally(figures), *_left_behind(figures), _fair(figures), *_log(figures), *_end(figures)]
 
 
 def ends_of(metrics: dict[str, float]) -> dict[str, int]:
@@ -61,13 +61,13 @@ def ends_of(metrics: dict[str, float]) -> dict[str, int]:
     return {end: int(metrics.get(f'{total}{{end="{end}"}}', 0)) for end in ("completed", "cancelled", "failed", "left")}
 
 
-def _books(figures: Figures) -> list[Condition]:
-    server, clients, books = ends_of(figures.metrics), figures.books.ends, figures.books
+def _tally(figures: SoakFigures) -> list[Condition]:
+    server, clients, tally = ends_of(figures.metrics), figures.tally.ends, figures.tally
     begun, gone, lost = int(figures.metrics["tts_utterances_begun_total"]), clients["gone"], clients["lost"]
     parts = " + ".join(f"{number} {end}" for end, number in server.items())
     conditions = [
-        Condition("the server's books", begun == sum(server.values()), f"{begun} begun", parts),
-        Condition("the clients' books", books.asked == clients.total(), f"{books.asked} asked for", f"{clients.total()} ended"),
+        Condition("the server's tally", begun == sum(server.values()), f"{begun} begun", parts),
+        Condition("the clients' tally", tally.asked == clients.total(), f"{tally.asked} asked for", f"{clients.total()} ended"),
     ]
     conditions.append(Condition("utterances without an end", lost == 0, str(lost), "0"))
     for end, least, more in (
@@ -77,8 +77,8 @@ def _books(figures: Figures) -> list[Condition]:
         ("left", 0, gone + lost),
     ):
         conditions.append(_between(f"{end}: server and clients", server[end], least, least + more))
-    faults = books.wrong[0] if books.wrong else "none"
-    conditions.append(Condition("faults that clients saw", books.faults == 0, f"{books.faults}: {faults}", "none"))
+    faults = tally.wrong[0] if tally.wrong else "none"
+    conditions.append(Condition("faults that clients saw", tally.faults == 0, f"{tally.faults}: {faults}", "none"))
     ours = sum(int(value) for name, value in figures.metrics.items() if name.startswith("tts_errors_total") and _is_ours(name))
     conditions.append(Condition("errors that are the server's fault", ours == 0, str(ours), "0"))
     for name in ("tts_engine_restarts", "tts_not_finite", "tts_voice_failures"):
@@ -94,7 +94,7 @@ def _between(name: str, seen: int, least: int, most: int) -> Condition:
     return Condition(name, least <= seen <= most, str(seen), str(least) if least == most else f"{least} to {most}")
 
 
-def _left_behind(figures: Figures) -> list[Condition]:
+def _left_behind(figures: SoakFigures) -> list[Condition]:
     before, after = figures.before, figures.after
     allowed = {"threads": MORE_THREADS, "descriptors": MORE_DESCRIPTORS}
     conditions = []
@@ -115,14 +115,14 @@ def _difference(was: set[str], now: set[str]) -> str:
     return ", ".join(changes[:3]) + (f" and {len(changes) - 3} more" if len(changes) > 3 else "") or "as before"
 
 
-def _fair(figures: Figures) -> Condition:
+def _fair(figures: SoakFigures) -> Condition:
     alone, beside = p95(figures.alone.heard), p95(figures.beside.heard)
     ratio = beside / alone if alone else float("nan")
     seen = f"{alone:.0f} ms alone ({len(figures.alone.heard)}), {beside:.0f} ms beside ({len(figures.beside.heard)}): {ratio:.2f}"
     return Condition("first audio of the quiet one, p95", ratio <= RATIO, seen, f"{RATIO} times", strict=True)
 
 
-def _log(figures: Figures) -> list[Condition]:
+def _log(figures: SoakFigures) -> list[Condition]:
     log, spoken = figures.log, sum(ends_of(figures.metrics).values())
     most = spoken + round((figures.minutes + 1) * MORE_LINES_A_MINUTE)
     seen = f"{log.lines} lines, {log.lines / figures.minutes:.0f} and {log.kilobytes / figures.minutes:.0f} kB a minute"
@@ -133,7 +133,7 @@ def _log(figures: Figures) -> list[Condition]:
     ]
 
 
-def _end(figures: Figures) -> list[Condition]:
+def _end(figures: SoakFigures) -> list[Condition]:
     in_time = figures.status == 0 and figures.end_seconds <= END_SECONDS
     seen = f"status {figures.status} after {figures.end_seconds:.1f} s"
     told = "; ".join(figures.untold) or "all"
@@ -143,7 +143,7 @@ def _end(figures: Figures) -> list[Condition]:
     ]
 
 
-def as_json(figures: Figures, conditions: list[Condition]) -> dict[str, Any]:
+def as_json(figures: SoakFigures, conditions: list[Condition]) -> dict[str, Any]:
     """For figures.json."""
-    books = {**vars(figures.books), **{name: dict(getattr(figures.books, name)) for name in ("ends", "codes", "deeds")}}
-    return {"conditions": [asdict(one) for one in conditions], **asdict(replace(figures, books=Books())), "books": books}
+    tally = {**vars(figures.tally), **{name: dict(getattr(figures.tally, name)) for name in ("ends", "codes", "deeds")}}
+    return {"conditions": [asdict(one) for one in conditions], **asdict(replace(figures, tally=Tally())), "tally": tally}

@@ -11,9 +11,9 @@ import httpx
 import numpy as np
 import soundfile
 
-from benchmarks.soak.books import Books, Broken
 from benchmarks.soak.session import session
 from benchmarks.soak.site import WAIT, Site, opened, request, text_of
+from benchmarks.soak.tally import Broken, Tally
 
 SPEECH, VOICES = "/v1/audio/speech", "/api/v1/voices"
 FORMATS = ("mp3", "opus", "aac", "flac", "wav", "pcm")
@@ -38,17 +38,17 @@ async def together(*work: Awaitable[T]) -> list[T]:
     return cast("list[T]", done)
 
 
-async def poster(site: Site, draw: Random, books: Books) -> None:
+async def poster(site: Site, draw: Random, tally: Tally) -> None:
     """One utterance after the other on one connection."""
     async with client(site) as http:
         for _ in range(draw.randint(1, 5)):
-            await speech(http, books, text_of(draw), **_wishes(draw))
+            await speech(http, tally, text_of(draw), **_wishes(draw))
 
 
-async def burst(site: Site, draw: Random, books: Books) -> None:
+async def burst(site: Site, draw: Random, tally: Tally) -> None:
     """Many at once, so that some have to wait for a slot; then a pause."""
     async with client(site) as http:
-        await together(*(speech(http, books, text_of(draw), **_wishes(draw)) for _ in range(draw.randint(2, 12))))
+        await together(*(speech(http, tally, text_of(draw), **_wishes(draw)) for _ in range(draw.randint(2, 12))))
     await asyncio.sleep(draw.uniform(0, 3))
 
 
@@ -61,7 +61,7 @@ def _wishes(draw: Random) -> dict[str, Any]:
     return wishes
 
 
-async def speech(http: httpx.AsyncClient, books: Books, text: str, gone: tuple[int, ...] = (), **wishes: Any) -> None:
+async def speech(http: httpx.AsyncClient, tally: Tally, text: str, gone: tuple[int, ...] = (), **wishes: Any) -> None:
     """One utterance, to its last byte.
 
     Args:
@@ -73,16 +73,16 @@ async def speech(http: httpx.AsyncClient, books: Books, text: str, gone: tuple[i
     try:
         answer = await http.post(SPEECH, json={"input": text, "voice": "makima"} | wishes)
     except httpx.HTTPError as error:
-        books.ended("lost")
+        tally.ended("lost")
         raise Broken(f"POST {SPEECH} {wishes}: {error!r}") from error
     if answer.status_code == BUSY or answer.status_code in gone:
-        books.codes[answer.json()["error"]["code"]] += 1
-        books.ended("unclear")
+        tally.codes[answer.json()["error"]["code"]] += 1
+        tally.ended("unclear")
         return
     if answer.status_code != 200:
-        books.ended("unclear")
+        tally.ended("unclear")
         raise Broken(f"POST {SPEECH} {wishes}: {answer.status_code} {answer.text:.200}")
-    books.ended("completed")
+    tally.ended("completed")
     if wishes.get("stream_format") == "sse":
         if b"speech.audio.done" not in answer.content:
             raise Broken(f"POST {SPEECH} {wishes}: no speech.audio.done")
@@ -95,41 +95,41 @@ def _length(data: bytes) -> int:
         return len(file.read())
 
 
-async def uploader(site: Site, draw: Random, books: Books) -> None:
+async def uploader(site: Site, draw: Random, tally: Tally) -> None:
     """Voices are uploaded, listened to, spoken in, and deleted: twice at once, or while they speak or are being uploaded."""
     async with client(site) as http:
         try:
             for _ in range(draw.randint(1, 3)):
-                await _voice(site, http, draw, books)
+                await _voice(site, http, draw, tally)
             if draw.random() < 0.5:
-                await _cut_upload(site, draw, books)
+                await _cut_upload(site, draw, tally)
         finally:
             await clean(http)
 
 
-async def _voice(site: Site, http: httpx.AsyncClient, draw: Random, books: Books) -> None:
+async def _voice(site: Site, http: httpx.AsyncClient, draw: Random, tally: Tally) -> None:
     number = draw.choice((1, 1, 2))
     answers = await together(*(http.post(VOICES, **_upload(draw)) for _ in range(number)))
     if bad := [answer for answer in answers if answer.status_code != 201]:
         raise Broken(f"POST {VOICES}: {bad[0].status_code} {bad[0].text:.200}")
-    books.deeds["uploads"] += number
+    tally.deeds["uploads"] += number
     name = answers[0].json()["id"]
     part = await http.get(f"{VOICES}/{name}/sample.wav", headers={"Range": "bytes=0-99"} if draw.random() < 0.5 else {})
     if part.status_code not in (200, 206):
         raise Broken(f"GET {VOICES}/{name}/sample.wav: {part.status_code}")
     kind = draw.choice(("unused", "spoken", "while it speaks", "while it is posted"))
     if kind == "spoken":
-        await speech(http, books, text_of(draw, 1), voice=name, response_format="pcm")
+        await speech(http, tally, text_of(draw, 1), voice=name, response_format="pcm")
     if kind == "while it is posted":
-        await together(speech(http, books, text_of(draw, 1), (404,), voice=name, response_format="pcm"), _delete(http, name, books))
+        await together(speech(http, tally, text_of(draw, 1), (404,), voice=name, response_format="pcm"), _delete(http, name, tally))
         return
     if kind != "while it speaks":
-        await _delete(http, name, books)
+        await _delete(http, name, tally)
         return
-    async with session(site, books) as made:
+    async with session(site, tally) as made:
         await made.speak(text_of(draw), voice=name)
         await asyncio.sleep(draw.uniform(0, 0.5))
-        await _delete(http, name, books)
+        await _delete(http, name, tally)
         await made.settled()
         await made.speak("Yes.", voice=name)  # the default voice says it
 
@@ -144,15 +144,15 @@ def _upload(draw: Random) -> dict[str, Any]:
     return {"files": {"audio": ("a.wav", file.getvalue())}, "data": form}
 
 
-async def _delete(http: httpx.AsyncClient, name: str, books: Books) -> None:
+async def _delete(http: httpx.AsyncClient, name: str, tally: Tally) -> None:
     """Twice at once: one of them deletes it."""
     answers = await together(*(http.delete(f"{VOICES}/{name}") for _ in range(2)))
-    books.deeds["deletes"] += 1
+    tally.deeds["deletes"] += 1
     if sorted(answer.status_code for answer in answers) != [204, 404]:
         raise Broken(f"two DELETEs of {name}: {[answer.status_code for answer in answers]}, not 204 and 404")
 
 
-async def _cut_upload(site: Site, draw: Random, books: Books) -> None:
+async def _cut_upload(site: Site, draw: Random, tally: Tally) -> None:
     """The connection is cut in the midst of the body, or just behind it."""
     form = httpx.Request("POST", site.http + VOICES, **_upload(draw))
     body = form.read()
@@ -162,7 +162,7 @@ async def _cut_upload(site: Site, draw: Random, books: Books) -> None:
             async with asyncio.timeout(draw.uniform(0, 0.5)):
                 await writer.drain()
                 await asyncio.Event().wait()  # it stays for that long
-    books.deeds["uploads cut"] += 1
+    tally.deeds["uploads cut"] += 1
 
 
 async def clean(http: httpx.AsyncClient) -> None:

@@ -13,11 +13,11 @@ import httpx
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
-from benchmarks.soak.books import Books, Broken
 from benchmarks.soak.posters import SPEECH, client
 from benchmarks.soak.process import GRACE
 from benchmarks.soak.session import session
 from benchmarks.soak.site import WAIT, Site
+from benchmarks.soak.tally import Broken, Tally
 
 SHORT = ("It is late.", "Good evening.", "The door is open.", "See you tomorrow.")
 END_SECONDS = GRACE + 20.0  # from SIGTERM to the end of the process, on a busy machine
@@ -31,10 +31,10 @@ class Waits:
     told: list[float] = field(default_factory=list)  # by the server's: ttfaMs
 
 
-async def sentences(site: Site, key: str, draw: Random, books: Books, over: Callable[[], bool]) -> Waits:
+async def sentences(site: Site, key: str, draw: Random, tally: Tally, over: Callable[[], bool]) -> Waits:
     """Until it is over. Raises Broken: something but ``complete`` ends an utterance, or as a session."""
     waits, loop = Waits(), asyncio.get_running_loop()
-    async with session(site, books, key=key) as made:
+    async with session(site, tally, key=key) as made:
         while not over():
             begun = loop.time()
             request_id = await made.speak(draw.choice(SHORT))

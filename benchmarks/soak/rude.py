@@ -5,19 +5,19 @@ import contextlib
 import json
 from random import Random
 
-from benchmarks.soak.books import Books, Broken
 from benchmarks.soak.posters import SPEECH, VOICES
 from benchmarks.soak.site import WAIT, Site, frame, handshake, opened, request, text_of, upgraded
+from benchmarks.soak.tally import Broken, Tally
 
 LET_GO = 60.0  # seconds in which a session ends that did not read for some time; the server's own limit is 10 s
 FLOOD_BYTES = 20_000_000  # that a flood may write before the server has to have cut it
 
 
-async def vanisher(site: Site, draw: Random, books: Books) -> None:
+async def vanisher(site: Site, draw: Random, tally: Tally) -> None:
     """A WebSocket whose TCP connection is cut: before, in and after the handshake, in a frame, before speech, in it."""
     stage = draw.choice(("connected", "half a handshake", "handshake", "half a frame", "spoken", "close", "listening", "listening"))
     known = draw.random() < 0.9
-    books.deeds[f"cut: {stage}"] += 1
+    tally.deeds[f"cut: {stage}"] += 1
     if stage in ("connected", "half a handshake", "handshake"):
         hello = handshake(site, draw, known=known)
         sent = {"connected": 0, "handshake": len(hello)}.get(stage, draw.randrange(len(hello)))
@@ -30,7 +30,7 @@ async def vanisher(site: Site, draw: Random, books: Books) -> None:
         if stage == "half a frame":
             writer.write(spoken[: draw.randrange(len(spoken))])
         else:
-            books.ended("gone")
+            tally.ended("gone")
             writer.write(spoken + (frame(8, b"\x03\xe8") if stage == "close" else b""))
         if stage == "listening":
             await _read(reader, draw.choice((100, 1000, 5000, 20_000)))  # the shortest text has more
@@ -46,16 +46,16 @@ async def _go(writer: asyncio.StreamWriter, draw: Random) -> None:
         await asyncio.sleep(draw.uniform(0, 0.3))
 
 
-async def vanishing_poster(site: Site, draw: Random, books: Books) -> None:
+async def vanishing_poster(site: Site, draw: Random, tally: Tally) -> None:
     """A request whose TCP connection is cut: in its head, in its body, before the answer, in it."""
     body = json.dumps({"input": text_of(draw), "voice": "makima", "response_format": draw.choice(("pcm", "mp3", "flac"))}).encode()
     whole = request(site, "POST", SPEECH, body, Content_Type="application/json")
     head = len(whole) - len(body)
     stage = draw.choice(("head", "body", "asked", "answer", "answer"))
     sent = whole[: {"head": draw.randrange(head), "body": draw.randrange(head, len(whole))}.get(stage, len(whole))]
-    books.deeds[f"cut: {stage}"] += 1
+    tally.deeds[f"cut: {stage}"] += 1
     if stage in ("asked", "answer"):
-        books.ended("gone")
+        tally.ended("gone")
     async with opened(site, sent) as (reader, writer):
         await writer.drain()
         if stage == "answer":
@@ -73,15 +73,15 @@ async def _read(reader: asyncio.StreamReader, number: int) -> None:
                 number -= len(data)
 
 
-async def slow_reader(site: Site, draw: Random, books: Books) -> None:
+async def slow_reader(site: Site, draw: Random, tally: Tally) -> None:
     """Speech that is not read as fast as it comes, or, from some point on, not at all."""
-    books.ended("gone")  # it reads bytes, not messages
+    tally.ended("gone")  # it reads bytes, not messages
     text = text_of(draw, 6)
     if draw.random() < 0.5:
-        books.deeds["slow sessions"] += 1
+        tally.deeds["slow sessions"] += 1
         await _silent(site, draw, text)
         return
-    books.deeds["slow answers"] += 1
+    tally.deeds["slow answers"] += 1
     body = json.dumps({"input": text, "voice": "heart", "response_format": "wav"}).encode()
     async with opened(site, request(site, "POST", SPEECH, body, Content_Type="application/json"), receive_buffer=4096) as (reader, _):
         with contextlib.suppress(TimeoutError, ConnectionError):
@@ -110,10 +110,10 @@ async def _silent(site: Site, draw: Random, text: str) -> None:
             raise Broken(f"a session that did not read for some seconds was still open {LET_GO:.0f} s later") from error
 
 
-async def flooder(site: Site, draw: Random, books: Books) -> None:
+async def flooder(site: Site, draw: Random, tally: Tally) -> None:
     """As much as the server takes, without a token."""
     kind = draw.choice(tuple(FLOODS))
-    books.deeds[f"flood: {kind}"] += 1
+    tally.deeds[f"flood: {kind}"] += 1
     begin, more = FLOODS[kind]
     there = opened(site, begin) if kind in BODIES else upgraded(site, draw, known=False)
     async with there as (reader, writer):

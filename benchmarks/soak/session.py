@@ -11,8 +11,8 @@ from typing import Any
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
-from benchmarks.soak.books import Books, Broken, End
 from benchmarks.soak.site import WAIT, Site
+from benchmarks.soak.tally import Broken, End, Tally
 
 Message = dict[str, Any]
 OFF = 2  # milliseconds by which the length that the server tells may differ from that of the audio
@@ -40,10 +40,10 @@ class Session:
         transport: ``binary`` or ``json``.
     """
 
-    def __init__(self, connection: ClientConnection, books: Books, transport: str, bytes_a_second: int) -> None:
+    def __init__(self, connection: ClientConnection, tally: Tally, transport: str, bytes_a_second: int) -> None:
         self.live: dict[str, Heard] = {}  # by requestId
         self.first: float | None = None  # when the first audio since the last ``speak`` came, by the loop's clock
-        self._connection, self._books, self._transport, self._bytes_a_second = connection, books, transport, bytes_a_second
+        self._connection, self._tally, self._transport, self._bytes_a_second = connection, tally, transport, bytes_a_second
         self._cancels = 0  # that may still be answered by NOTHING
         self._refused: str | None = None  # the requestId of a message that is to be refused
         self._binary: int | None = 0  # bytes of the utterance that is spoken; None: nobody can tell whose they are
@@ -122,7 +122,7 @@ class Session:
 
     def abandon(self) -> None:
         """The client leaves: what is live now has no end that it knows."""
-        self._books.ended("lost", len(self.live))
+        self._tally.ended("lost", len(self.live))
         self.live.clear()
 
     def _sounds(self) -> None:
@@ -151,7 +151,7 @@ class Session:
         heard = self.live.pop(request_id or "", None)
         if heard is None:
             raise Broken(f"utterance {request_id} has two ends")
-        self._books.ended("completed")
+        self._tally.ended("completed")
         number, self._binary = (self._binary, 0) if self._transport == "binary" else (heard.bytes, self._binary)
         if self._transport == "json" and not heard.final:
             raise Broken(f"utterance {request_id} is complete, and no chunk was the last one")
@@ -161,7 +161,7 @@ class Session:
 
     def _error(self, message: Message, request_id: str | None) -> None:
         code = message["code"]
-        self._books.codes[code] += 1
+        self._tally.codes[code] += 1
         if code == "CANCELLED" and message["message"] == NOTHING:
             self._cancels -= 1
             if self._cancels < 0:
@@ -173,7 +173,7 @@ class Session:
         if heard is None:
             raise Broken(f"utterance {request_id} has two ends: {message}")
         self._binary = None if self.live else 0
-        self._books.ended(ENDS.get(code, heard.refusal))
+        self._tally.ended(ENDS.get(code, heard.refusal))
         if code in OURS:
             raise Broken(f"utterance {request_id} failed: {message}")
 
@@ -185,7 +185,7 @@ class Session:
 @asynccontextmanager
 async def session(
     site: Site,
-    books: Books,
+    tally: Tally,
     *,
     key: str | None = None,
     transport: str = "binary",
@@ -205,7 +205,7 @@ async def session(
     token = key or site.key
     headers = {} if in_start else {"Authorization": f"Bearer {token}"}
     async with connect(site.speak, compression=None, additional_headers=headers, open_timeout=WAIT, ping_timeout=WAIT) as connection:
-        made = Session(connection, books, transport, rate * WIDTHS[encoding])
+        made = Session(connection, tally, transport, rate * WIDTHS[encoding])
         try:
             await _expect(made, "ready")
             start: dict[str, Any] = {"sampleRate": rate, "encoding": encoding, "transport": transport, "language": "English"}

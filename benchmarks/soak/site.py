@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import TypeAlias
 
-from benchmarks.soak.books import Books, Broken
+from benchmarks.soak.tally import Broken, Tally
 
 SENTENCES = (
     "Good evening, and welcome to the harbour.",
@@ -43,7 +43,7 @@ class Site:
         return {"Authorization": f"Bearer {self.key}"}
 
 
-Round: TypeAlias = Callable[[Site, Random, Books], Awaitable[None]]  # what one kind of client does, again and again
+Round: TypeAlias = Callable[[Site, Random, Tally], Awaitable[None]]  # what one kind of client does, again and again
 
 
 def text_of(draw: Random, most: int = 2) -> str:

@@ -1,4 +1,4 @@
-"""Published tensor names and shapes + the abstract parameter tree -> Plan: which source fills which target (and slot).
+"""Published tensor names and shapes + the abstract parameter tree -> TensorPlan: which source fills which target (and index).
 
 The whole conversion is these tables: tensors keep their published names and layouts, the parts get a place in the tree,
 and tables that exist once per codebook are stacked along a new axis 0. It is a bijection: whatever does not fit raises.
@@ -25,7 +25,7 @@ _SURPLUS_BOOKS = "the file has 31 acoustic codebooks, encoding uses the first en
 
 @dataclass(frozen=True)
 class Stack:
-    """``source`` with a book number at {i} -> slot i of ``target``. With ``surplus``, slots past the target are ignored."""
+    """``source`` with a book number at {i} -> index i of ``target``. With ``surplus``, indices past the target are ignored."""
 
     source: str
     target: str
@@ -83,7 +83,7 @@ class DuplicateTensor(ConversionError):
 
 
 class UnfilledTensor(ConversionError):
-    """A parameter, or one slot of a stacked parameter, for which there is no source tensor."""
+    """A parameter, or one index of a stacked parameter, for which there is no source tensor."""
 
 
 class MisshapedTensor(ConversionError):
@@ -94,7 +94,7 @@ class Target(NamedTuple):
     """A place in the tree: dotted path, and the index along axis 0 when several sources are stacked there."""
 
     path: str
-    slot: int | None
+    number: int | None
 
 
 class Ignored(NamedTuple):
@@ -104,8 +104,8 @@ class Ignored(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Plan:
-    """Everything there is to do: per target its sources in slot order (``stacked`` says whether there is an axis 0 for them)."""
+class TensorPlan:
+    """Sources of each target, in the order of the number; ``stacked``: the targets that have an axis 0 for them."""
 
     sources: dict[str, list[str]] = field(default_factory=dict)
     stacked: frozenset[str] = frozenset()
@@ -138,13 +138,13 @@ def target_of(name: str) -> Target | Ignored:
 
 def source_of(target: Target) -> str:
     """The inverse of ``target_of``: the published name of a place."""
-    if target.slot is not None:
-        return _STACK_OF[target.path].source.replace("{i}", str(target.slot))
+    if target.number is not None:
+        return _STACK_OF[target.path].source.replace("{i}", str(target.number))
     prefix, place = next((prefix, place) for prefix, place in PARTS.items() if target.path.startswith(place))
     return prefix + target.path.removeprefix(place)
 
 
-def make_plan(shapes: Mapping[str, Shape], abstract: Mapping[str, Any]) -> Plan:
+def make_plan(shapes: Mapping[str, Shape], abstract: Mapping[str, Any]) -> TensorPlan:
     """Match source names and shapes with the parameters of a model, one to one.
 
     Args:
@@ -163,20 +163,20 @@ def make_plan(shapes: Mapping[str, Shape], abstract: Mapping[str, Any]) -> Plan:
         if isinstance(target, Ignored):
             ignored[name] = target.reason
             continue
-        path, slot = target
+        path, index = target
         if path.startswith(_SPEAKER_ENCODER) and not has_speaker_encoder:
             ignored[name] = "only a Base checkpoint clones voices"
             continue
-        if path not in wanted or (slot is None and path in _STACK_OF):  # the latter: a stacked table's own name, whole
+        if path not in wanted or (index is None and path in _STACK_OF):  # the latter: a stacked table's own name, whole
             raise UnmatchedTensor(
                 f"unmatched tensor {name!r} {list(shape)}: the model that config.json describes has no parameter {path!r}; "
                 "check that config.json (sizes, tts_model_type) belongs to these weights"
             )
-        if slot is not None and slot >= wanted[path][0]:
+        if index is not None and index >= wanted[path][0]:
             surplus = _STACK_OF[path].surplus
             if surplus is None:
                 raise UnmatchedTensor(
-                    f"unmatched tensor {name!r}: {path!r} has {wanted[path][0]} slots (0..{wanted[path][0] - 1}), found slot {slot}; "
+                    f"unmatched tensor {name!r}: {path!r} has {wanted[path][0]} indices (0..{wanted[path][0] - 1}), found index {index}; "
                     "check that config.json belongs to these weights"
                 )
             ignored[name] = surplus
@@ -184,7 +184,7 @@ def make_plan(shapes: Mapping[str, Shape], abstract: Mapping[str, Any]) -> Plan:
         if target in filled:
             place = f"{_place(target)} is already filled by {filled[target]!r}"
             raise DuplicateTensor(f"duplicate tensor {name!r}: {place}; remove one of the two")
-        expected = wanted[path] if slot is None else wanted[path][1:]
+        expected = wanted[path] if index is None else wanted[path][1:]
         if tuple(shape) != expected:
             raise MisshapedTensor(
                 f"misshaped tensor {name!r}: expected {list(expected)} for {_place(target)}, found {list(shape)}; "
@@ -192,12 +192,12 @@ def make_plan(shapes: Mapping[str, Shape], abstract: Mapping[str, Any]) -> Plan:
             )
         filled[target] = name
     sources = {path: [_filled_by(filled, target) for target in targets(path, shape)] for path, shape in wanted.items()}
-    return Plan(sources, frozenset(_STACK_OF) & wanted.keys(), ignored)
+    return TensorPlan(sources, frozenset(_STACK_OF) & wanted.keys(), ignored)
 
 
 def targets(path: str, shape: Shape) -> list[Target]:
-    """All places of a parameter: one per slot where sources are stacked, else one."""
-    return [Target(path, slot) for slot in range(shape[0])] if path in _STACK_OF else [Target(path, None)]
+    """All places of a parameter: one per index where sources are stacked, else one."""
+    return [Target(path, index) for index in range(shape[0])] if path in _STACK_OF else [Target(path, None)]
 
 
 def _filled_by(filled: Mapping[Target, str], target: Target) -> str:
@@ -210,7 +210,7 @@ def _filled_by(filled: Mapping[Target, str], target: Target) -> str:
 
 
 def _place(target: Target) -> str:
-    return repr(target.path) if target.slot is None else f"{target.path!r} slot {target.slot}"
+    return repr(target.path) if target.number is None else f"{target.path!r} index {target.number}"
 
 
 def flatten(tree: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:

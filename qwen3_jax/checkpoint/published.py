@@ -21,7 +21,17 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from qwen3_jax.checkpoint.atomic import new_folder
-from qwen3_jax.checkpoint.mapping import ConversionError, DuplicateTensor, Ignored, Plan, Shape, flatten, make_plan, target_of, unflatten
+from qwen3_jax.checkpoint.mapping import (
+    ConversionError,
+    DuplicateTensor,
+    Ignored,
+    Shape,
+    TensorPlan,
+    flatten,
+    make_plan,
+    target_of,
+    unflatten,
+)
 
 FILE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -249,8 +259,8 @@ def _by_part(sources: Mapping[str, Source], folder: Path) -> dict[str, list[str]
     return parts
 
 
-def _values(plan: Plan, flat: Mapping[str, Any], sources: Mapping[str, Source]) -> Callable[[str], np.ndarray]:
-    places = {name: (path, slot) for path, names in plan.sources.items() for slot, name in enumerate(names)}
+def _values(plan: TensorPlan, flat: Mapping[str, Any], sources: Mapping[str, Source]) -> Callable[[str], np.ndarray]:
+    places = {name: (path, index) for path, names in plan.sources.items() for index, name in enumerate(names)}
 
     def value(name: str) -> np.ndarray:
         if name in plan.ignored:  # passed through
@@ -258,8 +268,8 @@ def _values(plan: Plan, flat: Mapping[str, Any], sources: Mapping[str, Source]) 
                 array = aligned_empty(sources[name].shape, sources[name].dtype)
                 reader.fill(array, name, sources[name])
                 return array
-        path, slot = places[name]
-        return np.asarray(flat[path][slot] if path in plan.stacked else flat[path])
+        path, index = places[name]
+        return np.asarray(flat[path][index] if path in plan.stacked else flat[path])
 
     return value
 

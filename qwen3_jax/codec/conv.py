@@ -58,7 +58,7 @@ def dense(linear: Linear, x: F32[Array, "I B T"]) -> F32[Array, "O B T"]:
 
 
 def over_channels(norm: RMSNorm | LayerNorm, x: F32[Array, "C B T"]) -> F32[Array, "C B T"]:
-    """A norm of layers.py, which works on the last axis."""
+    """A norm of model/layers.py, which works on the last axis."""
     return jnp.moveaxis(norm(jnp.moveaxis(x, 0, -1)), -1, 0)
 
 

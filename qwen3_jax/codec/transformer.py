@@ -30,7 +30,7 @@ class LayerScale(nnx.Module):
         return x * self.scale[...][:, None, None]
 
 
-class Attention(nnx.Module):
+class CodecAttention(nnx.Module):
     """Multi-head attention over the remembered positions and the new ones."""
 
     def __init__(self, width: int, heads: int, kv_heads: int, head_dim: int) -> None:
@@ -55,7 +55,7 @@ class Attention(nnx.Module):
 
 
 class GatedMLP(SwiGLU):
-    """SwiGLU of layers.py on [H B T]."""
+    """SwiGLU of model/layers.py on [H B T]."""
 
     def __call__(self, x: F32[Array, "H B T"]) -> F32[Array, "H B T"]:
         return dense(self.down_proj, jax.nn.silu(dense(self.gate_proj, x)) * dense(self.up_proj, x))
@@ -66,7 +66,7 @@ class WindowLayer(nnx.Module):
 
     def __init__(self, cfg: CodecDecoderConfig) -> None:
         self.input_layernorm = RMSNorm(cfg.hidden_size, cfg.rms_norm_eps)
-        self.self_attn = Attention(cfg.hidden_size, cfg.num_attention_heads, cfg.num_key_value_heads, cfg.head_dim)
+        self.self_attn = CodecAttention(cfg.hidden_size, cfg.num_attention_heads, cfg.num_key_value_heads, cfg.head_dim)
         self.self_attn_layer_scale = LayerScale(cfg.hidden_size)
         self.post_attention_layernorm = RMSNorm(cfg.hidden_size, cfg.rms_norm_eps)
         self.mlp = GatedMLP(cfg.hidden_size, cfg.intermediate_size)
@@ -131,7 +131,7 @@ class EncoderLayer(nnx.Module):
 
     def __init__(self, cfg: CodecEncoderConfig) -> None:
         self.input_layernorm = LayerNorm(cfg.hidden_size, cfg.norm_eps)
-        self.self_attn = Attention(cfg.hidden_size, cfg.num_attention_heads, cfg.num_key_value_heads, cfg.head_dim)
+        self.self_attn = CodecAttention(cfg.hidden_size, cfg.num_attention_heads, cfg.num_key_value_heads, cfg.head_dim)
         self.self_attn_layer_scale = LayerScale(cfg.hidden_size)
         self.post_attention_layernorm = LayerNorm(cfg.hidden_size, cfg.norm_eps)
         self.mlp = MLP(cfg.hidden_size, cfg.intermediate_size)

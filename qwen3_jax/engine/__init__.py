@@ -11,13 +11,14 @@
     reserve.py     whether the last free slot may be taken
     patience.py    whether a request has waited long enough, and ends
     pace.py        how much each slot makes in a step
-    news.py        which consumers are told after a turn
+    news.py        which consumers are told after a round
     device.py      that protocol on JAX; programs.py holds the compiled functions
     engine.py      the thread, its faults, restarts, draining
     loop.py        the hand-off to an event loop: one callback per step for all slots
+    segment.py     what is said: one part of a text, in ids; requests.py has the request of several, and its handle
     plan.py        what the memory must hold
 
-Text is known here as ids only. A request is a chain of segments (sentences), spoken without a seam; the last one may be open, and grow
+Text is known here as ids only. A request is a chain of segments, spoken without a seam; the last one may be open, and grow
 (`Handle.append`, `Handle.add`, `Handle.finish`). `qwen3_jax.service` turns texts into requests.
 """
 
@@ -28,20 +29,22 @@ from qwen3_jax.engine.errors import (
     ConsumerFailed,
     DeadlineExceeded,
     DeviceFailed,
+    DeviceOutOfMemory,
     EngineError,
     Full,
     NotFinite,
-    OutOfMemory,
     Stalled,
 )
 from qwen3_jax.engine.options import Options
-from qwen3_jax.engine.requests import Handle, Packet, Request, Segment, Watch
+from qwen3_jax.engine.requests import Handle, Packet, Request
+from qwen3_jax.engine.segment import Segment, Watch
 
 __all__ = [
     "Closed",
     "ConsumerFailed",
     "DeadlineExceeded",
     "DeviceFailed",
+    "DeviceOutOfMemory",
     "Engine",
     "EngineError",
     "Full",
@@ -49,7 +52,6 @@ __all__ = [
     "JaxDevice",
     "NotFinite",
     "Options",
-    "OutOfMemory",
     "Packet",
     "Request",
     "Segment",

@@ -337,12 +337,12 @@ class JaxDevice:
 
     # Host numbers as the programs take them
 
-    def _begun(self, opening: Opening) -> programs.Opening:
+    def _begun(self, opening: Opening) -> programs.NewRow:
         watch, text = opening.watch, opening.text
         hold, repeats = (NEVER, NEVER) if watch is None else (watch.hold, watch.repeats)
         # A voice may have been prepared on the device that a CPU has taken over from.
         codec = self._fresh if opening.codec_state is None else jax.device_put(opening.codec_state, self._place)
-        return programs.Opening(
+        return programs.NewRow(
             seed=np.array([opening.seed], np.uint32),
             segment=np.array([opening.segment], np.int32),
             rules=_rules(opening.sampling),

@@ -16,7 +16,7 @@ from typing import Any
 
 import jax
 
-from qwen3_jax.engine.errors import Closed, DeviceFailed, EngineError, OutOfMemory
+from qwen3_jax.engine.errors import Closed, DeviceFailed, DeviceOutOfMemory, EngineError
 from qwen3_jax.engine.options import Counters, Options
 from qwen3_jax.engine.requests import Handle, Request
 from qwen3_jax.engine.scheduler import Scheduler
@@ -156,7 +156,7 @@ class Engine:
             left = None if self._close_at is None else self._close_at - self._clock()
             if left is not None and (left <= 0 or self._scheduler.idle):
                 return
-            delay = self._scheduler.turn()
+            delay = self._scheduler.run_round()
             if delay != 0 and not (left is not None and self._scheduler.idle):
                 self._wake.wait(min(each for each in (delay, left, HEARTBEAT) if each is not None))
 
@@ -233,7 +233,7 @@ def _collect() -> None:
 def _told(shortage: bool, again: bool) -> EngineError:
     after = "it is being restarted; send the request again" if again else "it could not be restarted"
     if shortage:
-        return OutOfMemory(f"the device's memory was used up; {after}")
+        return DeviceOutOfMemory(f"the device's memory was used up; {after}")
     return DeviceFailed(f"the engine's device failed; {after}")
 
 

@@ -9,7 +9,7 @@ class DeviceFailed(EngineError):
     """The engine's thread died under the request."""
 
 
-class OutOfMemory(DeviceFailed):
+class DeviceOutOfMemory(DeviceFailed):
     """It died because the device's memory was used up."""
 
 

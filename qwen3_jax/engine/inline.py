@@ -1,10 +1,10 @@
-"""The engine without a thread: requests are spoken in the caller's, when it calls ``turn``, by the same scheduler and programs.
+"""The engine without a thread: requests are spoken in the caller's, when it calls ``run_round``, by the same scheduler and programs.
 
     inline = Inline(model, slots=1, first=1, each=4)
     handle = inline.submit(request)
     while (packet := inline.next(handle)) is not None: ...
 
-Time stands still here: nobody is late, and a caller may take as long as it likes between two turns.
+Time stands still here: nobody is late, and a caller may take as long as it likes between two rounds.
 """
 
 from collections import deque
@@ -13,8 +13,9 @@ from functools import partial
 from qwen3_jax.engine.device import JaxDevice
 from qwen3_jax.engine.options import Counters, Options
 from qwen3_jax.engine.pace import Flight, Pace
-from qwen3_jax.engine.requests import MOST, Handle, Packet, Request
+from qwen3_jax.engine.requests import Handle, Packet, Request
 from qwen3_jax.engine.scheduler import Scheduler
+from qwen3_jax.engine.segment import MOST
 from qwen3_jax.engine.slots import NEVER, Device, Slot
 from qwen3_jax.model.model import Model
 
@@ -73,9 +74,9 @@ class Inline:
         self._scheduler.submit(handle)
         return handle
 
-    def turn(self) -> None:
+    def run_round(self) -> None:
         """Move every request on by one step."""
-        self._scheduler.turn()
+        self._scheduler.run_round()
 
     def next(self, handle: Handle) -> Packet | None:
         """The request's next packet; None at its end.
@@ -84,7 +85,7 @@ class Inline:
             EngineError: what the request died of, after all audio that was made before; or what `Handle.fail` was given.
         """
         while (packet := handle.take()) is None and not handle.done:
-            self.turn()
+            self.run_round()
         if packet is None and handle.error is not None:
             raise handle.error
         return packet

@@ -1,4 +1,4 @@
-"""Handles that have news -> one call of each consumer's ``notify`` per turn, for all of its handles."""
+"""Handles that have news -> one call of each consumer's ``notify`` per round, for all of its handles."""
 
 from collections.abc import Callable
 

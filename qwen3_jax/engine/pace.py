@@ -8,7 +8,7 @@ it ends, the sooner they have it.
 
 The first packet is one frame where the next one is made well within the 80 ms for which that lasts. On a device that is slower, or while
 prompts are read that take the time, it waits for as many as are heard until the next one comes (`first_packet`): later, but without a
-gap. Nor is a prompt read while a listener would hear all that he has before the turn ends (`budget`).
+gap. Nor is a prompt read while a listener would hear all that he has before the round ends (`budget`).
 """
 
 import math
@@ -20,7 +20,7 @@ from qwen3_jax.engine.options import FRAME_SECONDS, Counters, Options
 from qwen3_jax.engine.slots import Device, Slot
 
 FIRST_MOST = 5  # frames that a first packet waits for, at most
-POSTPONED = 4  # turns in a row in which no prompt is read for the sake of those who listen
+POSTPONED = 4  # rounds in a row in which no prompt is read for the sake of those who listen
 _RECENT, _MOST, _JITTER = 24, 0.9, 1.15  # of the last steps so many took no longer, and the next may take so much longer than those
 _FILLED = 0.7  # of a first packet's time the next one is expected in: one step in a thousand takes 1.4 to 1.5 times as long as nine in ten
 
@@ -90,10 +90,10 @@ class Pace:
         return int(self.options.buffer_ms / 1000 / FRAME_SECONDS)
 
     def budget(self, now: float) -> int:
-        """Rows of prompt that a turn may read while somebody speaks: none if a listener would have heard all before it ends; but such
-        turns are no more than `POSTPONED` in a row."""
-        turn = self._may_take(True)
-        short = any(0 < self._in_hand(slot, now) < turn for slot in self.slots if slot.speaking and slot.released)
+        """Rows of prompt that a round may read while somebody speaks: none if a listener would have heard all before it ends; but such
+        rounds are no more than `POSTPONED` in a row."""
+        seconds = self._may_take(True)
+        short = any(0 < self._in_hand(slot, now) < seconds for slot in self.slots if slot.speaking and slot.released)
         self._postponed = self._postponed + 1 if short and self._postponed < POSTPONED else 0
         return 0 if self._postponed else self._piece
 
@@ -141,9 +141,9 @@ class Pace:
     def first_packet(self) -> int:
         """Frames that last until the next packet comes, though every prompt that waits were read before it."""
         reading = sum(slot.reading for slot in self.slots)
-        turn = max(self._may_take(False), self._may_take(True)) if reading else self._may_take(False)
-        late = reading * max(0.0, turn / _JITTER - FRAME_SECONDS)
-        return min(FIRST_MOST, max(1, math.ceil((turn + late) / (_FILLED * FRAME_SECONDS))))
+        seconds = max(self._may_take(False), self._may_take(True)) if reading else self._may_take(False)
+        late = reading * max(0.0, seconds / _JITTER - FRAME_SECONDS)
+        return min(FIRST_MOST, max(1, math.ceil((seconds + late) / (_FILLED * FRAME_SECONDS))))
 
     def _may_take(self, read: bool) -> float:
         """Seconds of the next step, judged by the last ones like it. One that was late alone does not count."""

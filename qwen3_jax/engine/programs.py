@@ -16,7 +16,7 @@ order; 3e-6 of a sample). (Timed for 10 rows of the small codec on two cores: 22
 four at once.)
 
 A row that may not go on still computes: its results are dropped, and what it writes to its cache's next column is overwritten by the
-operation that makes the column visible (see cache.py). So a paused row needs no care.
+operation that makes the column visible (see model/cache.py). So a paused row needs no care.
 
 A row that computes NaN or infinity is stopped with NOT_FINITE. Rows never mix, so the others go on; but a column that is masked is still
 multiplied by 0, which leaves NaN: so a prompt is read into a cache of zeros, which takes the place of whatever the row held.
@@ -41,7 +41,7 @@ LAGS = 8  # frames back with which book 0 is compared
 
 
 class Limits(NamedTuple):
-    """See requests.Watch. In frames; rows that are not watched have limits that no utterance reaches."""
+    """See segment.Watch. In frames; rows that are not watched have limits that no utterance reaches."""
 
     hold: I32[Array, "..."]
     repeats: I32[Array, "..."]
@@ -142,7 +142,7 @@ def start(talker_graph: Any, talker: Any, decoder_graph: Any, decoder: Any, *, r
     return initial(nnx.merge(talker_graph, talker), nnx.merge(decoder_graph, decoder), rows, columns, text)
 
 
-class Opening(NamedTuple):
+class NewRow(NamedTuple):
     """What a row begins a segment with; one row of everything."""
 
     seed: U32[Array, "1"]
@@ -156,7 +156,7 @@ class Opening(NamedTuple):
 
 
 @functools.partial(jax.jit, static_argnames=("talker_graph", "columns"))
-def begin(talker_graph: Any, talker_params: Any, rows: PromptRows, new: Opening, *, columns: int) -> State:
+def begin(talker_graph: Any, talker_params: Any, rows: PromptRows, new: NewRow, *, columns: int) -> State:
     """Read the first piece of a prompt: a state of one row. ``rows``: see `read`. ``columns``: of its cache, at least the piece's."""
     talker: Talker = nnx.merge(talker_graph, talker_params)
     x = embed(talker, rows)

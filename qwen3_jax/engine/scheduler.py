@@ -1,6 +1,6 @@
 """What the engine does next. Pure Python: requests and a Device in, packets in the requests' queues out; one thread, no waiting.
 
-A turn:  drop who is gone -> give free slots away -> read at most one piece of prompt -> launch a step -> collect the step before it
+A round: drop who is gone -> give free slots away -> read at most one piece of prompt -> launch a step -> collect the step before it
 -> tell the consumers, all of a step at once.
 
 The step before: while the device makes one step, the host hands over the last one's audio, so nothing waits for copies. A row that has
@@ -29,8 +29,9 @@ from qwen3_jax.engine.news import News
 from qwen3_jax.engine.options import FRAME_SECONDS, Counters, Options
 from qwen3_jax.engine.pace import Flight, Pace, PaceOf
 from qwen3_jax.engine.patience import SETTLES, End, end_in_line, end_in_slot, soonest
-from qwen3_jax.engine.requests import MOST, Handle, Packet, Rest
+from qwen3_jax.engine.requests import Handle, Packet, Rest
 from qwen3_jax.engine.reserve import Reserve
+from qwen3_jax.engine.segment import MOST
 from qwen3_jax.engine.slots import NEVER, RUNAWAY, Device, Frame, Opening, Outcome, Slot, text_of
 from qwen3_jax.model.frame import DAMAGED, LENGTH, NOT_FINITE, RUNNING
 
@@ -41,7 +42,7 @@ class Scheduler:
     """Lends the device's slots to requests, and gives the device its next piece of work.
 
     A request is submitted, waits in line, gets a slot, has its prompt read, speaks, and leaves the slot at its end. The engine's thread
-    calls ``turn`` again and again; each call moves every request on by one step. Who gets a free slot is decided in line.py and
+    calls ``run_round`` again and again; each call moves every request on by one step. Who gets a free slot is decided in line.py and
     reserve.py, how many frames each slot makes in pace.py; this class does what they say.
 
     Only ``submit`` may be called from any thread (one call at a time). ``clock`` tells seconds, and never goes back.
@@ -55,7 +56,7 @@ class Scheduler:
         self.slots = [Slot(index) for index in range(device.slots)]
         self.reserve = Reserve(device.slots)
         self.line: Line[Handle] = Line(options.patience, options.max_waiting)
-        self._displaced: deque[Handle] = deque()  # no more than are submitted between two turns
+        self._displaced: deque[Handle] = deque()  # no more than are submitted between two rounds
         self._flights: deque[Flight] = deque()
         self.news = News()  # no cycle: the device goes with whoever lets go of the scheduler
         self.pace = pace(device, self.slots, self._flights, options, self.counters, clock())
@@ -88,7 +89,7 @@ class Scheduler:
         """Nobody is served or waits."""
         return not (self.waiting or self._displaced or self._flights or any(slot.handle for slot in self.slots))
 
-    def turn(self) -> float | None:
+    def run_round(self) -> float | None:
         """Do what can be done now. Returns the seconds after which to come again at the latest: 0 at once, None when woken."""
         now = self.clock()
         self._drop(now)

@@ -10,12 +10,13 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from qwen3_jax.codec import DecoderState
-from qwen3_jax.engine.requests import MOST, Handle, Request, Segment, Watch
+from qwen3_jax.engine.requests import Handle, Request
+from qwen3_jax.engine.segment import MOST, Segment, Watch
 from qwen3_jax.model.sampling import Sampling
 from qwen3_jax.shapes import F32, I32
 from qwen3_jax.text.prompt import Prompt
 
-RUNAWAY = 3  # a finish reason beside generate's: the row is to be rewound, or ended
+RUNAWAY = 3  # a finish reason beside those of model/frame.py: the row is to be rewound, or ended
 NEVER = MOST  # frames; no utterance gets there
 
 
@@ -59,7 +60,7 @@ class Outcome(NamedTuple):
     codes: I32[np.ndarray, "N B K"]
     pcm: F32[np.ndarray, "N B F"]
     counts: I32[np.ndarray, " B"]
-    reason: I32[np.ndarray, " B"]  # generate.RUNNING, EOS, LENGTH, NOT_FINITE or RUNAWAY
+    reason: I32[np.ndarray, " B"]  # frame.RUNNING, EOS, LENGTH, NOT_FINITE or RUNAWAY
     held: I32[np.ndarray, " B"]  # of a row's newest frames, how many must not be released yet
     hidden: F32[np.ndarray, "N B H"] | None = None  # the talker's normed hidden states that book 0 was drawn from, where they are asked for
 

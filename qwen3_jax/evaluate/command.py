@@ -21,7 +21,7 @@ from qwen3_jax.audio.samples import SAMPLE_RATE, load_audio, write_wav
 from qwen3_jax.checkpoint import hub
 from qwen3_jax.evaluate import judges, speak
 from qwen3_jax.evaluate.judges import Figure
-from qwen3_jax.evaluate.report import Report, Row, table, write
+from qwen3_jax.evaluate.report import Report, ReportRow, table, write
 from qwen3_jax.evaluate.texts import SENTENCES, held_out, read_sentences, wavs_and_sentences
 from qwen3_jax.shapes import F32
 from qwen3_jax.terminal import console, errors, path_option, tell
@@ -38,7 +38,7 @@ Waves = list[F32[np.ndarray, " _"]]
 def evaluate(
     model: Annotated[str | None, Option(help="A checkpoint's folder, or a hub id (default: embedded).", envvar="TTS_MODEL_ID")] = None,
     voice: Annotated[str | None, Option(help="As for `say`.")] = None,
-    x_vector: Annotated[bool | None, Option("--x-vector/--in-context", help="As for `say`.")] = None,
+    x_vector_only_mode: Annotated[bool | None, Option("--x-vector/--in-context", help="As for `say`.")] = None,
     language: Annotated[str, Option(help="As for `say`.")] = "English",
     sentences: Annotated[Path | None, path_option("One a line (default: 100 that no training saw).")] = None,
     limit: Annotated[int | None, Option(help="The first so many of them only.")] = None,
@@ -83,7 +83,7 @@ def evaluate(
             title = f"Codec of {Path(str(model)).name}"
         else:
             texts = (read_sentences(sentences) if sentences else held_out())[:limit]
-            who = find_voice(tts, voice, layers, x_vector, tell)
+            who = find_voice(tts, voice, layers, x_vector_only_mode, tell)
             about |= {
                 "voice": who if isinstance(who, str) else who.name if who else "-",
                 "cloning": who.mode if isinstance(who, Voice) else "-",
@@ -102,7 +102,7 @@ def evaluate(
         title=title,
         about=about,
         figures=[],
-        rows=[Row(text=text, seconds=len(wave) / SAMPLE_RATE) for text, wave in zip(texts, waves, strict=True)],
+        rows=[ReportRow(text=text, seconds=len(wave) / SAMPLE_RATE) for text, wave in zip(texts, waves, strict=True)],
     )
     with errors.status("judging") as status:
         judge_words(report, waves, texts, chosen, status.update)
@@ -199,6 +199,6 @@ def judge_reconstruction(
         if name in chosen:
             tell(f"judging: {name}")
             figures.append(function(waves, originals))
-    ceiling = Report(title="", about={}, figures=[], rows=[Row(text=text) for text in texts])
+    ceiling = Report(title="", about={}, figures=[], rows=[ReportRow(text=text) for text in texts])
     judge_words(ceiling, originals, texts, chosen, tell)
     return figures + [Figure(f"{figure.name} of the originals", figure.value, figure.judge, figure.scale) for figure in ceiling.figures]

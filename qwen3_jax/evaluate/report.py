@@ -23,7 +23,7 @@ from qwen3_jax.terminal import add_row
 JSON, PAGE = "figures.json", "index.html"
 
 
-class Row(msgspec.Struct, kw_only=True):
+class ReportRow(msgspec.Struct, kw_only=True):
     """One sentence: what was to be said, what was heard, and its own figures by name."""
 
     text: str
@@ -39,7 +39,7 @@ class Report(msgspec.Struct, kw_only=True):
     title: str
     about: dict[str, str]
     figures: list[Figure]
-    rows: list[Row]
+    rows: list[ReportRow]
 
     def fill_rows(self) -> None:
         """Give each row the figures that have a value for each sentence."""
@@ -101,7 +101,7 @@ def page(report: Report, waves: Mapping[str, Sequence[F32[np.ndarray, " _"]]]) -
     )
 
 
-def _sentence(index: int, row: Row, waves: Mapping[str, F32[np.ndarray, " _"]]) -> str:
+def _sentence(index: int, row: ReportRow, waves: Mapping[str, F32[np.ndarray, " _"]]) -> str:
     figures = "<br>".join(f"{html.escape(name)} {number(value)}" for name, value in row.figures.items())
     heard = f"<br><span class=heard>heard: {html.escape(row.heard)}</span>" if row.figures.get("WER") else ""
     sounds = "".join(

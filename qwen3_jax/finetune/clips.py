@@ -121,7 +121,7 @@ def encode(model: Model, tokenizer: Tokenizer, clips: list[TranscribedClip], don
     """What the checkpoint makes of the clips; ``done`` is called after each.
 
     Raises:
-        ValueError: a recording that is unfit (see recording.py; 1 to 60 s) or a transcript that is; names the file.
+        ValueError: a recording that is unfit (see audio/recording.py; 1 to 60 s) or a transcript that is; names the file.
     """
     spoken, x_vectors = [], []
     for clip in clips:

@@ -1,7 +1,7 @@
 """Teacher forcing: a prompt and the frames that follow it -> rows and labels -> scores of every book -> cross-entropy.
 
 The forward is the one that speaks. An example is its prompt's rows (prompt.build) and one more row a frame, which is what generate.frame
-feeds the talker after that frame: its sixteen codes and the next text token. `generate.embed` and the modules do the rest.
+feeds the talker after that frame: its sixteen codes and the next text token. `frame.embed` and the modules do the rest.
 
     row            ... | P-1           P            P+1          ...  P-1+N
     reads          ... | end of prompt frame 0      frame 1      ...  frame N-1

@@ -297,6 +297,11 @@ class GenerationConfig(Config, frozen=True, kw_only=True):
     non_streaming_mode: bool | None = None
     normalize: bool = False  # numbers, abbreviations, Markdown and the like are read as words (spoken/), unless the caller says
 
+    @property
+    def streaming_text(self) -> bool | None:
+        """The inverse of ``non_streaming_mode``: whether one text token is read a frame; None: by the kind of checkpoint."""
+        return None if self.non_streaming_mode is None else not self.non_streaming_mode
+
     @classmethod
     def prepare(cls, values: Values) -> Values:
         greedy = {"temperature": "do_sample", "subtalker_temperature": "subtalker_dosample"}  # where nothing is drawn, 0 says so once more

@@ -1,7 +1,7 @@
 """A reference recording [F] at 24 kHz -> x-vector [H] and codes [N 16]: what cloning needs to know of a speaker.
 
 Clips are padded to a few lengths, so that a new clip compiles nothing; padding changes no result (see codec/encoder.py and
-speaker.py).
+model/x_vector.py).
 """
 
 import functools

@@ -42,7 +42,7 @@ class Speech:
         return len(self.pcm) / self.sample_rate
 
     def save(self, path: str | Path) -> None:
-        """Write a file: .wav (16 bits), .flac, .mp3, .ogg or .opus, as its name ends. Errors as in ``sound_files.write_sound``."""
+        """Write a file: .wav (16 bits), .flac, .mp3, .ogg or .opus, as its name ends. Errors as in ``audio.files.write_sound``."""
         write_sound(path, self.pcm, self.sample_rate)
 
     def __repr__(self) -> str:
@@ -58,7 +58,7 @@ class Speech:
 class SpeechStream(Iterator[F32[np.ndarray, " F"]]):
     """Pieces of pcm (float32, mono, 24 kHz) as they are made. Iterate in one thread; ``cancel`` from any.
 
-    Use it as a context manager, or iterate to the end, or cancel. Sentences follow each other without a seam: the codec goes on where the
+    Use it as a context manager, or iterate to the end, or cancel. Parts follow each other without a seam: the codec goes on where the
     last one left it.
 
     Args:

@@ -118,7 +118,7 @@ def build(
 
     Raises:
         ValueError: unknown language or speaker, text without a token, half a reference; ids, codes or an x-vector that the checkpoint
-            does not have (checks.py).
+            does not have (model/checks.py).
     """
     talker = config.talker_config
     for name, ids in (("input_ids", input_ids), ("reference_ids", reference_ids), ("instruct_ids", instruct_ids)):

@@ -85,7 +85,7 @@ def settled(text: str) -> int:
     """How many characters, from the start, have tokens that no further text can change; 0: none yet.
 
     They end before a space or a punctuation mark that follows a word. Byte-level BPE merges within its pre-tokens only, and none of the
-    published pattern (see text.py) or of GPT-2's reaches over such a place; nor does NFC compose anything there.
+    published pattern (see tokenizer.py) or of GPT-2's reaches over such a place; nor does NFC compose anything there.
     """
     for at in range(len(text) - 1, 0, -1):
         before, here = text[at - 1], text[at]

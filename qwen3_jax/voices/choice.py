@@ -124,7 +124,7 @@ def _words_beside(recording: Path) -> str | None:
 
 
 def of(tts: Any, voices_dir: str | os.PathLike[str] | None) -> VoiceChoice:
-    """The voices for a Qwen3TTS: of the named folder, the user's and those that ship (voice_layers.py)."""
+    """The voices for a Qwen3TTS: of the named folder, the user's and those that ship (layers.py)."""
     named = os.environ.get("TTS_VOICES_DIR") or None if voices_dir is None else voices_dir
     shipped = os.environ.get("TTS_SHIPPED_VOICES", "").strip().lower() not in ("0", "false", "no", "off", "f", "n")
     return VoiceChoice(tts.create_voice, VoiceLayers.of(named, shipped=shipped))

@@ -29,7 +29,7 @@ class Voice:
 
     Raises:
         ValueError: only one of ``codes`` and ``transcript``; or arrays of other shapes or types, values that are not finite, codes below
-            0. What a checkpoint's codebooks hold is checked where the voice is used, see checks.py.
+            0. What a checkpoint's codebooks hold is checked where the voice is used, see model/checks.py.
     """
 
     x_vector: F32[np.ndarray, " H"]

@@ -24,7 +24,7 @@ from qwen3_jax.engine import Full, Handle, Options
 from qwen3_jax.engine.loop import LoopConsumer
 from qwen3_jax.runtime.allocation import settle
 from qwen3_jax.service import LiveText, SpeechService
-from qwen3_jax.speech.sentence import Sentence
+from qwen3_jax.speech.part import SpokenPart
 from qwen3_jax.tts import Qwen3TTS, load_for
 from qwen3_jax.voices.folder import VoiceGone
 from server.engines import prompts
@@ -193,7 +193,7 @@ class Qwen3Engine:
     async def _write_whole(self, utterance: Qwen3Utterance, how: dict[str, Any]) -> None:
         """A whole text, a part at a time."""
         options = {name: how.pop(name) for name in ("priority", "notify", "owner")}
-        parts = self._running.sentences(utterance.request.text, **how)
+        parts = self._running.parts(utterance.request.text, **how)
         handle = await self._in(self._texts, self._submit_first, parts, options)
         if utterance.open(handle):
             while await self._in(self._texts, _add_next, handle, parts):
@@ -248,7 +248,7 @@ class Qwen3Engine:
         prompt: Voice = prompts.prepared(self._store, voice, Cloner(self._running.tts))
         return prompt
 
-    def _submit_first(self, parts: Iterator[Sentence], options: dict[str, Any]) -> Handle:
+    def _submit_first(self, parts: Iterator[SpokenPart], options: dict[str, Any]) -> Handle:
         return self._running.submit([next(parts)], open=True, **options)
 
     def _submit_text(self, piece: str | None, how: dict[str, Any]) -> LiveText:
@@ -287,7 +287,7 @@ class Qwen3Engine:
         return self._service
 
 
-def _add_next(handle: Handle, parts: Iterator[Sentence]) -> bool:
+def _add_next(handle: Handle, parts: Iterator[SpokenPart]) -> bool:
     """The next part of a text. Returns whether there may be more."""
     part = None if handle.done or handle.ended else next(parts, None)
     if part is None:

@@ -5,8 +5,7 @@ import contextlib
 
 import numpy as np
 
-from qwen3_jax.engine import Closed, Full, Handle
-from qwen3_jax.engine import OutOfMemory as DeviceFull
+from qwen3_jax.engine import Closed, DeviceOutOfMemory, Full, Handle
 from qwen3_jax.engine.loop import LoopConsumer
 from qwen3_jax.shapes import F32
 from server.engines.base import Crowded, EngineClosed, OutOfMemory, Refused, SpeechRequest
@@ -133,6 +132,6 @@ def _named(error: BaseException) -> BaseException:
         return Refused(str(error))
     if isinstance(error, Full):
         return Crowded(str(error))
-    if isinstance(error, DeviceFull):
+    if isinstance(error, DeviceOutOfMemory):
         return OutOfMemory(str(error))
     return EngineClosed(str(error)) if isinstance(error, Closed) else error

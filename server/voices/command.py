@@ -50,11 +50,11 @@ def list_voices(
     layers = VoiceLayers.of(voices_dir, shipped=shipped_voices)
     found = layers.look()
     if found.voices:
-        timbre_only = _takes_timbre_only(model)
+        x_vector_only_mode = _x_vector_only_mode(model)
         rows = [
             {
                 "id": voice.id,
-                "cloning": cloning(voice, timbre_only),
+                "cloning": cloning(voice, x_vector_only_mode),
                 "language": voice.metadata.language,
                 "name": voice.metadata.name,
                 "seconds": f"{voice.metadata.duration_seconds:.1f}" if voice.metadata.duration_seconds else "",
@@ -81,12 +81,12 @@ def list_voices(
         say(f"left out: {why}")
 
 
-def cloning(voice: StoredVoice, timbre_only: bool) -> str:
-    """What a model takes over of a voice, in words. ``timbre_only``: the model takes no more of any."""
-    return "timbre" if timbre_only or voice.transcript is None else "timbre and manner (in-context)"
+def cloning(voice: StoredVoice, x_vector_only_mode: bool) -> str:
+    """What a model takes over of a voice, in words. ``x_vector_only_mode``: the model takes no more of any."""
+    return "timbre" if x_vector_only_mode or voice.transcript is None else "timbre and manner (in-context)"
 
 
-def _takes_timbre_only(model: str) -> bool:
+def _x_vector_only_mode(model: str) -> bool:
     """Whether a model clones by x-vector unless it is told otherwise; False where its files are not here."""
     from qwen3_jax.model.model import read_configs  # JAX, a second that the other commands do not need
 

@@ -12,7 +12,7 @@ from qwen3_jax.checkpoint.mapping import unflatten
 from qwen3_jax.codec import init_state
 from qwen3_jax.model.config import CodecConfig
 from qwen3_jax.model.decode import decode
-from qwen3_jax.shapes import F32, I32
+from qwen3_jax.shapes import F32, I32, Integer
 from training.codec import decoder_training, encoder_training
 from training.latents.quantiser import FRAME
 
@@ -21,7 +21,7 @@ _FEATURES, _FEATURES_BEFORE = 375 * FRAME, 4  # samples that are listened to at 
 _ENCODED, _ENCODED_BEFORE = 360 * FRAME, 24  # that are encoded at a time; they may hear further back
 
 
-def lower_features(state: dict[str, Any], wave: I32[np.ndarray, " F"], cfg: CodecConfig) -> Any:
+def lower_features(state: dict[str, Any], wave: Integer[np.ndarray, " F"], cfg: CodecConfig) -> Any:
     """`encoder_training.lower_output` of a voice's whole speech, frame by frame: float16 [N T C]."""
     pieces, clear = [], _FEATURES_BEFORE * FRAME
     padded = np.pad(wave, (clear, -len(wave) % _FEATURES))
@@ -32,7 +32,7 @@ def lower_features(state: dict[str, Any], wave: I32[np.ndarray, " F"], cfg: Code
     return np.concatenate(pieces)[: len(wave) // FRAME]
 
 
-def encode_voice(cfg: CodecConfig, params: dict[str, Any], wave: I32[np.ndarray, " F"]) -> I32[np.ndarray, "N K"]:
+def encode_voice(cfg: CodecConfig, params: dict[str, Any], wave: Integer[np.ndarray, " F"]) -> Integer[np.ndarray, "N K"]:
     """A voice's whole speech by the encoder, piece by piece."""
     pieces, clear = [], _ENCODED_BEFORE * FRAME
     padded = np.pad(wave, (clear, -len(wave) % _ENCODED))

@@ -12,7 +12,7 @@ from training.latents.pitch_synchronous import RAMPS
 
 
 def codec_config(latent: int, entries: int) -> dict[str, Any]:
-    """``speech_tokenizer/config.json``: books of ``entries`` vectors of ``latent`` numbers (see quantiser.py)."""
+    """``speech_tokenizer/config.json``: books of ``entries`` vectors of ``latent`` numbers (see latents/quantiser.py)."""
     return {
         "model_type": "qwen3_tts_tokenizer_12hz", "architectures": ["Qwen3TTSTokenizerV2Model"], "encoder_valid_num_quantizers": 16,
         "input_sample_rate": 24000, "output_sample_rate": 24000, "decode_upsample_rate": 1920, "encode_downsample_rate": 1920,

@@ -59,15 +59,15 @@ def wider(power: F32[Array, "2 28"]) -> F32[np.ndarray, "28"]:
     return np.clip(np.sqrt(wanted / np.maximum(found, 1e-12)), 1.0, WIDEST).astype(np.float32)
 
 
-def level_columns(decoder: Decoder, codes: I32[Array, "B M K"], crop: int, past: tuple[int, ...]) -> F32[Array, "56 B crop*4"]:
-    """The level channels of the last ``crop`` frames; as `vocoder.decode_crop`, up to 50 Hz."""
+def level_columns(decoder: Decoder, codes: I32[Array, "B M K"], crop: int, past: tuple[int, ...]) -> F32[Array, "56 B {crop}*4"]:
+    """The level channels of the last ``crop`` frames; as `decoder_training.decode_crop`, up to 50 Hz."""
     x, *_ = to_columns(decoder, codes, crop, past)
     return x[:COUNT, :, -crop * STEPS :]
 
 
 @functools.partial(jax.jit, static_argnames=("cfg", "crop", "held"), donate_argnames="state")
 def step(
-    state: dict[str, Any], codes: I32[Array, "B M K"], target: F32[Array, "56 B crop*4"], recogniser: Flat | None, rate: float,
+    state: dict[str, Any], codes: I32[Array, "B M K"], target: F32[Array, "56 B T"], recogniser: Flat | None, rate: float,
     *, cfg: CodecDecoderConfig, crop: int, held: Held,
 ) -> tuple[dict[str, Any], dict[str, jax.Array]]:  # fmt: skip
     """One step towards ``target``, of `target_columns`: squared errors, weighted as in the books, and what a recogniser

@@ -64,7 +64,7 @@ def receptive_field(cfg: CodecDecoderConfig) -> tuple[int, ...]:
     return tuple(reversed(found))
 
 
-def decode_crop(decoder: Decoder, codes: I32[Array, "B M K"], crop: int, past: tuple[int, ...]) -> F32[Array, "B crop*1920"]:
+def decode_crop(decoder: Decoder, codes: I32[Array, "B M K"], crop: int, past: tuple[int, ...]) -> F32[Array, "B {crop}*1920"]:
     """The last ``crop`` frames of what the decoder makes of ``codes``, M >= crop + past[0]; ``past``: `receptive_field`."""
     x, start, steps, needed = to_columns(decoder, codes, crop, past)
     first, *blocks, snake, last = decoder.decoder
@@ -99,7 +99,7 @@ def from_entries(
     return x, start, steps, needed
 
 
-def generate(cfg: CodecDecoderConfig, trained: Flat, frozen: Flat, codes: I32[Array, "B M K"], crop: int) -> F32[Array, "B crop*1920"]:
+def generate(cfg: CodecDecoderConfig, trained: Flat, frozen: Flat, codes: I32[Array, "B M K"], crop: int) -> F32[Array, "B {crop}*1920"]:
     """`decode_crop` from flat parameters."""
     graph, shapes = decoder_definition(cfg)
     return decode_crop(nnx.merge(graph, unflatten({**trained, **frozen}, shapes)), codes, crop, receptive_field(cfg))

@@ -145,9 +145,7 @@ def lower_output(state: dict[str, Any], wave: F32[Array, "B F"], *, cfg: CodecEn
     return lower(nnx.merge(graph, unflatten({**state["average"], **state["frozen"]}, shapes)), wave).astype(jnp.float16)
 
 
-def regression(
-    found: F32[Array, "B N H"], wanted: F32[Array, "B N D+O"], spread: F32[Array, " D"]
-) -> tuple[jax.Array, dict[str, jax.Array]]:
+def regression(found: F32[Array, "B N H"], wanted: F32[Array, "B N _"], spread: F32[Array, " D"]) -> tuple[jax.Array, dict[str, jax.Array]]:
     """The error, counted as the books' distances count it (so by spread), and a little of it evenly; and its terms."""
     size = len(spread)
     off = jnp.square(found[..., : wanted.shape[2]] - wanted)
@@ -169,7 +167,7 @@ def updated_parameters(state: dict[str, Any], gradients: Flat, rate: float, cfg:
 
 @functools.partial(jax.jit, static_argnames=("cfg", "books"), donate_argnames="state")
 def regression_step(
-    state: dict[str, Any], heard: F32[Array, "B F"] | Float[Array, "B T C"], wanted: F32[Array, "B N D+O"],
+    state: dict[str, Any], heard: F32[Array, "B F"] | Float[Array, "B T C"], wanted: F32[Array, "B N _"],
     spread: F32[Array, " D"], rate: float,
     *, cfg: CodecEncoderConfig, books: int,
 ) -> tuple[dict[str, Any], dict[str, jax.Array]]:  # fmt: skip

@@ -1,7 +1,7 @@
 """Trained codec parameters -> ``speech_tokenizer/`` in the published layout, float16 or float32; and back.
 
-The published file is float32. float16 loads just as well (published.py casts), at half the size; weights lie well inside its range.
-Names and stacked books are those of mapping.py, so the folder is read by the same loader as the real checkpoint.
+The published file is float32. float16 loads just as well (checkpoint/published.py casts), at half the size; weights lie well inside
+its range. Names and stacked books are those of checkpoint/mapping.py, so the folder is read by the same loader as the real checkpoint.
 """
 
 import json
@@ -59,7 +59,7 @@ def published_tensors(params: Mapping[str, Any], dtype: Any) -> dict[str, np.nda
         if not np.abs(value).max() <= np.finfo(dtype).max:  # NaN is no less either
             raise ValueError(f"{path} has values that {np.dtype(dtype)} cannot hold (largest {np.abs(value).max():g})")
         for target in targets(path, value.shape):
-            tensors[source_of(target)] = np.ascontiguousarray(value if target.slot is None else value[target.slot], dtype)
+            tensors[source_of(target)] = np.ascontiguousarray(value if target.number is None else value[target.number], dtype)
     return tensors
 
 

@@ -20,7 +20,7 @@ _TINY = 1e-8
 QUIET = 3e-5  # an amplitude below which differences do not count; teachers pause in digital silence
 
 
-def spectrum(wave: F32[Array, "B F"], fft: int, hop: int) -> tuple[F32[Array, "B T fft//2+1"], F32[Array, "B T fft//2+1"]]:
+def spectrum(wave: F32[Array, "B F"], fft: int, hop: int) -> tuple[F32[Array, "B T {fft}//2+1"], F32[Array, "B T {fft}//2+1"]]:
     """Real and imaginary parts of Hann-windowed frames, T = (F - fft) // hop + 1, without padding; ``hop`` divides ``fft``.
 
     Frames are put together of whole hops: slices, whose gradient is cheap, where a gather's is a scatter.
@@ -33,7 +33,7 @@ def spectrum(wave: F32[Array, "B F"], fft: int, hop: int) -> tuple[F32[Array, "B
     return found.real, found.imag
 
 
-def magnitude(wave: F32[Array, "B F"], fft: int, hop: int) -> F32[Array, "B T fft//2+1"]:
+def magnitude(wave: F32[Array, "B F"], fft: int, hop: int) -> F32[Array, "B T {fft}//2+1"]:
     """Of the same frames; smooth at 0."""
     real, imaginary = spectrum(wave, fft, hop)
     return jnp.sqrt(jnp.square(real) + jnp.square(imaginary) + _TINY)

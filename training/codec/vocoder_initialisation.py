@@ -2,7 +2,7 @@
 
 All of it lies inside the published architecture; it is where the weights begin. Rates are those of `codec_config`.
 
-    12.5 Hz   books -> main components of the levels (levels.py), what tells pitches apart, phases, seeds
+    12.5 Hz   books -> main components of the levels (latents/levels.py), what tells pitches apart, phases, seeds
     50 Hz     two moments of 28 compressed levels, and the rest
     400 Hz    phase, its slope, seed, a one; 28 levels, compressed, then as they are
     8 kHz     phase and 18 levels -> 22 harmonics, added up; seed -> noise, three samples of it
@@ -11,10 +11,10 @@ All of it lies inside the published architecture; it is where the weights begin.
 The latent of a frame is linear in its levels, and the first two stretchings make four steps of a frame, so matrices turn the one into the
 other; on the way, what the books have narrowed is widened again. Where the first wide convolution takes levels up, differences between
 neighbouring harmonics grow a little, and so does what training (decoder_levels.py) has narrowed (`widen_levels`), for what is averaged is
-dull. A frame of pitch-synchronous speech has a known phase at every sample (pitch_synchronous.py): book 1 gives it for 32 steps, with its
+dull. A frame of pitch-synchronous speech has a known phase (latents/pitch_synchronous.py): book 1 gives it for 32 steps, with its
 slope, and a stretching by r adds j/r of the slope to the j-th step it makes. SnakeBeta, x + sin(a x)^2 / b, does the rest:
 
-    levels      P sin^2(c / sqrt P): what levels.py has compressed
+    levels      P sin^2(c / sqrt P): what latents/levels.py has compressed
     harmonics   sin^2(pi h x + pi/4 + u) + sin^2(pi h x - pi/4 - u) = 1 + sin 2u cos 2 pi h x: phase x, level u; the ramp that Snake adds
                 is taken away by another channel
     products    sin^2(u + v) - sin^2 v, about 2 u v: level u, noise v, which many levels share
@@ -72,8 +72,8 @@ def initialise(decoder: Flat, latents: Latents) -> Flat:
     """Make a decoder's fresh parameters those of the vocoder.
 
     Args:
-        decoder: dotted path -> array; of `vocoder.fill_books`, so that the first channels are the whitened components, the next what
-            tells pitches apart, then 32 each of phases, slopes and seeds.
+        decoder: dotted path -> array; of `decoder_training.fill_books`, so that the first channels are the whitened components, the next
+            what tells pitches apart, then 32 each of phases, slopes and seeds.
         latents: what the books were fitted with.
 
     Raises:

@@ -16,7 +16,7 @@ import numpy as np
 
 from qwen3_jax.audio.samples import write_wav
 from qwen3_jax.evaluate.texts import SENTENCES, held_out
-from qwen3_jax.shapes import I32
+from qwen3_jax.shapes import Integer
 from training.corpus import sources, teachers
 from training.corpus.sentences import CorpusSentence, number
 from training.corpus.teachers import SAMPLE_RATE, TeacherSpeech, TeacherVoice
@@ -172,7 +172,7 @@ def speak_held_out(folder: Path, who: TeacherVoice, teacher: SpeechSource) -> No
     write_atomically(folder / SENTENCES, "".join(f"{text}\n" for text in texts).encode())
 
 
-def read_phonemes(wav: Path, frames: int) -> I32[np.ndarray, "N 4"]:
+def read_phonemes(wav: Path, frames: int) -> Integer[np.ndarray, "N 4"]:
     """`phonemes.quarters` of one of ``speak_held_out``'s wavs; zeros for any other."""
     path = wav.with_suffix(SAID)
     if not path.is_file():

@@ -163,8 +163,8 @@ def export_command(
     out: Annotated[Path, Argument(help="A folder to be made.")],
     temperature: Annotated[float, Option(help="Default of book 0.")] = 0.3,
     subtalker_temperature: Annotated[float, Option(help="Default of books 1..15.")] = 0.05,
-    x_vector: Annotated[bool, Option("--x-vector/--in-context", help="How voices are cloned by default.")] = True,
-    whole: Annotated[bool, Option("--whole-text/--streaming-text", help="How a text is read by default.")] = True,
+    x_vector_only_mode: Annotated[bool, Option("--x-vector/--in-context", help="How voices are cloned by default.")] = True,
+    streaming_text: Annotated[bool, Option("--streaming-text/--whole-text", help="How a text is read by default.")] = False,
 ) -> None:  # fmt: skip
     """Write a checkpoint in the published layout, float16, with the running averages of the weights."""
     config, parsed, fitted, _ = configured(run)
@@ -174,8 +174,8 @@ def export_command(
         temperature=temperature,
         subtalker_temperature=subtalker_temperature,
         repetition_penalty=1.0,
-        x_vector_only_mode=x_vector,
-        non_streaming_mode=whole,
+        x_vector_only_mode=x_vector_only_mode,
+        non_streaming_mode=not streaming_text,
         normalize=True,
     )
     with new_folder(out) as temporary:

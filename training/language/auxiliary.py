@@ -1,6 +1,6 @@
 """What only training needs: linear maps from the talker's states to what it should know there, and their errors.
 
-    hint        from a row's hidden state: main components of the frame that the row's label names (quantiser.py)
+    hint        from a row's hidden state: main components of the frame that the row's label names (latents/quantiser.py)
     sound       the same, from the predictor's state when it has read book 0
     spelling    from the row where a word of the text ends, before the first guided layer: the word's phonemes
     timing      from a row, after the last guided layer: the phonemes of the frame's quarters, and of the next two frames'

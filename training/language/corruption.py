@@ -10,7 +10,7 @@ Of a reference's frames it is told what an encoder may take for book 0, which ca
 
 import numpy as np
 
-from qwen3_jax.shapes import F32, I32
+from qwen3_jax.shapes import F32, I32, Float, Integer
 from training.latents import phonemes
 from training.latents.quantiser import Latents, nearest
 
@@ -60,18 +60,18 @@ class CodeCorruption:
             rest[:, own] -= book[told[:, number]]
         return told, labels
 
-    def heard(self, said: I32[np.ndarray, "N 4"], codes: I32[np.ndarray, " N"], noise: np.random.Generator) -> I32[np.ndarray, " N"]:
+    def heard(self, said: Integer[np.ndarray, "N 4"], codes: I32[np.ndarray, " N"], noise: np.random.Generator) -> I32[np.ndarray, " N"]:
         """Book 0 of a reference: most frames as if they went on as they end; ``said``: their quarters, ``codes``: the right ones."""
         going_on = phonemes.codes(np.repeat(said[:, -1:], said.shape[1], axis=1), self._plan)
         return np.where(noise.random(len(codes)) < _DEAF, going_on, codes)
 
-    def _near(self, latent: F32[np.ndarray, "N C"], noise: np.random.Generator) -> F32[np.ndarray, "N C"]:
+    def _near(self, latent: F32[np.ndarray, "N C"], noise: np.random.Generator) -> Float[np.ndarray, "N C"]:
         far = noise.random((len(latent), 1), np.float32)
         error = noise.standard_normal(latent.shape, np.float32) * self._unsure
         return (1 - _DULL * far) * latent * self._spread + far * error
 
 
-def _own_columns(book: F32[np.ndarray, "V C"]) -> tuple[I32[np.ndarray, " D"], F32[np.ndarray, "V D"]]:
+def _own_columns(book: F32[np.ndarray, "V C"]) -> tuple[Integer[np.ndarray, " D"], F32[np.ndarray, "V D"]]:
     """Components that the book says something of, and what: a product book is silent of most."""
     own = np.flatnonzero(book.any(axis=0))
     return own, np.ascontiguousarray(book[:, own])

@@ -1,6 +1,6 @@
 """Talker, predictor and speaker encoder as they are trained: a batch of utterances -> losses, and the step that improves them.
 
-Rows and labels are those of teacher_forcing.py, and one more kind of label:
+Rows and labels are those of finetune/teacher_forcing.py, and one more kind of label:
 
     spoken         -   | rows of the text tokens that are said in that frame (the teachers state when they say what)
 
@@ -39,7 +39,7 @@ from qwen3_jax.model.frame import PromptRows, embed
 from qwen3_jax.model.layers import DecoderLayer, rope_angles, rotate
 from qwen3_jax.model.talker import Talker
 from qwen3_jax.model.x_vector import SpeakerEncoder
-from qwen3_jax.shapes import F32, I32, Array, Bool, Float
+from qwen3_jax.shapes import F32, I32, Array, Bool, Float, Integer
 from qwen3_jax.text.prompt import Prompt
 from training.language.auxiliary import AHEAD, PHONEMES, Params, component_loss, phoneme_loss
 from training.language.corruption import CodeCorruption
@@ -71,7 +71,7 @@ class LanguageBatch(NamedTuple):
     picks: I32[Array, " N"]  # places of `labels`, counted through rows, that hold a whole frame; one without a frame is padding
     told: I32[Array, "N K"] | None = None  # codes that the predictor is told of the picks, where they are not the labels
     rest: I32[Array, "N K"] | None = None  # and what it is to answer; -1: nothing
-    glances: I32[Array, " F"] | None = None  # F more such places, at which the predictor reads book 0 and no further; None: `picks`
+    glances: I32[Array, " _"] | None = None  # more such places, at which the predictor reads book 0 and no further; None: `picks`
 
 
 class LanguageExample(NamedTuple):
@@ -79,7 +79,7 @@ class LanguageExample(NamedTuple):
 
     rows: Prompt  # of the prompt and of all frames
     labels: I32[np.ndarray, "T K"]
-    spoken: I32[np.ndarray, "T 2"]
+    spoken: Integer[np.ndarray, "T 2"]
     latent: F32[np.ndarray, "T D"]
     sounds: I32[np.ndarray, "T S"]
     timing: I32[np.ndarray, "T 12"]
@@ -91,7 +91,7 @@ class LanguageOutputs(NamedTuple):
 
     first: F32[Array, "B T V"]  # of book 0, at every row
     rest: F32[Array, "N 15 _"]  # of books 1..15, of the picked frames
-    told: Float[Array, "F H"]  # the predictor's states when it has read book 0 of the frames at a glance
+    told: Float[Array, "F _"]  # the predictor's states when it has read book 0 of the frames at a glance
     looks: F32[Array, "B T"]  # `attention_to`, averaged over the guided heads
     hidden: Float[Array, "B T H"]
     early: Float[Array, "B T H"]  # what the first guided layer is given, its root mean square 1
@@ -124,10 +124,10 @@ def make_example(
     prompt: Prompt,
     frames: I32[np.ndarray, "N K"],
     config: ModelConfig,
-    spoken: I32[np.ndarray, "N+1 2"] | None = None,
-    latent: F32[np.ndarray, "N D"] | None = None,
+    spoken: Integer[np.ndarray, "N+1 2"] | None = None,
+    latent: Float[np.ndarray, "N D"] | None = None,
     sounds: dict[int, list[int]] | None = None,
-    timing: I32[np.ndarray, "N 4"] | None = None,
+    timing: Integer[np.ndarray, "N 4"] | None = None,
 ) -> LanguageExample:
     """Prompt and frames -> the rows that the talker reads while it makes them, and the labels of these rows.
 
@@ -160,7 +160,7 @@ def make_example(
 
 
 def assemble(
-    taught: list[LanguageExample], mels: list[F32[np.ndarray, "F 128"]], length: int, mel_length: int, picks: int,
+    taught: list[LanguageExample], mels: list[F32[np.ndarray, "_ 128"]], length: int, mel_length: int, picks: int,
     noise: np.random.Generator, missteps: CodeCorruption | None = None, glances: int = 0,
 ) -> LanguageBatch:  # fmt: skip
     """Pad to ``length`` rows and ``mel_length`` frames of mel; draw the predictor's frames, some of which go wrong by ``missteps``, and as
@@ -308,7 +308,7 @@ def begin(params: Params) -> dict[str, Any]:
 def train_step(
     state: dict[str, Any], batch: LanguageBatch, rate: float, *, graphs: Definitions, eos: int, weights: LossWeights
 ) -> tuple[dict[str, Any], dict[str, jax.Array]]:
-    """One step at the highest rate ``rate``; see `vocoder.rate_at`."""
+    """One step at the highest rate ``rate``; see `optimiser.rate_at`."""
 
     def loss(trained: Params) -> tuple[jax.Array, dict[str, jax.Array]]:
         return losses(graphs, trained, batch, eos, weights)

@@ -2,8 +2,8 @@
 
     python -m training.language.tokenizer SENTENCES OUT/tokenizer.json
 
-Normalisation and pre-tokenisation are Qwen's (text.py), so any text can be read; the 256 bytes come first, then the merges, then
-"assistant" and the special tokens. ``token_ids`` is what a ``config.json`` has to say about it.
+Normalisation and pre-tokenisation are Qwen's (qwen3_jax/text/tokenizer.py), so any text can be read; the 256 bytes come first, then the
+merges, then "assistant" and the special tokens. ``token_ids`` is what a ``config.json`` has to say about it.
 """
 
 import os

@@ -14,7 +14,7 @@ import numpy as np
 
 from qwen3_jax.audio.samples import mel_spectrogram
 from qwen3_jax.model.config import ModelConfig
-from qwen3_jax.shapes import F32, I32
+from qwen3_jax.shapes import F32, I32, Integer
 from qwen3_jax.text.prompt import AUTO, CLOSING, REFERENCE_CLOSING, ROLE, build
 from qwen3_jax.text.tokenizer import Tokenizer
 from training.corpus.shards import ManifestLine
@@ -105,7 +105,7 @@ def _of_stream(
         start += -(-line.samples // _WHOLE) * _WHOLE // FRAME
 
 
-def spoken_tokens(line: ManifestLine, pieces: list[str], frames: int) -> I32[np.ndarray, "N+1 2"] | None:
+def spoken_tokens(line: ManifestLine, pieces: list[str], frames: int) -> Integer[np.ndarray, "{frames}+1 2"] | None:
     """`TrainingUtterance.said`, by the teacher's durations: words by their phonemes, and the pieces of a word by their letters."""
     starts, clock, before = [], 0, " "
     last = 0

@@ -13,7 +13,7 @@ import numpy as np
 import scipy.fft
 import scipy.ndimage
 
-from qwen3_jax.shapes import F32, F64, I32
+from qwen3_jax.shapes import F32, I32, Float
 from training.latents.pitch_synchronous import FRAME, POINTS, SAMPLE_RATE, PitchBook, hann, spline
 
 GROUPS = (*((harmonic,) for harmonic in range(1, 15)), (15, 16), (17, 18), (19, 20), (21, 22))  # with one level each
@@ -54,12 +54,12 @@ def weighted(level: F32[np.ndarray, "N 8 28"]) -> F32[np.ndarray, "N 224"]:
     return np.einsum("st,ntl->nsl", SLOWNESS, level * WEIGHT, dtype=np.float32).reshape(len(level), -1)
 
 
-def unweighted(told: F64[np.ndarray, "N 224"]) -> F64[np.ndarray, "N 8 28"]:
+def unweighted(told: Float[np.ndarray, "N 224"]) -> Float[np.ndarray, "N 8 28"]:
     """The inverse."""
     return np.einsum("st,ntl->nsl", np.linalg.inv(SLOWNESS), told.reshape(-1, MOMENTS, LEVELS)) / WEIGHT
 
 
-def compressed(level: F64[np.ndarray, "..."]) -> F32[np.ndarray, "..."]:
+def compressed(level: Float[np.ndarray, "..."]) -> F32[np.ndarray, "..."]:
     """c of l."""
     return (np.sqrt(MOST) * np.arcsin(np.sqrt(np.clip(level / MOST, 0.0, 1.0)))).astype(np.float32)
 
@@ -93,7 +93,7 @@ def _tones(wave: F32[np.ndarray, " F"], entry: I32[np.ndarray, " N"], book: Pitc
     return (np.arcsin(np.clip(grouped / LOUD, 0.0, 1.0)) * (TURN / (2 * np.pi))).astype(np.float32)
 
 
-def _around(power: F64[np.ndarray, "T C"]) -> F64[np.ndarray, "T C"]:
+def _around(power: Float[np.ndarray, "T C"]) -> Float[np.ndarray, "T C"]:
     """Means over 90 ms and three neighbouring harmonics."""
     slow = scipy.ndimage.convolve1d(power, hann(9), axis=0, mode="constant")
     return scipy.ndimage.convolve1d(slow, hann(3), axis=1, mode="nearest")
@@ -126,7 +126,7 @@ def _noise(wave: F32[np.ndarray, " F"], entry: I32[np.ndarray, " N"]) -> F32[np.
 
 
 @functools.cache
-def filters() -> F64[np.ndarray, "10 3 7"]:
+def filters() -> Float[np.ndarray, "10 3 7"]:
     """Of each band the taps of its three convolutions (`DILATIONS`), symmetric, which together let pass what lies between its neighbours'
     centres. All add up to about 1, and none hears 0 Hz."""
     hertz = np.linspace(0, SAMPLE_RATE / 2, 961)
@@ -143,8 +143,8 @@ def filters() -> F64[np.ndarray, "10 3 7"]:
 
 
 def cascade(
-    dilations: tuple[int, ...], wanted: F64[np.ndarray, "961"], weight: F64[np.ndarray, "961"], beginnings: int = 12, rounds: int = 60
-) -> F64[np.ndarray, "D 7"]:
+    dilations: tuple[int, ...], wanted: Float[np.ndarray, "961"], weight: Float[np.ndarray, "961"], beginnings: int = 12, rounds: int = 60
+) -> Float[np.ndarray, "D 7"]:
     """Symmetric taps of convolutions that together have the response ``wanted``, from 0 to 12 kHz, where an error counts ``weight`` times:
     fitted in turn, by least squares, from a few random beginnings."""
     angle = np.pi * np.linspace(0, 1, len(wanted))
@@ -166,7 +166,7 @@ def cascade(
     return np.concatenate([best[:, :0:-1], best], axis=1)
 
 
-def whole(taps: F64[np.ndarray, "3 7"]) -> F64[np.ndarray, "79"]:
+def whole(taps: Float[np.ndarray, "3 7"]) -> Float[np.ndarray, "79"]:
     """A band's three convolutions in one."""
     made = np.ones(1)
     for dilation, part in zip(DILATIONS, taps, strict=True):

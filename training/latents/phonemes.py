@@ -11,7 +11,7 @@ tenths (512 entries; 2048: .98). What the true plan is worth: see training/log.m
 
 import numpy as np
 
-from qwen3_jax.shapes import F32, I32
+from qwen3_jax.shapes import F32, I32, Integer
 from training.corpus.teachers import UNIT
 from training.latents.pitch_synchronous import FRAME
 
@@ -21,7 +21,7 @@ SYMBOLS = f"{PHONES} "  # number 1 and on; the gap between two words is one of t
 QUARTERS = 4  # of a frame
 
 
-def quarters(phonemes: str, durations: list[int], frames: int) -> I32[np.ndarray, "N 4"]:
+def quarters(phonemes: str, durations: list[int], frames: int) -> Integer[np.ndarray, "N 4"]:
     """The symbol in the middle of each quarter of ``frames`` frames, int8.
 
     Args:
@@ -38,12 +38,12 @@ def quarters(phonemes: str, durations: list[int], frames: int) -> I32[np.ndarray
     return np.append(symbols, np.int8(0))[np.minimum(middle, len(symbols))].reshape(frames, QUARTERS)
 
 
-def following(said: I32[np.ndarray, "N 4"]) -> I32[np.ndarray, "N 4"]:
+def following(said: Integer[np.ndarray, "N 4"]) -> Integer[np.ndarray, "N 4"]:
     """Of each frame, what the next one says; a pause after the last."""
     return np.concatenate([said[1:], np.zeros((min(len(said), 1), said.shape[1]), said.dtype)])
 
 
-def fit(patterns: I32[np.ndarray, "N 4"], entries: int, steps: int = 15) -> I32[np.ndarray, "V 4"]:
+def fit(patterns: Integer[np.ndarray, "N 4"], entries: int, steps: int = 15) -> Integer[np.ndarray, "V 4"]:
     """The book: from the commonest patterns on, each entry becomes what most of its patterns have in each quarter; one that no pattern is
     nearest to becomes the pattern that costs most.
 
@@ -66,13 +66,13 @@ def fit(patterns: I32[np.ndarray, "N 4"], entries: int, steps: int = 15) -> I32[
     return book
 
 
-def codes(patterns: I32[np.ndarray, "N 4"], book: I32[np.ndarray, "V 4"], block: int = 4096) -> I32[np.ndarray, " N"]:
+def codes(patterns: Integer[np.ndarray, "N 4"], book: Integer[np.ndarray, "V 4"], block: int = 4096) -> I32[np.ndarray, " N"]:
     """The entry with most quarters right; of several, the first."""
     found = [(patterns[i : i + block, None] != book).sum(axis=2).argmin(axis=1) for i in range(0, len(patterns), block)]
     return np.concatenate([*found, np.zeros(0, np.int64)]).astype(np.int32)
 
 
-def vectors(book: I32[np.ndarray, "V 4"], use: I32[np.ndarray, " V"], size: int) -> F32[np.ndarray, "V D"]:
+def vectors(book: Integer[np.ndarray, "V 4"], use: Integer[np.ndarray, " V"], size: int) -> F32[np.ndarray, "V D"]:
     """What an encoder is to find: the entries' quarters in ``size`` main directions, by how often each is used; at most 8 by root mean
     square."""
     one = np.eye(len(SYMBOLS) + 1)[book].reshape(len(book), -1)

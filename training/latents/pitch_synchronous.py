@@ -103,7 +103,7 @@ class SynchronousSpeech(msgspec.Struct):
     entry: I32[np.ndarray, "..."]
 
 
-def synchronise(wave: F32[np.ndarray, " N*1920"], book: PitchBook | None) -> SynchronousSpeech:
+def synchronise(wave: F32[np.ndarray, " F"], book: PitchBook | None) -> SynchronousSpeech:
     """Lock whole frames of speech; without a book, frames keep their own contours and have no entry."""
     count = len(wave) // FRAME
     frequency, heard = track(wave)
@@ -125,7 +125,7 @@ def synchronise(wave: F32[np.ndarray, " N*1920"], book: PitchBook | None) -> Syn
     return SynchronousSpeech(made, voiced, cycles, bends, entry)
 
 
-def align_harmonics(wave: F32[np.ndarray, " N*1920"], entry: I32[np.ndarray, " N"], book: PitchBook) -> F32[np.ndarray, " N*1920"]:
+def align_harmonics(wave: F32[np.ndarray, " F"], entry: I32[np.ndarray, " N"], book: PitchBook) -> F32[np.ndarray, " N*1920"]:
     """Turn the harmonics of locked speech so that each, but for what is faster than 60 ms, has its maximum where the fundamental has."""
     there = np.repeat((entry > 0).astype(np.float64), FRAME // TRACK)
     gate = there * np.convolve(there, hann(17), "same")
@@ -165,7 +165,7 @@ def hann(size: int) -> F64[np.ndarray, " T"]:
     return window / window.sum()
 
 
-def _borders(passed: F64[np.ndarray, " F+1"], voiced: Bool[np.ndarray, " N"]) -> F64[np.ndarray, " N+1"]:
+def _borders(passed: F64[np.ndarray, " T"], voiced: Bool[np.ndarray, " N"]) -> F64[np.ndarray, " N+1"]:
     """Where in the source each frame begins: at a whole cycle where a frame beside it has voice, so that time is bent least."""
     straight = np.arange(len(voiced) + 1) * FRAME
     beside = np.concatenate([[False], voiced]) | np.concatenate([voiced, [False]])

@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from qwen3_jax.shapes import F32, F64, I32
+from qwen3_jax.shapes import F32, F64, I32, Float, Integer
 from training.latents import phonemes, pitch_synchronous
 from training.latents.levels import LEVELS, MOMENTS, levels
 
@@ -26,7 +26,7 @@ PITCH_SHARE = 0.15  # of the components' variance: what the pitch counts for bes
 _RARE = 0.5  # spread of a number that hardly any frame needs, or such a frame would drown the rest
 
 
-def mel_filters(bins: int, fft: int, sample_rate: int = _SAMPLE_RATE) -> F32[np.ndarray, "bins fft//2+1"]:
+def mel_filters(bins: int, fft: int, sample_rate: int = _SAMPLE_RATE) -> F32[np.ndarray, "{bins} {fft}//2+1"]:
     """Triangles of height 1, evenly spaced on the mel scale 2595 log10(1 + f/700), from 0 Hz to half the sample rate."""
     top = 2595 * np.log10(1 + sample_rate / 2 / 700)
     edges = 700 * (10 ** (np.linspace(0, top, bins + 2) / 2595) - 1)
@@ -75,14 +75,14 @@ class Latents(msgspec.Struct):
         """Of frames' main components and entries of the pitch book."""
         return np.concatenate([main, self.acoustic[0, :, self.components :][entry]], axis=-1)
 
-    def read(self, wave: F32[np.ndarray, " N*1920"], said: I32[np.ndarray, "N 4"]) -> "AnalysedSpeech":
+    def read(self, wave: F32[np.ndarray, " F"], said: Integer[np.ndarray, "N 4"]) -> "AnalysedSpeech":
         """What the codec is to say of speech; ``said``: of `phonemes.quarters`, zeros where nobody knows."""
         locked = pitch_synchronous.synchronise(wave, self.pitch)
         told = levels(locked.wave, locked.entry, self.pitch)
         main = self.main(told)
         return AnalysedSpeech(locked.wave, told, self.codes(self.latent(main, locked.entry), said), main)
 
-    def codes(self, latent: F32[np.ndarray, "N H"], said: I32[np.ndarray, "N 4"]) -> I32[np.ndarray, "N K"]:
+    def codes(self, latent: F32[np.ndarray, "N H"], said: Integer[np.ndarray, "N 4"]) -> I32[np.ndarray, "N K"]:
         """Book 0 from what is said next, then book after book of the latent."""
         found = [phonemes.codes(phonemes.following(said), self.plan)]
         rest = latent.copy()
@@ -101,7 +101,7 @@ class Latents(msgspec.Struct):
         return cls(**load_file(path))
 
 
-def nearest(x: F32[np.ndarray, "N D"], book: F32[np.ndarray, "V D"], block: int = 8192) -> I32[np.ndarray, " N"]:
+def nearest(x: Float[np.ndarray, "N D"], book: Float[np.ndarray, "V D"], block: int = 8192) -> Integer[np.ndarray, " N"]:
     """The entry nearest to each row, as the codec's encoder finds it."""
     size = np.square(book).sum(axis=1)
     return np.concatenate([np.argmin(size - 2 * (x[i : i + block] @ book.T), axis=1) for i in range(0, len(x), block)])
@@ -153,7 +153,7 @@ class FitReport(msgspec.Struct):
 
 
 def fit_pitch(
-    cycles: F32[np.ndarray, " N"], bends: F32[np.ndarray, "N 7"], entries: int, *, seed: int = 0, most: int = 60000, steps: int = 12
+    cycles: F64[np.ndarray, " N"], bends: F64[np.ndarray, "N 7"], entries: int, *, seed: int = 0, most: int = 60000, steps: int = 12
 ) -> pitch_synchronous.PitchBook:
     """The pitch book, of frames with voice; ``most`` of them, ``steps`` of k-means."""
     noise = np.random.default_rng(seed)
@@ -231,7 +231,7 @@ def fit_acoustics(
     return found, FitReport(kept, unexplained, 0.0)
 
 
-def shared_out(variance: F64[np.ndarray, " C"], books: int, bits: float) -> list[int]:
+def shared_out(variance: Float[np.ndarray, " C"], books: int, bits: float) -> list[int]:
     """Which components each book takes, one after the other: bounds, from 0 to C. What normal components of such ``variance`` lose to
     books of ``bits`` in all is least (reverse water-filling: Cover and Thomas, Elements of Information Theory, 10.3.3).
 
@@ -251,7 +251,7 @@ def shared_out(variance: F64[np.ndarray, " C"], books: int, bits: float) -> list
     return best[-1][size][1]
 
 
-def _lost(variance: F64[np.ndarray, " D"], bits: float) -> float:
+def _lost(variance: Float[np.ndarray, " D"], bits: float) -> float:
     falling = np.sort(variance)[::-1]
     for kept in range(len(falling), 0, -1):
         level = float(np.exp(np.log(falling[:kept]).mean()) * 2.0 ** (-2 * bits / kept))

@@ -18,7 +18,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
-from qwen3_jax.shapes import F32, I32
+from qwen3_jax.shapes import F32, I32, Integer
 from training.corpus.shards import ManifestLine, read_corpus, wave
 from training.corpus.teachers import UNIT
 from training.corpus.workers import end_with_parent
@@ -80,7 +80,7 @@ def padded(corpus: Path, line: ManifestLine) -> F32[np.ndarray, "..."]:
     return np.concatenate([samples, np.zeros(-len(samples) % _WHOLE, samples.dtype)]).astype(np.float32) / 32768
 
 
-def said(line: ManifestLine) -> I32[np.ndarray, "N 4"]:
+def said(line: ManifestLine) -> Integer[np.ndarray, "N 4"]:
     """The phonemes of each quarter of the frames of ``padded``."""
     return phonemes.quarters(line.phonemes, line.durations, (line.samples + -line.samples % _WHOLE) // FRAME)
 

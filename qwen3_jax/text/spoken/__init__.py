@@ -13,7 +13,7 @@ What comes out has letters, spaces and ,.;:!?'- only, and is left alone if it is
 from qwen3_jax.text.spoken.characters import clean
 from qwen3_jax.text.spoken.markup import Markup
 from qwen3_jax.text.spoken.pause import LONGEST, LONGEST_IN_ALL, Pause
-from qwen3_jax.text.spoken.sentence import Sentence
+from qwen3_jax.text.spoken.sentence import SentenceWriter
 from qwen3_jax.text.spoken.words import Words
 
 __all__ = ["LONGEST", "LONGEST_IN_ALL", "Pause", "SpokenWriter", "spoken"]
@@ -40,7 +40,7 @@ class SpokenWriter:
 
     def __init__(self) -> None:
         self._markup = Markup()
-        self._sentence = Sentence()
+        self._sentence = SentenceWriter()
         self._words = Words(self._sentence)
 
     def feed(self, text: str) -> list[str | Pause]:

@@ -11,7 +11,7 @@ _OPEN = frozenset(("", "maybe", "aside", "more"))  # no mark that was written
 _ENDS = frozenset(".!?")
 
 
-class Sentence:
+class SentenceWriter:
     """The writer of one text."""
 
     def __init__(self) -> None:

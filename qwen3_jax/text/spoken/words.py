@@ -6,7 +6,7 @@ A run ends with the first token that nothing after it can change, and at most at
 import re
 
 from qwen3_jax.text.spoken import abbreviations, addresses, codes, dates, letters, quantities
-from qwen3_jax.text.spoken.sentence import Sentence
+from qwen3_jax.text.spoken.sentence import SentenceWriter
 
 RUN, RUN_LENGTH, TOKEN = 12, 200, 400  # tokens and characters of a run, characters of a token: longer ones are cut
 
@@ -41,7 +41,7 @@ _COMPARED = {">=": "≥", "<=": "≤", "!=": "≠", "==": "="}
 class Words:
     """The tokens of one text, written into ``sentence``."""
 
-    def __init__(self, sentence: Sentence) -> None:
+    def __init__(self, sentence: SentenceWriter) -> None:
         self._sentence = sentence
         self._token = ""  # the last one, while it may go on
         self._run: list[str] = []

@@ -15,7 +15,7 @@ class Broken(Exception):
 
 
 @dataclass
-class Books:
+class Tally:
     """Of one client, or of many."""
 
     asked: int = 0
@@ -36,7 +36,7 @@ class Books:
         if len(self.wrong) < MOST_WRONG:
             self.wrong.append(what)
 
-    def add(self, other: "Books") -> None:
+    def add(self, other: "Tally") -> None:
         """Take over what another client has noted."""
         self.asked += other.asked
         self.faults += other.faults

@@ -1,4 +1,4 @@
-"""A text, a voice and how to speak -> prompts, one a sentence; everything that is said wrong is refused here."""
+"""A text, a voice and how to speak -> prompts, one for each part of the text; everything that is said wrong is refused here."""
 
 import secrets
 from collections.abc import Callable, Iterator
@@ -10,8 +10,8 @@ import numpy as np
 from qwen3_jax.model.checks import check_voice
 from qwen3_jax.model.model import Model
 from qwen3_jax.model.sampling import Sampling
+from qwen3_jax.speech.part import SpokenPart
 from qwen3_jax.speech.prepared import PreparedVoices
-from qwen3_jax.speech.sentence import Sentence
 from qwen3_jax.text.parts import Part, parts_of, whole
 from qwen3_jax.text.prompt import CLOSING, ROLE, build, language_id, speaker_name
 from qwen3_jax.text.tokenizer import Tokenizer
@@ -20,8 +20,8 @@ from qwen3_jax.voices.voice import Voice
 FRAMES_PER_TOKEN, SPARE_FRAMES = 25, 125  # default cap on an utterance: 2 s a text token and 10 s on top
 
 
-class Sentences:
-    """What a checkpoint is asked to say, as it reads it.
+class PartPrompts:
+    """Prompts of what a checkpoint is asked to say.
 
     Args:
         model: the checkpoint, as it is whenever something is asked.
@@ -36,10 +36,10 @@ class Sentences:
     def of(
         self, text: str, voice: Voice | str | None, language: str, instruct: str | None, seed: int | None,
         *, split: bool, normalize: bool | None, max_frames: int | None, **how: Any,
-    ) -> Iterator[Sentence]:  # fmt: skip
-        """One a sentence of the text, or for as many as are spoken together; each a few ms of work.
+    ) -> Iterator[SpokenPart]:  # fmt: skip
+        """One for each part of the text, or for all of it; each a few ms of work.
 
-        Arguments and errors as in ``Qwen3TTS.generate``. The errors of what does not depend on the sentence come with the first one.
+        Arguments and errors as in ``Qwen3TTS.generate``. The errors of what does not depend on the part come with the first one.
         """
         self.reader(text, "text")
         if not isinstance(language, str):
@@ -47,18 +47,18 @@ class Sentences:
             raise ValueError(f"language of type {type(language).__name__}: give one of {known}, or auto")
         most = self._model().generation.max_new_tokens - 1
         if split and max_frames is not None and max_frames > most:
-            max_frames = most  # of each sentence; of the whole text whoever speaks them sees to it
+            max_frames = most  # of each part; `Request.max_frames` bounds the whole text
         normalize = self._model().generation.normalize if normalize is None else normalize
         parts = parts_of(text, language, normalize=normalize) if split else [Part(whole(text, normalize=normalize), 0.0)]
         for part, pause in parts:
-            sentence = self.one(part, voice, language, instruct, seed=seed, max_frames=max_frames, **how)
-            seed = sentence.seed  # one for all
-            yield sentence._replace(pause=pause)
+            spoken = self.one(part, voice, language, instruct, seed=seed, max_frames=max_frames, **how)
+            seed = spoken.seed  # one for all
+            yield spoken._replace(pause=pause)
 
     def one(
         self, text: str, voice: Voice | str | None, language: str, instruct: str | None, *, streaming_text: bool | None,
         seed: int | None, sampling: Sampling | None, max_frames: int | None,
-    ) -> Sentence:  # fmt: skip
+    ) -> SpokenPart:  # fmt: skip
         """A text that is spoken at once, as one prompt."""
         config = self._model().config
         cloned, speaker = self._voice(voice)
@@ -88,12 +88,14 @@ class Sentences:
         if not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**32:
             raise ValueError(f"seed = {seed!r}: must be a whole number from 0 to {2**32 - 1}")
         state = None if cloned is None else self._prepared.state(cloned)
-        return Sentence(prompt, sampling or Sampling.defaults(self._model().generation), seed, max_frames, state, len(ids) - ROLE - CLOSING)
+        return SpokenPart(
+            prompt, sampling or Sampling.defaults(self._model().generation), seed, max_frames, state, len(ids) - ROLE - CLOSING
+        )
 
     def _streams_text(self) -> bool:
         """Unless the caller says."""
-        whole = self._model().generation.non_streaming_mode
-        return self._model().config.tts_model_type == "base" if whole is None else not whole
+        preferred = self._model().generation.streaming_text
+        return self._model().config.tts_model_type == "base" if preferred is None else preferred
 
     def _voice(self, voice: Voice | str | None) -> tuple[Voice | None, str | None]:
         """(cloned voice, preset speaker) as this checkpoint takes them."""

@@ -3,13 +3,14 @@
 from typing import Any, NamedTuple
 
 from qwen3_jax.codec import DecoderState
-from qwen3_jax.engine.requests import Request, Segment
+from qwen3_jax.engine.requests import Request
+from qwen3_jax.engine.segment import Segment
 from qwen3_jax.model.sampling import Sampling
 from qwen3_jax.text.prompt import Prompt
 
 
-class Sentence(NamedTuple):
-    """A prompt and how it is to be spoken."""
+class SpokenPart(NamedTuple):
+    """A part as a prompt, and how it is to be spoken."""
 
     prompt: Prompt
     sampling: Sampling
@@ -25,7 +26,7 @@ class Sentence(NamedTuple):
         return Segment(self.prompt, self.max_frames, tokens=self.tokens, pause=self.pause)
 
 
-def request_of(sentences: list[Sentence], **how: Any) -> Request:
-    """The sentences of one text, which share the first one's sampling, seed and codec state. ``how``: fields of Request."""
-    first = sentences[0]
-    return Request(tuple(sentence.segment for sentence in sentences), first.sampling, first.seed, first.codec_state, **how)
+def request_of(parts: list[SpokenPart], **how: Any) -> Request:
+    """The parts of one text, which share the first one's sampling, seed and codec state. ``how``: fields of Request."""
+    first = parts[0]
+    return Request(tuple(part.segment for part in parts), first.sampling, first.seed, first.codec_state, **how)
