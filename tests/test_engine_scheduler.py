@@ -250,7 +250,7 @@ def test_cancel_frees_the_slot_at_once_and_the_next_owner_hears_only_himself() -
 def test_a_request_that_its_text_ends_is_told_why_and_leaves_its_slot_or_the_line() -> None:
     stage, refused = Stage(FakeDevice(slots=1)), ValueError("text that cannot be spoken")
     spoken, waiting, later = stage.submit(request(100)), stage.submit(request(5, seed=2)), stage.submit(request(4, seed=3))
-    stage.turns(6)
+    stage.rounds(6)
     assert spoken.take() is not None
     for handle in (spoken, waiting):
         handle.fail(refused)

@@ -322,13 +322,13 @@ PART = "This sentence has more than enough letters to be a part of a text all by
 
 
 async def test_a_text_is_heard_before_its_last_part_is_laid_out(voices: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    last, sentence = threading.Event(), FakeService.sentence
+    last, part = threading.Event(), FakeService.part
 
     def slow(service: FakeService, text: str, **how: Any) -> Any:
         assert "the end" not in text or last.wait(LIMIT)
-        return sentence(service, text, **how)
+        return part(service, text, **how)
 
-    monkeypatch.setattr(FakeService, "sentence", slow)
+    monkeypatch.setattr(FakeService, "part", slow)
     async with engine_of(voices) as engine:
         handle = engine.submit(request(engine, 2 * PART + "This is the end."))
         async with asyncio.timeout(LIMIT):
@@ -356,13 +356,13 @@ async def test_a_text_with_a_part_that_is_refused_ends_with_it(voices: Path, bef
 
 async def test_a_cancel_ends_a_text_that_is_being_laid_out(voices: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The rest of it is not laid out, and its slot is free."""
-    last, sentence = threading.Event(), FakeService.sentence
+    last, part = threading.Event(), FakeService.part
 
     def slow(service: FakeService, text: str, **how: Any) -> Any:
         assert "the end" not in text or last.wait(LIMIT)
-        return sentence(service, text, **how)
+        return part(service, text, **how)
 
-    monkeypatch.setattr(FakeService, "sentence", slow)
+    monkeypatch.setattr(FakeService, "part", slow)
     async with engine_of(voices, slots=1) as engine:
         handle = engine.submit(
             request(engine, PART + "This is the end, and a sentence that has enough letters to be a part of a text by itself. " + PART)
