@@ -41,8 +41,8 @@ settings.load_profile("whatever the machine")
 
 @pytest.fixture(scope="module", autouse=True)
 def _training_may_promote(request: pytest.FixtureRequest) -> Iterator[None]:
-    """The training, and Optax in fine-tuning, add axes and mix dtypes silently."""
-    if not request.module.__name__.startswith(("tests.test_training_", "tests.test_finetune")):
+    """The training, and Optax in fine-tuning, add axes and mix dtypes silently; ``test_fusions`` runs their steps."""
+    if not request.module.__name__.startswith(("tests.test_training_", "tests.test_finetune", "tests.test_fusions")):
         yield
         return
     with pytest.MonkeyPatch.context() as patch, jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):

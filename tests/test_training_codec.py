@@ -400,7 +400,7 @@ def test_a_pair_of_discriminators_trains_itself_and_no_other(stream: VoiceStream
     shapes = decoder_training.critic_definition()[1]
 
     def judged(params: Any, pair: int) -> jax.Array:
-        scores, _ = nnx.merge(critic, unflatten(params, shapes))(first.wave, pair)
+        scores, _ = nnx.merge(critic, unflatten(params, shapes))(jnp.asarray(first.wave), pair)
         return sum((jnp.mean(jnp.square(1 - score)) for score in scores), jnp.zeros(()))
 
     for pair in range(len(PERIODS)):
@@ -694,7 +694,9 @@ def test_a_decoder_learns_what_is_heard(begun: Any, hearing: dict[str, Any]) -> 
         graph, shapes = decoder_training.decoder_definition(cfg.decoder_config)
         decoder = nnx.merge(graph, unflatten({**state["trained"], **state["frozen"]}, shapes))
         off[name] = float(
-            phoneme_recogniser.difference(hearing["params"], decoder_levels.level_columns(decoder, codes, 4, past), some).features
+            phoneme_recogniser.difference(
+                hearing["params"], decoder_levels.level_columns(decoder, jnp.asarray(codes), 4, past), jnp.asarray(some)
+            ).features
         )
     assert off["with"] < 0.85 * off["without"], off
 

@@ -31,14 +31,14 @@ WIDEST = 1.5  # by which levels are widened, at most
 SYMBOLS, FEATURES = 0.1, 0.1  # what the recogniser hears counts for, beside the error of levels
 
 
-def target_columns(levels: F32[np.ndarray, "B N 224"]) -> F32[np.ndarray, "56 B N*4"]:
+def target_columns(levels: F32[np.ndarray, "B N 224"]) -> F32[np.ndarray, "56 B _"]:
     """What the columns are to be for frames of these (compressed, weighted) levels."""
     rows, frames = levels.shape[:2]
     told = unweighted(levels.reshape(rows * frames, -1)).reshape(rows, frames, STEPS, COUNT)
     return np.moveaxis(told, -1, 0).reshape(COUNT, rows, frames * STEPS).astype(np.float32)
 
 
-def weighted(columns: F32[Array, "56 B N*4"]) -> F32[Array, "28 B N 8"]:
+def weighted(columns: F32[Array, "56 B _"]) -> F32[Array, "28 B N 8"]:
     """Levels as their errors count in the books (`levels.weighted`)."""
     rows = columns.shape[1]
     moments = jnp.moveaxis(columns.reshape(2, LEVELS, rows, -1, STEPS), 0, -1).reshape(LEVELS, rows, -1, MOMENTS)

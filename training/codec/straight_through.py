@@ -40,7 +40,7 @@ def soft_quantise(x: F32[Array, "B N D"], entries: F32[Array, "K V D"], named: F
 
 def columns(
     encoder: Flat, decoder: Flat, found: F32[Array, "B N H"], *, cfg: CodecEncoderConfig, reads: CodecDecoderConfig
-) -> F32[Array, "56 B N*4"]:
+) -> F32[Array, "56 B _"]:
     """What the decoder makes of frames that the encoder found, as `decoder_levels.level_columns` gives it; gradients as described above.
 
     Args:
@@ -63,7 +63,7 @@ def columns(
 
 @functools.partial(jax.jit, static_argnames=("components", "cfg", "reads"), donate_argnames="state")
 def step(
-    state: dict[str, Any], given: Float[Array, "B T C"], wanted: F32[Array, "B N _"], told: F32[Array, "56 B N*4"],
+    state: dict[str, Any], given: Float[Array, "B T C"], wanted: F32[Array, "B N _"], told: F32[Array, "56 B _"],
     decoder: Flat, recogniser: Flat,
     spread: F32[Array, " D"], components: int, rate: float,
     *, cfg: CodecEncoderConfig, reads: CodecDecoderConfig,
