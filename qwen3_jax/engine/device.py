@@ -88,6 +88,8 @@ class JaxDevice:
         rows: sizes of the batch, ascending, the last one ``slots``. Default: 1, 2, 4, 8 and so on where it computes in float32 on a CPU,
             where each row costs; else ``slots``. An accelerator reads the weights whatever the number of rows, and bfloat16 rounds
             otherwise in another size, so that codes would depend on the load.
+        pieces: rows of a prompt that are read at once, ascending: the first that holds all of it, else the last, again and again.
+            Small ones let others speak between two; large ones read the weights less often.
         wide: whether batches of more rows than one read a float32 copy of narrow weights, on a CPU.
         hidden: hand out the talker's hidden states, too.
 
@@ -99,7 +101,7 @@ class JaxDevice:
 
     def __init__(
         self, model: Model, *, slots: int, columns: int | Sequence[int] = COLUMNS, frames: int = FRAMES,
-        rows: Sequence[int] | None = None, wide: bool = True, hidden: bool = False,
+        rows: Sequence[int] | None = None, pieces: Sequence[int] = PIECES, wide: bool = True, hidden: bool = False,
     ) -> None:  # fmt: skip
         self._lengths = (columns,) if isinstance(columns, int) else tuple(columns)
         for name, value, least in (("slots", slots, 1), ("columns", self._lengths[0], self.piece), ("frames", frames, 1)):
@@ -121,6 +123,7 @@ class JaxDevice:
             self.plan = plan(model, slots, self.columns)
             require(self.plan)
         self._wide = programs.for_rows(self._talker, slots) if wide else self._talker
+        self._pieces, self.piece = tuple(pieces), pieces[-1]
         self._pad = np.int32(model.config.tts_pad_token_id)
         self._width = model.config.talker_config.hidden_size
         self._fresh = jax.device_put(init_state(model.codec_config.decoder_config, 1), self._place)
@@ -236,7 +239,7 @@ class JaxDevice:
         self._batch = None
         for length in columns or self._lengths:
             for slot in range(self.slots):
-                for rows in (*PIECES, 2 * PIECES[-1]) if slot == 0 else PIECES[:1]:
+                for rows in (*self._pieces, 2 * self._pieces[-1]) if slot == 0 else self._pieces[:1]:
                     for carry in (False, True):
                         self._silence(slot, min(rows, length - 1), length, carry)
                 if slot + 1 in self._sizes:
@@ -361,7 +364,7 @@ class JaxDevice:
     def _cut(self, prompt: Prompt) -> list[tuple[PromptRows, int]]:
         """A prompt's pieces of one size, which depends on its length only: never on the load."""
         length = len(prompt.text)
-        size = PIECES[0] if length <= PIECES[0] else PIECES[-1]
+        size = next((rows for rows in self._pieces if length <= rows), self._pieces[-1])
         x_vector = np.zeros(self._width, np.float32) if prompt.x_vector is None else prompt.x_vector
 
         def piece(array: np.ndarray, at: int, fill: int | bool) -> np.ndarray:

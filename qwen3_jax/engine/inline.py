@@ -21,6 +21,7 @@ from qwen3_jax.model.model import Model
 
 BATCHES = (1, 2, 4, 8, 16, 32)  # sizes of a batch; a program each
 COLUMNS = (128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768)  # of the KV caches, which grow
+PIECES = (16, 64, 128, 256, 512)  # of a prompt: nobody else waits meanwhile
 FRAMES = 4  # of a launch: the program that all calls share, as long as they ask for no more at once
 
 
@@ -63,7 +64,7 @@ class Inline:
     def __init__(self, model: Model, *, slots: int, first: int, each: int, ahead: bool = False, hidden: bool = False) -> None:
         rows = next((size for size in BATCHES if size >= slots), BATCHES[-1])
         self.device = JaxDevice(
-            model, slots=rows, columns=COLUMNS, frames=max(FRAMES, first, each), rows=(rows,), wide=False, hidden=hidden
+            model, slots=rows, columns=COLUMNS, frames=max(FRAMES, first, each), rows=(rows,), pieces=PIECES, wide=False, hidden=hidden
         )
         pace = partial(Steady, first=first, each=each, ahead=int(ahead))
         self._scheduler = Scheduler(self.device, Options(max_waiting=MOST), lambda: 0.0, pace=pace)
