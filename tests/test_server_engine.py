@@ -321,7 +321,8 @@ async def test_text_in_pieces_that_is_refused_ends_the_utterance(voices: Path) -
 PART = "This sentence has more than enough letters to be a part of a text all by itself, which it is here. "
 
 
-async def test_a_text_is_heard_before_its_last_part_is_laid_out(voices: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def laid_out_late(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """What lets a part be laid out in which "the end" is."""
     last, part = threading.Event(), FakeService.part
 
     def slow(service: FakeService, text: str, **how: Any) -> Any:
@@ -329,6 +330,11 @@ async def test_a_text_is_heard_before_its_last_part_is_laid_out(voices: Path, mo
         return part(service, text, **how)
 
     monkeypatch.setattr(FakeService, "part", slow)
+    return last
+
+
+async def test_a_text_is_heard_before_its_last_part_is_laid_out(voices: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    last = laid_out_late(monkeypatch)
     async with engine_of(voices) as engine:
         handle = engine.submit(request(engine, 2 * PART + "This is the end."))
         async with asyncio.timeout(LIMIT):
@@ -356,13 +362,7 @@ async def test_a_text_with_a_part_that_is_refused_ends_with_it(voices: Path, bef
 
 async def test_a_cancel_ends_a_text_that_is_being_laid_out(voices: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The rest of it is not laid out, and its slot is free."""
-    last, part = threading.Event(), FakeService.part
-
-    def slow(service: FakeService, text: str, **how: Any) -> Any:
-        assert "the end" not in text or last.wait(LIMIT)
-        return part(service, text, **how)
-
-    monkeypatch.setattr(FakeService, "part", slow)
+    last = laid_out_late(monkeypatch)
     async with engine_of(voices, slots=1) as engine:
         handle = engine.submit(
             request(engine, PART + "This is the end, and a sentence that has enough letters to be a part of a text by itself. " + PART)

@@ -176,7 +176,7 @@ class Qwen3Engine:
             await asyncio.shield(asyncio.wrap_future(self._running.engine.rebuilt))
             if not utterance.opened.done():
                 await (self._write_pieces if request.incremental else self._write_whole)(utterance, self._how(request, voice))
-        except Exception as error:  # noqa: BLE001  # a task nobody awaits: the utterance tells its reader, or it would wait for ever
+        except Exception as error:  # noqa: BLE001  # nobody awaits this task: its reader must hear of the error, or would wait for ever
             utterance.fail(error)
         if (handle := utterance.handle) is not None:
             await self._consumer.until(handle, lambda: handle.ended)
@@ -231,7 +231,7 @@ class Qwen3Engine:
         future = self._prompts[key]
         try:
             return await asyncio.shield(future)
-        except Exception:  # of whatever kind: it goes on to who asked, and the next one who asks tries again
+        except Exception:  # whatever the error is, the caller gets it, and the next caller tries again
             if self._prompts.get(key) is future:
                 del self._prompts[key]
             raise
