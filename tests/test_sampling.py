@@ -1,5 +1,7 @@
 """Restriction and drawing against a plain NumPy account of transformers' processors; one row at a time there, batched here."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,9 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qwen3_jax.model.config import GenerationConfig
-from qwen3_jax.model.sampling import LEAST_TOP_P, MOST_TOP_K, PENALTIES, TEMPERATURES, Draws, Sampling, _filter, draw, restrict, rules
+from qwen3_jax.model.sampling import LEAST_TOP_P, MOST_TOP_K, PENALTIES, TEMPERATURES, Draws, Sampling, _filter, draw, restrict
+from qwen3_jax.model.sampling import rules as host_rules
 
 VOCAB, EOS = 3072, 2150
+
+
+def rules(rows: list[Sampling]) -> Any:
+    """On the device, as a compiled step has them."""
+    return jax.tree.map(jnp.asarray, host_rules(rows))
 
 
 def reference_filter(logits: np.ndarray, top_k: int, top_p: float) -> np.ndarray:

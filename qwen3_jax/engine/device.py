@@ -10,7 +10,6 @@ and what moves rows, is compiled for each size. The KV caches grow in the same w
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +22,7 @@ from qwen3_jax.engine.requests import Request
 from qwen3_jax.engine.slots import NEVER, Opening, Outcome, Text
 from qwen3_jax.model.frame import PromptRows
 from qwen3_jax.model.model import Model
-from qwen3_jax.model.sampling import Draws, Rules, Sampling
+from qwen3_jax.model.sampling import Sampling, rules
 from qwen3_jax.text.prompt import Prompt, check_prompt
 
 PIECES = (16, 64)  # rows of a prompt read at once: the first for prompts of no more, the second for all others
@@ -92,6 +91,7 @@ class JaxDevice:
             Small ones let others speak between two; large ones read the weights less often.
         wide: whether batches of more rows than one read a float32 copy of narrow weights, on a CPU.
         hidden: hand out the talker's hidden states, too.
+        together: a full launch's frames are decoded at once (see `programs.step`); requests are not watched then.
 
     Raises:
         ValueError: sizes that cannot be used, or do not fit into memory (see plan.py).
@@ -101,7 +101,7 @@ class JaxDevice:
 
     def __init__(
         self, model: Model, *, slots: int, columns: int | Sequence[int] = COLUMNS, frames: int = FRAMES,
-        rows: Sequence[int] | None = None, pieces: Sequence[int] = PIECES, wide: bool = True, hidden: bool = False,
+        rows: Sequence[int] | None = None, pieces: Sequence[int] = PIECES, wide: bool = True, hidden: bool = False, together: bool = False,
     ) -> None:  # fmt: skip
         self._lengths = (columns,) if isinstance(columns, int) else tuple(columns)
         for name, value, least in (("slots", slots, 1), ("columns", self._lengths[0], self.piece), ("frames", frames, 1)):
@@ -111,7 +111,7 @@ class JaxDevice:
             if length % self.piece:
                 raise ValueError(f"columns = {length}: must be a multiple of {self.piece}")
         self.slots, self.columns, self.frames = slots, self._lengths[-1], frames
-        self.model, self._hidden = model, hidden
+        self.model, self._hidden, self._together = model, hidden, together
         self._graphs = model.graphs
         self._decoder = model.params["codec"]["decoder"]
         self._place = jax.tree.leaves(self._decoder)[0].sharding
@@ -136,8 +136,10 @@ class JaxDevice:
 
         Raises:
             ValueError: a segment without room for its prompt and one frame a token at least; ids, codes or an x-vector that the checkpoint
-                does not have; a codec state that is not one row of its codec, or not finite.
+                does not have; a watch that this device does not keep; a codec state that is not one row of its codec, or not finite.
         """
+        if self._together and request.watch is not None:
+            raise ValueError("watch: this device decodes frames together and watches none; leave it out")
         for segment in request.segments:
             check_prompt(self.model.config, segment.prompt)
             self.check_room(segment.prompt, len(segment.prompt.trailing))
@@ -203,7 +205,8 @@ class JaxDevice:
         self._widen(batch, max(end for owner, end in batch.ends.items() if owner in batch.owners) + 1)
         batch.state, found = programs.step(
             self._graphs.talker, self._talker if len(made) == 1 else self._wide, self._graphs.codec_decoder, self._decoder, batch.state,
-            np.array(made, np.int32), np.int32(limit), self._pad, size=self.frames, hidden=self._hidden,
+            np.array(made, np.int32), np.int32(limit), self._pad, size=self.frames,
+            hidden=self._hidden, together=self._together and limit == self.frames,
         )  # fmt: skip
         for array in jax.tree.leaves(found):
             array.copy_to_host_async()
@@ -348,7 +351,7 @@ class JaxDevice:
         return programs.NewRow(
             seed=np.array([opening.seed], np.uint32),
             segment=np.array([opening.segment], np.int32),
-            rules=_rules(opening.sampling),
+            rules=rules([opening.sampling]),
             limit=np.array([text.limit], np.int32),
             text=self._padded(text.ids)[None],
             text_length=np.array([len(text.ids)], np.int32),
@@ -381,17 +384,3 @@ class JaxDevice:
             )
             for at in range(0, length, size)
         ]  # fmt: skip
-
-
-def _rules(sampling: Sampling) -> Rules:
-    """sampling.rules for one row, in NumPy: no transfer per number."""
-
-    def draws(prefix: str, switch: str) -> Any:
-        return Draws(
-            np.array([getattr(sampling, switch)]),
-            np.array([getattr(sampling, prefix + "temperature")], np.float32),
-            np.array([getattr(sampling, prefix + "top_k")], np.int32),
-            np.array([getattr(sampling, prefix + "top_p")], np.float32),
-        )
-
-    return Rules(draws("", "do_sample"), draws("subtalker_", "subtalker_dosample"), np.array([sampling.repetition_penalty], np.float32))

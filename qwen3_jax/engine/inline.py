@@ -64,7 +64,15 @@ class Inline:
     def __init__(self, model: Model, *, slots: int, first: int, each: int, ahead: bool = False, hidden: bool = False) -> None:
         rows = next((size for size in BATCHES if size >= slots), BATCHES[-1])
         self.device = JaxDevice(
-            model, slots=rows, columns=COLUMNS, frames=max(FRAMES, first, each), rows=(rows,), pieces=PIECES, wide=False, hidden=hidden
+            model,
+            slots=rows,
+            columns=COLUMNS,
+            frames=max(FRAMES, first, each),
+            rows=(rows,),
+            pieces=PIECES,
+            wide=False,
+            together=True,
+            hidden=hidden,
         )
         pace = partial(Steady, first=first, each=each, ahead=int(ahead))
         self._scheduler = Scheduler(self.device, Options(max_waiting=MOST), lambda: 0.0, pace=pace)

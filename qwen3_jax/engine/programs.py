@@ -281,7 +281,7 @@ def _watched(before: State, after: State, first: I32[Array, " B"], alive: Bool[A
     )
 
 
-@functools.partial(jax.jit, static_argnames=("talker_graph", "decoder_graph", "size", "hidden"), donate_argnames=("state",))
+@functools.partial(jax.jit, static_argnames=("talker_graph", "decoder_graph", "size", "hidden", "together"), donate_argnames=("state",))
 def step(
     talker_graph: Any,
     talker_params: Any,
@@ -294,9 +294,11 @@ def step(
     *,
     size: int,
     hidden: bool = False,
+    together: bool = False,
 ) -> tuple[State, Made]:
     """Make up to ``quota`` frames of each row, ``limit`` (at most ``size``) at most. The caller sees to room in the cache. ``hidden``: hand
-    out the talker's normed hidden states, too.
+    out the talker's normed hidden states, too. ``together``: the codec decodes a row's frames after the loop, all at once: a large codec's
+    weights are read once. Not for rows that are watched, whose mark is between two frames.
 
     A row whose logits or samples are not finite ends with NOT_FINITE before that frame.
     """
@@ -322,23 +324,35 @@ def step(
         at = jnp.minimum(before.step, before.text.shape[1] - 1)
         ids = jnp.where(before.step < before.text_length, jnp.take_along_axis(before.text, at[:, None], axis=1)[:, 0], pad_id)
         after, frame, drawn_from, alive = advance(talker, before, talker.text_rows(ids[:, None])[:, 0], made.counts < quota)
-        after = _watched(before, after, frame[:, 0], alive)
-        sound, codec = decoder(frame[:, None], before.codec)
-        bad = alive & ~jnp.all(jnp.isfinite(sound), axis=1)
-        alive = alive & ~bad
-        after = after._replace(codec=_where(alive, codec, before.codec), reason=jnp.where(bad, NOT_FINITE, after.reason))
+        pcm = made.pcm
+        if not together:
+            after = _watched(before, after, frame[:, 0], alive)
+            sound, codec = decoder(frame[:, None], before.codec)
+            bad = alive & ~jnp.all(jnp.isfinite(sound), axis=1)
+            alive = alive & ~bad
+            after = after._replace(codec=_where(alive, codec, before.codec), reason=jnp.where(bad, NOT_FINITE, after.reason))
+            pcm = pcm.at[index].set(sound)
         return (
             index + 1,
             after,
             made._replace(
                 codes=made.codes.at[index].set(frame),
-                pcm=made.pcm.at[index].set(sound),
+                pcm=pcm,
                 counts=made.counts + alive.astype(jnp.int32),
                 hidden=None if made.hidden is None else made.hidden.at[index].set(drawn_from),
             ),
         )
 
     _, state, made = jax.lax.while_loop(going, one, (jnp.int32(0), state, made))
+    if together:
+        sound, codec = decoder(jnp.swapaxes(made.codes, 0, 1), state.codec, made.counts)
+        pcm = jnp.swapaxes(sound.reshape(rows, size, samples), 0, 1)
+        sounds = jnp.cumprod(jnp.all(jnp.isfinite(pcm), axis=2).astype(jnp.int32), axis=0).sum(
+            axis=0
+        )  # frames before one that is not finite
+        reason = jnp.where(sounds < made.counts, NOT_FINITE, state.reason)
+        state = state._replace(codec=codec, reason=reason)
+        made = made._replace(pcm=pcm, counts=jnp.minimum(sounds, made.counts))
     return state, made._replace(reason=state.reason, held=state.held)
 
 

@@ -5,7 +5,7 @@ length, then temperature, top-k, top-p. A row draws with its own key: its ids do
 """
 
 from collections.abc import Callable
-from typing import NamedTuple, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 import jax
 import jax.numpy as jnp
@@ -101,18 +101,20 @@ class Rules(NamedTuple):
 
 
 def rules(rows: list[Sampling]) -> Rules:
-    """Host values -> device rows."""
+    """One row each, in NumPy: no transfer per number."""
+
+    def column(name: str, dtype: Any) -> Any:
+        return np.array([getattr(row, name) for row in rows], dtype)
 
     def draws(prefix: str, switch: str) -> Draws:
         return Draws(
-            jnp.array([getattr(row, switch) for row in rows], bool),
-            jnp.array([getattr(row, prefix + "temperature") for row in rows], jnp.float32),
-            jnp.array([getattr(row, prefix + "top_k") for row in rows], jnp.int32),
-            jnp.array([getattr(row, prefix + "top_p") for row in rows], jnp.float32),
+            column(switch, bool),
+            column(prefix + "temperature", np.float32),
+            column(prefix + "top_k", np.int32),
+            column(prefix + "top_p", np.float32),
         )
 
-    penalty = jnp.array([row.repetition_penalty for row in rows], jnp.float32)
-    return Rules(draws("", "do_sample"), draws("subtalker_", "subtalker_dosample"), penalty)
+    return Rules(draws("", "do_sample"), draws("subtalker_", "subtalker_dosample"), column("repetition_penalty", np.float32))
 
 
 def restrict(
