@@ -125,7 +125,7 @@ def speak(model: Model) -> dict[str, float]:
     begin = time.perf_counter()
     state = jax.block_until_ready(prime(model, given["reference_codes"]))
     prepared = time.perf_counter() - begin
-    asked = Request((Segment(prompt, FRAMES + 1),), Sampling(), 1, codec_state=state)
+    asked = Request((Segment(prompt, FRAMES),), Sampling(), 1, codec_state=state)
 
     def prefill() -> float:
         device = Inline(model, slots=1, first=1, each=AT_ONCE).device
