@@ -157,7 +157,8 @@ class JaxDevice:
 
     def open(self, slot: int, opening: Opening) -> list[int]:
         pieces = self._cut(opening.prompt)
-        columns = next(length for length in self._lengths if length > len(opening.prompt.text))
+        columns = self._begun_with(len(opening.prompt.text))
+        assert columns is not None, "`check` has refused it"
         self._reading[slot] = _Reading(opening, deque(pieces), columns)
         return [rows.text.shape[1] for rows, _ in pieces]
 
@@ -242,9 +243,10 @@ class JaxDevice:
         self._batch = None
         for length in columns or self._lengths:
             for slot in range(self.slots):
-                for rows in (*self._pieces, 2 * self._pieces[-1]) if slot == 0 else self._pieces[:1]:
+                prompts = self._prompts(length)
+                for rows in prompts if slot == 0 else prompts[:1]:
                     for carry in (False, True):
-                        self._silence(slot, min(rows, length - 1), length, carry)
+                        self._silence(slot, rows, length, carry)
                 if slot + 1 in self._sizes:
                     self._exercise(slot)
             while (at := self._sizes.index(self.batch)) > 0:
@@ -257,6 +259,23 @@ class JaxDevice:
                 self._widen(self._speaking, length + 1)
             self._batch = None
         self._reading.clear()
+
+    def _prompts(self, columns: int) -> list[int]:
+        """Lengths of prompts which between them need every program that a cache of so many columns begins with."""
+        last = self._pieces[-1]
+        ends = {*self._pieces, *(length - 1 for length in self._lengths if length <= last)}
+        found: dict[tuple[int, bool], int] = {}
+        for rows in sorted({1, *ends, *(end + 1 for end in ends), min(2 * last, self.columns - 1)}):
+            if self._begun_with(rows) == columns:
+                found[self._piece_for(rows), rows > last] = rows
+        return list(found.values()) or [columns // 2]
+
+    def _begun_with(self, rows: int) -> int | None:
+        """The columns of the cache into which a prompt of so many rows is read."""
+        return next((length for length in self._lengths if length > rows), None)
+
+    def _piece_for(self, rows: int) -> int:
+        return next((piece for piece in self._pieces if rows <= piece), self._pieces[-1])
 
     def _silence(self, slot: int, rows: int, columns: int, carry: bool) -> None:
         books = self.model.config.talker_config.num_code_groups
@@ -367,7 +386,7 @@ class JaxDevice:
     def _cut(self, prompt: Prompt) -> list[tuple[PromptRows, int]]:
         """A prompt's pieces of one size, which depends on its length only: never on the load."""
         length = len(prompt.text)
-        size = next((rows for rows in self._pieces if length <= rows), self._pieces[-1])
+        size = self._piece_for(length)
         x_vector = np.zeros(self._width, np.float32) if prompt.x_vector is None else prompt.x_vector
 
         def piece(array: np.ndarray, at: int, fill: int | bool) -> np.ndarray:
