@@ -189,13 +189,26 @@ async def test_refusals_over_http(voices: Path, lines: Lines) -> None:
 
 
 async def test_refusals_over_websockets(voices: Path, lines: Lines) -> None:
-    chosen = {"jwt_secret": SECRET, "limit_utterances": 1, "limit_sessions": 1, "max_message_bytes": 1024}
+    chosen = {"jwt_secret": SECRET, "limit_utterances": 1, "limit_sessions": 1, "max_message_bytes": 1024, "max_text_chars": 100}
     async with running(voices, FakeEngine(), **chosen) as server:
         with pytest.raises(InvalidStatus):
             await connect(server.url, origin="http://evil.example")
         async with connect(f"{server.url}?token=not-to-be-seen") as connection:
             assert await closed(connection) == 4401
         async with client(f"{server.url}?token={token()}") as connection:
+            for bad, code in (
+                ({"text": "private " * 99}, "INVALID_TEXT"),
+                ({"text": "private", "seed": "private"}, "INVALID_MESSAGE"),
+                ({"text": "private", "language": "private"}, "INVALID_MESSAGE"),
+            ):
+                await say(connection, type="speak", **bad)
+                assert (await hear(connection))["code"] == code
+            await say(connection, type="flush")
+            assert (await hear(connection))["code"] == "INVALID_MESSAGE"
+            await say(connection, type="start", voice="nobody-private")
+            assert (await hear(connection))["code"] == "VOICE_NOT_FOUND" and (await hear(connection))["type"] == "started"
+            await say(connection, type="cancel")
+            assert (await hear(connection))["code"] == "CANCELLED"
             for _ in range(2):
                 await say(connection, type="speak", text="A private matter.")
                 await utterance(connection)
@@ -211,6 +224,9 @@ async def test_refusals_over_websockets(voices: Path, lines: Lines) -> None:
     assert refused == [
         (403, "ORIGIN_NOT_ALLOWED"),
         (4401, "UNAUTHORIZED"),
+        ("-", "INVALID_TEXT"),
+        ("-", "INVALID_MESSAGE"),
+        ("-", "VOICE_NOT_FOUND"),
         ("-", "RATE_LIMITED"),
         (1009, "MESSAGE_TOO_BIG"),
         (503, "GOING_AWAY"),
@@ -221,6 +237,20 @@ async def test_refusals_over_websockets(voices: Path, lines: Lines) -> None:
     everything = json.dumps(lines)
     assert "not-to-be-seen" not in everything and "private" not in everything and "Traceback" not in everything
     assert 'tts_refusals_total{reason="RATE_LIMITED",route="/api/v1/speak",status="4429"} 1.0' in page
+    assert 'tts_refusals_total{reason="INVALID_MESSAGE",route="/api/v1/speak",status="-"} 3.0' in page
+
+
+async def test_a_text_that_the_engine_refuses_is_told_of_over_both(voices: Path, lines: Lines) -> None:
+    async with running(voices, FakeEngine()) as server, server.http_client() as http, client(server.url) as connection:
+        assert (await http.post("/v1/audio/speech", json={"input": "refuse"})).status_code == 400
+        server.context.access.summarise()  # one line a minute for each reason and address
+        await say(connection, type="speak", text="refuse")
+        assert (await hear(connection))["code"] == "INVALID_TEXT"
+        page = server.context.metrics.render().decode()
+    refused = [(line["route"], line["reason"], line["status"]) for line in of(lines, "refused")]
+    assert refused == [("/v1/audio/speech", "INVALID_TEXT", 400), ("/api/v1/speak", "INVALID_TEXT", "-")]
+    for route, status in (("/v1/audio/speech", "400"), ("/api/v1/speak", "-")):
+        assert f'tts_refusals_total{{reason="INVALID_TEXT",route="{route}",status="{status}"}} 1.0' in page
 
 
 async def test_a_flood_of_refusals_is_a_few_lines(lines: Lines, monkeypatch: pytest.MonkeyPatch) -> None:
