@@ -6,6 +6,7 @@ import struct
 import sys
 import tracemalloc
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,11 @@ def says(data: bytes, bits: int) -> bytes:
     return data[:place] + bits.to_bytes(size, order) + data[place + size :]
 
 
+def contradicting(kind: str, bits: int, given: int) -> bytes:
+    """A file of so many bytes a sample whose header says other bits."""
+    return says(sound(speech(5.0), kind=kind, subtype=f"PCM_{8 * given}"), bits)
+
+
 def three_bytes(bits: int) -> bytes:
     """A WAV of so many bits in three bytes, as the format's rule is."""
     return says(sound(speech(), subtype="PCM_24"), bits)
@@ -159,7 +165,7 @@ REFUSED: dict[str, tuple[Callable[[], bytes], str, str]] = {
     ),
     **{
         f"{kind}, {bits} bits in {given} bytes": (
-            lambda kind=kind, bits=bits, given=given: says(sound(speech(5.0), kind=kind, subtype=f"PCM_{8 * given}"), bits),
+            partial(contradicting, kind, bits, given),
             "AUDIO_UNREADABLE",
             f"cannot be decoded (its header says {bits} bits a sample, and {given} bytes); export it again",
         )

@@ -452,7 +452,7 @@ async def test_a_bucket_has_ranges_too() -> None:
     store.remove("clara")
 
 
-CONTROLS = ["\0", "\x1b[2J", "\x07", "\x7f", "\x9b31m", "\u2028"]
+CONTROLS = ["\0", "\x1b[2J", "\x07", "\x7f", "\x9b31m", "\u2028", "\u202e", "\u2066"]
 
 
 @pytest.mark.parametrize("field", ["name", "consent", "transcript", "licence", "description", "language"])
@@ -465,6 +465,15 @@ async def test_control_characters_are_refused_at_upload(voices: Path, field: str
             assert (answer.status_code, answer.json()["error"]["code"]) == (400, f"{field.upper()}_INVALID"), control
             assert f"control character U+{ord(control[0]):04X}" in answer.json()["error"]["message"]
     assert sorted(voices.iterdir()) == before
+
+
+@pytest.mark.parametrize("name", ["\u200b", " \u2060\ufeff ", "\u200e\u200d", "\u00ad"])
+async def test_a_name_that_nobody_sees_is_none(voices: Path, name: str) -> None:
+    async with running(voices, FakeEngine()) as server, server.http_client() as http:
+        answer = await http.post("/api/v1/voices", files={"audio": ("a.wav", sound(speech()))}, data=CONSENT | {"name": name})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (400, "NAME_MISSING")
+        answer = await http.post("/api/v1/voices", files={"audio": ("a.wav", sound(speech()))}, data=CONSENT | {"name": "\U0001f600\u200d"})
+        assert answer.status_code == 201, "what can be seen is a name"
 
 
 async def test_forms_are_read_as_everything_else(voices: Path) -> None:

@@ -25,4 +25,4 @@ async def tell(context: Context) -> None:
     await context.loading.wait()
     begun, loaded = monotonic(), context.engine.load()
     while not (await asyncio.wait({loaded}, timeout=LINE_SECONDS))[0]:
-        log.info("still loading after %.0f s: a first start compiles programs for about two minutes on two cores, and keeps them", monotonic() - begun)
+        log.info("still loading after %.0f s: a first start compiles programs for about two minutes, and keeps them", monotonic() - begun)
