@@ -70,6 +70,17 @@ async def test_a_line_for_each_request_that_speaks(voices: Path, lines: Lines, s
         assert f'tts_requests_total{{route="/v1/audio/speech",status="{status}"}} 1.0' in page
 
 
+async def test_all_audio_of_another_speed_is_counted(voices: Path, lines: Lines) -> None:
+    """Most of a short utterance comes out of the filter at its end."""
+    pytest.importorskip("av")
+    async with running(voices, FakeEngine()) as server, server.http_client() as http:
+        answer = await http.post("/v1/audio/speech", json={"input": "Hello.", "speed": 0.5, "response_format": "pcm"})
+        assert (answer.status_code, len(answer.content)) == (200, 2 * 24 * 480)
+        await until(lambda: of(lines, "utterance complete") != [])
+        assert "tts_audio_seconds_total 0.48" in server.context.metrics.render().decode()
+    assert of(lines, "utterance complete")[0]["audio_ms"] == 480
+
+
 async def test_an_utterance_that_a_client_leaves_has_its_line(voices: Path, lines: Lines) -> None:
     engine = FakeEngine(gate=asyncio.Semaphore(1), frames=99)
     async with running(voices, engine) as server, server.http_client() as http:

@@ -104,9 +104,7 @@ class FilePlayback:
         try:
             while piece is not None:
                 sound = piece if self._tempo is None else await asyncio.to_thread(self._tempo.write, piece)
-                seconds = len(sound) / self._context.engine.sample_rate
-                self._seconds += seconds
-                self._context.metrics.audio.inc(seconds)
+                self._count(sound)
                 if data := await asyncio.to_thread(self._encoding.write, sound):
                     self._sounds = self._sounds or monotonic()
                     yield data
@@ -116,7 +114,8 @@ class FilePlayback:
             if handle.finish_reason == "cancelled":
                 raise ConnectionAbortedError("the server goes down")
             if self._tempo is not None:
-                yield await asyncio.to_thread(self._encoding.write, await asyncio.to_thread(self._tempo.finish))
+                self._count(sound := await asyncio.to_thread(self._tempo.finish))
+                yield await asyncio.to_thread(self._encoding.write, sound)
             yield await asyncio.to_thread(self._encoding.finish)
             reason = handle.finish_reason or "eos"
             self._context.metrics.utterances.labels(reason).inc()
@@ -129,6 +128,12 @@ class FilePlayback:
             self._ended("cancelled" if cancelled else "failed", "cancelled" if cancelled else "error")
             del self._context.streams[handle]
             ended.set_result(None)
+
+    def _count(self, sound: F32[np.ndarray, " F"]) -> None:
+        """It is about to be encoded."""
+        seconds = len(sound) / self._context.engine.sample_rate
+        self._seconds += seconds
+        self._context.metrics.audio.inc(seconds)
 
     def _tell(self, status: int, reason: str) -> None:
         """One line of the log, with what an utterance of a session has, too."""
