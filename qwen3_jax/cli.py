@@ -143,15 +143,17 @@ def check_says_something(text: str, model: str, language: str, normalize: bool |
     it reads text.
 
     Raises:
-        ValueError: there is nothing to say.
+        ValueError: there is nothing to say, or it is written in none of the model's languages.
         FileNotFoundError: the model's folder is no checkpoint.
     """
     from qwen3_jax.model.model import read_configs
     from qwen3_jax.text.parts import parts_of
 
-    if normalize is None and (folder := hub.folder_here(model)) is not None:
-        normalize = read_configs(folder)[2].normalize
-    next(parts_of(text, language, normalize=bool(normalize)), None)
+    languages: tuple[str, ...] = ()
+    if (folder := hub.folder_here(model)) is not None:
+        config, _, generation = read_configs(folder)
+        languages, normalize = config.talker_config.languages, generation.normalize if normalize is None else normalize
+    next(parts_of(text, language, normalize=bool(normalize), languages=languages), None)
 
 
 def _temperature(given: float | None) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from qwen3_jax.speech.part import SpokenPart, request_of
 from qwen3_jax.speech.utterance import SpeechStream
 from qwen3_jax.text.parts import Part, Parts, parts_of
 from qwen3_jax.text.prompt import AUTO
+from qwen3_jax.text.scripts import Letters
 from qwen3_jax.text.split import settled
 from qwen3_jax.tts import Qwen3TTS, load_for
 from qwen3_jax.voices.voice import Voice
@@ -59,6 +60,7 @@ class LiveText:
         self.handle = handle
         self._service, self._how = service, how
         self._parts = Parts(how["language"], normalize=service.normalizes(how.pop("normalize")))
+        self._letters = Letters(service.tts.languages)  # of the parts that are complete
         self._ready = 0  # characters of the open part whose tokens are settled
         self._given = -1  # tokens of the open part that the engine has; -1: it has no segment yet
 
@@ -85,7 +87,10 @@ class LiveText:
         return self._service.part(text, seed=self.handle.request.seed, **self._how)
 
     def _go_on(self, text: str) -> None:
-        """The engine gets what it does not have of a text whose tokens are settled."""
+        """The engine gets what it does not have of a text whose tokens are settled; of one in letters that no language of the model's has,
+        not before there are more words: it may be a quotation, or is refused at the end of its part."""
+        if self._letters.mostly_foreign(text):
+            return
         if self._given < 0:
             spoken = self._part(text)
             if len(spoken.prompt.trailing):  # its last id, tts_eos, does not stand
@@ -98,6 +103,8 @@ class LiveText:
             self._given = len(ids)
 
     def _end_part(self, part: Part) -> None:
+        self._letters.add(part.text)
+        self._letters.check()
         spoken = self._part(part.text)._replace(pause=part.pause)
         if self._given < 0:
             self.handle.add(spoken.segment)
@@ -206,7 +213,7 @@ class SpeechService:
         if not self.normalizes(normalize):  # words have none
             self.check(text)
         how = {"voice": voice, "instruct": instruct, "streaming_text": streaming_text, "sampling": sampling, "max_frames": max_frames}
-        for part in parts_of(text, language, normalize=self.normalizes(normalize)):
+        for part in parts_of(text, language, normalize=self.normalizes(normalize), languages=self.tts.languages):
             spoken = self.part(part.text, language=language, seed=seed, **how)
             seed = spoken.seed  # one for all parts
             yield spoken._replace(pause=part.pause)

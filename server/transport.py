@@ -46,6 +46,7 @@ WRITE_SECONDS = 60.0  # that a client may take to make room for one piece: about
 QUICK_SECONDS = 0.25  # at the end, for clients that have neither a session nor speech under way, and may just not read or send
 QUEUE = 2  # messages between Hypercorn and Quart
 INBOUND = 32  # messages of a WebSocket that have come and that its session has not read
+GOING_DOWN = "going down: %d sessions; what is spoken may end within %g s (TTS_GRACE); Ctrl-C ends the process at once"
 TOO_MANY = b"HTTP/1.1 503 \r\nRetry-After: 1\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 log = logging.getLogger(__name__)
 
@@ -223,7 +224,7 @@ async def serve(
         died = failed.done()
         told.cancel()
         failed.cancel()
-        log.info("going down: %d sessions; what is spoken may end within %g s (TTS_GRACE)", len(context.sessions), context.settings.grace)
+        log.info(GOING_DOWN, len(context.sessions), context.settings.grace)
         told_why = bool(context.sessions or context.streams)
         await drain(context)
         loop.call_later(CLOSE_SECONDS if told_why else QUICK_SECONDS, config.cut)

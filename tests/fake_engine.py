@@ -130,6 +130,9 @@ class FakeHandle:
     async def begin(self) -> None:
         """Every utterance's turn is at once."""
 
+    async def taken(self) -> None:
+        """A text is one part."""
+
     def append(self, text: str) -> None:
         self.text += text
         self._more.set()

@@ -6,6 +6,7 @@ import struct
 import sys
 import tracemalloc
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,25 @@ def film() -> bytes:
     return made.getvalue()
 
 
+def says(data: bytes, bits: int) -> bytes:
+    """A WAV, AIFF or CAF whose header has another number of bits in a sample."""
+    place, size, order = {
+        b"WAVE": (data.find(b"fmt ") + 22, 2, "little"),
+        b"AIFF": (data.find(b"COMM") + 14, 2, "big"),
+    }.get(data[8:12], (48, 4, "big"))
+    return data[:place] + bits.to_bytes(size, order) + data[place + size :]
+
+
+def contradicting(kind: str, bits: int, given: int) -> bytes:
+    """A file of so many bytes a sample whose header says other bits."""
+    return says(sound(speech(5.0), kind=kind, subtype=f"PCM_{8 * given}"), bits)
+
+
+def three_bytes(bits: int) -> bytes:
+    """A WAV of so many bits in three bytes, as the format's rule is."""
+    return says(sound(speech(), subtype="PCM_24"), bits)
+
+
 STEREO = np.stack([speech(), -speech()], axis=1)
 KINDS: dict[str, tuple[Callable[[], bytes], int]] = {  # what it is -> how it is made, its rate
     "WAV": (lambda: sound(speech()), 24000),
@@ -90,6 +110,10 @@ KINDS: dict[str, tuple[Callable[[], bytes], int]] = {  # what it is -> how it is
     "WAV, 5.1": (lambda: sound(np.stack([speech() * (place == 2) for place in range(6)], axis=1)), 24000),
     "WAV, channels in opposite phase": (lambda: sound(STEREO), 24000),
     "WAV, one channel empty": (lambda: sound(np.stack([speech(), 0 * speech()], axis=1)), 24000),
+    "WAV, 12 bits in two bytes": (lambda: says(sound(speech()), 12), 24000),
+    "WAV, 17 bits in three bytes": (lambda: three_bytes(17), 24000),
+    "WAV, 20 bits in three bytes": (lambda: three_bytes(20), 24000),
+    "WAV, a constant offset": (lambda: sound(speech() * 0.5 + 0.4), 24000),
     "RF64": (lambda: sound(speech(), kind="RF64"), 24000),
     "AIFF": (lambda: sound(speech(), kind="AIFF"), 24000),
     "AIFF, compressed": (lambda: sound(speech(), kind="AIFF", subtype="ULAW"), 24000),
@@ -139,11 +163,40 @@ REFUSED: dict[str, tuple[Callable[[], bytes], str, str]] = {
         "AUDIO_TOO_LONG",
         "audio lasts more than 30 s: 3 to 30 s are taken; cut it",
     ),
+    **{
+        f"{kind}, {bits} bits in {given} bytes": (
+            partial(contradicting, kind, bits, given),
+            "AUDIO_UNREADABLE",
+            f"cannot be decoded (its header says {bits} bits a sample, and {given} bytes); export it again",
+        )
+        for kind, bits, given in (
+            ("WAV", 17, 2),
+            ("WAV", 7, 2),
+            ("WAV", 16, 3),
+            ("WAVEX", 24, 2),
+            ("WAV", 0, 2),
+            ("RF64", 17, 2),
+            ("AIFF", 17, 2),
+            ("AIFF", 8, 2),
+            ("CAF", 17, 2),
+        )
+    },
     "silent": (
         lambda: sound(np.zeros(96000)),
         "AUDIO_SILENT",
         "audio is silent: -200 dBFS, at least -50 are needed; send audible speech",
     ),
+    **{
+        f"silent, {what}": (make, "AUDIO_SILENT", "audio is silent: ")
+        for what, make in {
+            "a constant offset": lambda: sound(np.full(96000, 0.3)),
+            "an offset and the noise of a sound card": lambda: sound(0.5 + np.random.default_rng(0).normal(0, 3e-4, 96000)),
+            "an offset in one channel": lambda: sound(np.stack([np.full(96000, 0.3), np.zeros(96000)], axis=1)),
+            "a drift": lambda: sound(np.linspace(-0.9, 0.9, 96000)),
+            "a beat per second": lambda: sound(0.9 * np.sin(2 * np.pi * np.arange(96000) / 24000)),
+            "an offset, 192 kHz": lambda: sound(np.full(4 * 192_000, -0.8), 192_000),
+        }.items()
+    },
     "clipped": (
         lambda: sound(np.sign(speech(4.0)), subtype="FLOAT"),
         "AUDIO_CLIPPED",

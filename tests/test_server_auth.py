@@ -245,6 +245,42 @@ async def test_a_token_that_expires_is_renewed_by_start(voices: Path, monkeypatc
         assert (await utterance(connection))[1]["type"] == "complete"
 
 
+@pytest.mark.parametrize("change", ["taken away", "another's"])
+async def test_a_session_whose_key_is_taken_away_speaks_no_more(
+    tmp_path: Path, voices: Path, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    monkeypatch.setattr("server.ops.keys.LOOK_SECONDS", 0.02)
+    (key, line), (fresh, other) = new_key("one"), new_key("two")
+    (tmp_path / "keys").write_text(f"{line}\n{other}\n", "utf-8")
+    left = other if change == "taken away" else f"{line.replace('one:', 'somebody-else:')}\n{other}"
+    why = "no such key" if change == "taken away" else "another client's now"
+    engine = FakeEngine()
+    async with running(voices, engine, api_keys=tmp_path / "keys") as server:
+        async with client(f"{server.url}?token={key}") as connection, client(server.url) as quiet:
+            await say(quiet, type="start", authToken=key)
+            assert (await hear(quiet))["type"] == "started"
+            for one in (connection, quiet):
+                await say(one, type="speak", text="Hello.")
+                assert (await utterance(one))[1]["type"] == "complete"
+            (tmp_path / "keys").write_text(f"{left}\n", "utf-8")
+            await until(lambda: server.context.auth._keys.name(key) != "one")
+            for one in (connection, quiet):
+                for more in ({}, {"continue": True}):
+                    await say(one, type="speak", text="Hello.", requestId="r", **more)
+                    error = await hear(one)
+                    assert (error["code"], error["requestId"], error["final"]) == ("UNAUTHORIZED", "r", True)
+                    assert why in error["message"] and "send start with a fresh authToken" in error["message"]
+            assert len(engine.requests) == 2
+            await say(connection, type="start", authToken=fresh)
+            assert (await hear(connection))["type"] == "started"
+            await say(connection, type="speak", text="Hello.")
+            assert (await utterance(connection))[1]["type"] == "complete"
+            await say(quiet, type="start")
+            assert (await hear(quiet))["code"] == "UNAUTHORIZED"
+            assert await closed(quiet) == 4401
+        assert [request.owner for request in engine.requests] == ["key:one", "key:one", "key:two"]
+
+
 async def test_voices_of_others_are_invisible(voices: Path) -> None:
     mine, theirs = ({"Authorization": f"Bearer {token(sub=name)}"} for name in ("me", "them"))
     async with running(voices, FakeEngine(), jwt_secret=SECRET) as server, server.http_client() as http:

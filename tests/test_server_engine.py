@@ -360,6 +360,31 @@ async def test_a_text_with_a_part_that_is_refused_ends_with_it(voices: Path, bef
         await until(lambda: not engine._utterances)
 
 
+async def test_over_http_a_text_with_a_last_part_that_is_refused_is_refused(voices: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Audio of its first part is there long before that; not one byte of it goes out."""
+    last = laid_out_late(monkeypatch)
+
+    def make(settings: Settings, store: VoiceStore) -> Qwen3Engine:
+        return Qwen3Engine(settings, store, lambda _: FakeService(FakeTTS()))
+
+    async with running(voices, make) as server, server.http_client() as http:
+        utterances = server.context.engine._utterances
+        for end, status, code in (("refuse this at the end.", 400, "INVALID_TEXT"), ("This is the end.", 200, None)):
+            last.clear()
+            asked = asyncio.create_task(
+                http.post("/v1/audio/speech", json={"input": 2 * PART + end, "voice": "makima", "response_format": "pcm"})
+            )
+            await until(lambda: any(one.handle is not None and one.handle.begun for one in utterances))
+            last.set()
+            answer = await asked
+            assert answer.status_code == status
+            if code is None:
+                assert answer.content == to_pcm16(np.tile(SPOKEN, 3))
+            else:
+                assert (answer.json()["error"]["code"], answer.json()["error"]["param"]) == (code, "input")
+            await until(lambda: not utterances)
+
+
 async def test_a_cancel_ends_a_text_that_is_being_laid_out(voices: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The rest of it is not laid out, and its slot is free."""
     last = laid_out_late(monkeypatch)

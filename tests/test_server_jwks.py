@@ -23,7 +23,7 @@ from server.ops import jwks
 from server.ops.auth import Authenticator, Unauthorized
 from server.settings import Settings
 from tests.fake_engine import LIMIT, FakeEngine
-from tests.serving import running, until
+from tests.serving import client, hear, running, say, until, utterance
 from tests.test_server_auth import EC, RSA, token, who
 
 ALWAYS = 3600.0  # a lifetime in which a test is over
@@ -147,6 +147,21 @@ async def test_a_key_that_is_taken_out_is_refused(provider: Provider) -> None:
     provider.body = document()
     await eventually(auth, OF_NEW, taken=False)
     auth.close()
+
+
+async def test_a_session_whose_key_is_taken_out_speaks_no_more(tmp_path: Path, voices: Path) -> None:
+    file = tmp_path / "jwks.json"
+    file.write_bytes(document(OLD, NEW))
+    async with running(voices, FakeEngine(), jwks=str(file), jwks_ttl=0.1) as server, client(f"{server.url}?token={OF_OLD}") as connection:
+        await say(connection, type="speak", text="Hello.")
+        assert (await utterance(connection))[1]["type"] == "complete"
+        file.write_bytes(document(NEW))
+        await eventually(server.context.auth, OF_OLD, taken=False)
+        await say(connection, type="speak", text="Hello.", requestId="r")
+        error = await hear(connection)
+        assert (error["code"], error["requestId"]) == ("UNAUTHORIZED", "r") and "its key is not known here" in error["message"]
+        await say(connection, type="start", authToken=OF_NEW)
+        assert (await hear(connection))["type"] == "started"
 
 
 async def test_a_file_is_read_again(tmp_path: Path) -> None:

@@ -70,6 +70,17 @@ async def test_a_line_for_each_request_that_speaks(voices: Path, lines: Lines, s
         assert f'tts_requests_total{{route="/v1/audio/speech",status="{status}"}} 1.0' in page
 
 
+async def test_all_audio_of_another_speed_is_counted(voices: Path, lines: Lines) -> None:
+    """Most of a short utterance comes out of the filter at its end."""
+    pytest.importorskip("av")
+    async with running(voices, FakeEngine()) as server, server.http_client() as http:
+        answer = await http.post("/v1/audio/speech", json={"input": "Hello.", "speed": 0.5, "response_format": "pcm"})
+        assert (answer.status_code, len(answer.content)) == (200, 2 * 24 * 480)
+        await until(lambda: of(lines, "utterance complete") != [])
+        assert "tts_audio_seconds_total 0.48" in server.context.metrics.render().decode()
+    assert of(lines, "utterance complete")[0]["audio_ms"] == 480
+
+
 async def test_an_utterance_that_a_client_leaves_has_its_line(voices: Path, lines: Lines) -> None:
     engine = FakeEngine(gate=asyncio.Semaphore(1), frames=99)
     async with running(voices, engine) as server, server.http_client() as http:
@@ -189,13 +200,26 @@ async def test_refusals_over_http(voices: Path, lines: Lines) -> None:
 
 
 async def test_refusals_over_websockets(voices: Path, lines: Lines) -> None:
-    chosen = {"jwt_secret": SECRET, "limit_utterances": 1, "limit_sessions": 1, "max_message_bytes": 1024}
+    chosen = {"jwt_secret": SECRET, "limit_utterances": 1, "limit_sessions": 1, "max_message_bytes": 1024, "max_text_chars": 100}
     async with running(voices, FakeEngine(), **chosen) as server:
         with pytest.raises(InvalidStatus):
             await connect(server.url, origin="http://evil.example")
         async with connect(f"{server.url}?token=not-to-be-seen") as connection:
             assert await closed(connection) == 4401
         async with client(f"{server.url}?token={token()}") as connection:
+            for bad, code in (
+                ({"text": "private " * 99}, "INVALID_TEXT"),
+                ({"text": "private", "seed": "private"}, "INVALID_MESSAGE"),
+                ({"text": "private", "language": "private"}, "INVALID_MESSAGE"),
+            ):
+                await say(connection, type="speak", **bad)
+                assert (await hear(connection))["code"] == code
+            await say(connection, type="flush")
+            assert (await hear(connection))["code"] == "INVALID_MESSAGE"
+            await say(connection, type="start", voice="nobody-private")
+            assert (await hear(connection))["code"] == "VOICE_NOT_FOUND" and (await hear(connection))["type"] == "started"
+            await say(connection, type="cancel")
+            assert (await hear(connection))["code"] == "CANCELLED"
             for _ in range(2):
                 await say(connection, type="speak", text="A private matter.")
                 await utterance(connection)
@@ -211,6 +235,9 @@ async def test_refusals_over_websockets(voices: Path, lines: Lines) -> None:
     assert refused == [
         (403, "ORIGIN_NOT_ALLOWED"),
         (4401, "UNAUTHORIZED"),
+        ("-", "INVALID_TEXT"),
+        ("-", "INVALID_MESSAGE"),
+        ("-", "VOICE_NOT_FOUND"),
         ("-", "RATE_LIMITED"),
         (1009, "MESSAGE_TOO_BIG"),
         (503, "GOING_AWAY"),
@@ -221,6 +248,20 @@ async def test_refusals_over_websockets(voices: Path, lines: Lines) -> None:
     everything = json.dumps(lines)
     assert "not-to-be-seen" not in everything and "private" not in everything and "Traceback" not in everything
     assert 'tts_refusals_total{reason="RATE_LIMITED",route="/api/v1/speak",status="4429"} 1.0' in page
+    assert 'tts_refusals_total{reason="INVALID_MESSAGE",route="/api/v1/speak",status="-"} 3.0' in page
+
+
+async def test_a_text_that_the_engine_refuses_is_told_of_over_both(voices: Path, lines: Lines) -> None:
+    async with running(voices, FakeEngine()) as server, server.http_client() as http, client(server.url) as connection:
+        assert (await http.post("/v1/audio/speech", json={"input": "refuse"})).status_code == 400
+        server.context.access.summarise()  # one line a minute for each reason and address
+        await say(connection, type="speak", text="refuse")
+        assert (await hear(connection))["code"] == "INVALID_TEXT"
+        page = server.context.metrics.render().decode()
+    refused = [(line["route"], line["reason"], line["status"]) for line in of(lines, "refused")]
+    assert refused == [("/v1/audio/speech", "INVALID_TEXT", 400), ("/api/v1/speak", "INVALID_TEXT", "-")]
+    for route, status in (("/v1/audio/speech", "400"), ("/api/v1/speak", "-")):
+        assert f'tts_refusals_total{{reason="INVALID_TEXT",route="{route}",status="{status}"}} 1.0' in page
 
 
 async def test_a_flood_of_refusals_is_a_few_lines(lines: Lines, monkeypatch: pytest.MonkeyPatch) -> None:

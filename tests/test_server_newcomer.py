@@ -139,7 +139,7 @@ async def test_a_first_start_says_what_takes_so_long(
                 told = await hear(connection)
                 assert (told["code"], told["retryAfterMs"]) == ("MODEL_LOADING", wait)
                 for message in (told["message"], answer.json()["error"]["message"]):
-                    assert "the first start compiles for a minute or two" in message
+                    assert "the first start compiles for about two minutes" in message
         await until(lambda: sum("still loading" in record.getMessage() for record in caplog.records) >= 2)
         engine.load().set_result(None)
         await asyncio.sleep(0)

@@ -115,13 +115,26 @@ def test_pieces_without_samples_change_nothing(kind: str) -> None:
     np.testing.assert_array_equal(samples, expected)
 
 
-@pytest.mark.parametrize("speed", [0.25, 2.0, 4.0])
-def test_pieces_of_every_size_change_the_speed(speed: float) -> None:
-    """Empty ones, and ones that are too short for anything to come out at once."""
+SIZES: tuple[tuple[int, ...], ...] = (  # of pieces, in samples
+    (0, 2, 398, 0, 23600),
+    (1,),
+    (1, 1, 1),
+    (2, 1, 24000, 1, 1, 1),
+    (480,),
+    (3000,),
+    (1920, 1, 0, 1920),
+)
+
+
+@pytest.mark.parametrize("speed", [0.25, 0.7, 1.01, 2.0, 2.5, 4.0])
+@pytest.mark.parametrize("sizes", SIZES)
+def test_pieces_of_every_size_change_the_speed(sizes: tuple[int, ...], speed: float) -> None:
+    """Empty ones, and ones that are too short for the filter to make anything of them; what comes out has the length that it should."""
     pytest.importorskip("av", reason="the extra audio")
-    tempo, sound = Tempo(speed), wave()
-    made = [tempo.write(piece) for piece in (sound[:0], sound[:2], sound[2:400], sound[400:400], sound[400:])]
-    assert abs(sum(map(len, [*made, tempo.finish()])) / 24000 - 1 / speed) < 0.1
+    tempo, sound = Tempo(speed), wave(2.0)
+    made = [*(tempo.write(sound[:size]) for size in sizes), tempo.finish()]
+    assert sum(map(len, made)) == round(sum(sizes) / speed)
+    assert sum(sizes) < 480 or np.abs(np.concatenate(made)).max() > 0.4, "the sound, and not the silence after it"
 
 
 def test_a_streamed_wav_has_one_header() -> None:
@@ -240,6 +253,9 @@ LENIENT: list[tuple[dict[str, object], dict[str, object]]] = [  # what is sent b
     ({"voice": "Anna "}, {"voice": "anna"}),
     ({"voice": {"id": "ANNA"}}, {"voice": "anna"}),
     ({"voice": {"id": None}}, {}),
+    ({"voice": {"name": "Anna"}}, {"voice": "anna"}),
+    ({"voice": {"id": "\ufeffanna ", "name": "makima", "provider": "x"}}, {"voice": "anna"}),
+    ({"voice": {"id": None, "name": "anna"}}, {"voice": "anna"}),
     ({"voice": " "}, {}),
     ({"language": "de"}, {"language": "German"}),
     ({"language": "en-US"}, {}),
@@ -271,7 +287,13 @@ async def test_what_is_harmless_is_taken(voices: Path, body: dict[str, object], 
         ({"speed": "nan"}, "INVALID_MESSAGE", "speed"),
         ({"speed": 5}, "INVALID_MESSAGE", "speed"),
         ({"seed": -2}, "INVALID_MESSAGE", "seed"),
-        ({"voice": 5}, "INVALID_MESSAGE", "voice"),
+        ({"voice": 5}, "INVALID_MESSAGE", "voice 5 must be a text of at most 128 characters or an object with id or name"),
+        ({"voice": {}}, "INVALID_MESSAGE", "voice {} must be"),
+        ({"voice": {"voice_id": "anna"}}, "INVALID_MESSAGE", "voice {'voice_id': 'anna'} must be"),
+        ({"voice": {"ID": "anna"}}, "INVALID_MESSAGE", "voice {'ID': 'anna'} must be"),
+        ({"voice": {"id": 5}}, "INVALID_MESSAGE", "voice {'id': 5} must be"),
+        ({"voice": {"id": ["anna"]}}, "INVALID_MESSAGE", "voice"),
+        ({"voice": ["anna"]}, "INVALID_MESSAGE", "voice ['anna'] must be"),
         ({"response_format": "mp4"}, "INVALID_MESSAGE", "response_format"),
         ({"language": "Klingon"}, "INVALID_LANGUAGE", "this model speaks English"),
         ({"input": " \ufeff "}, "INVALID_TEXT", "1 to 4096"),

@@ -61,6 +61,21 @@ def load(settings):
 VoiceStore.refresh, qwen3.load = refresh, load
 serve()
 """
+SPEAKING = """
+import asyncio
+from server import app, run
+from tests.fake_engine import FakeEngine
+
+class Held(FakeEngine):  # one frame, and then none for ever
+    def load(self):
+        self.gate = self.gate or asyncio.Semaphore(1)
+        loaded = super().load()
+        print("serving", flush=True)
+        return loaded
+
+run.create_app = lambda settings: app.create_app(settings, Held())
+run.main()
+"""
 STARTING = """
 import signal
 from server.ops import signals
@@ -295,6 +310,31 @@ def test_a_thread_that_never_ends_does_not_hold_the_end_up(when: str, status: in
             assert process.wait(LIMIT) == status
             last = process.stderr.read().splitlines()[-1]
             assert "leaving without it" in last if status == 0 else last == "error: no such model"
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
+async def test_ctrl_c_while_going_down_ends_at_once(voices: Path, first: signal.Signals) -> None:
+    """A text that is spoken may take all of the grace; after another Ctrl-C nobody waits for it."""
+    port = free_port()
+    with begin(SPEAKING, TTS_PORT=str(port), TTS_VOICES_DIR=str(voices), TTS_GRACE="3600") as process:
+        try:
+            assert process.stdout is not None and process.stderr is not None
+            assert await asyncio.to_thread(process.stdout.readline) == "serving\n", process.stderr.read()
+            async with connect(f"ws://127.0.0.1:{port}/api/v1/speak") as connection:
+                assert (await hear(connection))["type"] == "ready"
+                await say(connection, type="speak", text="Hello.")
+                assert isinstance(await asyncio.wait_for(connection.recv(), LIMIT), bytes)
+                process.send_signal(first)
+                while "going down" not in (line := await asyncio.to_thread(process.stderr.readline)):
+                    assert line
+                assert "Ctrl-C ends the process at once" in line and process.poll() is None
+                process.send_signal(signal.SIGTERM)  # supervisors do; it is no hurry
+                process.send_signal(signal.SIGINT)
+                assert await asyncio.to_thread(process.wait, LIMIT) == signals.AT_ONCE == 130
+            said = process.stderr.read()
+            assert "Ctrl-C while going down: ending at once" in said and "Traceback" not in said
         finally:
             process.kill()
 

@@ -214,6 +214,22 @@ async def test_text_in_pieces_is_spoken_by_sentences(voices: Path) -> None:
     assert [stream.request.text.strip() for stream in tts.streams] == ["One.", "Two.", "Three and four"]
 
 
+async def test_a_text_in_other_letters_is_refused_whole_and_in_pieces(voices: Path) -> None:
+    async with engine_of(voices, tts := FakeTTS()) as engine:
+        spoken = len(tts.streams)
+        handle = engine.submit(request(engine, "\u4f60\u597d\uff0c\u4e16\u754c\u3002"))
+        assert await collect(handle) == [] and isinstance(handle.failure, Refused)
+        assert "4 of the text's 4 letters are Chinese characters, and this model speaks English, German" in str(handle.failure)
+        handle = engine.submit(request(engine, "\u4f60\u597d\u3002", incremental=True))
+        handle.finish()
+        assert await collect(handle) == [] and isinstance(handle.failure, Refused)
+        assert len(tts.streams) == spoken
+        handle = engine.submit(request(engine, "How are you, my friend? ", incremental=True))
+        handle.append("\u4f60\u597d\u3002 That is a greeting.")
+        handle.finish()
+        assert await collect(handle) != [] and handle.failure is None
+
+
 async def test_what_is_not_finite_is_not_handed_out(voices: Path) -> None:
     async with engine_of(voices, FakeTTS()) as engine:
         for whole, heard in ((False, 1), (True, 0)):

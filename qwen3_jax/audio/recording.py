@@ -17,12 +17,14 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 import soundfile
 
+from qwen3_jax.audio.headers import BadHeader, finished
 from qwen3_jax.shapes import F32
 
 MIN_SECONDS, MAX_SECONDS = 3.0, 30.0
 MIN_RATE, MAX_RATE, MAX_CHANNELS = 8_000, 192_000, 8
 SILENCE_DBFS, CLIPPED_SHARE = -50.0, 0.005  # of the whole clip; share of samples at full scale
 LOUDEST = 100.0  # of a sample, whose full scale is 1: more is another unit, as a rule that of 16-bit integers
+SLOW_SECONDS = 0.02  # a mean over so long is no sound of a voice
 CANCELLED_DB = 8.0  # a mean so far below its loudest channel is no mix: channels cancel each other, or most of them are empty
 PYAV = 'install PyAV: pip install "qwen3-jax[audio]"'
 TAKEN = "WAV, FLAC, OGG (Vorbis or Opus), MP3, AIFF, CAF, AU, M4A/MP4, WebM, AAC or AMR"
@@ -32,7 +34,7 @@ _COUNTS = {  # where a file says how many there are: name of the box, bytes from
     "MP4": ((b"stsz", 8, 4), (b"stz2", 8, 4), (b"trun", 4, 4)),
     "CAF": ((b"pakt", 8, 8),),
 }
-_WHOLE = 2**28  # bytes that are read of a WAV whose header was never finished
+_WHOLE = 2**28  # bytes of a container that are looked through
 _BITS = {"PCM_S8": 8, "PCM_U8": 8, "ALAW": 8, "ULAW": 8, "PCM_16": 16, "PCM_24": 24, "PCM_32": 32, "FLOAT": 24, "DOUBLE": 53}
 _UNKNOWN_FRAMES = 2**62  # soundfile's way to say that a header does not tell
 
@@ -110,7 +112,10 @@ def read(source: bytes | BinaryIO, longest: float = MAX_SECONDS) -> Clip:
     kind = next((kind for fits, kind in _KINDS if fits(head)), None)
     if kind is None:
         raise Refusal("AUDIO_FORMAT", f"audio is not {TAKEN} by its first bytes; convert it to one of them", 415)
-    file = finished(file)
+    try:
+        file = finished(file)
+    except BadHeader as error:
+        raise _unreadable(kind, str(error)) from error
     if kind.by_soundfile:
         try:
             with soundfile.SoundFile(file) as sound:
@@ -134,7 +139,7 @@ def read(source: bytes | BinaryIO, longest: float = MAX_SECONDS) -> Clip:
 def length(source: bytes) -> float:
     """Seconds, by the header where it tells. Raises Refusal as ``read``, and where they are too few or too many to clone."""
     seconds = 0.0
-    with contextlib.suppress(soundfile.SoundFileError), soundfile.SoundFile(io.BytesIO(source)) as sound:
+    with contextlib.suppress(soundfile.SoundFileError, BadHeader), soundfile.SoundFile(finished(io.BytesIO(source))) as sound:
         seconds = sound.frames / sound.samplerate if sound.frames < _UNKNOWN_FRAMES else 0.0
     seconds = seconds or read(source).seconds
     _check_length(seconds, MIN_SECONDS, MAX_SECONDS)
@@ -159,7 +164,7 @@ def check(clip: Clip, *, shortest: float = MIN_SECONDS, longest: float = MAX_SEC
             "AUDIO_TOO_LOUD",
             f"audio peaks at {peak:g}; full scale is 1 and {LOUDEST:g} the most: divide the samples by theirs (32768 for 16 bits)",
         )
-    level = 20 * math.log10(max(_rms(samples), 1e-10))
+    level = 20 * math.log10(max(_rms(_audible(samples, clip.rate)), 1e-10))
     if level < SILENCE_DBFS:
         raise Refusal("AUDIO_SILENT", f"audio is silent: {level:.0f} dBFS, at least {SILENCE_DBFS:.0f} are needed; send audible speech")
     clipped = float(np.mean(np.abs(samples) >= 0.999))
@@ -221,29 +226,19 @@ def _gather(
     return np.concatenate(taken) if taken else np.zeros(0, np.float32), powers / max(total, 1)
 
 
+def _audible(samples: F32[np.ndarray, " F"], rate: int) -> np.ndarray:
+    """The samples, float64, without what is slower than any voice: a constant offset, a drift. The mean of 20 ms is taken off each."""
+    size = max(1, round(rate * SLOW_SECONDS))
+    if len(samples) <= size:
+        return samples - samples.mean(dtype=np.float64)
+    sums = np.cumsum(np.concatenate([[0.0], samples]), dtype=np.float64)
+    moving = (sums[size:] - sums[:-size]) / size
+    start = (size - 1) // 2
+    return samples[start : start + len(moving)] - moving
+
+
 def _rms(samples: np.ndarray) -> float:
     return float(np.sqrt(np.mean(np.square(samples, dtype=np.float64))))
-
-
-def finished(file: BinaryIO) -> BinaryIO:
-    """The file, at its beginning; of a WAV whose writer never came back to say how much there is (0 bytes), a copy that says: all."""
-    place, end = 12, file.seek(0, io.SEEK_END)
-    file.seek(0)
-    if not _KINDS[0][0](file.read(16)):
-        place = end
-    while place + 8 <= end:
-        file.seek(place)
-        name, size = struct.unpack("<4sI", file.read(8))
-        if name == b"data":
-            if size or place + 8 == end:
-                break
-            file.seek(0)
-            data = bytearray(file.read(_WHOLE))
-            data[4:8] = data[place + 4 : place + 8] = b"\xff" * 4
-            return io.BytesIO(bytes(data))
-        place += 8 + size + size % 2
-    file.seek(0)
-    return file
 
 
 def _by_pyav(file: BinaryIO, kind: _Kind, why: str, longest: float) -> Clip:

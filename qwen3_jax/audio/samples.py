@@ -15,6 +15,7 @@ import soundfile
 import soxr
 
 from qwen3_jax.audio import recording
+from qwen3_jax.audio.headers import finished
 from qwen3_jax.checkpoint.folders import expand
 from qwen3_jax.shapes import F32, F64, I16
 
@@ -76,8 +77,8 @@ def _read_file(path: Path) -> tuple[F32[np.ndarray, " F *rest"], int]:
         raise FileNotFoundError(f"{path}: no such audio file")
     try:
         with path.open("rb") as file:
-            return soundfile.read(recording.finished(file), dtype="float32", always_2d=True)
-    except (soundfile.SoundFileError, ValueError):  # ValueError: a header that does not know how long it is
+            return soundfile.read(finished(file), dtype="float32", always_2d=True)
+    except (soundfile.SoundFileError, ValueError):  # ValueError: a header that does not know how long it is, or is wrong
         try:
             with path.open("rb") as file:
                 clip = recording.read(file, math.inf)

@@ -42,14 +42,16 @@ class PartPrompts:
         Arguments and errors as in ``Qwen3TTS.generate``. The errors of what does not depend on the part come with the first one.
         """
         self.reader(text, "text")
+        languages = self._model().config.talker_config.languages
         if not isinstance(language, str):
-            known = ", ".join(self._model().config.talker_config.languages)  # type: ignore[unreachable]  # a caller without types
+            known = ", ".join(languages)  # type: ignore[unreachable]  # a caller without types
             raise ValueError(f"language of type {type(language).__name__}: give one of {known}, or auto")
         most = self._model().generation.max_new_tokens - 1
         if split and max_frames is not None and max_frames > most:
             max_frames = most  # of each part; `Request.max_frames` bounds the whole text
         normalize = self._model().generation.normalize if normalize is None else normalize
-        parts = parts_of(text, language, normalize=normalize) if split else [Part(whole(text, normalize=normalize), 0.0)]
+        reading: Any = {"normalize": normalize, "languages": languages}
+        parts = parts_of(text, language, **reading) if split else [Part(whole(text, **reading), 0.0)]
         for part, pause in parts:
             spoken = self.one(part, voice, language, instruct, seed=seed, max_frames=max_frames, **how)
             seed = spoken.seed  # one for all

@@ -1,9 +1,10 @@
 """Text, whole or as it is written -> the parts that are spoken one after the other: as words (spoken/) or as it stands, cut by split.py."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import NamedTuple
 
 from qwen3_jax.text.nfc import nfc, normalise, settle
+from qwen3_jax.text.scripts import check_letters
 from qwen3_jax.text.split import FED, Splitter
 from qwen3_jax.text.spoken import Pause, SpokenWriter, spoken
 
@@ -68,18 +69,23 @@ class Parts:
         return parts
 
 
-def parts_of(text: str, language: str, *, normalize: bool) -> Iterator[Part]:
+def parts_of(text: str, language: str, *, normalize: bool, languages: Collection[str] = ()) -> Iterator[Part]:
     """The parts of a whole text, each after a few ms of work.
 
+    Args:
+        languages: of the model; empty: nobody says.
+
     Raises:
-        ValueError: there is nothing to say, or text that cannot be spoken.
+        ValueError: there is nothing to say, text that cannot be spoken, or one that is written in none of the languages (`scripts`).
     """
     clean, parts = normalise(text), Parts(language, normalize=normalize)
+    check_letters(clean, languages)
     for start in range(0, len(clean), FED):
         yield from parts.feed(clean[start : start + FED])
     yield from parts.finish()
 
 
-def whole(text: str, *, normalize: bool) -> str:
+def whole(text: str, *, normalize: bool, languages: Collection[str] = ()) -> str:
     """A text that is to be one prompt. Errors as in ``parts_of``."""
+    check_letters(text, languages)
     return " ".join(piece for piece in spoken(text) if isinstance(piece, str)) if normalize else text

@@ -36,7 +36,7 @@ def words(kind: Any) -> str:
     if isinstance(kind, inspect.BoolType):
         return "true or false"
     if isinstance(kind, inspect.StructType):
-        return f"an object with {', '.join(field.encode_name for field in kind.fields)}"
+        return f"an object with {' or '.join(field.encode_name for field in kind.fields)}"
     raise TypeError(f"{kind}: no words for a field of this type; add them here")
 
 

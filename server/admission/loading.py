@@ -17,7 +17,7 @@ def too_early(context: Context) -> tuple[str, int]:
     if context.engine.loaded is not None and context.engine.loaded.done():
         return "the engine is being built again after a fault; try again in a few seconds", SOON
     wait = SOON if context.loading_seconds() < QUICK_SECONDS else LATER
-    return f"the model is being loaded; the first start compiles for a minute or two; try again in {wait // 1000} s", wait
+    return f"the model is being loaded; the first start compiles for about two minutes; try again in {wait // 1000} s", wait
 
 
 async def tell(context: Context) -> None:
@@ -25,4 +25,4 @@ async def tell(context: Context) -> None:
     await context.loading.wait()
     begun, loaded = monotonic(), context.engine.load()
     while not (await asyncio.wait({loaded}, timeout=LINE_SECONDS))[0]:
-        log.info("still loading after %.0f s: a first start compiles programs for a minute or two, and keeps them", monotonic() - begun)
+        log.info("still loading after %.0f s: a first start compiles programs for about two minutes, and keeps them", monotonic() - begun)

@@ -33,7 +33,8 @@ class WrongField(msgspec.ValidationError):
 def decode(data: str | bytes) -> Any:
     """JSON -> what it holds, without what is null. Raises one of BAD."""
     text = data if isinstance(data, str) else data.decode()
-    return _without_nulls(msgspec.json.decode(text.removeprefix(BOM)))
+    value = msgspec.json.decode(text.removeprefix(BOM))
+    return _without_nulls(value) or {} if isinstance(value, dict) else value
 
 
 def convert(value: Any, kind: Any) -> Any:
@@ -67,9 +68,11 @@ def explained(error: msgspec.ValidationError, value: Any, kind: Any) -> msgspec.
 
 
 def _without_nulls(value: Any) -> Any:
+    """An object of which nothing but nulls is left is one, too; one that was sent empty is not."""
     if not isinstance(value, dict):
         return value
-    return {name: _without_nulls(one) for name, one in value.items() if one is not None}
+    kept = {name: bare for name, one in value.items() if (bare := _without_nulls(one)) is not None}
+    return kept if kept or not value else None
 
 
 def _tidy(name: str, value: Any) -> Any:

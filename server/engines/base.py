@@ -64,6 +64,9 @@ class SpeechHandle(Protocol):
     async def begin(self) -> None:
         """Return when it is the utterance's turn, when it has ended, or when it waits for nothing but its text."""
 
+    async def taken(self) -> None:
+        """Return when the engine has taken all parts of a whole text, or the utterance has ended; ``failure``: it did not take one."""
+
     def append(self, text: str) -> None:
         """More text of an incremental request."""
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from qwen3_jax.engine.requests import Priority, Standing
 from qwen3_jax.shapes import F32
+from qwen3_jax.text.scripts import Letters
 from server.engines.base import EngineClosed, SpeechRequest
 
 
@@ -31,6 +32,7 @@ class ThreadHandle:
         self.begun = False  # it has had a turn
         self.finish_reason: str | None = None
         self.failure: BaseException | None = None
+        self.letters: Letters | None = None  # of the text so far; the thread's
         self._wake = wake
         self._loop = asyncio.get_running_loop()
         self._begun, self._arrived = asyncio.Event(), asyncio.Event()
@@ -48,6 +50,9 @@ class ThreadHandle:
         """A text that has no word yet waits for nobody but its writer."""
         if self.standing != "text":
             await self._begun.wait()
+
+    async def taken(self) -> None:
+        """The model speaks one part after the other, and says of each only then whether it takes it."""
 
     def append(self, text: str) -> None:
         with self._changed:

@@ -178,6 +178,7 @@ class Qwen3Engine:
                 await (self._write_pieces if request.incremental else self._write_whole)(utterance, self._how(request, voice))
         except Exception as error:  # noqa: BLE001  # nobody awaits this task: its reader must hear of the error, or would wait for ever
             utterance.fail(error)
+        utterance.written.set_result(None)
         if (handle := utterance.handle) is not None:
             await self._consumer.until(handle, lambda: handle.ended)
         del self._utterances[utterance]

@@ -24,6 +24,7 @@ class Qwen3Utterance:
     def __init__(self, request: SpeechRequest, consumer: LoopConsumer) -> None:
         self.request = request
         self.opened: asyncio.Future[Handle | None] = asyncio.get_running_loop().create_future()
+        self.written: asyncio.Future[None] = asyncio.get_running_loop().create_future()  # done as soon as the engine has all of its text
         self._early: Exception | None = None  # where that is None, there never is a handle: what went wrong, or None after a cancel
         self._consumer = consumer
         self._text, self._text_ended = request.text, False  # of a text in pieces, what the engine has not taken
@@ -50,6 +51,9 @@ class Qwen3Utterance:
         if (handle := await self._there()) is not None:
             written = self.request.incremental
             await self._consumer.until(handle, lambda: handle.begun or handle.done or (written and handle.segment(0) is None))
+
+    async def taken(self) -> None:
+        await asyncio.wait([self.written])  # which leaves it as it is if this is cancelled
 
     def append(self, text: str) -> None:
         self._text += text

@@ -21,6 +21,7 @@ from qwen3_jax.audio.samples import check_finite
 from qwen3_jax.engine import Full
 from qwen3_jax.engine.line import Line
 from qwen3_jax.shapes import F32
+from qwen3_jax.text.scripts import Letters
 from server.engines import prompts
 from server.engines.base import Crowded, OutOfMemory, Refused, SpeechRequest, State
 from server.engines.handle import ThreadHandle
@@ -211,6 +212,7 @@ class ThreadEngine:
         request, model = handle.request, self._loaded
         prompt = self._prompt(request.voice) if isinstance(request.voice, StoredVoice) else request.voice
         if (text := handle.next_text(model.split)) is not None:
+            _check_letters(handle, text, model.languages)
             speech = model.speak(request, prompt, text)
             pieces: Iterator[F32[np.ndarray, " F"]] = map(self._finite, speech)
             if request.whole:
@@ -276,3 +278,13 @@ class ThreadEngine:
             except (Refused, OSError) as error:
                 prompts.pass_over(self._store, voice, error, voice is candidates[-1])
         model.warm_up(SpeechRequest(text="Ready.", voice=voice, language="Auto"), prompt)
+
+
+def _check_letters(handle: ThreadHandle, text: str, languages: tuple[str, ...]) -> None:
+    """Raises Refused if most of what an utterance says, up to the text's end, is written in none of the languages."""
+    letters = handle.letters = handle.letters or Letters(languages)
+    letters.add(text)
+    try:
+        letters.check()
+    except ValueError as error:
+        raise Refused(str(error)) from error

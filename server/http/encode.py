@@ -174,15 +174,22 @@ class _Buffer:
 
 
 class Tempo:
-    """Faster or slower at the same pitch (FFmpeg's atempo).
+    """Faster or slower at the same pitch (FFmpeg's atempo). N samples in are round(N / speed) samples out, in pieces of whatever sizes.
+
+    The filter cannot allocate an output of no samples, so it gets ``LEAST`` at a time; and it keeps what does not fill its window, so
+    silence follows the last piece, and what comes of that is cut off.
 
     Args:
         speed: 0.25 to 4.
     """
 
+    LEAST, TAIL = 64, 8192  # samples: of a piece for the filter; of the silence at the end, a few of its windows
+
     def __init__(self, speed: float) -> None:
         av = _av(f"speed {speed:g}")
         self._frame, self._blocked, self._place = av.AudioFrame, (av.BlockingIOError, av.EOFError), 0
+        self._speed, self._held = speed, np.zeros(0, np.float32)
+        self._taken = self._given = 0  # samples
         self._graph = av.filter.Graph()
         nodes = [self._graph.add_abuffer(format="flt", sample_rate=SAMPLE_RATE, layout="mono", time_base=Fraction(1, SAMPLE_RATE))]
         while speed < 0.5:  # the filter's own limit
@@ -194,17 +201,27 @@ class Tempo:
         self._graph.configure()
 
     def write(self, pcm: F32[np.ndarray, " F"]) -> F32[np.ndarray, " _"]:
-        if not len(pcm):
-            return np.zeros(0, np.float32)  # FFmpeg takes no frame without samples
-        frame = self._frame.from_ndarray(np.ascontiguousarray(check_finite(pcm)[None], np.float32), format="flt", layout="mono")
+        """A piece in, what has become of the pieces so far out. Raises FloatingPointError for samples that are not finite."""
+        self._taken += len(pcm)
+        self._held = np.concatenate([self._held, check_finite(pcm)], dtype=np.float32)
+        made = self._held[:0]
+        if len(self._held) >= self.LEAST:
+            self._push(self._held)
+            self._held, made = made, self._pull()
+        self._given += len(made)
+        return made
+
+    def finish(self) -> F32[np.ndarray, " F"]:
+        """The rest."""
+        self._push(np.concatenate([self._held, np.zeros(self.TAIL, np.float32)]))
+        self._graph.push(None)
+        return self._pull()[: max(0, round(self._taken / self._speed) - self._given)]
+
+    def _push(self, pcm: F32[np.ndarray, " F"]) -> None:
+        frame = self._frame.from_ndarray(np.ascontiguousarray(pcm[None]), format="flt", layout="mono")
         frame.sample_rate, frame.pts, frame.time_base = SAMPLE_RATE, self._place, Fraction(1, SAMPLE_RATE)
         self._place += len(pcm)
         self._graph.push(frame)
-        return self._pull()
-
-    def finish(self) -> F32[np.ndarray, " F"]:
-        self._graph.push(None)
-        return self._pull()
 
     def _pull(self) -> F32[np.ndarray, " F"]:
         pieces = [np.zeros(0, np.float32)]

@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import io
 import os
+import re
 from collections.abc import AsyncIterator
 from typing import BinaryIO
 
@@ -13,6 +14,7 @@ from server.http.web import answer
 
 PIECE = 64 * 1024  # bytes in memory for each client
 KIND = "audio/wav"
+_RANGE = re.compile(r"([0-9]{1,100})-([0-9]{1,100})?|-([0-9]{1,100})")  # first and last byte; or the last so many
 
 
 def respond(request: Request, file: BinaryIO) -> Response:
@@ -22,15 +24,14 @@ def respond(request: Request, file: BinaryIO) -> Response:
     if request.if_none_match.contains(etag):
         file.close()
         return _described(Response("", status=304, content_type=KIND), etag)
-    asked = request.range
-    if asked is not None and asked.units == "bytes" and len(asked.ranges) == 1 and _applies(request, etag):
-        found = _part(asked.ranges[0], size)
-        if found is None:
-            file.close()
-            refused = answer(416, "RANGE_NOT_SATISFIABLE", f"the recording has {size} bytes: ask for a range of these")
-            refused.headers["Content-Range"] = f"bytes */{size}"
-            return _described(refused, etag)
-        (start, stop), status = found, 206
+    asked = parts_of(request.headers.get("Range", ""), size) if request.method == "GET" and _applies(request, etag) else None
+    if asked == []:
+        file.close()
+        refused = answer(416, "RANGE_NOT_SATISFIABLE", f"the recording has {size} bytes: ask for a range of these")
+        refused.headers["Content-Range"] = f"bytes */{size}"
+        return _described(refused, etag)
+    if asked is not None and len(asked) == 1:
+        [(start, stop)], status = asked, 206
     if request.method == "HEAD":
         file.close()
     response = Response("" if request.method == "HEAD" else _Pieces(file, start, stop), status=status, content_type=KIND)
@@ -38,6 +39,30 @@ def respond(request: Request, file: BinaryIO) -> Response:
     if status == 206:
         response.headers["Content-Range"] = f"bytes {start}-{stop - 1}/{size}"
     return _described(response, etag)
+
+
+def parts_of(header: str, size: int) -> list[tuple[int, int]] | None:
+    """``Range`` (RFC 9110, 14.1) -> (first byte, the one after the last) of each range that is there, none if no range is.
+
+    None: there is no such header, or it is one to ignore: another unit, or a range that is not well-formed.
+    """
+    unit, equals, ranges = header.partition("=")
+    if unit.strip().lower() != "bytes" or not equals:
+        return None
+    found = []
+    for one in filter(None, (one.strip(" \t") for one in ranges.split(","))):
+        if (spelled := _RANGE.fullmatch(one)) is None:
+            return None
+        first, last, suffix = (None if number is None else int(number) for number in spelled.groups())
+        if first is None:
+            first, stop = max(0, size - (suffix or 0)), size
+        elif last is not None and last < first:
+            return None
+        else:
+            stop = size if last is None else min(last + 1, size)
+        if first < stop:
+            found.append((first, stop))
+    return found if ranges.strip(" \t,") else None
 
 
 class _Pieces(AsyncIterator[bytes]):
@@ -59,17 +84,9 @@ class _Pieces(AsyncIterator[bytes]):
         self._file.close()
 
 
-def _part(asked: tuple[int, int | None], size: int) -> tuple[int, int] | None:
-    """(first byte, the one after the last) of what a range asks for, a negative start from the end on; None if none of it is there."""
-    start, stop = asked
-    if start < 0:
-        start = max(0, size + start)
-    return (start, size if stop is None else min(stop, size)) if start < size else None
-
-
 def _applies(request: Request, etag: str) -> bool:
-    """Whether the client's earlier part is of this very recording; without ``If-Range`` it takes the risk."""
-    return "If-Range" not in request.headers or request.if_range.etag == etag
+    """Whether the client's earlier part is of this very recording; without ``If-Range`` it takes the risk. A weak tag does not do."""
+    return request.headers.get("If-Range", f'"{etag}"').strip() == f'"{etag}"'
 
 
 def _described(response: Response, etag: str) -> Response:

@@ -14,6 +14,7 @@ from qwen3_jax.text.nfc import nfc
 
 BEST_SECONDS, BEST_RATE, BEST_BITS, BEST_NOISE_DB = (5.0, 10.0), 24_000, 16, 20.0
 MAX_TRANSCRIPT = 2000  # characters
+_TURNING = frozenset({"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"})  # Unicode's classes of such characters
 FASTEST, SLOWEST = 30.0, 2.0  # letters a second that anybody says; a character of CJK counts as three letters
 
 
@@ -29,19 +30,24 @@ def check(data: bytes, max_bytes: int) -> Clip:
 
 
 def check_words(field: str, value: str, *, lines: bool = True) -> str:
-    """What people write about a voice, trimmed; nothing in it acts on a terminal.
+    """What people write about a voice, trimmed; nothing in it acts on a terminal. Of invisible characters alone nothing is left.
 
     Args:
         field: its name, for the refusal.
         lines: whether it may have line breaks and tabs.
 
     Raises:
-        Refusal: a control character, NUL among them, or half of a surrogate pair.
+        Refusal: a control character, NUL among them, one that turns the direction of others, or half of a surrogate pair.
     """
-    bad = next((character for character in value if is_control(character) and not (lines and character in "\n\r\t")), None)
+    bad = next((character for character in value if _acts(character) and not (lines and character in "\n\r\t")), None)
     if bad is not None:
         raise Refusal(f"{field.upper()}_INVALID", f"{field} has the control character U+{ord(bad):04X}: letters are taken; remove it", 400)
-    return value.removeprefix("\ufeff").strip()
+    words = value.removeprefix("\ufeff").strip()
+    return words if any(character.isprintable() and not character.isspace() for character in words) else ""
+
+
+def _acts(character: str) -> bool:
+    return is_control(character) or unicodedata.bidirectional(character) in _TURNING
 
 
 def check_transcript(transcript: str, seconds: float) -> str:
@@ -93,7 +99,7 @@ def _above_noise(clip: Clip) -> float:
     """dB between loud and quiet stretches of 20 ms (90th and 5th percentile)."""
     size = clip.rate // 50
     frames = clip.samples[: len(clip.samples) // size * size].reshape(-1, size).astype(np.float64)
-    levels = 10 * np.log10(np.mean(frames**2, axis=1) + 1e-12)
+    levels = 10 * np.log10(np.var(frames, axis=1) + 1e-12)  # a constant offset is no background
     return float(np.percentile(levels, 90) - np.percentile(levels, 5))
 
 

@@ -37,6 +37,7 @@ class Client:
         self.address = address
         self.principal: Principal | None = None
         self._context, self._displaced = context, displaced
+        self._token: str | None = None  # that says who it is
         self._held = contextlib.ExitStack()  # a session of the principal's, or a place among the newcomers
 
     @property
@@ -65,7 +66,7 @@ class Client:
         except Limited as error:
             raise _limited(error) from error
         if principal is not None:
-            self._welcome(principal)
+            self._welcome(principal, token)
             return
         try:
             guest = self._context.limits.newcomers.enter(self.address, self._displaced)
@@ -81,20 +82,36 @@ class Client:
             principal = await self._context.auth.authenticate(token)
         except Unauthorized as error:
             raise Ended(Close.UNAUTHORIZED, protocol.error("UNAUTHORIZED", str(error), recoverable=False)) from error
-        self._welcome(principal)
+        self._welcome(principal, token)
+
+    async def lapsed(self) -> str | None:
+        """Why it is not any more who it has said to be: its token has expired, or its key has been taken away or is another's. None: it is.
+
+        The token is looked at again, as that of each request over HTTP is.
+        """
+        principal = self.principal
+        if principal is None or not self._context.auth.required:
+            return None
+        if principal.expired:
+            return "the token has expired"
+        try:
+            now = await self._context.auth.authenticate(self._token)
+        except Unauthorized as error:
+            return str(error)
+        return None if now.id == principal.id else "the token is another client's now"
 
     def leave(self) -> None:
         """It has gone: what it held is free."""
         self._held.close()
 
-    def _welcome(self, principal: Principal) -> None:
+    def _welcome(self, principal: Principal, token: str | None) -> None:
         """The session is the principal's, and no stranger's any more."""
         self._held.close()
         try:
             self._held.enter_context(self._context.limits.session(principal))
         except Limited as error:
             raise _limited(error) from error
-        self.principal = principal
+        self.principal, self._token = principal, token
         here().welcome()
 
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Protocol
 
 from server.context import Context
@@ -27,18 +27,20 @@ class Outgoing:
     """The socket's sending half, for two tasks.
 
     Args:
-        limit: seconds that a client may take to read a message.
+        refused: hears of every error that is sent, with the close code that follows it, or ``-``.
     """
 
-    def __init__(self, socket: Socket, context: Context) -> None:
+    def __init__(self, socket: Socket, context: Context, refused: Callable[[protocol.Error, int | str], None]) -> None:
         self._socket, self._limit, self._metrics = socket, context.settings.send_timeout, context.metrics
+        self._refused = refused
         self._lock = asyncio.Lock()
         self.close_code: int | None = None  # with which the server has closed
 
-    async def send(self, message: protocol.ServerMessage) -> None:
-        """Send a message. Raises SlowClient."""
+    async def send(self, message: protocol.ServerMessage, closing: Close | None = None) -> None:
+        """Send a message, before ``closing`` if that follows. Raises SlowClient."""
         if isinstance(message, protocol.Error):
             self._metrics.errors.labels(message.code).inc()
+            self._refused(message, "-" if closing is None else int(closing))
         async with self._alone():
             await self._socket.send(protocol.encode(message))
 

@@ -30,7 +30,8 @@ from server.ws.outgoing import Outgoing, SlowClient, Socket
 from server.ws.playback import Configuration, Playback, Turn, told
 from server.ws.protocol import SPEAK, Cancel, Close, Flush, Speak, Start
 
-TURNED_AWAY = ("UNAUTHORIZED", "RATE_LIMITED", "MODEL_LOADING")  # errors that are refusals: not of a text, but of who asks, or now
+ANSWERS = ("CANCELLED", "SYNTHESIS_ERROR")  # errors that are no refusals: what was asked for, and faults of ours, which the log has
+EXPLAINED = ("UNAUTHORIZED", "RATE_LIMITED", "MODEL_LOADING", "TIMEOUT", "GPU_OUT_OF_MEMORY")  # they say nothing of a client's text
 START_SECONDS = 60.0  # from connecting to the first start or speak
 VANISHED = 1006  # the close code of a connection that ended without one (RFC 6455)
 log = logging.getLogger(__name__)
@@ -53,7 +54,7 @@ class ClientSession:
         self._client, self._token = Client(context, address, self._displace), token
         self._reading: asyncio.Timeout | None = None
         self._displaced = False
-        self._out = Outgoing(socket, context)
+        self._out = Outgoing(socket, context, self._note)
         self._configuration = Configuration()
         self._playback = Playback(self.machine, self._out, context, self.id)
         self._connected = self._active = monotonic()
@@ -122,18 +123,18 @@ class ClientSession:
 
     async def _leave(self, last: protocol.ServerMessage, code: Close) -> None:
         self.machine.stop()
-        if isinstance(last, protocol.Error):
-            self._note(last.code, last.message, int(code))
-        await self._out.send(last)
+        await self._out.send(last, code)
         await self._out.close(code)
 
-    def _note(self, reason: str, why: str, status: int | str = "-") -> None:
-        """For the log, if that is a refusal; a client that never said who it is has been refused, too."""
-        if reason in TURNED_AWAY or (reason == "TIMEOUT" and self._client.principal is None):
-            client = self._client
-            self._context.access.refused(
-                route=SPEAK, status=status, reason=reason, address=client.address, why=why, principal=client.principal_id
-            )
+    def _note(self, error: protocol.Error, status: int | str) -> None:
+        """One line of the log, and a count, for every refusal, of whom, of a message or of a text; an idle session's end is none."""
+        client = self._client
+        if error.code in ANSWERS or (status == Close.IDLE and client.principal is not None):
+            return
+        why = error.message if error.code in EXPLAINED else ""
+        self._context.access.refused(
+            route=SPEAK, status=status, reason=error.code, address=client.address, why=why, principal=client.principal_id
+        )
 
     def _displace(self) -> None:
         """Somebody else has got the place."""
@@ -177,7 +178,6 @@ class ClientSession:
             await self._refuse(message, last)
 
     async def _refuse(self, message: protocol.ClientMessage | None, last: protocol.Error) -> None:
-        self._note(last.code, last.message)
         final = not isinstance(message, Start) and not self.machine.speaks(last.request_id or None)
         await self._out.send(msgspec.structs.replace(last, final=final))
 
@@ -217,7 +217,7 @@ class ClientSession:
                 raise Rejection("INVALID_MESSAGE", f"{name} {shorten(repr(value))} is not supported: use {', '.join(map(str, allowed))}")
         language = speech.language(self._context, message.language or self._configuration.language or None)
         known = self._client.principal
-        if self._context.auth.required and (message.auth_token is not None or known is None or known.expired):
+        if self._context.auth.required and (message.auth_token is not None or known is None or await self._client.lapsed() is not None):
             await self._client.authenticate(message.auth_token)
         self.machine.start()
         self._begun = True
@@ -243,8 +243,8 @@ class ClientSession:
             raise Ended(
                 Close.UNAUTHORIZED, protocol.error("UNAUTHORIZED", "send start with authToken first", request_id, recoverable=False)
             )
-        if principal.expired:
-            raise Rejection("UNAUTHORIZED", "the token has expired: send start with a fresh authToken", request_id)
+        if (why := await self._client.lapsed()) is not None:
+            raise Rejection("UNAUTHORIZED", f"{why}: send start with a fresh authToken", request_id)
         self._begun = True
         language = speech.language(self._context, message.language or self._configuration.language or None)
         speech.check_engine(self._context, principal)
