@@ -116,9 +116,9 @@ async def test_the_least_recently_used_voice_leaves_the_cache(voices: Path) -> N
     async with engine_of(voices, voice_cache=2) as engine:
         for name in ("a", "b", "a", "c"):
             await engine.prepare(engine._store.voices[name])
-        assert [name for name, _ in engine._prompts] == ["a", "c"]
+        assert engine._prompts.voices == ["a", "c"]
         engine.forget("a")
-        assert [name for name, _ in engine._prompts] == ["c"]
+        assert engine._prompts.voices == ["c"]
 
 
 async def test_a_voice_that_many_want_is_cloned_once(voices: Path) -> None:

@@ -94,10 +94,10 @@ async def test_the_least_recently_used_voice_leaves_the_cache(voices: Path) -> N
     async with engine_of(voices, FakeTTS(), voice_cache=2) as engine:
         for name in ("a", "b", "a", "c"):
             await engine.prepare(engine._store.voices[name])
-        assert [name for name, _ in engine._prompts] == ["a", "c"]
+        assert engine._prompts.voices == ["a", "c"]
         engine.forget("a")
         await engine.prepare(engine._store.voices["c"])
-        assert [name for name, _ in engine._prompts] == ["c"]
+        assert engine._prompts.voices == ["c"]
 
 
 async def test_high_goes_before_waiting_normal_ones(voices: Path) -> None:

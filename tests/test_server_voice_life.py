@@ -65,7 +65,7 @@ async def test_what_another_process_does_is_seen_within_a_moment(voices: Path) -
         assert (await utterance(connection))[1]["type"] == "complete"
         write_wav(voices / "anna" / "reference.wav", np.random.default_rng(9).normal(0, 0.1, 84000).astype(np.float32))
         before = store.voices["anna"].revision
-        await until(lambda: store.voices["anna"].revision != before and not [key for key in kept if key[0] == "anna"])
+        await until(lambda: store.voices["anna"].revision != before and "anna" not in kept.voices)
         await say(connection, type="speak", text="Hello.")
         assert (await utterance(connection))[1]["type"] == "complete"
         assert [name for name, _ in tts.cloned] == ["makima", "anna", "anna"], "the new recording is spoken"
@@ -77,7 +77,7 @@ async def test_what_another_process_does_is_seen_within_a_moment(voices: Path) -
         await utterance(connection)
         assert tts.cloned[-1] == ("anna", "Words.")
         shutil.rmtree(voices / "anna")
-        await until(lambda: "anna" not in store.voices and not [key for key in kept if key[0] == "anna"])
+        await until(lambda: "anna" not in store.voices and "anna" not in kept.voices)
         assert len(prompts_of(voices)) == 1
         async with server.http_client() as http:
             assert code(await http.get("/api/v1/voices/anna/sample.wav")) == (404, "VOICE_NOT_FOUND")
@@ -119,7 +119,7 @@ async def test_a_voice_that_went_a_moment_ago_is_not_found_either(make: Callable
             assert str(voices) not in error["message"]
             heard, complete = await utterance(connection)
             assert heard and (complete["type"], complete["requestId"]) == ("complete", "r"), "in the default voice"
-        assert [key[0] for key in server.context.engine._prompts] == ["makima"]
+        assert server.context.engine._prompts.voices == ["makima"]
         assert len(prompts_of(voices)) == 1
 
 
@@ -160,7 +160,7 @@ async def test_deletes_at_once_and_twice(voices: Path) -> None:
             statuses = sorted(answer.status_code for answer in await asyncio.gather(*(http.delete(path) for _ in range(4))))
             assert statuses == [204, 404, 404, 404]
         assert code(await http.delete(paths[0])) == (404, "VOICE_NOT_FOUND")
-        assert [key[0] for key in server.context.engine._prompts] == ["makima"]
+        assert server.context.engine._prompts.voices == ["makima"]
         assert len(prompts_of(voices)) == 1
         assert sorted(os.listdir(voices)) == ["anna", "makima"]
 
@@ -194,7 +194,7 @@ async def test_an_upload_that_is_deleted_while_it_is_prepared(voices: Path) -> N
         assert (await http.delete(f"/api/v1/voices/{made}")).status_code == 204
         go_on.set()
         assert code(await uploading) == (404, "VOICE_NOT_FOUND")
-        assert [key[0] for key in server.context.engine._prompts] == ["makima"]
+        assert server.context.engine._prompts.voices == ["makima"]
         assert len(prompts_of(voices)) == 1
         assert sorted(os.listdir(voices)) == ["anna", "makima"]
 
@@ -231,7 +231,7 @@ async def test_a_folder_that_cannot_be_listed_for_a_moment(
             assert [one["id"] for one in (await http.get("/api/v1/voices")).json()["voices"]] == ["anna", "makima"]
             await say(connection, type="speak", text="Hello.", voice="anna")
             assert (await utterance(connection))[1]["type"] == "complete"
-            assert {key[0] for key in kept} == {"anna", "makima"} and len(prompts_of(voices)) == 2
+            assert set(kept.voices) == {"anna", "makima"} and len(prompts_of(voices)) == 2
             counted = next(line for line in (await http.get("/metrics")).text.splitlines() if line.startswith("tts_voice_failures "))
             assert float(counted.split()[1]) >= 3
             failing = False

@@ -1,7 +1,9 @@
 """What a model has to know of a stored voice: from where it is kept, or cloned and then kept; and the voices to be warm at start."""
 
 import logging
-from typing import Any, Protocol
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any, Generic, Protocol, TypeVar
 
 from qwen3_jax.messages import shorten
 from qwen3_jax.voices.folder import revision
@@ -12,7 +14,49 @@ from server.voices.cache import Name
 from server.voices.store import StoredVoice, VoiceStore
 
 MOST_NAMED = 20  # voices that an error lists
+Prompt = TypeVar("Prompt")
 log = logging.getLogger(__name__)
+
+
+class Prompts(Generic[Prompt]):
+    """The prompts of the voices that were used last, in memory; for one thread.
+
+    Args:
+        most: prompts that are kept; the least recently used goes first.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._kept: OrderedDict[tuple[str, str], Prompt] = OrderedDict()  # least recently used first
+
+    @property
+    def voices(self) -> list[str]:
+        """Their ids, the least recently used first."""
+        return [voice_id for voice_id, _ in self._kept]
+
+    def get(self, voice: StoredVoice, make: Callable[[StoredVoice], Prompt]) -> Prompt:
+        """The voice's, made if it is not there."""
+        key = (voice.id, voice.revision)
+        if key not in self._kept:
+            self._kept[key] = make(voice)
+        self._kept.move_to_end(key)
+        while len(self._kept) > self._most:
+            self._kept.popitem(last=False)
+        return self._kept[key]
+
+    def drop(self, voice: StoredVoice, prompt: Prompt) -> None:
+        """Forget that prompt, unless another one has taken its place."""
+        if self._kept.get((voice.id, voice.revision)) is prompt:
+            del self._kept[voice.id, voice.revision]
+
+    def forget(self, voice_id: str) -> None:
+        """All of a voice's."""
+        for key in [key for key in self._kept if key[0] == voice_id]:
+            del self._kept[key]
+
+    def clear(self) -> None:
+        """Forget all."""
+        self._kept.clear()
 
 
 class CloningModel(Protocol):

@@ -11,7 +11,6 @@ parts follow while those before them are spoken; a text in pieces grows as its p
 import asyncio
 import gc
 import logging
-from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
@@ -57,7 +56,7 @@ class Qwen3Engine:
         self._settings, self._store, self._make = settings, store, make
         self._voices, self._texts = ThreadPoolExecutor(1, "voices"), ThreadPoolExecutor(1, "texts")
         self._service: SpeechService | None = None
-        self._prompts: OrderedDict[tuple[str, str], asyncio.Future[Voice]] = OrderedDict()  # least recently used first
+        self._prompts = prompts.Prompts[asyncio.Future[Voice]](settings.voice_cache)
         self._utterances: dict[Qwen3Utterance, asyncio.Task[None]] = {}  # until the engine has made all of them
         self.loaded: asyncio.Future[None] | None = None
         self._closed = False
@@ -139,8 +138,7 @@ class Qwen3Engine:
         await self._prompt(voice)
 
     def forget(self, voice_id: str) -> None:
-        for key in [key for key in self._prompts if key[0] == voice_id]:
-            del self._prompts[key]
+        self._prompts.forget(voice_id)
 
     def close(self) -> None:
         if self._closed:
@@ -223,18 +221,11 @@ class Qwen3Engine:
 
     async def _prompt(self, voice: StoredVoice) -> Voice:
         """The voice, cloned once however many wait for it."""
-        key = (voice.id, voice.revision)
-        if key not in self._prompts:
-            self._prompts[key] = self._in(self._voices, self._clone, voice)
-        self._prompts.move_to_end(key)
-        while len(self._prompts) > self._settings.voice_cache:
-            self._prompts.popitem(last=False)
-        future = self._prompts[key]
+        future = self._prompts.get(voice, lambda voice: self._in(self._voices, self._clone, voice))
         try:
             return await asyncio.shield(future)
         except Exception:  # whatever the error is, the caller gets it, and the next caller tries again
-            if self._prompts.get(key) is future:
-                del self._prompts[key]
+            self._prompts.drop(voice, future)
             raise
 
     def _in(self, threads: ThreadPoolExecutor, call: Callable[..., Any], *given: Any) -> "asyncio.Future[Any]":

@@ -10,7 +10,6 @@ waits for it, and the thread lives on. Out of memory: the caches are cleared, an
 import asyncio
 import contextlib
 import logging
-from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
@@ -83,7 +82,7 @@ class ThreadEngine:
         self._settings, self._store, self._make = settings, store, make
         self._thread = ThreadPoolExecutor(1, "tts")
         self._model: Synthesiser | None = None
-        self._prompts: OrderedDict[tuple[str, str], Any] = OrderedDict()  # least recently used first; the thread's alone
+        self._prompts = prompts.Prompts[Any](settings.voice_cache)  # the thread's alone
         self._line: Line[ThreadHandle] = Line(PATIENCE, settings.max_queue)
         self._running: set[ThreadHandle] = set()
         self._exhausted = 0
@@ -159,7 +158,7 @@ class ThreadEngine:
         await asyncio.get_running_loop().run_in_executor(self._thread, self._prompt, voice)
 
     def forget(self, voice_id: str) -> None:
-        self._thread.submit(self._forget, voice_id)
+        self._thread.submit(self._prompts.forget, voice_id)
 
     def close(self) -> None:
         self._closed = True
@@ -237,17 +236,7 @@ class ThreadEngine:
             raise
 
     def _prompt(self, voice: StoredVoice) -> Any:
-        key = (voice.id, voice.revision)
-        if key not in self._prompts:
-            self._prompts[key] = prompts.prepared(self._store, voice, self._loaded)
-        self._prompts.move_to_end(key)
-        while len(self._prompts) > self._settings.voice_cache:
-            self._prompts.popitem(last=False)
-        return self._prompts[key]
-
-    def _forget(self, voice_id: str) -> None:
-        for key in [key for key in self._prompts if key[0] == voice_id]:
-            del self._prompts[key]
+        return self._prompts.get(voice, lambda voice: prompts.prepared(self._store, voice, self._loaded))
 
     def _recover(self) -> None:
         """After out of memory: clear the caches; where that has not helped, go on on the CPU."""
