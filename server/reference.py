@@ -15,6 +15,7 @@ GROUPS = {  # the first setting of each group
     "max_sessions": "Limits",
     "turn_timeout": "Time limits",
     "auth": "Who may ask",
+    "responder_url": "The answer to what is heard",
     "log_format": "Log and metrics",
 }
 USAGE = """\

@@ -100,7 +100,7 @@ LAYERS = [
     },
     {"qwen3_jax.evaluate.report", "qwen3_jax.evaluate.speak"},
     {"qwen3_jax.evaluate.command", "qwen3_jax.finetune.command"},
-    {"server.admission", "server.http", "server.ops", "server.ws", "server.voices"},  # only what the rooms are for
+    {"server.admission", "server.http", "server.ops", "server.respond", "server.ws", "server.voices"},  # only what the rooms are for
     {"server.admission.allowed"},
     {
         "convert",
@@ -117,12 +117,14 @@ LAYERS = [
         "server.ops.keys",
         "server.admission.reading",
         "server.voices.names",
+        "server.respond.base",
     },
-    {"server.ws.protocol", "server.http.encode"},
+    {"server.ws.protocol", "server.http.encode", "server.respond.conversation", "server.respond.echo", "server.respond.openai"},
     {"convert.verify", "server.ops.crowd", "server.ops.access", "server.ws.machine", "server.settings", "server.engines"},
     {
         "server.ops.auth",
         "server.environment",
+        "server.respond.factory",
         "server.languages",
         "server.reference",
         "server.ops.connections",
@@ -184,7 +186,7 @@ EXCEPTIONS = {
     **{("server", f"server.{name}"): "when hypercorn's command line calls it" for name in ("app", "run", "transport")},
 }
 # Rooms of the server, lowest first; what all of them share (settings, languages, context) and what puts them together lies above the rooms.
-ROOMS = ("ops", "voices", "engines", "admission", "ws", "http")
+ROOMS = ("ops", "voices", "engines", "admission", "respond", "ws", "http")
 PRODUCT = ("qwen3_jax", "server", "convert")
 PACKAGES = (*PRODUCT, "training")
 LONGEST = 400  # lines of a file

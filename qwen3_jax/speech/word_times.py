@@ -140,7 +140,8 @@ class WordTimes:
         found: dict[int, tuple[int, int]] = {}
         for number, heard in enumerate(self._heard):
             over = self._over or number < len(self._heard) - 1
-            for index, (begin, end) in zip(heard.written, self._times(number, heard, over=over), strict=False):
+            times = self._times(number, heard, over=over)  # which settles what is read
+            for index, (begin, end) in zip(heard.written, times, strict=False):
                 start = 1000 * heard.start / self._sample_rate
                 first, last = round(start + 1000 * STEP_SECONDS * begin), round(start + 1000 * STEP_SECONDS * end)
                 known = found.get(index, (first, last))

@@ -130,21 +130,31 @@ class Trellis:
 
         Where it is not over, the last word's end may lie ahead: where it would be at the usual length of its sounds.
         """
-        sound, begin, end = self._finished() if over else self._now()
         times: list[tuple[float, float]] = []
+        for sound, begin, end in self.path(over=over):
+            if sound == self._first[self._word[sound]]:
+                times.append((begin, end))
+            else:
+                times[-1] = (times[-1][0], end)
+        if times and not over:
+            last, word = int(self._reached), self._word[int(self._reached)]
+            times[-1] = (times[-1][0], times[-1][1] + float(self._usual[last + 1 : self._last[word] + 1].sum()))
+        return times
+
+    def path(self, *, over: bool) -> list[tuple[int, float, float]]:
+        """(sound, first step, last step) of each sound that has begun, along the likeliest path; what lies between is silence."""
+        sound, begin, end = self._finished() if over else self._now()
+        path: list[tuple[int, float, float]] = []
+        self._reached = sound
         while sound >= 0:
+            path.append((sound, float(begin), end))
             number = int(self._word[sound])
-            while sound != self._first[number]:
-                sound -= 1
-                begin -= int(self._lengths[begin - 1][sound])
-            times.append((float(begin), end))
-            if number == 0:
-                break
-            if self._from_silence[begin - 1][number]:
+            if sound == self._first[number] and number and self._from_silence[begin - 1][number]:
                 begin = int(self._silent_since[begin - 1][number])
             sound, end = sound - 1, float(begin)
-            begin -= int(self._lengths[begin - 1][sound])
-        return times[::-1]
+            if sound >= 0:
+                begin -= int(self._lengths[begin - 1][sound])
+        return path[::-1]
 
     def _finished(self) -> tuple[int, int, float]:
         """(the last sound, its first step, its end) of the likeliest path that has said all."""
@@ -167,6 +177,4 @@ class Trellis:
             sound, step = int(self._last[quiet - 1]), int(self._since[quiet])
             return sound, step - int(self._lengths[step - 1][sound]), float(step)
         begin = self.steps - int(lasted[place])
-        last = self._last[self._word[sound]]
-        end = max(self.steps, begin + self._usual[sound]) + self._usual[sound + 1 : last + 1].sum()
-        return int(sound), begin, float(end)
+        return int(sound), begin, float(max(self.steps, begin + self._usual[sound]))

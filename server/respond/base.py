@@ -1,6 +1,6 @@
 """What has been said so far -> the answer's text, in pieces as it is written: one interface, an implementation a file."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from typing import Literal, Protocol
 
 import msgspec
@@ -20,7 +20,7 @@ class Unanswered(RuntimeError):
 class Responder(Protocol):
     """Writes answers. One for all conversations of a server."""
 
-    def answer(self, history: Sequence[Said]) -> AsyncIterator[str]:
+    def answer(self, history: Sequence[Said]) -> AsyncGenerator[str, None]:
         """Pieces of the answer to the last turn, which is the user's. Leaving the iterator early ends the work.
 
         Raises (while iterated):
