@@ -46,24 +46,32 @@ class ChatEndpoint:
             writer.write(data)
             await writer.drain()
 
-        with contextlib.suppress(ConnectionError):
-            sending = asyncio.ensure_future(self.script(send))
-            leaving = asyncio.ensure_future(reader.read())
-            await asyncio.wait({sending, leaving}, return_when=asyncio.FIRST_COMPLETED)
-            if leaving.done():
-                self.left.set()
-            for task in (sending, leaving):
-                task.cancel()
+        sending, leaving = asyncio.ensure_future(self.script(send)), asyncio.ensure_future(reader.read())
+        await asyncio.wait({sending, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if leaving.done():
+            self.left.set()
+        for task in (sending, leaving):
+            task.cancel()
+        await asyncio.gather(sending, leaving, return_exceptions=True)
         writer.close()
+        with contextlib.suppress(ConnectionError):
+            await writer.wait_closed()
 
 
 @contextlib.asynccontextmanager
 async def endpoint(script: Callable[[Send], Awaitable[None]]) -> AsyncIterator[tuple[ChatEndpoint, str]]:
     """It, and its address."""
-    chat = ChatEndpoint(script)
-    server = await asyncio.start_server(chat.serve, "127.0.0.1", 0)
-    async with server:
+    chat, served = ChatEndpoint(script), set[asyncio.Task[None]]()
+
+    def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        served.add(asyncio.ensure_future(chat.serve(reader, writer)))
+
+    server = await asyncio.start_server(connected, "127.0.0.1", 0)
+    try:
         yield chat, f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
+    finally:
+        server.close()
+        await asyncio.wait_for(asyncio.gather(*served, return_exceptions=True), LIMIT)
 
 
 def sending(*pieces: bytes, stall: bool = False) -> Callable[[Send], Awaitable[None]]:

@@ -20,8 +20,8 @@ import numpy as np
 from qwen3_jax.audio.samples import SAMPLE_RATE
 from qwen3_jax.shapes import F32, F64
 from qwen3_jax.speech.word_features import STEP_SECONDS, Features
-from qwen3_jax.speech.word_sounds import LETTER, sounds
-from qwen3_jax.speech.word_trellis import Trellis, Words, fits
+from qwen3_jax.speech.word_sounds import sounds
+from qwen3_jax.speech.word_trellis import Trellis, WordSounds, fits
 from qwen3_jax.text.written_words import WrittenWords
 
 PAUSES = {".": 0.95, "!": 0.95, "?": 0.95, "…": 0.8, "。": 0.95, "！": 0.95, "？": 0.95}  # probability of silence after a mark
@@ -181,8 +181,10 @@ class WordTimes:
             words, written = self._assigned[number]
             heard.complete = True
         else:
-            settled = self._written.words[self._written.given :] if over or self._text_over else self._written.settled()
-            words, written = [word.text for word in settled], list(range(self._written.given, self._written.given + len(settled)))
+            given = self._written.given
+            settled = self._written.words[given:] if over or self._text_over else self._written.settled()
+            said = [(given + place, word.text) for place, word in enumerate(settled) if sounds(word.text)]
+            written, words = [place for place, _ in said], [word for _, word in said]
             if heard.trellis is not None and (
                 len(words) <= len(heard.words) or (not over and len(heard.trellis.times(over=False)) + NEAR < len(heard.words))
             ):
@@ -199,18 +201,18 @@ class WordTimes:
 
 
 def _words(text: str) -> list[str]:
-    """The words of a part as it is read: as those of a written text are found."""
+    """The words of a part as it is read, but for marks alone: as those of a written text are found."""
     found = WrittenWords()
     found.write(text)
-    return [word.text for word in found.words]
+    return [word.text for word in found.words if sounds(word.text)]
 
 
-def _script(words: list[str]) -> Words:
-    """Their sounds, and the silence that their marks make likely; what is a mark alone is a short sound of any kind."""
+def _script(words: list[str]) -> WordSounds:
+    """Their sounds, and the silence that their marks make likely."""
     kinds, word, pause = [], [], [AT_START]
     for number, one in enumerate(words):
-        these = sounds(one) or [LETTER]
+        these = sounds(one)
         kinds += these
         word += [number] * len(these)
         pause.append(PAUSES.get(one.rstrip("\"'”’»)]）」』】")[-1:], NO_MARK))
-    return Words(kinds, word, pause)
+    return WordSounds(kinds, word, pause)
