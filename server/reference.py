@@ -20,6 +20,7 @@ GROUPS = {  # the first setting of each group
 }
 USAGE = """\
 python -m server             serve, with the settings below
+python -m server demo        serve the voice that ships on this machine, and open the page (--no-browser: only print its address)
 python -m server key NAME    make an API key: the key goes to stderr, its line for the file of TTS_API_KEYS to stdout
 python -m server settings    print docs/settings.md
 
