@@ -69,7 +69,11 @@ def rooms(*prefixes: str, but: tuple[str, ...] = ()) -> set[str]:
     ("roots", "extras", "besides"),
     [
         (rooms("qwen3_jax", "convert", but=("qwen3_jax.finetune", "qwen3_jax.evaluate")) | {"server.voices.command"}, (), set()),
-        (rooms("server", but=("server.engines.chatterbox",)), ("server",), {"onnxruntime", "httpx"}),  # the factories name that engine, and the chat endpoint
+        (
+            rooms("server", but=("server.engines.chatterbox",)),
+            ("server",),
+            {"onnxruntime", "httpx"},
+        ),  # the factories name that engine, and the chat endpoint
         (rooms("server"), ("chatterbox",), {"httpx"}),
         (rooms("server.respond"), ("respond",), set()),
         (rooms("qwen3_jax.finetune"), ("finetune",), set()),

@@ -280,7 +280,7 @@ async def test_echo_is_spoken_and_remembered() -> None:
     answer = await mouth.next()
     await asyncio.wait_for(answer.finished.wait(), LIMIT)
     assert (answer.request_id, answer.text) == ("answer-1", "Hello there.")
-    assert conversation.history == (Said("user", "Hello there."),), "nothing has been heard yet"
+    assert list(conversation.history) == [Said("user", "Hello there.")], "nothing has been heard yet"
     answer.end()
     await settled(lambda: len(conversation.history) == 2)
     assert conversation.history[1] == Said("assistant", "Hello there.")

@@ -49,12 +49,12 @@ def speech(words: list[str], pause: int = 300) -> tuple[np.ndarray, list[tuple[f
 
 
 def errors(words: list[TimedWord], times: list[tuple[float, float]]) -> list[float]:
-    assert all(word.start_ms is not None and word.end_ms is not None for word in words)
-    return [
-        abs(one - other)
-        for word, (begin, end) in zip(words, times, strict=False)
-        for one, other in ((word.start_ms, begin), (word.end_ms, end))
-    ]
+    """Of starts and ends, in ms."""
+    found = []
+    for word, (begin, end) in zip(words, times, strict=False):
+        assert word.start_ms is not None and word.end_ms is not None
+        found += [abs(word.start_ms - begin), abs(word.end_ms - end)]
+    return found
 
 
 TEXT = "She sells six seashells, but nobody knows where. Moss stays soft, and sand stings."

@@ -171,7 +171,7 @@ class Trellis:
         lasted = (self.steps - np.arange(LONGEST)) % LONGEST  # of what begun at that place of the ring
         under_way = self._entries + self._sum + self._longer[lasted]
         under_way[lasted == 0] = _NEVER
-        place, sound = np.unravel_index(int(under_way.argmax()), under_way.shape)
+        place, sound = divmod(int(under_way.argmax()), len(self._kinds))
         quiet = int(self._silent.argmax())
         if self._silent[quiet] > under_way[place, sound]:
             if quiet == 0:
@@ -179,4 +179,4 @@ class Trellis:
             sound, step = int(self._last[quiet - 1]), int(self._since[quiet])
             return sound, step - int(self._lengths[step - 1][sound]), float(step)
         begin = self.steps - int(lasted[place])
-        return int(sound), begin, float(max(self.steps, begin + self._usual[sound]))
+        return sound, begin, float(max(self.steps, begin + self._usual[sound]))

@@ -56,7 +56,9 @@ class WrittenWords:
         rest = self.words[self.given : None if last else self.given + len(spoken) + AHEAD]
         keys, theirs = [key(word.text) for word in rest], [key(word) for word in spoken]
         blocks = [(0, 0, 0)]
-        blocks += [tuple(block) for block in SequenceMatcher(None, keys, theirs, autojunk=False).get_matching_blocks()[:-1]]
+        blocks += [
+            (block.a, block.b, block.size) for block in SequenceMatcher(None, keys, theirs, autojunk=False).get_matching_blocks()[:-1]
+        ]
         of: list[int] = []
         for (before, said, size), (at, at_said, _) in zip(blocks, [*blocks[1:], (-1, len(spoken), 0)], strict=True):
             of += range(before, before + size)
