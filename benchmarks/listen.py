@@ -32,24 +32,16 @@ import soxr
 from benchmarks import server
 from benchmarks.listen_clients import WAIT, Loudspeaker, Message, Microphone, conversation, opened, running
 from benchmarks.listen_sounds import RATE, at_level, clicks, edges, music, room, typing
+from benchmarks.listen_texts import EVERYDAY, plain
 from qwen3_jax.evaluate import judges
 from qwen3_jax.shapes import F32
 
 USER = "heart"  # whose voice users have; the server answers in its default one
 USER_DB, NOISE_DB = -20.0, -30.0
 SETTLE_SECONDS = 1.5  # of quiet between two tries
-EVERYDAY = (
-    "It is a beautiful day.", "Where are you going?", "I am very happy to see you.", "We will have dinner at home tonight.",
-    "She opened the window and looked at the garden.", "Please tell me what you would like to do.",
-    "The children were playing in the street.", "He put his hand on the table.", "I do not know what to say.",
-    "They came back to the house in the evening.", "You can leave your coat on the chair.", "My brother wrote me a long letter.",
-    "There was nobody in the room.", "Thank you for everything.", "The door was open, and nobody answered when we called.",
-    "If you have time, come and visit us in the summer.", "What time does the next train leave?",
-    "The weather is cold today, but the sun is out.", "He asked me a question that I could not answer.",
-    "Turn left at the corner, then go straight on.",
-)  # fmt: skip
-LONG = tuple(" ".join(EVERYDAY[first : first + 5]) for first in (4, 9, 14))
-THREE_SECONDS = tuple(" ".join(pair) for pair in zip(EVERYDAY[4:16:2], EVERYDAY[5:17:2], strict=True))
+SENTENCES = EVERYDAY[:20]
+LONG = tuple(" ".join(EVERYDAY[first : first + 5]) for first in (4, 20, 30))
+THREE_SECONDS = tuple(" ".join(pair) for pair in zip(EVERYDAY[4:20:2], EVERYDAY[5:21:2], strict=True))
 
 
 @dataclass
@@ -106,10 +98,6 @@ def told_words(messages: list[Message]) -> tuple[list[Any], list[Any]]:
         words = words[:at] + new
         first += words[len(first) :]
     return words, first
-
-
-def plain(word: str) -> str:
-    return "".join(character for character in word.casefold() if character.isalnum())
 
 
 def whisper_words(reading: Reading) -> list[tuple[int, float, float]]:
@@ -281,7 +269,7 @@ async def ten_and_two(base: str, users: list[Reading], minutes: float) -> dict[s
 async def measure(base: str, arguments: argparse.Namespace) -> dict[str, float]:
     """All figures."""
     tell("speech of the server, and of users")
-    everyday = await read_all(base, EVERYDAY, None, judged=True)
+    everyday = await read_all(base, SENTENCES, None, judged=True)
     long = await read_all(base, LONG, None, judged=True)
     users = await read_all(base, THREE_SECONDS, USER, judged=False)
     made: dict[str, float] = {}

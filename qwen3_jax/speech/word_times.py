@@ -190,13 +190,13 @@ class WordTimes:
             ):
                 return
         heard.words, heard.written = words, written
-        heard.trellis = Trellis(_script(words), self.rate) if words else None
+        heard.trellis = Trellis(spelled_sounds(words), self.rate) if words else None
         heard.advanced = 0
 
     def _learn(self, words: list[str], times: list[tuple[float, float]]) -> None:
         """The voice's rate, from a part that is over."""
         self._said += sum(end - begin for begin, end in times)
-        self._usual += Trellis.usual(_script(words))
+        self._usual += Trellis.usual(spelled_sounds(words))
         self.rate = min(max(self._said / self._usual, FASTEST), SLOWEST)
 
 
@@ -207,7 +207,7 @@ def _words(text: str) -> list[str]:
     return [word.text for word in found.words if sounds(word.text)]
 
 
-def _script(words: list[str]) -> WordSounds:
+def spelled_sounds(words: list[str]) -> WordSounds:
     """Their sounds, and the silence that their marks make likely."""
     kinds, word, pause = [], [], [AT_START]
     for number, one in enumerate(words):

@@ -13,8 +13,8 @@ from qwen3_jax.shapes import F64
 LONGEST = 32  # steps of one sound
 SILENCE = 7  # a kind beside those of word_sounds.py
 # Features of a step: loudness in dB below the loudest so far, and of that loudness the dB in 0 to 1, 1 to 3.5 and above 3.5 kHz.
-# Measured on 40 sentences of two voices that ship (benchmarks/word_times.py --fit); of silence, the spread is wider than theirs, for other
-# voices have other noise.
+# Learnt from 20 sentences of each of two voices that ship (benchmarks/word_times.py --fit). The spread of silence is wider
+# than theirs: other voices have other noise.
 MEANS = np.array(
     [
         [-6.9, -0.7, -14.6, -23.1],
