@@ -1,10 +1,13 @@
-"""Word times against Whisper's own: ``python -m benchmarks.word_times [--fit] [--json OUT]``, in this process, not over a socket.
+"""Word times against Whisper's own: ``python -m benchmarks.word_times [--known] [--fit] [--json OUT]``, in this process, over no socket.
 
 Forty everyday sentences in each of two voices that ship, a quarter of them in two more, and paragraphs of four; Whisper is the tiny.en of
 the extra `eval`. OUT: for ``complete`` (all of a part has come) and ``running`` (a word as it was when it began to be heard), the median
 and 90th percentile of the absolute error of starts and ends, the median of the error itself, and the median of what is left without that;
-``cpu_ms_per_second`` of audio. ``--fit`` prints the tables of qwen3_jax/speech/word_trellis.py, learnt from every other sentence of two
-voices: the mean and the spread of what the likeliest path gives to each kind of sound, twice.
+``cpu_ms_per_second`` of audio.
+
+``--known``: eSpeak's speech instead, whose word times are known (benchmarks/espeak.py): how far from where words begin ours, and
+Whisper's own, begin. ``--fit`` prints the tables of qwen3_jax/speech/word_trellis.py, learnt from every other sentence of two voices: the
+mean and the spread of what the likeliest path gives to each kind of sound, twice.
 """
 
 import argparse
@@ -73,8 +76,8 @@ def times_of(spoken: SpokenText, *, running: bool) -> list[TimedWord]:
     for part in spoken.parts:
         times.add_part(part)
     told: list[TimedWord] = []
-    for pcm, part in spoken.pieces:
-        times.feed(pcm, part)
+    for pcm, number in spoken.pieces:
+        times.feed(pcm, number)
         if running:
             told += times.known()[len(told) :]
     times.finish()
@@ -100,6 +103,38 @@ def figures(texts: list[SpokenText], *, running: bool) -> dict[str, float]:
         "median_without_bias_ms": float(np.median(np.abs(np.array(errors) - bias))),
         "cpu_ms_per_second": round(1000 * spent / sum(spoken.seconds for spoken in texts), 2),
         "words": len(errors) // 2,
+    }
+
+
+def known() -> dict[str, dict[str, float]]:
+    """Errors of the beginnings of words that eSpeak speaks: ours, and Whisper's."""
+    from benchmarks.espeak import Espeak
+
+    espeak, model = Espeak(), judges._whisper()[0]
+    errors: dict[str, list[float]] = {"ours": [], "whisper": []}
+    for text in EVERYDAY:
+        pcm, true = espeak.speak(text)
+        times = WordTimes(24_000)
+        times.write(text)
+        times.feed(pcm)
+        times.finish()
+        segments, _ = model.transcribe(judges.hear(pcm), language="en", beam_size=5, temperature=0.0, word_timestamps=True)
+        found = {
+            "ours": [(word.word, float(word.start_ms or 0)) for word in times.known()],
+            "whisper": [(word.word, 1000 * word.start) for segment in segments for word in segment.words],
+        }
+        for name, words in found.items():
+            matcher = SequenceMatcher(None, [plain(word) for word, _ in true], [plain(word) for word, _ in words], autojunk=False)
+            for block in matcher.get_matching_blocks():
+                errors[name] += [words[block.b + step][1] - true[block.a + step][1] for step in range(block.size)]
+    return {
+        name: {
+            "median_ms": float(np.median(np.abs(one))),
+            "p90_ms": float(np.percentile(np.abs(one), 90)),
+            "bias_ms": float(np.median(one)),
+            "words": len(one),
+        }
+        for name, one in errors.items()
     }
 
 
@@ -138,7 +173,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, help="where the figures go")
     parser.add_argument("--fit", action="store_true", help="learn the tables, and print them and what they give on the rest")
+    parser.add_argument("--known", action="store_true", help="speech of eSpeak, whose word times are known")
     arguments = parser.parse_args()
+    if arguments.known:
+        print(json.dumps(known(), indent=1))
+        return
     texts = speak_all()
     if arguments.fit:
         learnt = [spoken for spoken in texts if spoken.voice in ("makima", "heart") and spoken.text in EVERYDAY[::2]]
