@@ -41,7 +41,7 @@ USER_DB, NOISE_DB = -20.0, -30.0
 SETTLE_SECONDS = 1.5  # of quiet between two tries
 SENTENCES = EVERYDAY[:20]
 LONG = tuple(" ".join(EVERYDAY[first : first + 5]) for first in (4, 20, 30))
-THREE_SECONDS = tuple(" ".join(pair) for pair in zip(EVERYDAY[4:20:2], EVERYDAY[5:21:2], strict=True))
+THREE_SECONDS = tuple(sorted((text for text in EVERYDAY if "," not in text), key=len)[-8:])  # without a pause inside
 
 
 @dataclass
