@@ -18,7 +18,8 @@ from qwen3_jax.shapes import F32
 TICK = 320  # samples that a microphone hands over at a time: 20 ms
 SPEECH_RATE = 24_000
 PLAYED_SECONDS = 0.25  # between two reports of what has sounded
-ECHO_DELAY = 0.06  # seconds from the loudspeaker to the microphone, with both of their buffers
+HELD = 2 * TICK  # samples that the resampler may keep to itself
+ECHO_DELAY = 0.06 - HELD / RATE  # seconds from the loudspeaker to the microphone with both of their buffers, less those
 DUCKED_DB = -20.0  # by which a client turns down what it still has, while speech is held
 WAIT = 60.0
 Message = dict[str, Any]
@@ -171,7 +172,7 @@ class Microphone:
         self._connection, self._background = connection, background
         self._loudspeaker, self._gain = loudspeaker, 10 ** (echo_db / 20)
         self._resampler = soxr.ResampleStream(SPEECH_RATE, RATE, 1, dtype="float32")
-        self._echo = np.zeros(0, np.float32)
+        self._echo = np.zeros(HELD, np.float32)  # resampled, and not heard yet
         self._said = np.zeros(0, np.float32)
         self._begun = 0.0  # when the first sample was heard
         self._samples = 0
@@ -210,7 +211,7 @@ class Microphone:
             heard = self._loudspeaker.picked_up(self._begun + self._samples / RATE - ECHO_DELAY, TICK * SPEECH_RATE // RATE)
             self._echo = np.concatenate([self._echo, self._resampler.resample_chunk(heard)])
             echo, self._echo = self._echo[:TICK], self._echo[TICK:]
-            pcm[: len(echo)] += self._gain * echo
+            pcm += self._gain * echo
         return pcm
 
     async def _receive(self) -> None:
