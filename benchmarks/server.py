@@ -44,6 +44,7 @@ class ClientFigures:
     gaps: list[float] = field(default_factory=list)
     cancels: list[float] = field(default_factory=list)
     underrun: float = 0.0
+    underruns: int = 0
     audio: float = 0.0
     utterances: int = 0
     errors: list[str] = field(default_factory=list)
@@ -80,6 +81,7 @@ async def speak(connection: ClientConnection, text: str, cancel: bool, figures: 
             else:
                 figures.gaps.append(now - last)
                 figures.underrun += max(0.0, now - heard_until)
+                figures.underruns += now > heard_until
             last, heard_until = now, max(now, heard_until) + len(frame) / BYTES_A_SECOND
             if cancel and frames == 2:
                 cancelled = now

@@ -292,6 +292,17 @@ def serve(
     run(model_id=model, host=host, port=port, device=device, voices_dir=voices_dir)
 
 
+@app.command()
+def demo(
+    browser: Annotated[
+        bool, Option("--browser/--no-browser", help="Open the page once the model is loaded, or only print its address.")
+    ] = True,
+    port: Annotated[int | None, Option(help="Default: TTS_PORT, or 8000; if that is in use, one that is free.")] = None,
+) -> None:
+    """Talk to the voice that ships, on a page in the browser (extras `listen` and `server`)."""
+    needed("server.demo", "server", "demo").main(browser=browser, port=port)
+
+
 def main(name: str = "python -m qwen3_jax") -> None:
     """Run the command line. ``name``: of the program, as it was called."""
     try:

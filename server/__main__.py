@@ -25,6 +25,17 @@ def serve() -> None:
         sys.exit(f"error: {error}")
 
 
+def demo(*, browser: bool) -> None:
+    """Serve the voice that ships, and open its page. Errors as in ``serve``."""
+    from server.ops import signals
+
+    signals.while_starting()
+    try:
+        needed("server.demo", "server", "python -m server demo").main(browser=browser)
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+
+
 def command(arguments: list[str]) -> None:
     """Do what the command line says."""
     if not arguments:
@@ -34,6 +45,9 @@ def command(arguments: list[str]) -> None:
         print(needed("server.reference", "server", "python -m server --help").help_text())
     elif arguments == ["settings"]:
         print(needed("server.reference", "server", "python -m server settings").markdown(), end="")
+    elif arguments in (["demo"], ["demo", "--no-browser"]):
+        restart_with_large_pages()
+        demo(browser=len(arguments) == 1)
     elif len(arguments) == 2 and arguments[0] == "key":
         make_key(arguments[1])
     else:
@@ -47,12 +61,14 @@ def _wrong(arguments: list[str]) -> str:
         return "key needs one NAME, of whoever gets the key: python -m server key NAME >> keys"
     if first == "settings":
         return f"settings takes nothing else, and {shorten(' '.join(arguments[1:]))!r} was given: python -m server settings"
+    if first == "demo":
+        return f"demo takes --no-browser or nothing, and {shorten(' '.join(arguments[1:]))!r} was given: python -m server demo --no-browser"
     if first.startswith("-"):
         name = f"TTS_{first.lstrip('-').partition('=')[0].replace('-', '_').upper()}"
         return (
             f"no option {shorten(first)!r}: settings are environment variables, such as {shorten(name)}; python -m server --help lists them"
         )
-    return f"no command {shorten(repr(first))}: there are key NAME, settings and --help; without a command it serves"
+    return f"no command {shorten(repr(first))}: there are demo, key NAME, settings and --help; without a command it serves"
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from server.ops import metrics
 from server.ops.auth import Authenticator
 from server.ops.limits import Quotas
 from server.ops.metrics import Metrics
+from server.respond import factory as respond
 from server.settings import Settings
 from server.transport import BoundedSocket
 from server.voices.store import VoiceStore
@@ -42,7 +43,7 @@ def create_app(settings: Settings | None = None, make_engine: MakeEngine = facto
     store = VoiceStore(VoiceLayers.of(chosen.voices_dir, shipped=chosen.shipped_voices))
     log.info("voices: %s; new ones go to %s", store.layers, store.layers.destination or "no folder: set TTS_VOICES_DIR")
     engine = make_engine(chosen, store)
-    context = Context(chosen, engine, store, Authenticator(chosen), Quotas(chosen), Metrics())
+    context = Context(chosen, engine, store, Authenticator(chosen), Quotas(chosen), Metrics(), respond.create(chosen))
     app = Quart("server", static_folder=None)
     app.url_map.strict_slashes = app.url_map.merge_slashes = False  # a redirect would go wherever Host says
     app.asgi_websocket_class = BoundedSocket
@@ -73,6 +74,7 @@ def create_app(settings: Settings | None = None, make_engine: MakeEngine = facto
         context.auth.close()
         context.access.summarise()
         engine.close()
+        await context.responder.close()
 
     @app.get("/healthz")
     async def healthz() -> ResponseReturnValue:

@@ -13,6 +13,8 @@ from server.ops.access import AccessLog
 from server.ops.auth import Authenticator
 from server.ops.limits import Quotas
 from server.ops.metrics import Metrics
+from server.respond.base import Responder
+from server.respond.echo import Echo
 from server.settings import Settings
 from server.voices.names import stands_for
 from server.voices.store import StoredVoice, VoiceStore
@@ -28,6 +30,7 @@ class Context:
     auth: Authenticator
     limits: Quotas
     metrics: Metrics
+    responder: Responder = field(default_factory=Echo)
     sessions: set[Any] = field(default_factory=set)
     streams: "dict[SpeechHandle, asyncio.Future[None]]" = field(default_factory=dict)  # on their way to HTTP clients -> their ends
     draining: asyncio.Event = field(default_factory=asyncio.Event)

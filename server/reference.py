@@ -15,10 +15,12 @@ GROUPS = {  # the first setting of each group
     "max_sessions": "Limits",
     "turn_timeout": "Time limits",
     "auth": "Who may ask",
+    "responder_url": "The answer to what is heard",
     "log_format": "Log and metrics",
 }
 USAGE = """\
 python -m server             serve, with the settings below
+python -m server demo        serve the voice that ships on this machine, and open the page (--no-browser: only print its address)
 python -m server key NAME    make an API key: the key goes to stderr, its line for the file of TTS_API_KEYS to stdout
 python -m server settings    print docs/settings.md
 

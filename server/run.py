@@ -5,18 +5,20 @@ import logging
 import os
 import sys
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from time import monotonic
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
+from quart import Quart
 
 from qwen3_jax.checkpoint.hub import described
 from qwen3_jax.messages import shorten
 from server.app import create_app
 from server.environment import odd_variables
 from server.ops import logs, signals
-from server.ops.address import listen
+from server.ops.address import listen, url_of
 from server.reference import allowed_words
 from server.settings import Settings
 from server.transport import serve
@@ -59,10 +61,11 @@ def _said(error: ErrorDetails) -> str:
     return f"{name} = {shorten(repr(value))}: {message}"
 
 
-def main(**chosen: object) -> None:
+def main(prepare: Callable[[Quart, str], None] | None = None, **chosen: object) -> None:
     """Serve until SIGTERM, SIGINT or SIGHUP.
 
     Args:
+        prepare: called with the application and its address before it serves.
         chosen: settings that come before those of the environment.
 
     Raises:
@@ -73,6 +76,8 @@ def main(**chosen: object) -> None:
     settings, before = begin(**chosen), threading.enumerate()
     with listen(settings.host, settings.port) as listener:
         app = create_app(settings)
+        if prepare is not None:
+            prepare(app, url_of(listener.getsockname()))
         log.info("loading model %s", described(settings.model_id))
         try:
             with asyncio.Runner(loop_factory=_loop) as runner:

@@ -150,6 +150,20 @@ class Settings(BaseSettings):
     """Names that clients may call the server by, besides its own, separated by commas: `tts.example`.
     [security.md](security.md) says when that is needed."""
 
+    responder_url: str | None = None
+    """An OpenAI-compatible chat endpoint that answers what is heard, up to `/chat/completions`: `http://127.0.0.1:11434/v1`. Unset: the
+    answer is what was heard. Needs the extra `respond`."""
+    responder_model: str | None = None
+    """The model of that endpoint."""
+    responder_key: SecretStr | None = None
+    """The key of that endpoint, sent as a bearer token. Unset: none is sent."""
+    responder_instructions: str = "You are heard, not read: answer in one to three short sentences, without lists, tables or Markdown."
+    """The system message of each conversation."""
+    responder_timeout: Seconds = 20.0
+    """Seconds for each piece of an answer; a whole answer may take six times as long."""
+    responder_max_chars: Annotated[int, Field(ge=1, le=100_000)] = 2000
+    """Characters of an answer, and at most those of an utterance; a longer one is cut after a word."""
+
     log_format: Literal["text", "json"] = "text"
     """Lines of text, or of JSON, on stderr."""
     log_texts: bool = False
@@ -199,6 +213,19 @@ class Settings(BaseSettings):
         if any(not (sign and name.strip() and voice.strip()) for name, sign, voice in pairs):
             raise ValueError("must be pairs such as alloy=makima,nova=anna")
         return {name.strip(): voice.strip() for name, _, voice in pairs}
+
+    @field_validator("responder_url")
+    @classmethod
+    def _endpoint(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"https?://[^\s/?#]+[^\s?#]*", value):
+            raise ValueError("must be the address of a chat endpoint, up to /chat/completions: http://127.0.0.1:11434/v1")
+        return None if value is None else value.rstrip("/").removesuffix("/chat/completions")
+
+    @model_validator(mode="after")
+    def _answered(self) -> "Settings":
+        if (self.responder_url is None) != (self.responder_model is None):
+            raise ValueError("TTS_RESPONDER_URL and TTS_RESPONDER_MODEL go together: set both, or none of them")
+        return self
 
     @model_validator(mode="after")
     def _closed(self) -> "Settings":

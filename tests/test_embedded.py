@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from difflib import SequenceMatcher
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from qwen3_jax import Qwen3TTS, Voice
 from qwen3_jax.checkpoint.hub import EMBEDDED, local_folder
 from qwen3_jax.evaluate import judges
 from qwen3_jax.model.model import read_configs
+from qwen3_jax.speech.word_times import WordTimes
 from qwen3_jax.voices.choice import find_voice
 from qwen3_jax.voices.layers import VoiceLayers
 
@@ -87,6 +89,26 @@ def test_a_judge_hears_what_it_was_given(tts: Qwen3TTS, name: str) -> None:
     waves = [tts.generate(text, voice=voice, language="English", seed=number).pcm for number, text in enumerate(texts)]
     figure, hearings = judges.word_errors(waves, texts)
     assert figure.value <= WORD_ERRORS, [hearing.heard for hearing in hearings]
+
+
+@pytest.mark.slow
+def test_word_times_agree_with_whispers(tts: Qwen3TTS) -> None:
+    """Measured: 90 ms, of which Whisper's own delay is the most (docs/answer.md)."""
+    model, errors = judges._whisper()[0], list[float]()
+    for number, text in enumerate(EVERYDAY):
+        pcm = tts.generate(text, voice=voice_of(tts, "makima", x_vector_only_mode=True), language="English", seed=number).pcm
+        times = WordTimes(tts.sample_rate)
+        times.write(text)
+        times.feed(pcm)
+        times.finish()
+        segments, _ = model.transcribe(judges.hear(pcm), language="en", beam_size=5, temperature=0.0, word_timestamps=True)
+        heard = [word for segment in segments for word in segment.words]
+        ours, theirs = ([word.word.strip(" .,?").casefold() for word in words] for words in (times.known(), heard))
+        for one, other, size in SequenceMatcher(None, ours, theirs, autojunk=False).get_matching_blocks():
+            for step in range(size):
+                _, start, end = times.known()[one + step]
+                errors += [start - 1000 * heard[other + step].start, end - 1000 * heard[other + step].end]
+    assert len(errors) > 100 and np.median(np.abs(errors)) <= 120
 
 
 PARAGRAPH = " ".join(EVERYDAY[:10])

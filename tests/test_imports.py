@@ -18,7 +18,13 @@ LAYERS = [
         "qwen3_jax.messages",
         "qwen3_jax.text.tokenizer_files",
     },
-    {"qwen3_jax.text.nfc", "qwen3_jax.text.files", "qwen3_jax.text.scripts"},
+    {
+        "qwen3_jax.text.nfc",
+        "qwen3_jax.text.files",
+        "qwen3_jax.text.scripts",
+        "qwen3_jax.text.written_words",
+        "qwen3_jax.speech.word_sounds",
+    },
     {
         "qwen3_jax.terminal",
         "qwen3_jax.shapes",
@@ -30,7 +36,13 @@ LAYERS = [
         "qwen3_jax.audio.headers",
         "qwen3_jax.checkpoint.hub",
     },
-    {"qwen3_jax.runtime.compilation", "qwen3_jax.model.config", "qwen3_jax.audio.recording"},
+    {
+        "qwen3_jax.runtime.compilation",
+        "qwen3_jax.model.config",
+        "qwen3_jax.audio.recording",
+        "qwen3_jax.speech.word_features",
+        "qwen3_jax.speech.word_trellis",
+    },
     {f"qwen3_jax.text.spoken.{name}" for name in ("characters", "numbers", "letters", "pause", "units")},
     {f"qwen3_jax.text.spoken.{name}" for name in ("addresses", "dates", "markup")},
     {f"qwen3_jax.text.spoken.{name}" for name in ("abbreviations", "codes", "quantities")},
@@ -45,6 +57,7 @@ LAYERS = [
         "qwen3_jax.model.sampling",
         "qwen3_jax.checkpoint.published",
     },
+    {"qwen3_jax.speech.word_times"},
     {
         "qwen3_jax.model.cache",
         "qwen3_jax.voices.folder",
@@ -94,7 +107,7 @@ LAYERS = [
     },
     {"qwen3_jax.evaluate.report", "qwen3_jax.evaluate.speak"},
     {"qwen3_jax.evaluate.command", "qwen3_jax.finetune.command"},
-    {"server.admission", "server.http", "server.ops", "server.ws", "server.voices"},  # only what the rooms are for
+    {"server.admission", "server.http", "server.ops", "server.respond", "server.ws", "server.voices"},  # only what the rooms are for
     {"server.admission.allowed"},
     {
         "convert",
@@ -111,12 +124,14 @@ LAYERS = [
         "server.ops.keys",
         "server.admission.reading",
         "server.voices.names",
+        "server.respond.base",
     },
-    {"server.ws.protocol", "server.http.encode"},
+    {"server.ws.protocol", "server.http.encode", "server.respond.conversation", "server.respond.echo", "server.respond.openai"},
     {"convert.verify", "server.ops.crowd", "server.ops.access", "server.ws.machine", "server.settings", "server.engines"},
     {
         "server.ops.auth",
         "server.environment",
+        "server.respond.factory",
         "server.languages",
         "server.reference",
         "server.ops.connections",
@@ -145,6 +160,7 @@ LAYERS = [
     {"server.transport"},
     {"server.app"},
     {"server.run"},
+    {"server.demo"},
     {"server.__main__"},
     # The program: it starts everything, convert and serve included (imported inside their commands), and nothing imports it.
     {"qwen3_jax.cli"},
@@ -178,7 +194,7 @@ EXCEPTIONS = {
     **{("server", f"server.{name}"): "when hypercorn's command line calls it" for name in ("app", "run", "transport")},
 }
 # Rooms of the server, lowest first; what all of them share (settings, languages, context) and what puts them together lies above the rooms.
-ROOMS = ("ops", "voices", "engines", "admission", "ws", "http")
+ROOMS = ("ops", "voices", "engines", "admission", "respond", "ws", "http")
 PRODUCT = ("qwen3_jax", "server", "convert")
 PACKAGES = (*PRODUCT, "training")
 LONGEST = 400  # lines of a file

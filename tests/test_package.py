@@ -69,13 +69,18 @@ def rooms(*prefixes: str, but: tuple[str, ...] = ()) -> set[str]:
     ("roots", "extras", "besides"),
     [
         (rooms("qwen3_jax", "convert", but=("qwen3_jax.finetune", "qwen3_jax.evaluate")) | {"server.voices.command"}, (), set()),
-        (rooms("server", but=("server.engines.chatterbox",)), ("server",), {"onnxruntime"}),  # the factory names that engine
-        (rooms("server"), ("chatterbox",), set()),
+        (
+            rooms("server", but=("server.engines.chatterbox",)),
+            ("server",),
+            {"onnxruntime", "httpx"},
+        ),  # the factories name that engine, and the chat endpoint
+        (rooms("server"), ("chatterbox",), {"httpx"}),
+        (rooms("server.respond"), ("respond",), set()),
         (rooms("qwen3_jax.finetune"), ("finetune",), set()),
         (rooms("training"), ("train",), set()),
         (rooms("qwen3_jax.evaluate"), ("eval",), {"resemblyzer", "distillmos"}),  # installed without their dependencies
     ],
-    ids=["core", "server", "chatterbox", "finetune", "train", "eval"],
+    ids=["core", "server", "chatterbox", "respond", "finetune", "train", "eval"],
 )
 def test_each_import_is_declared(roots: set[str], extras: tuple[str, ...], besides: set[str]) -> None:
     assert roots
