@@ -17,6 +17,7 @@ import numpy as np
 
 from qwen3_jax.codec.decoder import DecoderState, check_state, init_state
 from qwen3_jax.engine import programs
+from qwen3_jax.engine.pieces import columns_for, cut, lengths_that_need, silence
 from qwen3_jax.engine.plan import plan, require
 from qwen3_jax.engine.requests import Request
 from qwen3_jax.engine.slots import NEVER, Opening, Outcome, Text
@@ -156,8 +157,8 @@ class JaxDevice:
             )
 
     def open(self, slot: int, opening: Opening) -> list[int]:
-        pieces = self._cut(opening.prompt)
-        columns = self._begun_with(len(opening.prompt.text))
+        pieces = cut(opening.prompt, self._pieces, self._width)
+        columns = columns_for(self._lengths, len(opening.prompt.text))
         assert columns is not None, "`check` has refused it"
         self._reading[slot] = _Reading(opening, deque(pieces), columns)
         return [rows.text.shape[1] for rows, _ in pieces]
@@ -243,7 +244,7 @@ class JaxDevice:
         self._batch = None
         for length in columns or self._lengths:
             for slot in range(self.slots):
-                prompts = self._prompts(length)
+                prompts = lengths_that_need(length, self._lengths, self._pieces)
                 for rows in prompts if slot == 0 else prompts[:1]:
                     for carry in (False, True):
                         self._silence(slot, rows, length, carry)
@@ -260,28 +261,8 @@ class JaxDevice:
             self._batch = None
         self._reading.clear()
 
-    def _prompts(self, columns: int) -> list[int]:
-        """Lengths of prompts which between them need every program that a cache of so many columns begins with."""
-        last = self._pieces[-1]
-        ends = {*self._pieces, *(length - 1 for length in self._lengths if length <= last)}
-        found: dict[tuple[int, bool], int] = {}
-        for rows in sorted({1, *ends, *(end + 1 for end in ends), min(2 * last, self.columns - 1)}):
-            if self._begun_with(rows) == columns:
-                found[self._piece_for(rows), rows > last] = rows
-        return list(found.values()) or [columns // 2]
-
-    def _begun_with(self, rows: int) -> int | None:
-        """The columns of the cache into which a prompt of so many rows is read."""
-        return next((length for length in self._lengths if length > rows), None)
-
-    def _piece_for(self, rows: int) -> int:
-        return next((piece for piece in self._pieces if rows <= piece), self._pieces[-1])
-
     def _silence(self, slot: int, rows: int, columns: int, carry: bool) -> None:
-        books = self.model.config.talker_config.num_code_groups
-        prompt = Prompt(
-            np.full(rows, -1, np.int32), np.full((rows, books), -1, np.int32), np.zeros(rows, bool), None, np.zeros(0, np.int32)
-        )
+        prompt = silence(rows, self.model.config.talker_config.num_code_groups)
         pieces = self.open(slot, Opening(prompt, Text([], 1, NEVER, NEVER), Sampling(), 0, 0, None, None, carry))
         self._reading[slot].columns = columns
         for _ in pieces:
@@ -289,7 +270,8 @@ class JaxDevice:
 
     def _exercise(self, slot: int) -> None:
         """What is compiled for each size of the batch."""
-        self.collect(self.launch([1] * self.slots, 1))
+        for limit in {1, self.frames} if self._together else {1}:
+            self.collect(self.launch([1] * self.slots, limit))
         self.write_text(slot, Text([], 1, NEVER, NEVER))
         self.rewind(slot, 0, 0, 1)
         self.keep(slot)
@@ -382,24 +364,3 @@ class JaxDevice:
         if len(ids) > self.columns:
             raise ValueError(f"{len(ids)} text tokens: a slot has {self.columns} positions; end the sentence sooner")
         return np.array(ids + [-1] * (self.columns - len(ids)), np.int32)
-
-    def _cut(self, prompt: Prompt) -> list[tuple[PromptRows, int]]:
-        """A prompt's pieces of one size, which depends on its length only: never on the load."""
-        length = len(prompt.text)
-        size = self._piece_for(length)
-        x_vector = np.zeros(self._width, np.float32) if prompt.x_vector is None else prompt.x_vector
-
-        def piece(array: np.ndarray, at: int, fill: int | bool) -> np.ndarray:
-            part = array[at : at + size]
-            return np.concatenate([part, np.full((size - len(part), *part.shape[1:]), fill, part.dtype)])[None]
-
-        return [
-            (
-                PromptRows(
-                    piece(prompt.text, at, -1), piece(prompt.codes, at, -1), piece(prompt.speaker, at, False), x_vector[None],
-                    np.array([length], np.int32),
-                ),
-                at,
-            )
-            for at in range(0, length, size)
-        ]  # fmt: skip
