@@ -28,7 +28,7 @@ from tests.test_generate import prompts
 from tests.test_tts import assert_same_sound
 
 LIMIT = 120.0
-FRAMES = 14
+FRAMES, COLUMNS = 14, 320  # with 3 slots: the programs of tests/test_service.py, which are kept
 SAMPLED = Sampling(temperature=1.2, top_k=0, repetition_penalty=1.0)
 BIG = Options(buffer_ms=100_000, call_ms=10_000)
 
@@ -40,7 +40,7 @@ def base(model: Callable[[str], Model]) -> Model:
 
 @pytest.fixture(scope="module")
 def device(base: Model) -> JaxDevice:
-    made = JaxDevice(base, slots=3, columns=128)
+    made = JaxDevice(base, slots=3, columns=COLUMNS)
     made.warm_up()
     return made
 
@@ -277,7 +277,7 @@ def loops(model: Model) -> Model:
 
 def test_an_attractor_is_taken_back_before_it_is_heard(base: Model) -> None:
     """Greedy decoding with an empty head repeats code 0 for ever: what is heard ends before what is held, whatever the packets."""
-    device = JaxDevice(loops(base), slots=3, columns=128)
+    device = JaxDevice(loops(base), slots=3, columns=COLUMNS)
     greedy = Sampling(do_sample=False, subtalker_dosample=False, repetition_penalty=1.0)
     watch = Watch(hold=3, repeats=6, retries=2, overdue_base=1000)
     results = []
@@ -357,7 +357,7 @@ def test_a_slot_hands_no_nan_to_its_next_owner(base: Model, device: JaxDevice, a
 
 def test_a_step_computes_the_rows_that_speak(base: Model, alone: dict[int, tuple[np.ndarray, np.ndarray]]) -> None:
     """1, 2, 4, ... of them, whatever the number of slots: the batch grows at once, and shrinks after a while, in the midst of speech."""
-    device = JaxDevice(base, slots=6, columns=128)
+    device = JaxDevice(base, slots=6, columns=COLUMNS)
     play = Play(device, replace(BIG, call_ms=1))
     sizes: list[int] = [0]
     handles: list[Handle] = []
@@ -504,7 +504,7 @@ def nan_in(model: Model, *path: Any) -> Model:
     ids=lambda path: ".".join(map(str, path[:-2])),
 )
 def test_damaged_weights_speak_no_noise(base: Model, path: tuple[Any, ...]) -> None:
-    device = JaxDevice(nan_in(base, *path), slots=3, columns=128)
+    device = JaxDevice(nan_in(base, *path), slots=3, columns=COLUMNS)
     play = Play(device)
     handles = [play.submit(request) for request in requests(base)]
     play.run()
@@ -524,7 +524,7 @@ def test_text_and_segments_that_are_added_are_checked(base: Model, engine: Engin
     for ids, message in (
         ([3, 400], r"trailing text\[3\] = 400: must be an id"),
         ([1.5], "must be one axis of integers"),
-        ([5] * 128, "a slot has 128"),
+        ([5] * COLUMNS, f"a slot has {COLUMNS}"),
     ):
         with pytest.raises(ValueError, match=message):
             live.append(ids)
@@ -554,8 +554,8 @@ def test_a_codec_state_of_another_form_is_refused(base: Model, engine: Engine) -
 
 def test_what_cannot_fit_is_refused_with_the_numbers(base: Model, engine: Engine) -> None:
     prompt = prompts(base)[0]
-    with pytest.raises(ValueError, match=r"a prompt of \d+ rows and 200 text tokens: a slot has 128 positions"):
-        engine.submit(Request((Segment(prompt._replace(trailing=np.zeros(200, np.int32)), 9),), SAMPLED, 1))
+    with pytest.raises(ValueError, match=r"a prompt of \d+ rows and 400 text tokens: a slot has 320 positions"):
+        engine.submit(Request((Segment(prompt._replace(trailing=np.zeros(400, np.int32)), 9),), SAMPLED, 1))
     with pytest.raises(ValueError, match="columns = 100: must be a multiple of 64"):
         JaxDevice(base, slots=1, columns=100)
     with pytest.raises(ValueError, match="slots = 0: must be at least 1"):
@@ -567,7 +567,7 @@ def test_the_limit_of_a_slot_is_the_limit_of_speech(base: Model, engine: Engine)
     greedy = Sampling(do_sample=False, subtalker_dosample=False)
     handle = engine.submit(Request((Segment(prompts(base)[2], 5000),), greedy, 1))
     codes, _ = heard(handle)
-    assert handle.finish_reason in ("length", "eos") and len(codes) <= 128 - len(prompts(base)[2].text)
+    assert handle.finish_reason in ("length", "eos") and len(codes) <= COLUMNS - len(prompts(base)[2].text)
 
 
 def test_threads_and_their_requests(base: Model, engine: Engine, alone: dict[int, tuple[np.ndarray, np.ndarray]]) -> None:

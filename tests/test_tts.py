@@ -440,8 +440,9 @@ def test_how_a_text_is_read_is_the_callers_choice_or_the_checkpoints(tts: Qwen3T
     assert rows() == whole and rows(streaming_text=True) == streamed
 
 
-def test_after_the_warmup_a_text_of_any_usual_length_compiles_nothing(tts: Qwen3TTS, voice: Voice) -> None:
+def test_after_the_warmup_a_text_of_any_usual_length_compiles_nothing(tts: Qwen3TTS, voice: Voice, monkeypatch: pytest.MonkeyPatch) -> None:
     compiled: list[str] = []
+    monkeypatch.setattr("qwen3_jax.tts.WARM_COLUMNS", (128, 256))
     tts.warmup()
 
     def count(event: str, _: float, **__: object) -> None:
@@ -450,7 +451,7 @@ def test_after_the_warmup_a_text_of_any_usual_length_compiles_nothing(tts: Qwen3
     jax.monitoring.register_event_duration_secs_listener(count)
     try:
         for words in (1, 6, 12, 18, 24, 30, 36):
-            next(tts.stream(" ".join(["word"] * words), voice=voice, streaming_text=False, seed=1, max_frames=4))
+            list(tts.stream(" ".join(["word"] * words), voice=voice, streaming_text=False, seed=1, max_frames=9))
     finally:
         jax.monitoring.unregister_event_duration_listener(count)
     assert not [event for event in compiled if event.endswith("backend_compile_duration")]

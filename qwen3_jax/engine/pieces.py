@@ -1,4 +1,4 @@
-"""A prompt -> the pieces in which it is read. A size depends on the prompt's length only, never on the load; each is a program of its own."""
+"""A prompt -> the pieces in which it is read. Their size follows from its length, not from the load. Each size is a program of its own."""
 
 from collections.abc import Sequence
 
