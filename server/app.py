@@ -11,7 +11,7 @@ from server.admission import loading
 from server.context import Context
 from server.engines import factory
 from server.engines.base import TtsEngine
-from server.http import bodies, openai, page, schema, voices, web
+from server.http import bodies, contracts, openai, page, schema, voices, web
 from server.http.web import address_of, token_of
 from server.ops import metrics
 from server.ops.auth import Authenticator
@@ -36,7 +36,7 @@ def create_app(settings: Settings | None = None, make_engine: MakeEngine = facto
         make_engine: makes the engine, without loading it.
 
     Raises:
-        ValueError, FileNotFoundError: a setting, key or voice that cannot be used.
+        ValueError, FileNotFoundError: a setting, key or voice that cannot be used, or whose extra is not installed.
     """
     chosen = settings or Settings()
     store = VoiceStore(VoiceLayers.of(chosen.voices_dir, shipped=chosen.shipped_voices))
@@ -49,9 +49,11 @@ def create_app(settings: Settings | None = None, make_engine: MakeEngine = facto
     bodies.install(app, chosen)
     app.config |= {"RESPONSE_TIMEOUT": 120, "BODY_TIMEOUT": 60}
     app.extensions["context"] = context
+    bus = context.contracts.bus
     web.install(app, context)
     voices.install(app, context)
     openai.install(app, context)
+    contracts.install(app, context)
     schema.install(app, context)
     page.install(app, context)
     _watch(context)
@@ -60,6 +62,7 @@ def create_app(settings: Settings | None = None, make_engine: MakeEngine = facto
     @app.before_serving
     async def start() -> None:
         context.auth.start()
+        bus.start()
         if chosen.load == "start":
             context.load()
         background.append(asyncio.create_task(loading.tell(context)))
@@ -70,6 +73,7 @@ def create_app(settings: Settings | None = None, make_engine: MakeEngine = facto
     async def close() -> None:
         for task in background:
             task.cancel()
+        await bus.close()
         context.auth.close()
         context.access.summarise()
         engine.close()
@@ -120,6 +124,7 @@ def _watch(context: Context) -> None:
     gauges.watch("tts_engine_restarts", "Times that the engine died and was built again", lambda: context.engine.restarts)
     gauges.watch("tts_voice_failures", "Times that voices could not be listed, read or written", lambda: context.store.failures)
     gauges.watch("tts_sessions", "Open WebSocket sessions", lambda: len(context.sessions))
+    gauges.watch("tts_contracts", "Conversations that sessions have joined", lambda: len(context.contracts))
     gauges.watch(
         "tts_ready",
         "1 if the model is warm and the server not going down",

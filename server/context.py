@@ -8,6 +8,9 @@ from typing import Any
 
 from qwen3_jax.voices.layers import DEFAULT_VOICE
 from qwen3_jax.voices.voice import spelling
+from server.contracts.contract import Rules
+from server.contracts.redis_bus import RedisBus
+from server.contracts.registry import Contracts
 from server.engines.base import SpeechHandle, TtsEngine
 from server.ops.access import AccessLog
 from server.ops.auth import Authenticator
@@ -37,6 +40,17 @@ class Context:
     def access(self) -> AccessLog:
         """Who was served, and who was refused."""
         return AccessLog(self.metrics)
+
+    @cached_property
+    def contracts(self) -> Contracts:
+        """The conversations that sessions have joined."""
+        chosen = self.settings
+        return Contracts(
+            Rules(chosen.interrupt_ms, chosen.interrupt_words, chosen.resume_after),
+            later=lambda seconds, call: asyncio.get_running_loop().call_later(seconds, call),
+            count=lambda outcome: self.metrics.interruptions.labels(outcome).inc(),
+            bus=None if chosen.redis_url is None else RedisBus(chosen.redis_url.get_secret_value(), self.metrics),
+        )
 
     def load(self) -> None:
         """Begin to load the engine, unless that has begun already."""

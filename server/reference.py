@@ -14,6 +14,7 @@ GROUPS = {  # the first setting of each group
     "host": "Address",
     "max_sessions": "Limits",
     "turn_timeout": "Time limits",
+    "interrupt_ms": "Conversations",
     "auth": "Who may ask",
     "log_format": "Log and metrics",
 }

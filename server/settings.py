@@ -122,6 +122,16 @@ class Settings(BaseSettings):
     grace: Seconds = 20.0
     """Seconds after SIGTERM, SIGINT or SIGHUP for speech under way."""
 
+    interrupt_ms: Annotated[int, Field(ge=0, le=10_000)] = 500
+    """Milliseconds of speech that interrupt an answer; until then it is held (docs/contracts.md)."""
+    interrupt_words: Count = 1
+    """Recognised words that interrupt an answer, however short the speech is."""
+    resume_after: Annotated[float, Field(ge=0, le=10)] = 2.0
+    """Seconds of silence after speech that did not interrupt; then the answer that was held goes on."""
+    redis_url: SecretStr | None = None
+    """`redis://host:port/0`: where Listen and Speak are in different processes, what is heard in one interrupts the other. Needs the extra
+    `redis`. Unset: one process."""
+
     auth: Literal["auto", "off"] = "auto"
     """`auto`: clients need a token as soon as there is any key below; without one, only this machine is served. `off`: everybody is."""
     api_keys: Path | None = None

@@ -93,7 +93,7 @@ LAYERS = [
     },
     {"qwen3_jax.evaluate.report", "qwen3_jax.evaluate.speak"},
     {"qwen3_jax.evaluate.command", "qwen3_jax.finetune.command"},
-    {"server.admission", "server.http", "server.ops", "server.ws", "server.voices"},  # only what the rooms are for
+    {"server.admission", "server.contracts", "server.http", "server.ops", "server.ws", "server.voices"},  # only what the rooms are for
     {"server.admission.allowed"},
     {
         "convert",
@@ -101,6 +101,7 @@ LAYERS = [
         "server",
         "server.ops.address",
         "server.admission.text",
+        "server.contracts.contract",
         "server.ops.upstream",
         "server.ops.signals",
         "server.ops.logs",
@@ -111,8 +112,9 @@ LAYERS = [
         "server.admission.reading",
         "server.voices.names",
     },
-    {"server.ws.protocol", "server.http.encode"},
+    {"server.ws.protocol", "server.http.encode", "server.contracts.bus"},
     {"convert.verify", "server.ops.crowd", "server.ops.access", "server.ws.machine", "server.settings", "server.engines"},
+    {"server.contracts.redis_bus", "server.contracts.registry"},
     {
         "server.ops.auth",
         "server.environment",
@@ -139,7 +141,7 @@ LAYERS = [
     {"server.admission.speech"},
     {"server.ws.playback", "server.http.web"},
     {"server.http.sample"},
-    {"server.ws.session", "server.http.voices", "server.http.openai", "server.http.bodies", "server.http.page"},
+    {"server.ws.session", "server.http.voices", "server.http.openai", "server.http.bodies", "server.http.page", "server.http.contracts"},
     {"server.drain", "server.http.schema"},
     {"server.transport"},
     {"server.app"},
@@ -177,7 +179,7 @@ EXCEPTIONS = {
     **{("server", f"server.{name}"): "when hypercorn's command line calls it" for name in ("app", "run", "transport")},
 }
 # Rooms of the server, lowest first; what all of them share (settings, languages, context) and what puts them together lies above the rooms.
-ROOMS = ("ops", "voices", "engines", "admission", "ws", "http")
+ROOMS = ("ops", "voices", "engines", "admission", "contracts", "ws", "http")
 PRODUCT = ("qwen3_jax", "server", "convert")
 PACKAGES = (*PRODUCT, "training")
 LONGEST = 400  # lines of a file

@@ -11,7 +11,7 @@ from quart import Quart, Response, ResponseReturnValue
 
 import qwen3_jax
 from server.context import Context
-from server.http import openai
+from server.http import contracts, openai
 from server.http.encode import CONTENT_TYPES
 from server.http.voices import VoiceDescription, VoiceList
 from server.ws import protocol
@@ -158,6 +158,16 @@ def openapi() -> dict[str, Any]:
                 *(401, 404, 416, 500),
             ),
         },
+        "/api/v1/contracts/{contract_id}/interrupt": {
+            "parameters": [{"name": "contract_id", "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}],
+            "post": _operation(
+                "Interrupt what the sessions of a contract of one's own speak",
+                {"204": {"description": "nothing of it is spoken any more"}},
+                *(400, 401, 404, 413, 503),
+                body=(JSON, {"$ref": _REF.format(name="InterruptRequest")}),
+                optional=True,
+            ),
+        },
         "/v1/models": {"get": _operation("OpenAI: models", _json("200", "Models"), 401)},
         "/v1/models/{model_id}": {
             "parameters": [{"name": "model_id", "in": "path", "required": True, "schema": text}],
@@ -181,7 +191,10 @@ def openapi() -> dict[str, Any]:
         "paths": paths,
         "components": {
             "schemas": schemas(
-                (Status, ErrorAnswer, VoiceList, VoiceDescription, ModelInfo, Models, SpeechVoices, openai.CreateSpeechRequest)
+                (
+                    *(Status, ErrorAnswer, VoiceList, VoiceDescription, ModelInfo, Models, SpeechVoices),
+                    *(openai.CreateSpeechRequest, contracts.InterruptRequest),
+                )
             ),
             "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
         },
@@ -221,11 +234,13 @@ def _type(schema: dict[str, Any], names: dict[str, str]) -> str:
     return {"integer": "number"}.get(str(schema["type"]), str(schema["type"]))
 
 
-def _operation(summary: str, answers: dict[str, Any], *errors: int, body: tuple[str, dict[str, Any]] | None = None) -> dict[str, Any]:
+def _operation(
+    summary: str, answers: dict[str, Any], *errors: int, body: tuple[str, dict[str, Any]] | None = None, optional: bool = False
+) -> dict[str, Any]:
     refused = {status: answer for code in (*errors, 403) for status, answer in _json(str(code), "ErrorAnswer").items()}
     made: dict[str, Any] = {"summary": summary, "responses": {**refused, **answers}}
     if body is not None:
-        made["requestBody"] = {"required": True, "content": {body[0]: {"schema": body[1]}}}
+        made["requestBody"] = {"required": not optional, "content": {body[0]: {"schema": body[1]}}}
     return made
 
 
