@@ -37,9 +37,7 @@ def install(app: Quart, context: Context) -> None:
             contract.interrupt(asked.audio_end_ms)
             return Response(status=204)
         try:
-            told = await context.contracts.bus.ask(
-                principal.id, contract_id, SpeechEvent(kind="interrupt", audio_end_ms=asked.audio_end_ms)
-            )
+            told = await context.contracts.bus.ask(principal.id, contract_id, event)
         except BusDown as error:
             raise HttpError(503, "BUS_DOWN", f"the contract is not in this process, and others cannot be asked: {error}", 1000) from error
         if not told:
