@@ -138,7 +138,7 @@ LAYERS = [
     {"server.engines.factory"},
     {"server.context"},
     {"server.ws.client", "server.admission.loading", "server.ws.outgoing", "server.voices.watch"},
-    {"server.admission.speech"},
+    {"server.admission.speech", "server.ws.connected"},
     {"server.ws.playback", "server.http.web"},
     {"server.http.sample"},
     {"server.ws.session", "server.http.voices", "server.http.openai", "server.http.bodies", "server.http.page", "server.http.contracts"},
