@@ -13,6 +13,7 @@ GROUPS = {  # the first setting of each group
     "voices_dir": "Voices",
     "host": "Address",
     "max_sessions": "Limits",
+    "recogniser": "Listening",
     "turn_timeout": "Time limits",
     "interrupt_ms": "Conversations",
     "auth": "Who may ask",

@@ -107,6 +107,15 @@ class Settings(BaseSettings):
     limit_uploads: Count = 20
     """Uploads of one principal an hour."""
 
+    recogniser: str = "tiny.en"
+    """What recognises speech on `/api/v1/listen` (extra `listen`): `tiny.en`, which comes with the extra; a folder of a Whisper model that
+    CTranslate2 reads; or what faster-whisper fetches from the hub (`small`, `large-v3`, an id)."""
+    smart_turn: Path | None = None
+    """The file smart-turn-v3.2-cpu.onnx, which judges whether a turn is over. Unset: the one in the package pipecat-ai,
+    if that is installed."""
+    listen_queue: Annotated[float, Field(ge=30, le=3600)] = 60.0
+    """Seconds of speech of one client that wait to be recognised; more is lost, and the client told (`OVERLOADED`)."""
+
     turn_timeout: Seconds = 60.0
     """Seconds that an utterance waits while others speak."""
     chunk_timeout: Seconds = 300.0

@@ -46,6 +46,10 @@ class Metrics:
         self.retries = Counter("tts_retries", "Utterances made again after a failure", registry=registry)
         self.refused = Counter("tts_connections_refused", "TCP connections not taken, by reason", ["reason"], registry=registry)
         self.closed = Counter("tts_connections_closed", "Connections that the server cut, by reason", ["reason"], registry=registry)
+        ends = "Turns that were heard: final, empty (no words), lost (not recognised)"
+        self.turns = Counter("tts_listen_turns", ends, ["end"], registry=registry)
+        self.to_final = Histogram("tts_listen_final_seconds", "From the end of speech to its text", registry=registry, buckets=_SECONDS)
+        self.heard = Counter("tts_listen_audio_seconds", "Audio that came in to be heard", registry=registry)
         self._gauges: list[Gauge] = []
 
     @contextmanager
