@@ -156,7 +156,8 @@ LAYERS = [
     {"server.engines.factory"},
     {"server.context"},
     {"server.ws.client", "server.admission.loading", "server.ws.outgoing", "server.voices.watch"},
-    {"server.admission.speech", "server.ws.connected"},
+    {"server.admission.speech", "server.ws.connected", "server.ws.floor"},
+    {"server.ws.finals"},
     {"server.ws.playback", "server.http.web"},
     {"server.http.sample"},
     {

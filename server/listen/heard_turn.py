@@ -101,8 +101,13 @@ class HeardTurn:
             texts.append(heard.text)
             language = heard.language or language
             timed = timed and heard.words is not None
-            words += [HeardWord(word=one.word, start_ms=start + one.start_ms, end_ms=start + one.end_ms) for one in heard.words or ()]
+            words += [self._placed(one, start) for one in heard.words or ()]
         return HeardSpeech(text=" ".join(filter(None, texts)), words=tuple(words) if timed else None, language=language)
+
+    def _placed(self, word: HeardWord, start: int) -> HeardWord:
+        """In the session's time, and inside of the turn's speech: a recogniser lets the first word begin with its audio."""
+        begins, ends = (min(max(start + at, self.begin_ms), self.end_ms) for at in (word.start_ms, word.end_ms))
+        return HeardWord(word=word.word, start_ms=begins, end_ms=ends)
 
     def cancel(self) -> None:
         """Nobody wants it any more."""

@@ -88,7 +88,7 @@ class RecogniserProcess:
         """
         if self._seconds_of(owner) + len(pcm) / RATE > self._most_seconds:
             raise RecogniserBehind(
-                f"more than {self._most_seconds:g} s of speech would wait to be recognised: this turn is lost; send no faster than it sounds"
+                f"{self._most_seconds:g} s of speech wait to be recognised: this turn is lost; send no faster than it sounds"
             )
         done = await self._do(pcm, "hear", owner, 0 if final else 1, language, words=final)
         assert done.heard is not None

