@@ -9,11 +9,11 @@ import importlib.util
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Float32 as F32  # not by way of shapes.py, which imports JAX: two of the three seconds of a worker's start
 
 from qwen3_jax.checkpoint.folders import expand
 from qwen3_jax.messages import shorten
 from qwen3_jax.runtime.extras import needed
-from qwen3_jax.shapes import F32
 from server.listen.base import RATE
 
 SECONDS = 8

@@ -25,7 +25,7 @@ SEMANTIC_PAUSE = 6  # the same where a model judges the pause: 192 ms
 HYSTERESIS = 0.15  # by which speech may be less probable once it has begun
 SETTLES = 32  # windows of silence that complete a segment: 1 s
 MOST_WINDOWS, LOOK_BACK = 25 * RATE // WINDOW, 5 * RATE // WINDOW  # of a segment; how far back a longer one is cut, at its least speech
-MOST_TURN_MS = 300_000  # then it is over, whoever speaks on
+MOST_TURN_MS = 300_000  # of speech; then a turn is over, whoever speaks on
 PATIENCE_MS = {"low": 3000, "medium": 2000, "high": 1000}  # of silence, that end a turn which the model takes for unfinished
 CERTAINTY = {"low": 0.8, "medium": 0.5, "high": 0.3}  # of the model, that ends a turn
 
@@ -106,7 +106,7 @@ class Turns:
             return [self._begin()] if mine and self._clear >= enough else []
         speech = probability >= self.detection.threshold - HYSTERESIS and (mine or not playing)
         events = self._speech(window, probability) if speech else self._pause(window, probability)
-        if self.open and self.position_ms - self.begin_ms >= MOST_TURN_MS:
+        if self.open and self.voiced_ms >= MOST_TURN_MS:
             events.append(self.finish())
         return events
 

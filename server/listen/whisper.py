@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float32 as F32  # not by way of shapes.py, which imports JAX: two of the three seconds of a worker's start
 
 from qwen3_jax.checkpoint.folders import expand
 from qwen3_jax.runtime.extras import needed
-from qwen3_jax.shapes import F32
 from qwen3_jax.text.languages import NAMES
 from server.languages import LANGUAGES
 from server.listen.base import RATE, HeardSpeech, HeardWord

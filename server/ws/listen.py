@@ -112,6 +112,7 @@ class ListenSession(ConnectedSession):
             await self._out.send(protocol.error("INVALID_MESSAGE", str(error), final=False))
         except RecogniserGone as error:
             await self._out.send(protocol.error("RECOGNITION_ERROR", str(error), final=False))
+        self._active = monotonic()  # loading may have taken long
 
     async def _take(self, message: listen_protocol.ListenClientMessage | None) -> None:
         if isinstance(message, ListenStart):
