@@ -18,7 +18,7 @@ from server.listen.echo import EchoGuard
 
 Kind = Literal["vad", "semantic", "none"]
 WINDOW_MS = 1000 * WINDOW // RATE
-BEFORE = 10  # windows that are heard from before speech begins: its first consonant is softer than the threshold
+BEFORE = 16  # windows that are heard from before speech begins: its first consonant is softer than the threshold
 AFTER = 5  # windows of silence that a recogniser hears after speech
 PAUSE = 4  # windows of silence after which speech pauses: 128 ms
 SEMANTIC_PAUSE = 6  # the same where a model judges the pause: 192 ms
@@ -85,7 +85,7 @@ class Turns:
         self._rest_scores: list[float] = []
         self.begin_ms = self.end_ms = self.voiced_ms = 0  # of the turn: begin and end of its speech, how much of it is speech
         self._before: deque[F32[np.ndarray, 512]] = deque(maxlen=BEFORE)
-        self._clear = self._silence = 0  # windows in a row
+        self._silence = 0  # windows in a row
 
     @property
     def position_ms(self) -> int:
@@ -99,12 +99,11 @@ class Turns:
     def feed(self, window: F32[np.ndarray, "512"], probability: float, *, playing: bool = False) -> list[TurnEvent]:
         """The next window -> what it changes. ``playing``: whether an answer sounds at the client."""
         self.position += WINDOW
-        mine, enough = self._guard.judge(window, probability, self.detection.threshold, playing=playing)
+        mine, begun = self._guard.judge(window, probability, self.detection.threshold, playing=playing)
         if not self.open:
             self._before.append(window)
-            self._clear = self._clear + 1 if mine else 0
-            return [self._begin()] if mine and self._clear >= enough else []
-        speech = probability >= self.detection.threshold - HYSTERESIS and (mine or not playing)
+            return [self._begin(begun)] if begun else []
+        speech = mine and probability >= self.detection.threshold - HYSTERESIS
         events = self._speech(window, probability) if speech else self._pause(window, probability)
         if self.open and self.voiced_ms >= MOST_TURN_MS:
             events.append(self.finish())
@@ -117,7 +116,7 @@ class Turns:
     def finish(self) -> TurnEvent:
         """The turn is over, whoever says so. Its segment stays until ``clear``, or the next turn."""
         self.open = False
-        self._clear = self._silence = 0
+        self._silence = 0
         self._before.clear()
         return TurnEvent.OVER if self.voiced_ms >= self.detection.min_speech_ms else TurnEvent.FALSE
 
@@ -127,9 +126,9 @@ class Turns:
         self._rest, self._rest_scores = None, []
         return segment
 
-    def _begin(self) -> TurnEvent:
+    def _begin(self, windows: int) -> TurnEvent:
         self.open = True
-        self.voiced_ms = WINDOW_MS * self._clear
+        self.voiced_ms = WINDOW_MS * windows
         self.begin_ms, self.end_ms = self.position_ms - self.voiced_ms, self.position_ms
         self._silence = 0
         self._open_segment()
