@@ -121,6 +121,8 @@ def test_an_echo_is_no_speech_and_speech_over_it_is() -> None:
         events = turns.feed(noise(-18, needed), 0.99, playing=True)
     assert needed == echo.PLAYING_WINDOWS
     assert turns.voiced_ms == 32 * needed
+    for number in range(6):
+        events += turns.feed(noise(-18, number), 0.99, playing=True)
     for number in range(40):
         events += turns.feed(noise(-30, number), 0.99, playing=True)  # the echo does not keep the turn open
     assert events[-1] is TurnEvent.OVER

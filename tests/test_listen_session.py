@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -256,6 +257,23 @@ async def test_stop_waits_for_the_texts_of_turns_that_are_over(voices: Path) -> 
         (voices.parent / "go").touch()
         heard = await hear_until(connection, "stopped")
         assert [message["type"] for message in heard][-2:] == ["final", "stopped"]
+
+
+async def test_a_server_that_goes_down_tells_what_it_has_heard(voices: Path) -> None:
+    async with listening(voices, "hold", grace=30.0) as server, client(server.url) as connection:
+        await start(connection)
+        await send(connection, WORD)
+        await until(lambda: server.context.ears.queued_seconds > 0)
+        pid = server.context.ears.process._process.pid
+        server.stop.set()
+        await until(server.context.draining.is_set)
+        (voices.parent / "go").touch()
+        heard = await hear_until(connection, "stopped")
+        assert [message["type"] for message in heard][-2:] == ["final", "stopped"]
+        assert heard[-1]["reason"] == "server_shutdown"
+        assert await closed(connection) == 1012
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
 
 
 async def test_nothing_is_loaded_for_somebody_unauthorised(voices: Path, tmp_path: Path) -> None:
