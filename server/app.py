@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from quart import Quart, Response, ResponseReturnValue, websocket
 
@@ -11,7 +11,7 @@ from server.admission import loading
 from server.context import Context
 from server.engines import factory
 from server.engines.base import TtsEngine
-from server.http import bodies, openai, page, schema, voices, web
+from server.http import bodies, contracts, openai, page, schema, voices, web
 from server.http.web import address_of, token_of
 from server.ops import metrics
 from server.ops.auth import Authenticator
@@ -22,10 +22,13 @@ from server.settings import Settings
 from server.transport import BoundedSocket
 from server.voices.store import VoiceStore
 from server.voices.watch import watch
+from server.ws import listen, session
+from server.ws.listen_protocol import LISTEN
+from server.ws.outgoing import Socket
 from server.ws.protocol import SPEAK
-from server.ws.session import handle
 
 log = logging.getLogger(__name__)
+Handle = Callable[[Socket, Context, str, str | None], Awaitable[None]]
 MakeEngine = Callable[[Settings, VoiceStore], TtsEngine]
 
 
@@ -37,7 +40,7 @@ def create_app(settings: Settings | None = None, make_engine: MakeEngine = facto
         make_engine: makes the engine, without loading it.
 
     Raises:
-        ValueError, FileNotFoundError: a setting, key or voice that cannot be used.
+        ValueError, FileNotFoundError: a setting, key or voice that cannot be used, or whose extra is not installed.
     """
     chosen = settings or Settings()
     store = VoiceStore(VoiceLayers.of(chosen.voices_dir, shipped=chosen.shipped_voices))
@@ -50,9 +53,11 @@ def create_app(settings: Settings | None = None, make_engine: MakeEngine = facto
     bodies.install(app, chosen)
     app.config |= {"RESPONSE_TIMEOUT": 120, "BODY_TIMEOUT": 60}
     app.extensions["context"] = context
+    bus, ears = context.contracts.bus, context.ears
     web.install(app, context)
     voices.install(app, context)
     openai.install(app, context)
+    contracts.install(app, context)
     schema.install(app, context)
     page.install(app, context)
     _watch(context)
@@ -61,6 +66,7 @@ def create_app(settings: Settings | None = None, make_engine: MakeEngine = facto
     @app.before_serving
     async def start() -> None:
         context.auth.start()
+        bus.start()
         if chosen.load == "start":
             context.load()
         background.append(asyncio.create_task(loading.tell(context)))
@@ -71,6 +77,8 @@ def create_app(settings: Settings | None = None, make_engine: MakeEngine = facto
     async def close() -> None:
         for task in background:
             task.cancel()
+        await bus.close()
+        await ears.close()
         context.auth.close()
         context.access.summarise()
         engine.close()
@@ -93,19 +101,25 @@ def create_app(settings: Settings | None = None, make_engine: MakeEngine = facto
 
     @app.websocket(SPEAK)
     async def speak() -> ResponseReturnValue | None:
-        def refused(status: int, code: str, message: str, retry_after_ms: int | None = None, **fields: object) -> ResponseReturnValue:
-            address = address_of(here.scope.get("client"))
-            context.access.refused(route=SPEAK, status=status, reason=code, address=address, why=message, **fields)
-            return web.answer(status, code, message, retry_after_ms)
+        return await _converse(context, SPEAK, session.handle)
 
-        here = websocket._get_current_object()  # type: ignore[attr-defined]  # a proxy, typed as what it stands for; it knows its socket in this task only
-        if context.draining.is_set():
-            return refused(503, "GOING_AWAY", "the server goes down: connect again", 5000)
-        await here.accept()
-        await handle(here, context, address_of(here.scope.get("client")), token_of(here.headers, here.args))
-        return None
+    @app.websocket(LISTEN)
+    async def hear() -> ResponseReturnValue | None:
+        return await _converse(context, LISTEN, listen.handle)
 
     return app
+
+
+async def _converse(context: Context, route: str, handle: Handle) -> ResponseReturnValue | None:
+    """A WebSocket of a route, to its end."""
+    here = websocket._get_current_object()  # type: ignore[attr-defined]  # a proxy, typed as what it stands for; it knows its socket in this task only
+    address = address_of(here.scope.get("client"))
+    if context.draining.is_set():
+        context.access.refused(route=route, status=503, reason="GOING_AWAY", address=address, why="the server goes down")
+        return web.answer(503, "GOING_AWAY", "the server goes down: connect again", 5000)
+    await here.accept()
+    await handle(here, context, address, token_of(here.headers, here.args))
+    return None
 
 
 def _unwatched(task: "asyncio.Task[None]") -> None:
@@ -122,6 +136,9 @@ def _watch(context: Context) -> None:
     gauges.watch("tts_engine_restarts", "Times that the engine died and was built again", lambda: context.engine.restarts)
     gauges.watch("tts_voice_failures", "Times that voices could not be listed, read or written", lambda: context.store.failures)
     gauges.watch("tts_sessions", "Open WebSocket sessions", lambda: len(context.sessions))
+    gauges.watch("tts_contracts", "Conversations that sessions have joined", lambda: len(context.contracts))
+    gauges.watch("tts_recogniser_restarts", "Times that the recogniser's process died and was started again", lambda: context.ears.restarts)
+    gauges.watch("tts_listen_queue_seconds", "Speech that waits to be recognised", lambda: context.ears.queued_seconds)
     gauges.watch(
         "tts_ready",
         "1 if the model is warm and the server not going down",

@@ -4,8 +4,8 @@ import asyncio
 import contextlib
 
 from server.context import Context
+from server.ws.connected import ConnectedSession
 from server.ws.outgoing import SlowClient
-from server.ws.session import ClientSession
 
 
 async def drain(context: Context) -> None:
@@ -14,7 +14,7 @@ async def drain(context: Context) -> None:
     await asyncio.gather(_http(context), *(_session(session, task, context.settings.grace) for session, task in list(context.sessions)))
 
 
-async def _session(session: ClientSession, task: "asyncio.Task[None]", grace: float) -> None:
+async def _session(session: ConnectedSession, task: "asyncio.Task[None]", grace: float) -> None:
     with contextlib.suppress(SlowClient):
         await session.drain(grace)
     task.cancel()

@@ -107,6 +107,15 @@ class Settings(BaseSettings):
     limit_uploads: Count = 20
     """Uploads of one principal an hour."""
 
+    recogniser: str = "tiny.en"
+    """What recognises speech on `/api/v1/listen` (extra `listen`): `tiny.en`, which comes with the extra; a folder of a Whisper model that
+    CTranslate2 reads; or what faster-whisper fetches from the hub (`small`, `large-v3`, an id)."""
+    smart_turn: Path | None = None
+    """The file smart-turn-v3.2-cpu.onnx, which judges whether a turn is over. Unset: the one in the package pipecat-ai,
+    if that is installed."""
+    listen_queue: Annotated[float, Field(ge=30, le=3600)] = 60.0
+    """Seconds of speech of one client that wait to be recognised; more is lost, and the client told (`OVERLOADED`)."""
+
     turn_timeout: Seconds = 60.0
     """Seconds that an utterance waits while others speak."""
     chunk_timeout: Seconds = 300.0
@@ -121,6 +130,16 @@ class Settings(BaseSettings):
     """Seconds from connecting to a valid token; then closed with 4408."""
     grace: Seconds = 20.0
     """Seconds after SIGTERM, SIGINT or SIGHUP for speech under way."""
+
+    interrupt_ms: Annotated[int, Field(ge=0, le=10_000)] = 500
+    """Milliseconds of speech that interrupt an answer; until then it is held (docs/contracts.md)."""
+    interrupt_words: Count = 1
+    """Recognised words that interrupt an answer, however short the speech is."""
+    resume_after: Annotated[float, Field(ge=0, le=10)] = 2.0
+    """Seconds of silence after speech that did not interrupt; then the answer that was held goes on."""
+    redis_url: SecretStr | None = None
+    """`redis://host:port/0`: where Listen and Speak are in different processes, what is heard in one interrupts the other. Needs the extra
+    `redis`. Unset: one process."""
 
     auth: Literal["auto", "off"] = "auto"
     """`auto`: clients need a token as soon as there is any key below; without one, only this machine is served. `off`: everybody is."""

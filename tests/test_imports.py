@@ -107,7 +107,16 @@ LAYERS = [
     },
     {"qwen3_jax.evaluate.report", "qwen3_jax.evaluate.speak"},
     {"qwen3_jax.evaluate.command", "qwen3_jax.finetune.command"},
-    {"server.admission", "server.http", "server.ops", "server.respond", "server.ws", "server.voices"},  # only what the rooms are for
+    {
+        "server.admission",
+        "server.contracts",
+        "server.http",
+        "server.listen",
+        "server.ops",
+        "server.respond",
+        "server.ws",
+        "server.voices",
+    },  # only what the rooms are for
     {"server.admission.allowed"},
     {
         "convert",
@@ -115,6 +124,9 @@ LAYERS = [
         "server",
         "server.ops.address",
         "server.admission.text",
+        "server.contracts.contract",
+        "server.listen",
+        "server.listen.base",
         "server.ops.upstream",
         "server.ops.signals",
         "server.ops.logs",
@@ -126,8 +138,19 @@ LAYERS = [
         "server.voices.names",
         "server.respond.base",
     },
-    {"server.ws.protocol", "server.http.encode", "server.respond.conversation", "server.respond.echo", "server.respond.openai"},
+    {
+        "server.ws.protocol",
+        "server.http.encode",
+        "server.respond.conversation",
+        "server.respond.echo",
+        "server.respond.openai",
+        "server.contracts.bus",
+        *(f"server.listen.{name}" for name in ("silero", "smart_turn", "audio_in", "echo", "messages")),
+    },
+    {"server.listen.turns", "server.listen.process"},
+    {"server.listen.heard_turn", "server.ws.listen_protocol"},
     {"convert.verify", "server.ops.crowd", "server.ops.access", "server.ws.machine", "server.settings", "server.engines"},
+    {"server.contracts.redis_bus", "server.contracts.registry"},
     {
         "server.ops.auth",
         "server.environment",
@@ -138,7 +161,8 @@ LAYERS = [
         "server.http.origins",
     },
     {"convert.__main__", "server.ops.limits", "server.http.http1", "server.ws.frames", "server.voices.cache", "server.voices.checks"},
-    {"server.voices.store"},
+    {"server.voices.store", "server.listen.whisper"},
+    {"server.listen.ears", "server.listen.worker"},
     {"server.engines.base", "server.engines.kept", "server.voices.command"},
     {
         "server.engines.handle",
@@ -152,10 +176,19 @@ LAYERS = [
     {"server.engines.factory"},
     {"server.context"},
     {"server.ws.client", "server.admission.loading", "server.ws.outgoing", "server.voices.watch"},
-    {"server.admission.speech"},
+    {"server.admission.speech", "server.ws.connected", "server.ws.floor"},
+    {"server.ws.finals"},
     {"server.ws.playback", "server.http.web"},
     {"server.http.sample", "server.http.playback"},
-    {"server.ws.session", "server.http.voices", "server.http.openai", "server.http.bodies", "server.http.page"},
+    {
+        "server.ws.session",
+        "server.ws.listen",
+        "server.http.voices",
+        "server.http.openai",
+        "server.http.bodies",
+        "server.http.page",
+        "server.http.contracts",
+    },
     {"server.drain", "server.http.schema"},
     {"server.transport"},
     {"server.app"},
@@ -194,7 +227,7 @@ EXCEPTIONS = {
     **{("server", f"server.{name}"): "when hypercorn's command line calls it" for name in ("app", "run", "transport")},
 }
 # Rooms of the server, lowest first; what all of them share (settings, languages, context) and what puts them together lies above the rooms.
-ROOMS = ("ops", "voices", "engines", "admission", "respond", "ws", "http")
+ROOMS = ("ops", "voices", "engines", "admission", "contracts", "listen", "respond", "ws", "http")
 PRODUCT = ("qwen3_jax", "server", "convert")
 PACKAGES = (*PRODUCT, "training")
 LONGEST = 400  # lines of a file

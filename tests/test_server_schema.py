@@ -117,6 +117,7 @@ async def test_every_answer_is_as_described(voices: Path) -> None:
             ("GET", "/v1/models", "Models", {}),
             ("GET", "/v1/audio/models", "Models", {}),
             ("GET", "/api/v1/speak", "ErrorAnswer", {}),
+            ("GET", "/api/v1/listen", "ErrorAnswer", {}),
             ("GET", "/v1/audio/voices", "SpeechVoices", {}),
             ("POST", "/v1/audio/speech", "ErrorAnswer", {"content": b"nonsense"}),
             ("DELETE", "/api/v1/voices/nobody", "ErrorAnswer", {}),

@@ -221,7 +221,7 @@ async def test_a_handshake_without_a_version_is_a_400(voices: Path) -> None:
 
 async def test_a_client_that_answers_no_ping_is_found_idle(voices: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody checks pongs: the application's own deadline ends the session."""
-    monkeypatch.setattr("server.ws.session.START_SECONDS", 0.1)
+    monkeypatch.setattr("server.ws.connected.START_SECONDS", 0.1)
     async with running(voices, FakeEngine()) as server, raw(server.port) as (reader, _, _):
         assert await code_of(reader) == 4408
         await until(lambda: not server.context.sessions)

@@ -383,7 +383,7 @@ async def test_a_model_that_cannot_be_loaded_ends_the_server(voices: Path) -> No
 
 async def test_deadlines_close_with_4408(voices: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr("server.ws.session.START_SECONDS", 0.1)
+        patch.setattr("server.ws.connected.START_SECONDS", 0.1)
         async with running(voices, FakeEngine()) as server, client(server.url) as connection:
             assert "neither start nor speak" in (await hear(connection))["message"]
             assert await closed(connection) == 4408

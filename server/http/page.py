@@ -6,6 +6,7 @@ from quart import Quart, Response, ResponseReturnValue, request
 
 from server.context import Context
 from server.http.web import HttpError
+from server.ws.listen_protocol import LISTEN
 from server.ws.protocol import SPEAK
 
 LINKS = (
@@ -33,7 +34,7 @@ PAGE = """<!DOCTYPE html>
 
 
 def install(app: Quart, context: Context) -> None:
-    """Serve the page, and tell whoever opens the WebSocket's address as a page."""
+    """Serve the page, and tell whoever opens a WebSocket's address as a page."""
     links = "\n".join(f'<li><a href="{path}">{path}</a>: {what}</li>' for path, what in LINKS)
     key = "-H 'Authorization: Bearer KEY' " if context.auth.required else ""
 
@@ -45,6 +46,7 @@ def install(app: Quart, context: Context) -> None:
         return response
 
     @app.get(SPEAK)
+    @app.get(LISTEN)
     async def no_page() -> ResponseReturnValue:
         raise HttpError(
             426, "UPGRADE_REQUIRED", "this is a WebSocket: connect with a WebSocket client; /asyncapi.json describes the messages"

@@ -11,12 +11,14 @@ from quart import Quart, Response, ResponseReturnValue
 
 import qwen3_jax
 from server.context import Context
-from server.http import openai
+from server.http import contracts, openai
 from server.http.encode import CONTENT_TYPES
 from server.http.voices import VoiceDescription, VoiceList
-from server.ws import protocol
+from server.ws import listen_protocol, protocol
 
 CLIENT, SERVER = get_args(protocol.ClientMessage), get_args(protocol.ServerMessage)
+LISTEN_CLIENT, LISTEN_SERVER = get_args(listen_protocol.ListenClientMessage), get_args(listen_protocol.ListenServerMessage)
+MESSAGES = tuple(dict.fromkeys((*CLIENT, *SERVER, *LISTEN_CLIENT, *LISTEN_SERVER)))  # some are of both routes
 JSON = "application/json"
 _REF = "#/components/schemas/{name}"
 
@@ -79,31 +81,46 @@ def schemas(types: Iterable[Any]) -> dict[str, Any]:
 
 
 def asyncapi() -> dict[str, Any]:
-    """AsyncAPI 3.0 of ``/api/v1/speak``."""
+    """AsyncAPI 3.0 of ``/api/v1/speak`` and ``/api/v1/listen``."""
 
     def refs(types: Iterable[Any], place: str) -> list[dict[str, str]]:
         return [{"$ref": f"#/{place}/{one.__name__}"} for one in types]
 
-    channel, messages = {"$ref": "#/channels/speak"}, "channels/speak/messages"
+    def channel(name: str, address: str, about: str, types: Iterable[Any]) -> dict[str, Any]:
+        messages = {one.__name__: {"$ref": f"#/components/messages/{one.__name__}"} for one in types}
+        return {name: {"address": address, "description": about, "messages": messages}}
+
+    def operations(name: str, client: Iterable[Any], server: Iterable[Any], tell: str, hear: str) -> dict[str, Any]:
+        reference, place = {"$ref": f"#/channels/{name}"}, f"channels/{name}/messages"
+        return {
+            tell: {"action": "receive", "channel": reference, "messages": refs(client, place)},
+            hear: {"action": "send", "channel": reference, "messages": refs(server, place)},
+        }
+
     return {
         "asyncapi": "3.0.0",
         "info": {"title": "Speech over a WebSocket", "version": qwen3_jax.__version__},
         "channels": {
-            "speak": {
-                "address": protocol.SPEAK,
-                "description": "JSON text frames both ways; audio of the transport binary as binary frames of PCM",
-                "messages": {one.__name__: {"$ref": f"#/components/messages/{one.__name__}"} for one in (*CLIENT, *SERVER)},
-            }
+            **channel(
+                "speak",
+                protocol.SPEAK,
+                "JSON text frames both ways; audio of the transport binary as binary frames of PCM",
+                (*CLIENT, *SERVER),
+            ),
+            **channel(
+                "listen",
+                listen_protocol.LISTEN,
+                "JSON text frames both ways; the client's audio as binary frames of PCM, of any length",
+                (*LISTEN_CLIENT, *LISTEN_SERVER),
+            ),
         },
         "operations": {
-            "tell": {"action": "receive", "channel": channel, "messages": refs(CLIENT, messages)},
-            "hear": {"action": "send", "channel": channel, "messages": refs(SERVER, messages)},
+            **operations("speak", CLIENT, SERVER, "tell", "hear"),
+            **operations("listen", LISTEN_CLIENT, LISTEN_SERVER, "tellListen", "hearListen"),
         },
         "components": {
-            "messages": {
-                one.__name__: {"contentType": JSON, "payload": {"$ref": _REF.format(name=one.__name__)}} for one in (*CLIENT, *SERVER)
-            },
-            "schemas": schemas((*CLIENT, *SERVER)),
+            "messages": {one.__name__: {"contentType": JSON, "payload": {"$ref": _REF.format(name=one.__name__)}} for one in MESSAGES},
+            "schemas": schemas(MESSAGES),
         },
     }
 
@@ -158,6 +175,16 @@ def openapi() -> dict[str, Any]:
                 *(401, 404, 416, 500),
             ),
         },
+        "/api/v1/contracts/{contract_id}/interrupt": {
+            "parameters": [{"name": "contract_id", "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}],
+            "post": _operation(
+                "Interrupt what the sessions of a contract of one's own speak",
+                {"204": {"description": "nothing of it is spoken any more"}},
+                *(400, 401, 404, 413, 503),
+                body=(JSON, {"$ref": _REF.format(name="InterruptRequest")}),
+                optional=True,
+            ),
+        },
         "/v1/models": {"get": _operation("OpenAI: models", _json("200", "Models"), 401)},
         "/v1/models/{model_id}": {
             "parameters": [{"name": "model_id", "in": "path", "required": True, "schema": text}],
@@ -165,6 +192,7 @@ def openapi() -> dict[str, Any]:
         },
         "/v1/audio/models": {"get": _operation("Open WebUI: models, as /v1/models", _json("200", "Models"), 401)},
         protocol.SPEAK: {"get": _operation("A WebSocket, which /asyncapi.json describes; no page", {}, 426)},
+        listen_protocol.LISTEN: {"get": _operation("A WebSocket, which /asyncapi.json describes; no page", {}, 426)},
         "/v1/audio/voices": {"get": _operation("OpenAI's neighbours: voices", _json("200", "SpeechVoices"), 401)},
         "/v1/audio/speech": {
             "post": _operation(
@@ -181,7 +209,10 @@ def openapi() -> dict[str, Any]:
         "paths": paths,
         "components": {
             "schemas": schemas(
-                (Status, ErrorAnswer, VoiceList, VoiceDescription, ModelInfo, Models, SpeechVoices, openai.CreateSpeechRequest)
+                (
+                    *(Status, ErrorAnswer, VoiceList, VoiceDescription, ModelInfo, Models, SpeechVoices),
+                    *(openai.CreateSpeechRequest, contracts.InterruptRequest),
+                )
             ),
             "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
         },
@@ -190,9 +221,9 @@ def openapi() -> dict[str, Any]:
 
 
 def typescript() -> str:
-    """The messages as TypeScript: an interface each, and the two unions."""
-    known = schemas((*CLIENT, *SERVER))
-    names = {one.__name__: f"{one.__name__}Message" for one in (*CLIENT, *SERVER)}
+    """The messages as TypeScript: an interface each, and the unions of each route."""
+    known = schemas(MESSAGES)
+    names = {one.__name__: f"{one.__name__}Message" for one in MESSAGES}
     parts = []
     for name, schema in known.items():
         head = f"interface {names.get(name, name)} {{"
@@ -202,7 +233,12 @@ def typescript() -> str:
             for field, value in schema["properties"].items()
         ]
         parts.append("\n".join([f"export {head}", *fields, "}"]))
-    for union, members in (("ClientMessage", CLIENT), ("ServerMessage", SERVER)):
+    for union, members in (
+        ("ClientMessage", CLIENT),
+        ("ServerMessage", SERVER),
+        ("ListenClientMessage", LISTEN_CLIENT),
+        ("ListenServerMessage", LISTEN_SERVER),
+    ):
         parts.append(f"export type {union} = {' | '.join(names[one.__name__] for one in members)};")
     return "\n\n".join(parts) + "\n"
 
@@ -221,11 +257,13 @@ def _type(schema: dict[str, Any], names: dict[str, str]) -> str:
     return {"integer": "number"}.get(str(schema["type"]), str(schema["type"]))
 
 
-def _operation(summary: str, answers: dict[str, Any], *errors: int, body: tuple[str, dict[str, Any]] | None = None) -> dict[str, Any]:
+def _operation(
+    summary: str, answers: dict[str, Any], *errors: int, body: tuple[str, dict[str, Any]] | None = None, optional: bool = False
+) -> dict[str, Any]:
     refused = {status: answer for code in (*errors, 403) for status, answer in _json(str(code), "ErrorAnswer").items()}
     made: dict[str, Any] = {"summary": summary, "responses": {**refused, **answers}}
     if body is not None:
-        made["requestBody"] = {"required": True, "content": {body[0]: {"schema": body[1]}}}
+        made["requestBody"] = {"required": not optional, "content": {body[0]: {"schema": body[1]}}}
     return made
 
 

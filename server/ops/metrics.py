@@ -36,9 +36,20 @@ class Metrics:
         self.crowded = Counter("tts_queue_refusals", "Refused: the line is full and their owner has its share of it", registry=registry)
         self.errors = Counter("tts_errors", "Errors sent, by code", ["code"], registry=registry)
         self.cancellations = Counter("tts_cancellations", "Utterances cancelled by clients", registry=registry)
+        self.interruptions = Counter(
+            "tts_interruptions", "Interruptions of answers: confirmed, false (resumed), requested", ["outcome"], registry=registry
+        )
+        self.to_duck = Histogram("tts_speech_to_duck_seconds", "From speech to ducked", registry=registry, buckets=_SECONDS)
+        self.to_silence = Histogram("tts_speech_to_silence_seconds", "From speech to interrupted", registry=registry, buckets=_SECONDS)
+        self.bus_lost = Counter("tts_bus_lost", "Events that other processes were not told of, for Redis was away", registry=registry)
+        self.resumes = Counter("tts_session_resumes", "Sessions that came back on another socket", registry=registry)
         self.retries = Counter("tts_retries", "Utterances made again after a failure", registry=registry)
         self.refused = Counter("tts_connections_refused", "TCP connections not taken, by reason", ["reason"], registry=registry)
         self.closed = Counter("tts_connections_closed", "Connections that the server cut, by reason", ["reason"], registry=registry)
+        ends = "Turns that were heard: final, empty (no words), lost (not recognised)"
+        self.turns = Counter("tts_listen_turns", ends, ["end"], registry=registry)
+        self.to_final = Histogram("tts_listen_final_seconds", "From the end of speech to its text", registry=registry, buckets=_SECONDS)
+        self.heard = Counter("tts_listen_audio_seconds", "Audio that came in to be heard", registry=registry)
         self._gauges: list[Gauge] = []
 
     @contextmanager

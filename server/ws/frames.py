@@ -15,7 +15,6 @@ from wsproto.frame_protocol import CloseReason
 
 from server.ops import upstream
 from server.ops.connections import here
-from server.ws.protocol import SPEAK
 
 CLOSE_SECONDS = 1.0  # for a client to read why its connection is closed
 KEY_BYTES = 16  # of Sec-WebSocket-Key
@@ -116,7 +115,11 @@ class BoundedStream(ws_stream.WSStream):
         access = getattr(self.config, "access", None)  # None: Hypercorn was started by others
         if access is not None and self.client is not None:
             access.refused(
-                route=SPEAK, status=int(code), reason=counted.upper().replace(" ", "_"), address=self.client[0], why=self._why(reason)
+                route=self.scope["path"],  # of one of our routes, for its handshake was accepted
+                status=int(code),
+                reason=counted.upper().replace(" ", "_"),
+                address=self.client[0],
+                why=self._why(reason),
             )
         await self._send_wsproto_event(CloseConnection(code=code, reason=reason))
         self.task_group.spawn(self._end, int(code))

@@ -5,6 +5,8 @@ import contextlib
 from collections.abc import AsyncIterator, Callable
 from typing import Protocol
 
+import msgspec
+
 from server.context import Context
 from server.ws import protocol
 from server.ws.machine import SessionUtterance
@@ -36,7 +38,7 @@ class Outgoing:
         self._lock = asyncio.Lock()
         self.close_code: int | None = None  # with which the server has closed
 
-    async def send(self, message: protocol.ServerMessage, closing: Close | None = None) -> None:
+    async def send(self, message: msgspec.Struct, closing: Close | None = None) -> None:
         """Send a message, before ``closing`` if that follows. Raises SlowClient."""
         if isinstance(message, protocol.Error):
             self._metrics.errors.labels(message.code).inc()

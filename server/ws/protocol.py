@@ -32,6 +32,9 @@ Code: TypeAlias = Literal[
     "TIMEOUT",
     "CANCELLED",
     "GPU_OUT_OF_MEMORY",
+    "OVERLOADED",
+    "RECOGNITION_ERROR",
+    "RESPONDER_ERROR",
 ]
 UNRECOVERABLE: frozenset[Code] = frozenset({"INVALID_TEXT"})  # the same input will fail again; the session lives on all the same
 
@@ -228,7 +231,7 @@ def _request_id(data: str) -> str | None:
         return None
 
 
-def encode(message: ServerMessage) -> str:
+def encode(message: msgspec.Struct) -> str:
     """A message -> JSON text."""
     return msgspec.json.encode(message).decode()
 

@@ -5,9 +5,7 @@ limit; a frame of audio goes out only if its utterance is still live once the lo
 """
 
 import asyncio
-import contextlib
 import logging
-import uuid
 from time import monotonic
 
 import msgspec
@@ -19,89 +17,55 @@ from server.admission.speech import Denied
 from server.admission.text import normal_form
 from server.context import Context
 from server.languages import LANGUAGES
-from server.ops.connections import here
 from server.ops.limits import Limited
-from server.ops.logs import session_id
 from server.voices.store import StoredVoice
 from server.ws import protocol
-from server.ws.client import Client, Ended, no_place
+from server.ws.client import Ended
+from server.ws.connected import ConnectedSession, serve
 from server.ws.machine import Machine, Rejection
-from server.ws.outgoing import Outgoing, SlowClient, Socket
+from server.ws.outgoing import Socket
 from server.ws.playback import Configuration, Playback, Turn, told
 from server.ws.protocol import SPEAK, Cancel, Close, Flush, Speak, Start
 
-ANSWERS = ("CANCELLED", "SYNTHESIS_ERROR")  # errors that are no refusals: what was asked for, and faults of ours, which the log has
-EXPLAINED = ("UNAUTHORIZED", "RATE_LIMITED", "MODEL_LOADING", "TIMEOUT", "GPU_OUT_OF_MEMORY")  # they say nothing of a client's text
-START_SECONDS = 60.0  # from connecting to the first start or speak
-VANISHED = 1006  # the close code of a connection that ended without one (RFC 6455)
 log = logging.getLogger(__name__)
 
 
-class ClientSession:
-    """A connected client.
+class ClientSession(ConnectedSession):
+    """A connected client that has texts spoken."""
 
-    Args:
-        address: where it comes from.
-        token: from the handshake, if there was one.
-    """
+    ROUTE, BEGINS, FAULT = SPEAK, "neither start nor speak", "SYNTHESIS_ERROR"
 
     def __init__(self, socket: Socket, context: Context, address: str, token: str | None = None) -> None:
-        settings = context.settings
-        self.id = str(uuid.uuid4())
-        self.machine = Machine(settings.max_waiting, settings.max_text_chars)
+        super().__init__(socket, context, address, token)
+        self.machine = Machine(self._settings.max_waiting, self._settings.max_text_chars)
         self.contract_id: str | None = None
-        self._socket, self._context, self._settings = socket, context, settings
-        self._client, self._token = Client(context, address, self._displace), token
-        self._reading: asyncio.Timeout | None = None
-        self._displaced = False
-        self._out = Outgoing(socket, context, self._note)
         self._configuration = Configuration()
         self._playback = Playback(self.machine, self._out, context, self.id)
-        self._connected = self._active = monotonic()
-        self._begun = False  # whether the client has said anything that counts
 
-    async def run(self) -> None:
-        """Until one side ends it. A cancelled run gives up what it speaks."""
-        session_id.set(self.id)
-        try:
-            await self._client.admit(self._token)
-            await self._out.send(self._ready())
-            self.machine.connected()
-            async with asyncio.TaskGroup() as tasks:
-                speaking = tasks.create_task(self._playback.run())
-                try:
-                    while True:
-                        await self._receive_one()
-                except Ended as end:
-                    await self._leave(end.last, end.code)
-                finally:
-                    self.machine.stop()
-                    self._playback.wake()
-                    self._playback.settle()
-                    speaking.cancel()
-        except Ended as end:  # before it began
-            await self._leave(end.last, end.code)
-        finally:
-            self._client.leave()
+    async def _talk(self) -> None:
+        await self._out.send(self._ready())
+        self.machine.connected()
+        async with asyncio.TaskGroup() as tasks:
+            speaking = tasks.create_task(self._playback.run())
+            try:
+                while True:
+                    await self._receive_one()
+            except Ended as end:
+                await self._leave(end.last, end.code)
+            finally:
+                self.machine.stop()
+                self._playback.wake()
+                self._playback.settle()
+                speaking.cancel()
 
-    @property
-    def known(self) -> bool:
-        """Whether the client has said who it is, if it has to."""
-        return self._client.principal is not None
+    def _busy_until(self) -> float:
+        return monotonic() if self.machine.live else self._playback.last
 
-    def told(self) -> None:
-        """For the log: the session has closed. One whose client never said who it is has been refused, or has left before."""
-        client = self._client
-        if client.principal is not None:
-            self._context.access.session_closed(
-                {
-                    "principal": shorten(client.principal.id),
-                    "address": client.address,
-                    "seconds": round(monotonic() - self._connected, 1),
-                    "utterances": self._playback.utterances,
-                    "code": self._out.close_code or here().close_code or VANISHED,
-                }
-            )
+    def _ended(self) -> None:
+        self.machine.stop()
+
+    def _counts(self) -> dict[str, object]:
+        return {"utterances": self._playback.utterances}
 
     async def drain(self, grace: float) -> None:
         """The server goes down: what is spoken may end within ``grace`` seconds, what waits may not; then goodbye."""
@@ -117,30 +81,7 @@ class ClientSession:
     async def fail(self) -> None:
         """A fault of ours: say so and close with 1011, if the socket still takes it."""
         self.machine.fail()
-        with contextlib.suppress(SlowClient):
-            await self._out.send(protocol.error("SYNTHESIS_ERROR", "internal error; the server's log says more", recoverable=False))
-            await self._out.close(Close.INTERNAL)
-
-    async def _leave(self, last: protocol.ServerMessage, code: Close) -> None:
-        self.machine.stop()
-        await self._out.send(last, code)
-        await self._out.close(code)
-
-    def _note(self, error: protocol.Error, status: int | str) -> None:
-        """One line of the log, and a count, for every refusal, of whom, of a message or of a text; an idle session's end is none."""
-        client = self._client
-        if error.code in ANSWERS or (status == Close.IDLE and client.principal is not None):
-            return
-        why = error.message if error.code in EXPLAINED else ""
-        self._context.access.refused(
-            route=SPEAK, status=status, reason=error.code, address=client.address, why=why, principal=client.principal_id
-        )
-
-    def _displace(self) -> None:
-        """Somebody else has got the place."""
-        self._displaced = True
-        if self._reading is not None:
-            self._reading.reschedule(asyncio.get_running_loop().time())
+        await super().fail()
 
     # Reading
 
@@ -180,32 +121,6 @@ class ClientSession:
     async def _refuse(self, message: protocol.ClientMessage | None, last: protocol.Error) -> None:
         final = not isinstance(message, Start) and not self.machine.speaks(last.request_id or None)
         await self._out.send(msgspec.structs.replace(last, final=final))
-
-    async def _next_frame(self) -> str | bytes | None:
-        """The next frame. Raises Ended if a deadline passes first."""
-        while True:
-            wait = max(0.0, self._deadline()[0] - monotonic())
-            try:
-                async with asyncio.timeout(0 if self._displaced else wait) as self._reading:
-                    return await self._socket.receive()
-            except TimeoutError:
-                if self._displaced and self._client.principal is None:
-                    raise no_place() from None
-                self._displaced = False  # it came too late
-                deadline, why = self._deadline()
-                if monotonic() >= deadline:
-                    raise Ended(Close.IDLE, protocol.error("TIMEOUT", why, recoverable=False)) from None
-            finally:
-                self._reading = None
-
-    def _deadline(self) -> tuple[float, str]:
-        chosen = self._settings
-        if self._client.principal is None:
-            return self._connected + chosen.auth_timeout, f"no valid token within {chosen.auth_timeout:g} s"
-        if not self._begun:
-            return self._connected + START_SECONDS, f"neither start nor speak within {START_SECONDS:g} s"
-        heard = monotonic() if self.machine.live else max(self._active, self._playback.last)
-        return heard + chosen.idle_timeout, f"nothing to do for {chosen.idle_timeout:g} s"
 
     async def _start(self, message: Start) -> None:
         for name, value, allowed in (
@@ -330,39 +245,9 @@ class ClientSession:
 
 
 async def handle(socket: Socket, context: Context, address: str, token: str | None = None) -> None:
-    """Run a session to its end, whichever end that is; a fault of ours ends in ``error`` and 1011, never in 1000."""
-    session = ClientSession(socket, context, address, token)
-    task = asyncio.create_task(session.run())
-    sitting = (session, task)
-    context.sessions.add(sitting)
-    session_id.set(session.id)
-    try:
-        await asyncio.wait({task})
-        if not task.cancelled() and (error := task.exception()) is not None:
-            if _slow(error):
-                log.warning("session ended: %s", _first(error))
-            else:
-                log.error("session failed", exc_info=error)
-                await session.fail()
-    finally:  # if we are cancelled here, the client has vanished
-        task.cancel()
-        context.sessions.discard(sitting)
-        session.told()
+    """Run a session to its end, see ``server.ws.connected.serve``."""
+    await serve(ClientSession(socket, context, address, token), context)
 
 
 def _id_of(message: protocol.ClientMessage | None) -> str | None:
     return getattr(message, "request_id", None)
-
-
-def _first(error: BaseException) -> BaseException:
-    """What happened, out of the groups that tasks put it into."""
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
-
-
-def _slow(error: BaseException) -> bool:
-    """Whether the client, and nothing else, was the fault."""
-    if isinstance(error, BaseExceptionGroup):
-        return all(_slow(one) for one in error.exceptions)
-    return isinstance(error, SlowClient)

@@ -1,0 +1,80 @@
+"""The contracts of one server process: found by principal and id, so that somebody else's contract of the same id is another one."""
+
+from collections.abc import Callable
+from functools import partial
+from time import monotonic
+
+from server.contracts.bus import Bus, MemoryBus
+from server.contracts.contract import Contract, Outcome, Rules, SpeechEvent, Timer
+
+LINGERS = 30.0  # seconds that a contract without a session is known: a client that comes back finds it
+MOST = 10_000  # contracts; those that have been without a session longest are forgotten first
+
+Key = tuple[str, str]  # principal's id, contract's id
+
+
+class Contracts:
+    """All of them.
+
+    Args:
+        rules: when speech is an interruption.
+        later: calls a function after so many seconds, as ``loop.call_later``.
+        count: told how each interruption of an answer ended.
+        bus: to other processes; None: there are none.
+        clock: seconds.
+    """
+
+    def __init__(
+        self,
+        rules: Rules,
+        later: Callable[[float, Callable[[], None]], Timer],
+        count: Callable[[Outcome], None] = lambda outcome: None,
+        bus: Bus | None = None,
+        clock: Callable[[], float] = monotonic,
+    ) -> None:
+        self.bus: Bus = MemoryBus() if bus is None else bus
+        self._rules, self._later, self._count, self._clock = rules, later, count, clock
+        self._contracts: dict[Key, Contract] = {}
+        self._empty: dict[Key, Timer] = {}  # without a session, longest first -> when they are forgotten
+        self.bus.subscribe(self._apply)
+
+    def __len__(self) -> int:
+        return len(self._contracts)
+
+    def of(self, principal_id: str, contract_id: str) -> Contract:
+        """The principal's contract of that id, made if it is not there."""
+        key = principal_id, contract_id
+        if (contract := self._contracts.get(key)) is None:
+            contract = self._contracts[key] = Contract(
+                self._rules,
+                self._clock,
+                self._later,
+                publish=partial(self.bus.publish, *key),
+                count=self._count,
+                changed=partial(self._changed, key),
+            )
+            self.bus.watch(*key)
+            self._changed(key)
+        return contract
+
+    def get(self, principal_id: str, contract_id: str) -> Contract | None:
+        """The principal's contract of that id, if it is there."""
+        return self._contracts.get((principal_id, contract_id))
+
+    def _apply(self, principal_id: str, contract_id: str, event: SpeechEvent) -> None:
+        if (contract := self.get(principal_id, contract_id)) is not None:
+            contract.apply(event)
+
+    def _changed(self, key: Key) -> None:
+        """A session has joined or left."""
+        if (timer := self._empty.pop(key, None)) is not None:
+            timer.cancel()
+        if self._contracts[key].empty:
+            self._empty[key] = self._later(LINGERS, partial(self._forget, key))
+            if len(self._contracts) > MOST:
+                self._forget(next(iter(self._empty)))
+
+    def _forget(self, key: Key) -> None:
+        self._empty.pop(key).cancel()
+        del self._contracts[key]
+        self.bus.unwatch(*key)

@@ -1,0 +1,73 @@
+"""The page's own voice, which the microphone hears, is no speech of the user's. Pure; all parameters are here.
+
+While an answer sounds at the client, speech must be clearer and longer, and louder than the answer's echo. How loud that is, is learnt in
+the first second of each answer; without an echo (headphones, or a browser that cancels it) it is as soft as the room, and hinders nobody.
+
+The embedded voice, its own echo (150 ms late, 0.2 s of reverberation) and, over it, a sentence as loud as the page (2026-11-30):
+
+| echo | answers | false begins | sentences over it | noticed | after, p50 and p95 |
+|---|---|---|---|---|---|
+| -10 dB | 6 min | 0 | 20 | 20 | 0.16 s, 0.38 s |
+| -20 dB | 6 min | 0 | 20 | 20 | 0.11 s, 0.17 s |
+"""
+
+from collections import deque
+
+import numpy as np
+
+from qwen3_jax.shapes import F32
+
+CLEAR = 0.8  # a window that is so probable is enough to begin speech
+BEGIN_WINDOWS = 2  # less probable ones in a row that are
+PLAYING_THRESHOLD = 0.8  # while an answer sounds
+PLAYING_WINDOWS, PLAYING_OF = 3, 12  # so many windows of the last so many (384 ms) must be loud speech then
+MARGIN_DB = 2.0  # by which they are louder than the echo
+GOES_ON_DB = 0.0  # the same for speech that has begun
+LEARN_WINDOWS = 32  # of an answer, that are all echo: 1 s
+RISE_DB = 1.0  # a louder window, by which the echo may have become louder
+TAIL_WINDOWS = 10  # that an answer still sounds in the room after its end: 320 ms
+FADE_DB = 0.01  # a window, by which what was learnt is forgotten: 3 dB in 10 s
+SOFTEST_DB = -70.0
+
+
+class EchoGuard:
+    """What one microphone hears while answers sound."""
+
+    def __init__(self) -> None:
+        self._echo_db = SOFTEST_DB
+        self._playing_for = self._tail = 0  # windows
+        self._recent: deque[bool] = deque(maxlen=PLAYING_OF)
+        self._row = 0  # windows of speech in a row
+
+    def judge(self, window: F32[np.ndarray, "512"], probability: float, threshold: float, *, playing: bool) -> tuple[bool, int]:
+        """The next window.
+
+        Args:
+            threshold: of the session.
+            playing: whether an answer sounds at the client.
+
+        Returns:
+            Whether it would be speech of the user's that goes on; and how many windows ago speech began, counting this one, or 0.
+        """
+        self._tail = TAIL_WINDOWS if playing else max(0, self._tail - 1)
+        self._playing_for = self._playing_for + 1 if self._tail else 0
+        self._echo_db = max(SOFTEST_DB, self._echo_db - FADE_DB)
+        if not self._tail:
+            self._recent.clear()
+            self._row = self._row + 1 if probability >= threshold else 0
+            begins = self._row >= BEGIN_WINDOWS or (self._row and probability >= max(threshold, CLEAR))
+            return True, self._row if begins else 0
+        self._row = 0
+        level, speech = decibels(window), probability >= max(threshold, PLAYING_THRESHOLD)
+        over = level - self._echo_db
+        learning = self._playing_for <= LEARN_WINDOWS
+        if over > 0:
+            self._echo_db += over if learning or over < MARGIN_DB else min(over, RISE_DB)
+        self._recent.append(speech and not learning and over >= MARGIN_DB)
+        begins = sum(self._recent) >= PLAYING_WINDOWS
+        return speech and over >= GOES_ON_DB, len(self._recent) - self._recent.index(True) if begins else 0
+
+
+def decibels(window: F32[np.ndarray, " F"]) -> float:
+    """Root mean square below full scale."""
+    return 10 * float(np.log10(np.mean(np.square(window, dtype=np.float64)) + 1e-10))

@@ -1,0 +1,154 @@
+"""The parts of hearing that have no socket: bytes -> windows -> turns, the echo guard, words that take no floor."""
+
+import itertools
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from server.listen import echo
+from server.listen.audio_in import AudioIn
+from server.listen.base import RATE, WINDOW
+from server.listen.echo import EchoGuard
+from server.listen.heard_turn import words_of
+from server.listen.smart_turn import model_file
+from server.listen.turns import MOST_WINDOWS, WINDOW_MS, Detection, TurnEvent, Turns
+from server.listen.whisper import compression
+
+SPEECH, SILENCE = np.full(WINDOW, 0.5, np.float32), np.zeros(WINDOW, np.float32)
+
+
+@settings(max_examples=40)
+@given(
+    rate=st.sampled_from((8000, 11025, 16000, 22050, 48000)),
+    encoding=st.sampled_from(("pcm16", "pcm32f")),
+    cuts=st.lists(st.integers(1, 9000), max_size=12),
+)
+def test_windows_do_not_depend_on_how_the_bytes_are_cut(rate: int, encoding: str, cuts: list[int]) -> None:
+    samples = np.sin(np.arange(rate // 2) * 2 * math.pi * 440 / rate).astype(np.float32) * 0.5
+    data = samples.astype("<f4").tobytes() if encoding == "pcm32f" else (samples * 32767).astype("<i2").tobytes()
+    places = [0, *sorted({min(len(data), place) for place in np.cumsum(cuts).tolist()}), len(data)]
+    whole, cut = AudioIn(rate, encoding), AudioIn(rate, encoding)
+    once = list(whole.feed(data))
+    pieces = [window for first, last in itertools.pairwise(places) for window in cut.feed(data[first:last])]
+    least = min(len(once), len(pieces))
+    assert abs(len(once) - len(pieces)) <= 1  # the resampler may hand out the end sooner or later
+    assert least >= 0.5 * RATE / WINDOW - 3
+    np.testing.assert_allclose(np.concatenate(pieces[:least]), np.concatenate(once[:least]), atol=1e-5)
+
+
+@settings(max_examples=60)
+@given(
+    probabilities=st.lists(st.tuples(st.sampled_from((0.0, 0.3, 0.45, 0.6, 1.0)), st.integers(1, 60)), max_size=20),
+    kind=st.sampled_from(("vad", "semantic", "none")),
+    playing=st.booleans(),
+)
+def test_events_of_a_turn_come_in_order_and_segments_cover_its_speech(
+    probabilities: list[tuple[float, int]], kind: str, playing: bool
+) -> None:
+    turns = Turns(Detection(type=kind))
+    is_open = paused = False
+    for probability, times in probabilities:
+        for _ in range(times):
+            for event in turns.feed(SPEECH * max(probability, 1e-3), probability, playing=playing):
+                assert (event is TurnEvent.BEGAN) is not is_open
+                assert event is not TurnEvent.RESUMED or paused
+                paused = event is TurnEvent.PAUSED or (paused and event is TurnEvent.SETTLED)
+                if event is TurnEvent.BEGAN:
+                    is_open = True
+                elif event is TurnEvent.SETTLED:
+                    segment = turns.take()
+                    assert segment is not None
+                    assert 0 < len(segment.pcm()) <= WINDOW * MOST_WINDOWS
+                elif event in (TurnEvent.OVER, TurnEvent.FALSE):
+                    is_open = False
+                    assert kind != "none"
+                    assert 0 <= turns.begin_ms <= turns.end_ms <= turns.position_ms
+                    turns.take()
+                    turns.clear()
+            assert turns.open is is_open
+            assert turns.segment is None or len(turns.segment.windows) <= MOST_WINDOWS + 60
+
+
+def test_speech_of_minutes_is_cut_where_it_is_least_like_speech() -> None:
+    turns, segments = Turns(Detection()), []
+    for number in range(60 * RATE // WINDOW):
+        for event in turns.feed(SPEECH, 0.6 if number % 100 == 99 else 1.0):
+            if event is TurnEvent.SETTLED:
+                segments.append(turns.take())
+    assert len(segments) == 2
+    for one, following in zip(segments, [*segments[1:], turns.segment], strict=True):
+        assert one is not None and following is not None
+        assert one.start + WINDOW * len(one.windows) == following.start  # no sample is lost or heard twice
+        assert (one.end // WINDOW) % 100 == 0  # after the window of .6
+
+
+def test_minutes_of_silence_take_no_memory() -> None:
+    audio, turns = AudioIn(), Turns(Detection(type="none"))
+    for _ in range(40):
+        turns.feed(SPEECH, 1.0)
+    half_a_minute = bytes(2 * 16000 * 30)
+    for _ in range(10):
+        for window in audio.feed(half_a_minute):
+            if TurnEvent.SETTLED in turns.feed(window, 0.0):
+                turns.take()
+    assert turns.open and turns.segment is None
+    assert turns.position_ms > 290_000
+
+
+def test_speech_begins_within_two_windows() -> None:
+    clear, faint = Turns(Detection()), Turns(Detection())
+    assert clear.feed(SPEECH, 0.95) == [TurnEvent.BEGAN]
+    assert (faint.feed(SPEECH, 0.6), faint.feed(SPEECH, 0.6)) == ([], [TurnEvent.BEGAN])
+    assert faint.begin_ms == 0
+
+
+def noise(level_db: float, seed: int = 0) -> np.ndarray:
+    return (10 ** (level_db / 20) * np.random.default_rng(seed).normal(size=WINDOW)).astype(np.float32)
+
+
+def test_an_echo_is_no_speech_and_speech_over_it_is() -> None:
+    turns, events = Turns(Detection()), list[TurnEvent]()
+    for number in range(1000):  # 32 s of an answer, whose echo is clear speech, now louder, now softer
+        events += turns.feed(noise(-30 - 10 * (number % 7 > 3), number), 0.99, playing=True)
+    assert not events
+    needed = 0
+    while not events:
+        needed += 1
+        events = turns.feed(noise(-18, needed), 0.99, playing=True)
+    assert needed == echo.PLAYING_WINDOWS
+    assert turns.voiced_ms == 32 * needed
+    for number in range(6):
+        events += turns.feed(noise(-18, number), 0.99, playing=True)
+    for number in range(40):
+        events += turns.feed(noise(-30, number), 0.99, playing=True)  # the echo does not keep the turn open
+    assert events[-1] is TurnEvent.OVER
+
+
+def test_with_headphones_an_answer_hinders_nobody() -> None:
+    guard = EchoGuard()
+    for number in range(echo.LEARN_WINDOWS):
+        guard.judge(noise(-65, number), 0.01, 0.5, playing=True)
+    begun = [guard.judge(noise(-35), 0.9, 0.5, playing=True)[1] for _ in range(echo.PLAYING_WINDOWS)]
+    assert begun == [0, 0, 3]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [("", 0), ("Mm-hm.", 0), ("Uh-huh, mhm", 0), ("Um, stop!", 1), ("It's ten o'clock", 3), ("はい", 1), ("Nein.", 1)],
+)
+def test_words_that_take_the_floor(text: str, words: int) -> None:
+    assert words_of(text) == words
+
+
+def test_text_that_repeats_itself_is_noticed() -> None:
+    assert compression("Turn off the lights in the kitchen. " * 12) > 2.4 > compression("What time does the next train leave today?")
+
+
+def test_a_file_for_smart_turn_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="TTS_SMART_TURN = .*no such file"):
+        model_file(tmp_path / "none.onnx")
+    assert WINDOW_MS == 32
