@@ -18,7 +18,7 @@ LAYERS = [
         "qwen3_jax.messages",
         "qwen3_jax.text.tokenizer_files",
     },
-    {"qwen3_jax.text.nfc", "qwen3_jax.text.files"},
+    {"qwen3_jax.text.nfc", "qwen3_jax.text.files", "qwen3_jax.text.written_words", "qwen3_jax.speech.word_sounds"},
     {
         "qwen3_jax.terminal",
         "qwen3_jax.shapes",
@@ -29,7 +29,13 @@ LAYERS = [
         "qwen3_jax.runtime.devices",
         "qwen3_jax.checkpoint.hub",
     },
-    {"qwen3_jax.runtime.compilation", "qwen3_jax.model.config", "qwen3_jax.audio.recording"},
+    {
+        "qwen3_jax.runtime.compilation",
+        "qwen3_jax.model.config",
+        "qwen3_jax.audio.recording",
+        "qwen3_jax.speech.word_features",
+        "qwen3_jax.speech.word_trellis",
+    },
     {f"qwen3_jax.text.spoken.{name}" for name in ("characters", "numbers", "letters", "pause", "units")},
     {f"qwen3_jax.text.spoken.{name}" for name in ("addresses", "dates", "markup")},
     {f"qwen3_jax.text.spoken.{name}" for name in ("abbreviations", "codes", "quantities")},
@@ -44,6 +50,7 @@ LAYERS = [
         "qwen3_jax.model.sampling",
         "qwen3_jax.checkpoint.published",
     },
+    {"qwen3_jax.speech.word_times"},
     {
         "qwen3_jax.model.cache",
         "qwen3_jax.voices.folder",
