@@ -57,6 +57,7 @@ class LiveText:
 
     def __init__(self, service: "SpeechService", handle: Handle, how: dict[str, Any]) -> None:
         self.handle = handle
+        self.texts: list[str] = []  # its parts as they are read, those that are complete
         self._service, self._how = service, how
         self._parts = Parts(how["language"], normalize=service.normalizes(how.pop("normalize")))
         self._ready = 0  # characters of the open part whose tokens are settled
@@ -98,6 +99,7 @@ class LiveText:
             self._given = len(ids)
 
     def _end_part(self, part: Part) -> None:
+        self.texts.append(part.text)
         spoken = self._part(part.text)._replace(pause=part.pause)
         if self._given < 0:
             self.handle.add(spoken.segment)
@@ -260,7 +262,7 @@ class SpeechService:
     def part(self, text: str, **how: Any) -> SpokenPart:
         """A part's prompt, as Qwen3TTS lays it out."""
         how = {"seed": None, "max_frames": None} | how
-        return self.tts.prompts.one(text, **(how | {"voice": self.tts._chosen(how["voice"])}))
+        return self.tts.prompts.one(text, **(how | {"voice": self.tts._chosen(how["voice"])}))._replace(text=text)
 
     def check(self, text: str) -> None:
         """Raises ValueError if a text has what no part of it may have, as ``Qwen3TTS.generate`` does."""

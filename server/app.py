@@ -22,7 +22,7 @@ from server.transport import BoundedSocket
 from server.voices.store import VoiceStore
 from server.voices.watch import watch
 from server.ws.protocol import SPEAK
-from server.ws.session import handle
+from server.ws.sockets import handle
 
 log = logging.getLogger(__name__)
 MakeEngine = Callable[[Settings, VoiceStore], TtsEngine]
