@@ -8,7 +8,7 @@ from typing import Any
 
 from qwen3_jax.voices.layers import DEFAULT_VOICE
 from qwen3_jax.voices.voice import spelling
-from server.contracts.contract import Rules
+from server.contracts.contract import InterruptionRules
 from server.contracts.redis_bus import RedisBus
 from server.contracts.registry import Contracts
 from server.engines.base import SpeechHandle, TtsEngine
@@ -46,7 +46,7 @@ class Context:
         """The conversations that sessions have joined."""
         chosen = self.settings
         return Contracts(
-            Rules(chosen.interrupt_ms, chosen.interrupt_words, chosen.resume_after),
+            InterruptionRules(chosen.interrupt_ms, chosen.interrupt_words, chosen.resume_after),
             later=lambda seconds, call: asyncio.get_running_loop().call_later(seconds, call),
             count=lambda outcome: self.metrics.interruptions.labels(outcome).inc(),
             bus=None if chosen.redis_url is None else RedisBus(chosen.redis_url.get_secret_value(), self.metrics),

@@ -13,7 +13,7 @@ SILENT_SECONDS = 2.0  # after the ideal listener's end, that a client which repo
 KEPT_SECONDS = 40.0  # of audio that is kept for a socket that is lost, at most: what was released since the last report
 
 
-class Frame(msgspec.Struct, frozen=True):
+class AudioFrame(msgspec.Struct, frozen=True):
     """Audio as it goes out. ``begin``: seconds from the utterance's first sample."""
 
     epoch: int
@@ -22,7 +22,7 @@ class Frame(msgspec.Struct, frozen=True):
     begin: float
     final: bool = False  # the utterance's last, where that is marked
 
-    def rest(self, begin: float, rate: int) -> "Frame":
+    def rest(self, begin: float, rate: int) -> "AudioFrame":
         """What of it lies after ``begin``."""
         skipped = min(max(0, round((begin - self.begin) * rate)), round(self.seconds * rate))
         if skipped == 0 or not self.data:
@@ -32,15 +32,15 @@ class Frame(msgspec.Struct, frozen=True):
         return msgspec.structs.replace(self, data=self.data[skipped * width :], seconds=self.seconds - gone, begin=self.begin + gone)
 
 
-class Heard:
+class HeardAudio:
     """Of one utterance. All times are seconds."""
 
     def __init__(self) -> None:
         self.released = 0.0  # audio that was sent, once or more often
         self._reported: tuple[float, float] | None = None  # (heard, when that came)
-        self._kept: deque[Frame] = deque()
+        self._kept: deque[AudioFrame] = deque()
 
-    def sent(self, frame: Frame) -> None:
+    def sent(self, frame: AudioFrame) -> None:
         """A frame goes out."""
         self.released = max(self.released, frame.begin + frame.seconds)
         self._kept.append(frame)
@@ -66,7 +66,7 @@ class Heard:
         seconds, when = self._reported
         return min(self.released, seconds + min(max(0.0, now - when), EXTRAPOLATED))
 
-    def again(self, begin: float) -> list[Frame]:
+    def again(self, begin: float) -> list[AudioFrame]:
         """What was released after that moment, to be sent once more; it counts as not heard."""
         frames = [frame for frame in self._kept if frame.begin + frame.seconds > begin or frame.final]
         self._kept.clear()

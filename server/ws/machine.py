@@ -157,7 +157,11 @@ class Machine:
             Rejection: no text is open, another one is, or it is empty; an empty one ends here.
             Late: the end of a text that was interrupted.
         """
-        if message.request_id in self._cut and (self._open is None or self._open.request_id != message.request_id):
+        if (
+            message.request_id is not None
+            and message.request_id in self._cut
+            and (self._open is None or self._open.request_id != message.request_id)
+        ):
             self._cut.remove(message.request_id)
             raise Late(message.request_id)
         if self._open is None or message.request_id not in (None, self._open.request_id):
@@ -195,7 +199,11 @@ class Machine:
 
     def _is_late(self, message: Speak) -> bool:
         """Whether it is a piece of a text that was interrupted, which its client did not know when it wrote that."""
-        if message.request_id not in self._cut or (self._open is not None and self._open.request_id == message.request_id):
+        if (
+            message.request_id is None
+            or message.request_id not in self._cut
+            or (self._open is not None and self._open.request_id == message.request_id)
+        ):
             return False
         if message.continue_:
             return True

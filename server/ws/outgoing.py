@@ -100,13 +100,13 @@ class Outgoing:
 
         Returns False, and nothing is sent, where that is None. Raises SlowClient.
         """
+        went = False
         async with self._alone() as socket:
             data = None if socket is None else frame()
-            if socket is None or data is None:
-                return False
-            await socket.send(data)
-            return True
-        return True  # the socket was lost meanwhile
+            if socket is not None and data is not None:
+                went = True  # even if the socket is lost meanwhile
+                await socket.send(data)
+        return went
 
     async def close(self, code: Close) -> None:
         """Close. Raises SlowClient."""

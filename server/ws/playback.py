@@ -18,7 +18,7 @@ from server.engines.base import SpeechHandle
 from server.voices.store import StoredVoice
 from server.ws import protocol
 from server.ws.audio_out import Converter
-from server.ws.heard import Frame
+from server.ws.heard import AudioFrame
 from server.ws.machine import Machine, SessionUtterance
 from server.ws.release import Change, Release, SpeechOutput
 from server.ws.turn import Turn, told, voice_gone
@@ -193,11 +193,11 @@ class Playback:
         """Send frames in time, in JSON the last one marked. False if the utterance is not live any more."""
         epoch, begin = turn.utterance.epoch, turn.seconds
         for data, seconds in frames:
-            if not await self.release.send(turn, Frame(epoch, data, seconds, begin)):
+            if not await self.release.send(turn, AudioFrame(epoch, data, seconds, begin)):
                 return False
             begin = turn.seconds
         if end and turn.configuration.transport == "json":
-            return await self.release.send(turn, Frame(epoch, b"", 0.0, begin, final=True))
+            return await self.release.send(turn, AudioFrame(epoch, b"", 0.0, begin, final=True))
         return turn.utterance.live
 
     def _complete(self, turn: Turn, converter: Converter, reason: str) -> protocol.Complete:

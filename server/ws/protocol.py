@@ -170,8 +170,6 @@ class Started(_Message, tag="started", frozen=True, kw_only=True):
     voice: str
     language: str
     transport: str
-    contract_id: str | UnsetType = UNSET
-    interruption: str | UnsetType = UNSET  # where there is a contract
 
 
 class AudioChunk(_Message, tag="audioChunk", frozen=True, kw_only=True):

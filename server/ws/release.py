@@ -8,13 +8,14 @@ import asyncio
 import contextlib
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from time import monotonic
 from typing import Protocol
 
 from server.ops.metrics import Metrics
 from server.ws import protocol
 from server.ws.audio_out import SendPace
-from server.ws.heard import SILENT_SECONDS, Frame
+from server.ws.heard import SILENT_SECONDS, AudioFrame
 from server.ws.machine import Machine
 from server.ws.turn import Turn
 
@@ -65,7 +66,7 @@ class Release:
         self._pace = SendPace(lead)
         self._last_sent = 0.0
         self._turns: deque[Turn] = deque(maxlen=MOST_ENDED)  # those whose turn has come, in that order
-        self._again: deque[tuple[Turn, Frame | protocol.ServerMessage]] = deque()
+        self._again: deque[tuple[Turn, AudioFrame | protocol.ServerMessage]] = deque()
         self._unheard: list[tuple[Turn, float]] | None = None  # while there is no socket: turns that sounded, and how much was heard
 
     def begin(self, turn: Turn) -> None:
@@ -78,6 +79,11 @@ class Release:
         if request_id is None:
             return next(iter(self.sounding()), None)
         return next((turn for turn in reversed(self._turns) if turn.utterance.request_id == request_id), None)
+
+    def report(self, request_id: str | None, seconds: float) -> None:
+        """The client says how much of a turn has sounded."""
+        if (turn := self.find(request_id)) is not None:
+            turn.heard.report(seconds, monotonic())
 
     def sounding(self) -> list[Turn]:
         """Turns that sound at the client, in their order."""
@@ -104,7 +110,7 @@ class Release:
         self._pace.forget()
         self._again.clear()
 
-    async def send(self, turn: Turn, frame: Frame) -> bool:
+    async def send(self, turn: Turn, frame: AudioFrame) -> bool:
         """A frame of a live turn, when its time has come. False, and nothing sent, if the turn is not live any more."""
         waited = 0.0
         while turn.utterance.live:
@@ -112,7 +118,7 @@ class Release:
             await self.repeat()
             await self._wait(turn, frame)
             waited += monotonic() - paused
-            if await self._out.audio(lambda: self._now(turn, frame)):
+            if await self._out.audio(partial(self._now, turn, frame)):
                 self._note(turn, frame, waited)
                 return True
             if not (self.ducked or self._out.lost or self._again):
@@ -123,13 +129,12 @@ class Release:
         """Send once more what a lost socket may have taken with it."""
         while self._again and not self._out.lost:
             turn, item = self._again[0]
-            if not isinstance(item, Frame):
+            if not isinstance(item, AudioFrame):
                 self._again.popleft()
                 await self._out.send(item)
                 continue
             await self._wait(turn, item)
-            sent = await self._out.audio(lambda turn=turn, item=item: self._once_more(turn, item))
-            if sent:
+            if await self._out.audio(partial(self._once_more, turn, item)):
                 self._pace.sent(item.seconds, monotonic())
             elif not self._machine.audible(turn.utterance) and self._again and self._again[0][1] is item:
                 self._again.popleft()
@@ -160,7 +165,7 @@ class Release:
             now = monotonic()
             self._unheard = [(turn, self.heard(turn, now)) for turn in self._turns if turn.utterance.live or turn in self.sounding()]
 
-    async def _wait(self, turn: Turn, frame: Frame) -> None:
+    async def _wait(self, turn: Turn, frame: AudioFrame) -> None:
         """Return when the next frame may go out, or the turn may not sound any more."""
         while self._machine.audible(turn.utterance):
             if self.ducked:
@@ -172,24 +177,24 @@ class Release:
             else:
                 return
 
-    def _may(self, turn: Turn, frame: Frame) -> bool:
+    def _may(self, turn: Turn, frame: AudioFrame) -> bool:
         """Asked at the last moment."""
         return frame.epoch == self._machine.epoch and self._machine.audible(turn.utterance) and not (self.ducked or self._out.lost)
 
-    def _now(self, turn: Turn, frame: Frame) -> str | bytes | None:
+    def _now(self, turn: Turn, frame: AudioFrame) -> str | bytes | None:
         if self._again or not turn.utterance.live or not self._may(turn, frame):
             return None
         turn.heard.sent(frame)
         return turn.encoded(frame)
 
-    def _once_more(self, turn: Turn, frame: Frame) -> str | bytes | None:
+    def _once_more(self, turn: Turn, frame: AudioFrame) -> str | bytes | None:
         if not self._again or self._again[0][1] is not frame or not self._may(turn, frame):
             return None
         self._again.popleft()
         turn.heard.sent(frame)
         return turn.encoded(frame)
 
-    def _note(self, turn: Turn, frame: Frame, waited: float) -> None:
+    def _note(self, turn: Turn, frame: AudioFrame, waited: float) -> None:
         now = monotonic()
         if not frame.data:
             return

@@ -12,7 +12,6 @@ from time import monotonic
 from typing import cast
 
 import msgspec
-from msgspec import UNSET
 
 from qwen3_jax.messages import shorten
 from server.admission import speech
@@ -86,7 +85,6 @@ class ClientSession:
         )
         self._connected = self._active = monotonic()
         self._lost_at = 0.0
-        self._contract_id: str | None = None
         self._reports = False  # whether the client says what it has played
         self._begun = False  # whether the client has said anything that counts
 
@@ -331,20 +329,18 @@ class ClientSession:
         principal, contract = self._client.principal, None
         if message.contract_id is not None and principal is not None:
             contract = self._context.contracts.of(principal.id, message.contract_id)
-        self._contract_id, self._speaking.timed = message.contract_id, contract is not None
+        self._speaking.timed = contract is not None
         self._mouth.join(contract, cast(Interruption, message.interruption))
         await self._out.send(self._started())
 
     def _started(self) -> protocol.Started:
-        chosen, joined = self._speaking.configuration, self._mouth.contract is not None
+        chosen = self._speaking.configuration
         return protocol.Started(
             sample_rate=chosen.sample_rate,
             encoding=chosen.encoding,
             transport=chosen.transport,
             language=chosen.language,
             voice=chosen.voice or self._speaking.default_voice,
-            contract_id=protocol.named(self._contract_id),
-            interruption=self._mouth.interruption if joined else UNSET,
         )
 
     async def _identify(self, token: str | None) -> None:
@@ -356,8 +352,7 @@ class ClientSession:
     def _played(self, message: Played) -> None:
         """Reports of an utterance that nobody knows, or knows any more, are late, and mean nothing."""
         self._reports = True
-        if (turn := self._playback.release.find(message.request_id)) is not None:
-            turn.heard.report(message.ms / 1000, monotonic())
+        self._playback.release.report(message.request_id, message.ms / 1000)
 
     async def _cancel(self, message: Cancel) -> None:
         """Every cancelled utterance is told by one CANCELLED; a cancel that finds nothing gets one too."""

@@ -15,7 +15,7 @@ from server.engines.base import SpeechHandle, SpeechRequest
 from server.ops.auth import Principal
 from server.voices.store import StoredVoice
 from server.ws import protocol
-from server.ws.heard import Frame, Heard
+from server.ws.heard import AudioFrame, HeardAudio
 from server.ws.machine import SessionUtterance
 
 MOVED_MS = 30  # by which a word must have moved to be told again
@@ -56,7 +56,7 @@ class Turn:
         self.first: float | None = None  # when its first audio went out
         self.sequence = 0
         self.seconds = 0.0  # of audio that has been sent
-        self.heard = Heard()
+        self.heard = HeardAudio()
         self.last: list[protocol.ServerMessage] = []  # what ended it
         self.stopped: tuple[str, str] | None = None  # where it was: the text that has been heard, and the rest
         self._timed = timed
@@ -140,7 +140,7 @@ class Turn:
         spoken, rest = self._times.spoken(1000 * seconds)
         return spoken, rest
 
-    def encoded(self, frame: Frame) -> str | bytes:
+    def encoded(self, frame: AudioFrame) -> str | bytes:
         """A frame as the session's transport has it."""
         if self.configuration.transport == "binary":
             return frame.data
