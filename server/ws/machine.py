@@ -157,12 +157,8 @@ class Machine:
             Rejection: no text is open, another one is, or it is empty; an empty one ends here.
             Late: the end of a text that was interrupted.
         """
-        if (
-            message.request_id is not None
-            and message.request_id in self._cut
-            and (self._open is None or self._open.request_id != message.request_id)
-        ):
-            self._cut.remove(message.request_id)
+        if self._was_cut(message.request_id):
+            self._cut.remove(str(message.request_id))
             raise Late(message.request_id)
         if self._open is None or message.request_id not in (None, self._open.request_id):
             raise Rejection("INVALID_MESSAGE", "flush: no such text is open; open one with speak and continue:true", message.request_id)
@@ -199,16 +195,13 @@ class Machine:
 
     def _is_late(self, message: Speak) -> bool:
         """Whether it is a piece of a text that was interrupted, which its client did not know when it wrote that."""
-        if (
-            message.request_id is None
-            or message.request_id not in self._cut
-            or (self._open is not None and self._open.request_id == message.request_id)
-        ):
-            return False
-        if message.continue_:
-            return True
-        self._cut.remove(message.request_id)
-        return False
+        if self._was_cut(message.request_id) and not message.continue_:
+            self._cut.remove(str(message.request_id))  # another utterance
+        return self._was_cut(message.request_id)
+
+    def _was_cut(self, request_id: str | None) -> bool:
+        """Whether the text of that requestId was interrupted while it was open, and none of that name is open now."""
+        return request_id in self._cut and (self._open is None or self._open.request_id != request_id)
 
     def speaks(self, request_id: str | None) -> bool:
         """Whether something of that requestId, or without any, is live."""
