@@ -1,15 +1,20 @@
 """Sessions that a contract joins, over real sockets with the fake engine: held, resumed, interrupted, lost and taken up again."""
 
 import asyncio
+import itertools
+import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from websockets.asyncio.client import ClientConnection
 
 from server.contracts.contract import Contract
-from tests.fake_engine import FRAME, FakeEngine, pcm16
-from tests.serving import Clock, Server, audio, client, hear, running, say, until, utterance
+from server.engines.base import SpeechRequest
+from tests.fake_engine import FRAME, LIMIT, FakeEngine, FakeHandle, pcm16
+from tests.serving import Clock, Server, audio, client, closed, connect, hear, running, say, until, utterance
+from tests.test_server_auth import SECRET, token
 
 TEXT = "One two three four five six seven eight."
 
