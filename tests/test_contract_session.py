@@ -391,8 +391,8 @@ async def test_a_client_that_says_goodbye_does_not_come_back(voices: Path) -> No
             await join(connection)
             await say(connection, type="speak", text=TEXT)
             await audio(connection)
-        await until(lambda: not server.context.sessions)
-        assert engine.handles[0].cancelled.is_set()
+        await asyncio.wait_for(engine.handles[0].cancelled.wait(), LIMIT)
+        assert not server.context.sessions
 
 
 # Answers of the server
@@ -469,7 +469,7 @@ async def test_word_times_come_before_the_audio_that_they_belong_to(voices: Path
             if message["type"] != "words":
                 break
             new = message["words"][max(0, len(told) - message["first"]) :]
-            assert seconds > 3 or all(word["startMs"] is None or word["startMs"] >= 1000 * seconds - 400 for word in new)
+            assert seconds > 3 or all(word["startMs"] is None or word["startMs"] >= 1000 * seconds - 2000 for word in new)
             told[message["first"] :] = message["words"]
         assert message["type"] == "complete"
         assert [word["word"] for word in told] == TEXT.split()

@@ -16,7 +16,6 @@ from server.ws import protocol
 from server.ws.machine import Machine, Rejection, SessionUtterance
 from server.ws.outgoing import Outgoing
 from server.ws.playback import Playback
-from server.ws.release import Change
 from server.ws.turn import Turn, told
 
 UNWANTED = "the answer is not wanted any more"
@@ -46,6 +45,7 @@ class SessionMouth:
         self._speak, self._start = speak, start
         self._release = playback.release
         self._release.held = self._hold
+        self._closed = False
         self._told: list[Turn] = []  # of which the client knows that they are ducked
 
     def join(self, contract: Contract | None, interruption: Interruption) -> None:
@@ -57,11 +57,16 @@ class SessionMouth:
             contract.join(self)
 
     def leave(self) -> None:
-        """The session has ended, or goes into another contract."""
+        """The session goes into another contract, or into none."""
         if self.contract is not None:
             self.contract.leave(self)
             self.contract = None
             self._release.sounds = lambda seconds: None
+
+    def close(self) -> None:
+        """The session has ended."""
+        self._closed = True
+        self.leave()
 
     # As the contract sees it
 
@@ -112,7 +117,10 @@ class SessionMouth:
     def answer(self, request_id: str) -> "SessionAnswer":
         """Open an utterance. What goes wrong with it is told to the client, and ends it."""
         answer = SessionAnswer(request_id, self._machine, self._playback, self._out, self._speak)
-        self._start(answer.run())
+        if self._closed:
+            answer.never()
+        else:
+            self._start(answer.run())
         return answer
 
     def again(self) -> None:
@@ -149,16 +157,16 @@ class SessionAnswer:
         self._text = ""  # that was not taken
         self._finished = self._cancelled = False
         self._utterance: SessionUtterance | None = None
-        self._news = Change()
+        self._change = playback.change
         self._heard: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
     def append(self, text: str) -> None:
         self._text += text
-        self._news.tell()
+        self._change.tell()
 
     def finish(self) -> None:
         self._finished = True
-        self._news.tell()
+        self._change.tell()
 
     def cancel(self) -> None:
         self._cancelled = True
@@ -166,7 +174,12 @@ class SessionAnswer:
             self._machine.ended(self._utterance, "cancelled")
             self._out.post(protocol.error("CANCELLED", UNWANTED, self.request_id))
             self._playback.wake()
-        self._news.tell()
+        self._change.tell()
+
+    def never(self) -> None:
+        """Its session has ended before it began."""
+        self._cancelled = True
+        self._heard.set_result("")
 
     async def heard(self) -> str:
         return await asyncio.shield(self._heard)
@@ -191,18 +204,15 @@ class SessionAnswer:
     async def _write(self) -> None:
         """Its text, as it comes, to the client and to the engine."""
         while not self._cancelled and (self._utterance is None or self._utterance.live):
-            if self._utterance is None and not self._text.strip(AROUND) and not self._finished:
-                await self._news.wait(None)
+            if not self._finished and not (self._text if self._utterance is not None else self._text.strip(AROUND)):
+                await self._change.wait(None)
                 continue
             piece, self._text, finished = self._text, "", self._finished
-            if piece or finished:
-                self._out.post(protocol.AnswerText(request_id=self.request_id, text=piece, is_final=finished))
+            self._out.post(protocol.AnswerText(request_id=self.request_id, text=piece, is_final=finished))
             if piece.strip(AROUND) or self._utterance is not None:
                 await self._take(piece, finished)
             if finished and not self._text:
                 return
-            if not self._text and self._finished == finished:
-                await self._news.wait(None)
 
     async def _take(self, piece: str, finished: bool) -> None:
         if self._utterance is None:

@@ -35,15 +35,15 @@ class Playback:
         self._machine, self._out, self._context = machine, out, context
         self._settings, self._metrics = context.settings, context.metrics
         self.turns: list[Turn] = []  # in order of arrival; those that have ended are forgotten soon
-        self._change = Change()
-        self.release = Release(machine, out, context.metrics, context.settings.lead, self._change)
+        self.change = Change()
+        self.release = Release(machine, out, context.metrics, context.settings.lead, self.change)
 
     def add(self, turn: Turn) -> None:
         """Speak that when its turn comes."""
         self.turns.append(turn)
         self.utterances += 1
         self._metrics.begun.inc()
-        self._change.tell()
+        self.change.tell()
 
     def settle(self) -> None:
         """Count those that have ended, and forget them."""
@@ -66,7 +66,7 @@ class Playback:
                     turn.stop(self.release.heard(turn, monotonic()))
                 if turn.handle is not None:
                     turn.handle.cancel()
-        self._change.tell()
+        self.change.tell()
 
     async def heard(self, utterance: SessionUtterance) -> str:
         """When an utterance has ended and does not sound any more: the text of it that was heard."""
@@ -74,7 +74,7 @@ class Playback:
         if turn is None:  # it ended before it had a voice
             return ""
         while utterance.live or (turn.stopped is None and turn in self.release.sounding()):
-            await self._change.wait(RINGS)
+            await self.change.wait(RINGS)
         if turn.stopped is None:
             return turn.text if utterance.end == "completed" else turn.spoken(self.release.heard(turn, monotonic()))[0]
         return turn.stopped[0]
@@ -83,7 +83,7 @@ class Playback:
         """Return when nothing is spoken, at the latest after ``limit`` seconds."""
         end = monotonic() + limit
         while self._machine.live and (left := end - monotonic()) > 0:
-            await self._change.wait(left)
+            await self.change.wait(left)
 
     async def run(self) -> None:
         """For ever."""
@@ -92,7 +92,7 @@ class Playback:
                 await self.release.repeat()
                 self.settle()
                 if not self.turns:
-                    await self._change.wait(None)
+                    await self.change.wait(None)
                     continue
                 turn = max(self.turns, key=lambda turn: turn.utterance.message.priority == "high")  # the first of the highest
                 turn.utterance.begun = True
@@ -123,7 +123,7 @@ class Playback:
             await self._out.send(last)
         elif not utterance.live:
             self.release.forget()
-        self._change.tell()
+        self.change.tell()
 
     async def _in_default_voice(self, turn: Turn, moved: bool) -> protocol.Error | None:
         """The turn's voice has gone: the client hears of it, and the default voice is next. Returns the last message if there is none."""

@@ -105,7 +105,7 @@ class ClientSession:
                 except Ended as end:
                     await self._leave(end.last, end.code)
                 finally:
-                    self._mouth.leave()
+                    self._mouth.close()
                     self.machine.stop()
                     self._playback.wake()
                     self._playback.settle()
@@ -154,7 +154,7 @@ class ClientSession:
             await self._out.close(Close.INTERNAL)
 
     async def _leave(self, last: protocol.ServerMessage, code: Close) -> None:
-        self._mouth.leave()
+        self._mouth.close()
         self.machine.stop()
         if isinstance(last, protocol.Error):
             self._note(last.code, last.message, int(code))
