@@ -189,9 +189,9 @@ def test_the_last_ear_to_leave_resumes_what_it_had_ducked() -> None:
     made.join(mouth)
     made.speech_started()
     made.leave(one)
-    assert mouth.ducked
+    assert mouth.log == ["duck"]
     made.leave(other)
-    assert not mouth.ducked
+    assert mouth.log == ["duck", "unduck"]
     assert made.state is SpeechState.SILENT
 
 

@@ -30,6 +30,10 @@ def contract_of(server: Server, principal: str = "anonymous") -> Contract:
     return contract
 
 
+def playing(contract: Contract) -> bool:
+    return contract.playing
+
+
 async def both(connection: ClientConnection, spoken: str | None = None) -> dict[str, Any]:
     """``interrupted`` and what must follow it."""
     message = await hear(connection)
@@ -197,12 +201,12 @@ async def test_what_has_ended_and_still_sounds_is_interrupted_without_a_second_e
         await say(connection, type="speak", text=TEXT, requestId="a")
         assert (await utterance(connection))[1]["type"] == "complete"
         contract = contract_of(server)
-        assert contract.playing
+        assert playing(contract)
         clock.now += 0.2
         assert (await http.post("/api/v1/contracts/c/interrupt")).status_code == 204
         message = await hear(connection)
         assert (message["type"], message["audioEndMs"], message["requestId"]) == ("interrupted", 200, "a")
-        assert not contract.playing and contract.epoch == 1
+        assert not playing(contract) and contract.epoch == 1
         assert (await http.post("/api/v1/contracts/c/interrupt")).status_code == 204  # nothing is spoken: nothing happens
         await say(connection, type="speak", text=TEXT, requestId="b")
         heard, complete = await utterance(connection)

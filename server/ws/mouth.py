@@ -157,6 +157,7 @@ class SessionAnswer:
         self._text = ""  # that was not taken
         self._finished = self._cancelled = False
         self._utterance: SessionUtterance | None = None
+        self._turn: Turn | None = None
         self._change = playback.change
         self._heard: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
@@ -189,8 +190,8 @@ class SessionAnswer:
         heard = ""
         try:
             await self._write()
-            if self._utterance is not None:
-                heard = await self._playback.heard(self._utterance)
+            if self._turn is not None:
+                heard = await self._playback.heard(self._turn)
         except Rejection as error:
             self._fail(protocol.error(error.code, str(error), self.request_id, retry_after_ms=error.retry_after_ms))
         except Limited as error:
@@ -217,6 +218,7 @@ class SessionAnswer:
     async def _take(self, piece: str, finished: bool) -> None:
         if self._utterance is None:
             self._utterance = await self._speak(piece, self.request_id)
+            self._turn = self._playback.turn_of(self._utterance)
             if self._cancelled:
                 self.cancel()
             piece = ""

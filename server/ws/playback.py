@@ -68,11 +68,13 @@ class Playback:
                     turn.handle.cancel()
         self.change.tell()
 
-    async def heard(self, utterance: SessionUtterance) -> str:
-        """When an utterance has ended and does not sound any more: the text of it that was heard."""
-        turn = next((turn for turn in self.turns if turn.utterance is utterance), None)
-        if turn is None:  # it ended before it had a voice
-            return ""
+    def turn_of(self, utterance: SessionUtterance) -> Turn | None:
+        """Its turn; None if it has ended, or has no voice yet."""
+        return next((turn for turn in self.turns if turn.utterance is utterance), None)
+
+    async def heard(self, turn: Turn) -> str:
+        """When a turn has ended and does not sound any more: the text of it that was heard."""
+        utterance = turn.utterance
         while utterance.live or (turn.stopped is None and turn in self.release.sounding()):
             await self.change.wait(RINGS)
         if turn.stopped is None:
