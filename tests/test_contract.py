@@ -146,7 +146,7 @@ class Speech(RuleBasedStateMachine):
 
 
 TestSpeech = Speech.TestCase
-TestSpeech.settings = settings(max_examples=150, stateful_step_count=30, deadline=None)
+TestSpeech.settings = settings(max_examples=100, stateful_step_count=30, deadline=None)
 
 
 def contract(timers: Timers, **given: Any) -> Contract:

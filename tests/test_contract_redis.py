@@ -92,7 +92,7 @@ async def test_a_contract_of_another_process_can_be_interrupted_over_http(voices
             await say(connection, type="speak", text=TEXT)
             await audio(connection)
             async with asyncio.timeout(LIMIT):
-                while (answer := await http.post("/api/v1/contracts/c/interrupt", json={"audioEndMs": 7})).status_code == 404:
+                while (answer := await http.post("/api/v1/contracts/c/interrupt", json={"audioEndMs": 7})).status_code == 404:  # noqa: ASYNC110
                     await asyncio.sleep(0.01)  # until the other process has subscribed
             assert answer.status_code == 204
             assert (await utterance(connection))[1]["audioEndMs"] == 7
@@ -146,7 +146,7 @@ async def test_what_others_put_into_a_channel_does_no_harm(voices: Path, redis: 
         stranger = Client.from_url(redis.url)
         channels = [name for name in mouths.context.contracts.bus._channels if name]
         async with asyncio.timeout(LIMIT):
-            while await stranger.publish(channels[0], b"nonsense") == 0:
+            while await stranger.publish(channels[0], b"nonsense") == 0:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
         await stranger.publish(channels[0], b'{"origin": "x", "event": {"kind": "interrupt", "audio_end_ms": 1}}')
         await stranger.aclose()
