@@ -479,3 +479,16 @@ async def test_word_times_come_before_the_audio_that_they_belong_to(voices: Path
         assert [word["word"] for word in told] == TEXT.split()
         starts = [word["startMs"] for word in told]
         assert starts == sorted(starts) and told[-1]["endMs"] <= 3200
+
+
+async def test_silence_is_no_idleness_while_somebody_is_heard(voices: Path) -> None:
+    async with running(voices, FakeEngine(), idle_timeout=0.1) as server, client(server.url) as connection:
+        await join(connection)
+        ear = object()
+        contract_of(server).attend(ear)
+        await asyncio.sleep(0.3)
+        await say(connection, type="flush")
+        assert (await hear(connection))["code"] == "INVALID_MESSAGE", "it lives"
+        contract_of(server).leave(ear)
+        assert (await hear(connection))["code"] == "TIMEOUT"
+        assert await closed(connection) == 4408

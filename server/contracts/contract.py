@@ -166,6 +166,11 @@ class Contract:
         return not self._mouths and not self._ears
 
     @property
+    def attended(self) -> bool:
+        """Whether a session hears, in this process."""
+        return bool(self._ears)
+
+    @property
     def mouth(self) -> Mouth | None:
         """The session that speaks, else the last one that joined."""
         speaking = [mouth for mouth in self._mouths if mouth.speaking]

@@ -11,6 +11,7 @@ import msgspec
 EXTRAPOLATED = 0.25  # seconds: pages report so often
 SILENT_SECONDS = 2.0  # after the ideal listener's end, that a client which reports nothing more is taken to sound
 KEPT_SECONDS = 40.0  # of audio that is kept for a socket that is lost, at most: what was released since the last report
+BRIEF_SECONDS = 3.0  # where the session may not come back, until the client's first report
 
 
 class AudioFrame(msgspec.Struct, frozen=True):
@@ -40,11 +41,11 @@ class HeardAudio:
         self._reported: tuple[float, float] | None = None  # (heard, when that came)
         self._kept: deque[AudioFrame] = deque()
 
-    def sent(self, frame: AudioFrame) -> None:
-        """A frame goes out."""
+    def sent(self, frame: AudioFrame, keep: float = KEPT_SECONDS) -> None:
+        """A frame goes out. ``keep``: seconds that are kept."""
         self.released = max(self.released, frame.begin + frame.seconds)
         self._kept.append(frame)
-        while self._kept[-1].begin - self._kept[0].begin > KEPT_SECONDS:
+        while self._kept[-1].begin - self._kept[0].begin > keep:
             self._kept.popleft()
 
     def report(self, seconds: float, now: float) -> None:
@@ -54,6 +55,10 @@ class HeardAudio:
         self._reported = seconds, now
         while self._kept and self._kept[0].begin + self._kept[0].seconds <= seconds and not self._kept[0].final:
             self._kept.popleft()
+
+    def drop(self) -> None:
+        """It does not have to go out again."""
+        self._kept.clear()
 
     def at(self, now: float, ahead: float) -> float:
         """How much has been heard.

@@ -68,6 +68,11 @@ class SessionMouth:
         self._closed = True
         self.leave()
 
+    @property
+    def attended(self) -> bool:
+        """Whether somebody is heard in its contract: silence is part of a conversation."""
+        return self.contract is not None and self.contract.attended
+
     # As the contract sees it
 
     @property

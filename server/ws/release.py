@@ -15,7 +15,7 @@ from typing import Protocol
 from server.ops.metrics import Metrics
 from server.ws import protocol
 from server.ws.audio_out import SendPace
-from server.ws.heard import SILENT_SECONDS, AudioFrame
+from server.ws.heard import BRIEF_SECONDS, SILENT_SECONDS, AudioFrame
 from server.ws.machine import Machine
 from server.ws.turn import Turn
 
@@ -60,6 +60,7 @@ class Release:
 
     def __init__(self, machine: Machine, out: SpeechOutput, metrics: Metrics, lead: float, change: Change) -> None:
         self.ducked = False
+        self.kept = BRIEF_SECONDS  # of audio, for another socket
         self.held: Callable[[Turn], None] = lambda turn: None  # told of a turn that begins while ducked
         self.sounds: Callable[[float], None] = lambda seconds: None  # told for how long an ideal listener still hears something
         self._machine, self._out, self._metrics, self._change = machine, out, metrics, change
@@ -72,6 +73,10 @@ class Release:
     def begin(self, turn: Turn) -> None:
         """Its turn has come."""
         if turn not in self._turns:
+            sounding = self.sounding()
+            for one in self._turns:
+                if one not in sounding and not self._out.lost:
+                    one.heard.drop()
             self._turns.append(turn)
 
     def find(self, request_id: str | None) -> Turn | None:
@@ -184,14 +189,14 @@ class Release:
     def _now(self, turn: Turn, frame: AudioFrame) -> str | bytes | None:
         if self._again or not turn.utterance.live or not self._may(turn, frame):
             return None
-        turn.heard.sent(frame)
+        turn.heard.sent(frame, self.kept)
         return turn.encoded(frame)
 
     def _once_more(self, turn: Turn, frame: AudioFrame) -> str | bytes | None:
         if not self._again or self._again[0][1] is not frame or not self._may(turn, frame):
             return None
         self._again.popleft()
-        turn.heard.sent(frame)
+        turn.heard.sent(frame, self.kept)
         return turn.encoded(frame)
 
     def _note(self, turn: Turn, frame: AudioFrame, waited: float) -> None:

@@ -25,6 +25,7 @@ from server.ops.logs import session_id
 from server.voices.store import StoredVoice
 from server.ws import protocol
 from server.ws.client import Client, Ended, no_place
+from server.ws.heard import BRIEF_SECONDS, KEPT_SECONDS
 from server.ws.machine import Late, Machine, Rejection, SessionState
 from server.ws.mouth import SessionMouth
 from server.ws.outgoing import Outgoing, SlowClient, Socket
@@ -142,7 +143,7 @@ class ClientSession:
             self.machine.ended(utterance, "cancelled")
         for utterance in waiting:
             await self._out.send(protocol.error("CANCELLED", "the server goes down", utterance.request_id))
-        await self._playback.quiet(grace)
+        await self._playback.quiet(0.0 if self.seat is None else grace)
         self.machine.cancel()
         await self._leave(protocol.Stopped(reason="server_shutdown"), Close.GOING_AWAY)
 
@@ -305,7 +306,7 @@ class ClientSession:
             return self._connected + chosen.auth_timeout, f"no valid token within {chosen.auth_timeout:g} s"
         if not self._begun:
             return self._connected + START_SECONDS, f"neither start nor speak within {START_SECONDS:g} s"
-        heard = monotonic() if self.machine.live else max(self._active, self._playback.last)
+        heard = monotonic() if self.machine.live or self._mouth.attended else max(self._active, self._playback.last)
         return heard + chosen.idle_timeout, f"nothing to do for {chosen.idle_timeout:g} s"
 
     async def _start(self, message: Start) -> None:
@@ -330,6 +331,7 @@ class ClientSession:
         if message.contract_id is not None and principal is not None:
             contract = self._context.contracts.of(principal.id, message.contract_id)
         self._speaking.timed = contract is not None
+        self._playback.release.kept = KEPT_SECONDS if self._reports or contract is not None else BRIEF_SECONDS
         self._mouth.join(contract, cast(Interruption, message.interruption))
         await self._out.send(self._started())
 
@@ -351,7 +353,7 @@ class ClientSession:
 
     def _played(self, message: Played) -> None:
         """Reports of an utterance that nobody knows, or knows any more, are late, and mean nothing."""
-        self._reports = True
+        self._reports, self._playback.release.kept = True, KEPT_SECONDS
         self._playback.release.report(message.request_id, message.ms / 1000)
 
     async def _cancel(self, message: Cancel) -> None:
