@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from server.context import Context
 from server.contracts.contract import HELD_SECONDS, InterruptionRules
@@ -83,7 +83,7 @@ class Duplex(RuleBasedStateMachine):
         for _ in range(TURNS):
             await asyncio.sleep(0)
 
-    @initialize(interruption=st.sampled_from(["confirm", "confirm", "immediate", "off"]))
+    @initialize(interruption=st.sampled_from(["confirm", "confirm", "confirm", "immediate", "off"]))
     def connect(self, interruption: str) -> None:
         self.interruption = interruption
         for module in SPEAKERS:
@@ -214,8 +214,8 @@ class Duplex(RuleBasedStateMachine):
 
     # What a client says
 
-    @rule(text_open=st.booleans(), text=st.sampled_from(["one ", "two three ", "a. b "]))
-    def speak(self, text_open: bool, text: str) -> None:
+    @rule(text_open=st.booleans(), text=st.sampled_from(["one ", "two three ", "a. b c d "]), count=st.integers(0, 3))
+    def speak(self, text_open: bool, text: str, count: int) -> None:
         self.names += 1
         name = f"u{self.names}"
         self.say(type="speak", text=text, requestId=name, continue_=text_open or None)
@@ -226,7 +226,9 @@ class Duplex(RuleBasedStateMachine):
         else:
             self.live.append(Spoken(name, text, text_open=text_open))
             self.advance()
+            self.make(count)
 
+    @precondition(lambda self: self.cut or self.open is not None)
     @rule(late=st.booleans(), text=st.sampled_from(["four ", "five six "]))
     def write_on(self, late: bool, text: str) -> None:
         """A piece of the open text, or of one that was interrupted while it was on its way."""
@@ -237,6 +239,7 @@ class Duplex(RuleBasedStateMachine):
             self.open.text += text
             self.advance()
 
+    @precondition(lambda self: self.cut or self.open is not None)
     @rule(late=st.booleans())
     def flush(self, late: bool) -> None:
         if late and self.cut:
@@ -248,6 +251,7 @@ class Duplex(RuleBasedStateMachine):
             self.open.open = False
             self.advance()
 
+    @precondition(lambda self: self.live)
     @rule(which=st.integers(0, 3))
     def cancel(self, which: int) -> None:
         if which < len(self.live):
@@ -261,6 +265,7 @@ class Duplex(RuleBasedStateMachine):
                 self.silence()
             self.advance()
 
+    @precondition(lambda self: self.spoken is not None)
     @rule(ms=st.integers(0, 400))
     def played(self, ms: int) -> None:
         one = self.spoken
@@ -270,6 +275,12 @@ class Duplex(RuleBasedStateMachine):
             one.reported = min(max(before, ms), FRAME_MS * one.sent), self.timers.now
 
     # What is heard
+
+    @rule(text_open=st.booleans(), count=st.integers(1, 3))
+    def speech_over_speech(self, text_open: bool, count: int) -> None:
+        self.speak(text_open=text_open, text="a. b c d ", count=count)
+        self.speech_starts()
+        self.make(1)
 
     @rule()
     def speech_starts(self) -> None:
@@ -282,7 +293,8 @@ class Duplex(RuleBasedStateMachine):
             if self.interruption == "immediate":
                 self.interrupted()
 
-    @rule(ms=st.sampled_from([100, 500]), words=st.integers(0, 1))
+    @precondition(lambda self: self.unconfirmed)
+    @rule(ms=st.sampled_from([100, 100, 500]), words=st.integers(0, 1))
     def speech_goes_on(self, ms: int, words: int) -> None:
         self.hear(lambda: self.contract.speech_goes_on(ms, words))
         if self.unconfirmed and (ms >= 500 or words):
@@ -291,18 +303,21 @@ class Duplex(RuleBasedStateMachine):
                 self.interrupted()
             self.advance()
 
+    @precondition(lambda self: self.held)
     @rule()
     def speech_ends(self) -> None:
         self.hear(self.contract.speech_ended)
         if self.held:
             self.ends = self.timers.now + RULES.resume_after
 
+    @precondition(lambda self: self.held)
     @rule()
     def false_alarm(self) -> None:
         self.hear(self.contract.false_alarm)
         if self.held:
             self.resume()
 
+    @precondition(lambda self: self.sounding or self.live)
     @rule(ms=st.none() | st.integers(0, 400))
     def interrupt(self, ms: int | None) -> None:
         self.hear(lambda: self.contract.interrupt(ms))
@@ -310,7 +325,7 @@ class Duplex(RuleBasedStateMachine):
         if self.held:
             self.held = self.unconfirmed = False
 
-    @rule(seconds=st.sampled_from([0.1, 3.0, 20.0]))
+    @rule(seconds=st.sampled_from([0.02, 0.05, 0.1, 2.5, 12.0]))
     def time_passes(self, seconds: float) -> None:
         ahead = 1000 * max(0.0, self.rings_until - self.timers.now - seconds)
         resumes = self.held and self.timers.now + seconds >= self.ends - 1e-9
@@ -328,7 +343,11 @@ class Duplex(RuleBasedStateMachine):
 
     # What the engine makes
 
+    @precondition(lambda self: self.spoken is not None)
     @rule(count=st.integers(1, 3))
+    def go_on(self, count: int) -> None:
+        self.make(count)
+
     def make(self, count: int) -> None:
         one = self.spoken
         if one is None or one.made > one.sent:
@@ -376,7 +395,7 @@ def seen(frame: Any) -> tuple[Any, ...]:
 
 TestDuplex = Duplex.TestCase
 TestDuplex.settings = settings(
-    max_examples=30, stateful_step_count=25, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much]
+    max_examples=50, stateful_step_count=30, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much]
 )
 
 

@@ -28,7 +28,7 @@ class Qwen3Utterance:
         self._early: Exception | None = None  # where that is None, there never is a handle: what went wrong, or None after a cancel
         self._consumer = consumer
         self._text, self._text_ended = request.text, False  # of a text in pieces, what the engine has not taken
-        self._whole: deque[Packet] = deque()  # of an utterance that is handed out when all of it is made
+        self._whole: deque[Packet] = deque()  # of an utterance that is handed out part by part when all of it is made
         self.part = 0
         self.texts: list[str] = []  # written by the thread for texts
 
@@ -78,12 +78,20 @@ class Qwen3Utterance:
                     return self._handed(packet)
                 self._whole.append(packet)
             if self._whole and handle.finish_reason in ("eos", "length"):
-                return self._handed(self._whole.popleft())
+                return self._whole_part()
         raise StopAsyncIteration
 
     def _handed(self, packet: Packet) -> F32[np.ndarray, " F"]:
         self.part = packet.segment
         return packet.pcm
+
+    def _whole_part(self) -> F32[np.ndarray, " F"]:
+        """The next part of what has all been made."""
+        packets = [self._whole.popleft()]
+        while self._whole and self._whole[0].segment == packets[0].segment:
+            packets.append(self._whole.popleft())
+        self.part = packets[0].segment
+        return np.concatenate([packet.pcm for packet in packets])
 
     # For the engine, in the event loop
 
