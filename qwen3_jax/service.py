@@ -58,6 +58,7 @@ class LiveText:
 
     def __init__(self, service: "SpeechService", handle: Handle, how: dict[str, Any]) -> None:
         self.handle = handle
+        self.texts: list[str] = []  # its parts as they are read, those that are complete
         self._service, self._how = service, how
         self._parts = Parts(how["language"], normalize=service.normalizes(how.pop("normalize")))
         self._letters = Letters(service.tts.languages)  # of the parts that are complete
@@ -105,6 +106,7 @@ class LiveText:
     def _end_part(self, part: Part) -> None:
         self._letters.add(part.text)
         self._letters.check()
+        self.texts.append(part.text)
         spoken = self._part(part.text)._replace(pause=part.pause)
         if self._given < 0:
             self.handle.add(spoken.segment)
@@ -267,7 +269,7 @@ class SpeechService:
     def part(self, text: str, **how: Any) -> SpokenPart:
         """A part's prompt, as Qwen3TTS lays it out."""
         how = {"seed": None, "max_frames": None} | how
-        return self.tts.prompts.one(text, **(how | {"voice": self.tts._chosen(how["voice"])}))
+        return self.tts.prompts.one(text, **(how | {"voice": self.tts._chosen(how["voice"])}))._replace(text=text)
 
     def check(self, text: str) -> None:
         """Raises ValueError if a text has what no part of it may have, as ``Qwen3TTS.generate`` does."""

@@ -22,7 +22,7 @@ from server.settings import Settings
 from server.transport import BoundedSocket
 from server.voices.store import VoiceStore
 from server.voices.watch import watch
-from server.ws import listen, session
+from server.ws import listen, sockets
 from server.ws.listen_protocol import LISTEN
 from server.ws.outgoing import Socket
 from server.ws.protocol import SPEAK
@@ -101,7 +101,7 @@ def create_app(settings: Settings | None = None, make_engine: MakeEngine = facto
 
     @app.websocket(SPEAK)
     async def speak() -> ResponseReturnValue | None:
-        return await _converse(context, SPEAK, session.handle)
+        return await _converse(context, SPEAK, sockets.handle)
 
     @app.websocket(LISTEN)
     async def hear() -> ResponseReturnValue | None:

@@ -1,15 +1,14 @@
 """What all handlers of one server share."""
 
 import asyncio
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from time import monotonic
-from typing import Any, Protocol
+from typing import Any
 
 from qwen3_jax.voices.layers import DEFAULT_VOICE
 from qwen3_jax.voices.voice import spelling
-from server.contracts.contract import Contract, Rules
+from server.contracts.contract import InterruptionRules
 from server.contracts.redis_bus import RedisBus
 from server.contracts.registry import Contracts
 from server.engines.base import SpeechHandle, TtsEngine
@@ -23,19 +22,6 @@ from server.respond.echo import Echo
 from server.settings import Settings
 from server.voices.names import stands_for
 from server.voices.store import StoredVoice, VoiceStore
-
-
-class TurnTaker(Protocol):
-    """Answers what a user says, into the contract's mouth."""
-
-    def turn(self, text: str) -> None:
-        """The user has said that."""
-
-    async def close(self) -> None:
-        """The user has left."""
-
-
-Converse = Callable[[Contract, Callable[[str], None]], TurnTaker]  # and whom to tell why there is no answer
 
 
 @dataclass(frozen=True)
@@ -53,7 +39,6 @@ class Context:
     streams: "dict[SpeechHandle, asyncio.Future[None]]" = field(default_factory=dict)  # on their way to HTTP clients -> their ends
     draining: asyncio.Event = field(default_factory=asyncio.Event)
     loading: asyncio.Event = field(default_factory=asyncio.Event)  # set as soon as the engine begins to load
-    converse: Converse | None = None  # begins to answer the turns that are heard; None: clients do that
 
     @cached_property
     def access(self) -> AccessLog:
@@ -70,7 +55,7 @@ class Context:
         """The conversations that sessions have joined."""
         chosen = self.settings
         return Contracts(
-            Rules(chosen.interrupt_ms, chosen.interrupt_words, chosen.resume_after),
+            InterruptionRules(chosen.interrupt_ms, chosen.interrupt_words, chosen.resume_after),
             later=lambda seconds, call: asyncio.get_running_loop().call_later(seconds, call),
             count=lambda outcome: self.metrics.interruptions.labels(outcome).inc(),
             bus=None if chosen.redis_url is None else RedisBus(chosen.redis_url.get_secret_value(), self.metrics),

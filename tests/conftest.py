@@ -80,10 +80,11 @@ def model(checkpoint: Callable[[str], Path]) -> Callable[[str], Model]:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Any:
     """A ``tests.serving.Clock`` by which the pace of audio goes, and its figures."""
-    from tests.serving import Clock
+    from tests.serving import SPEAKERS, Clock
 
     clock = Clock()
-    monkeypatch.setattr("server.ws.playback.monotonic", clock)
+    for module in SPEAKERS:
+        monkeypatch.setattr(f"server.ws.{module}.monotonic", clock)
     return clock
 
 

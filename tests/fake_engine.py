@@ -116,6 +116,7 @@ class FakeHandle:
 
     def __init__(self, engine: FakeEngine, request: SpeechRequest, number: int) -> None:
         self.request, self.number = request, number
+        self.part, self.texts = 0, [request.text] if not request.incremental else []
         self.finish_reason: str | None = None
         self.failure: BaseException | None = None
         self.text = request.text

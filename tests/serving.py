@@ -43,6 +43,9 @@ def prompts_of(voices: Path) -> list[Path]:
     return sorted((voices.parent / "cache" / "qwen3-jax" / "prompts").glob("*"))
 
 
+SPEAKERS = ("playback", "release", "turn", "mouth")  # modules of server/ws/ that ask for the time of a session's speech
+
+
 class Clock:
     """What a session's speaker takes for the time: it stands still until a test moves it."""
 

@@ -4,7 +4,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from server.contracts.contract import Contract
+from server.respond.base import Responder
 from tests.hearing import hear_until, listening, send, sound, start
 from tests.serving import Server, client, say, until
 
@@ -112,7 +115,7 @@ class NotedAnswers:
         self.turns: list[str] = []
         self.closed = False
 
-    def __call__(self, contract: Contract, tell: Callable[[str], None]) -> "NotedAnswers":
+    def __call__(self, responder: Responder, contract: Contract, tell: Callable[[str], None]) -> "NotedAnswers":
         self.tell = tell
         return self
 
@@ -124,10 +127,10 @@ class NotedAnswers:
         self.closed = True
 
 
-async def test_turns_are_answered_where_the_client_asks_for_it(voices: Path) -> None:
+async def test_turns_are_answered_where_the_client_asks_for_it(voices: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     answers = NotedAnswers()
+    monkeypatch.setattr("server.ws.floor.Conversation", answers)
     async with listening(voices) as server:
-        object.__setattr__(server.context, "converse", answers)
         async with client(server.url) as connection:
             assert not (await start(connection, contractId="c"))["respond"]
             await send(connection, sound((0, 0.32), (0.5, 0.32), (0, 0.64)))

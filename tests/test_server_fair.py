@@ -20,7 +20,7 @@ from server.ops.keys import new_key
 from server.settings import Settings
 from server.voices.store import VoiceStore
 from server.ws.playback import Turn
-from server.ws.session import handle
+from server.ws.sockets import handle
 from tests.fake_engine import LIMIT, FakeEngine
 from tests.fake_service import FakeService
 from tests.fake_tts import FakeTTS

@@ -27,7 +27,7 @@ from server.settings import Settings
 from server.voices.store import VoiceStore
 from server.ws.machine import NEXT, Machine, Rejection, SessionState, SessionUtterance
 from server.ws.protocol import Cancel, Flush, Speak, Stop
-from server.ws.session import handle
+from server.ws.sockets import handle
 from tests.fake_engine import LIMIT, FakeEngine
 from tests.serving import make_voices
 from tests.test_server_protocol import NEAR

@@ -19,6 +19,7 @@ class SpokenPart(NamedTuple):
     codec_state: DecoderState | None = None  # in-context cloning: where the reference leaves the codec, see `decode.prime`; one row
     tokens: int = 0  # of the text to be spoken
     pause: float = 0.0  # seconds of silence before it
+    text: str = ""  # as it is read
 
     @property
     def segment(self) -> Segment:

@@ -13,9 +13,9 @@ from qwen3_jax.messages import shorten
 from server.admission.allowed import fields_of, words
 
 BAD = (msgspec.DecodeError, UnicodeError, RecursionError)  # msgspec.ValidationError is one of the first; a lone surrogate cannot be encoded
-FOLDED = frozenset({"response_format", "stream_format", "encoding", "transport", "priority"})  # their values have no case
+FOLDED = frozenset({"response_format", "stream_format", "encoding", "transport", "priority", "interruption"})  # their values have no case
 NAMES = frozenset({"voice", "language", "model"})  # blanks around them mean nothing, and an empty one is none
-NUMBERS = frozenset({"speed", "seed", "temperature", "topK", "topP", "sampleRate"})
+NUMBERS = frozenset({"speed", "seed", "temperature", "topK", "topP", "sampleRate", "ms", "playedMs", "audioEndMs"})
 TEXTS = frozenset({"text", "input"})
 BOM = "\ufeff"
 T = TypeVar("T")

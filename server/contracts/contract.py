@@ -74,7 +74,7 @@ class SpeechEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
 
 
 @dataclass(frozen=True)
-class Rules:
+class InterruptionRules:
     """When speech is an interruption.
 
     Args:
@@ -88,7 +88,7 @@ class Rules:
     resume_after: float = 2.0
 
 
-class Hearing(Enum):
+class SpeechState(Enum):
     """See the module's docstring."""
 
     SILENT = "silent"
@@ -110,7 +110,7 @@ class Contract:
 
     def __init__(
         self,
-        rules: Rules,
+        rules: InterruptionRules,
         clock: Callable[[], float],
         later: Callable[[float, Callable[[], None]], Timer],
         publish: Callable[[SpeechEvent], None] = lambda event: None,
@@ -118,7 +118,7 @@ class Contract:
         changed: Callable[[], None] = lambda: None,
     ) -> None:
         self.epoch = 0  # rises with each interrupt
-        self.hearing = Hearing.SILENT
+        self.state = SpeechState.SILENT
         self._rules, self._clock, self._later = rules, clock, later
         self._publish, self._count, self._changed = publish, count, changed
         self._speech_at: float | None = None  # when the speech that is not confirmed, heard now or last, began
@@ -135,7 +135,7 @@ class Contract:
         """A session that speaks. While speech is held it is ducked, too."""
         if mouth not in self._mouths:
             self._mouths.append(mouth)
-            if self.hearing is Hearing.HELD:
+            if self.state is SpeechState.HELD:
                 self._duck(mouth)
             self._changed()
 
@@ -166,6 +166,11 @@ class Contract:
         return not self._mouths and not self._ears
 
     @property
+    def attended(self) -> bool:
+        """Whether a session hears, in this process."""
+        return bool(self._ears)
+
+    @property
     def mouth(self) -> Mouth | None:
         """The session that speaks, else the last one that joined."""
         speaking = [mouth for mouth in self._mouths if mouth.speaking]
@@ -174,7 +179,7 @@ class Contract:
     @property
     def since_speech(self) -> float | None:
         """Seconds since the speech that is held began; None while none is."""
-        return None if self.hearing is not Hearing.HELD or self._speech_at is None else self._clock() - self._speech_at
+        return None if self.state is not SpeechState.HELD or self._speech_at is None else self._clock() - self._speech_at
 
     @property
     def playing(self) -> bool:
@@ -228,19 +233,19 @@ class Contract:
         elif event.kind == "ended":
             self._end()
         elif event.kind == "falseAlarm":
-            if self.hearing is Hearing.HELD:
+            if self.state is SpeechState.HELD:
                 self._resume()
         elif event.kind == "interrupt":
             self._cut([*self._mouths], event.audio_end_ms, "requested")
-            if self.hearing is Hearing.HELD:
+            if self.state is SpeechState.HELD:
                 self._taken()
         else:
             self._elsewhere = self._clock() + event.ms / 1000 + SLACK_SECONDS
 
     def _begin(self) -> None:
         self._quiet = False
-        if self.hearing is not Hearing.HELD:
-            self._speech_at, self.hearing = self._clock(), Hearing.HELD
+        if self.state is not SpeechState.HELD:
+            self._speech_at, self.state = self._clock(), SpeechState.HELD
             for mouth in self._mouths:
                 self._duck(mouth)
             self._cut([mouth for mouth in self._mouths if mouth.interruption == "immediate"], None, "confirmed")
@@ -255,14 +260,14 @@ class Contract:
         """The speech that is heard, or was heard last, has interrupted what was spoken."""
         self._stop_timer()
         self._ducked = []  # they have been interrupted
-        self._speech_at, self.hearing = None, Hearing.SILENT if self._quiet else Hearing.TAKEN
+        self._speech_at, self.state = None, SpeechState.SILENT if self._quiet else SpeechState.TAKEN
 
     def _end(self) -> None:
         self._quiet = True
-        if self.hearing is Hearing.HELD:
+        if self.state is SpeechState.HELD:
             self._after(self._rules.resume_after)
         else:
-            self.hearing = Hearing.SILENT
+            self.state = SpeechState.SILENT
 
     # What becomes of the answers
 
@@ -274,7 +279,7 @@ class Contract:
     def _resume(self) -> None:
         """The speech was none. Words that are recognised late still make it one, until other speech begins."""
         self._stop_timer()
-        self.hearing, self._quiet = Hearing.SILENT, True
+        self.state, self._quiet = SpeechState.SILENT, True
         ducked, self._ducked = self._ducked, []
         if any(mouth.speaking for mouth in ducked):
             self._count("false")

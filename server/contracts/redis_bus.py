@@ -118,6 +118,7 @@ class RedisBus:
             await asyncio.sleep(RETRY_SECONDS)
 
     async def _connected(self) -> None:
+        await self._client.connection_pool.disconnect()  # what is left of a Redis that went away
         async with self._client.pubsub() as channels:
             async with asyncio.timeout(ASK_SECONDS):
                 await channels.subscribe(PREFIX + self._origin, *self._channels)

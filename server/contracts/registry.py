@@ -5,7 +5,7 @@ from functools import partial
 from time import monotonic
 
 from server.contracts.bus import Bus, MemoryBus
-from server.contracts.contract import Contract, Outcome, Rules, SpeechEvent, Timer
+from server.contracts.contract import Contract, InterruptionRules, Outcome, SpeechEvent, Timer
 
 LINGERS = 30.0  # seconds that a contract without a session is known: a client that comes back finds it
 MOST = 10_000  # contracts; those that have been without a session longest are forgotten first
@@ -26,7 +26,7 @@ class Contracts:
 
     def __init__(
         self,
-        rules: Rules,
+        rules: InterruptionRules,
         later: Callable[[float, Callable[[], None]], Timer],
         count: Callable[[Outcome], None] = lambda outcome: None,
         bus: Bus | None = None,

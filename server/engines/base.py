@@ -4,7 +4,7 @@ All methods are for the event loop's thread. An engine never sees sockets, and t
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Hashable
+from collections.abc import AsyncIterator, Hashable, Sequence
 from typing import Any, Literal, Protocol
 
 import msgspec
@@ -13,6 +13,7 @@ import numpy as np
 from qwen3_jax.shapes import F32
 from server.voices.store import StoredVoice
 
+HELD_SECONDS = 40.0  # the longest that nobody takes audio, by design: an answer is held, then its client's socket is lost
 State = Literal["idle", "loading", "ready", "failed"]
 
 
@@ -54,9 +55,15 @@ class SpeechRequest(msgspec.Struct, frozen=True, kw_only=True):
 class SpeechHandle(Protocol):
     """One utterance on its way. Iterate it for pcm (float32 [F], finite, mono, at the engine's rate); it ends with the utterance.
 
-    ``finish_reason`` is ``eos``, ``length`` or ``cancelled`` after a good end; else ``failure`` says what went wrong.
+    ``part`` is the number of the part of the text that the last piece belongs to, ``texts`` the parts as they are read, as far as they are
+    known; an engine that knows nothing of either says 0, and none. ``finish_reason`` is ``eos``, ``length`` or ``cancelled`` after a good
+    end; else ``failure`` says what went wrong.
     """
 
+    @property
+    def part(self) -> int: ...
+    @property
+    def texts(self) -> Sequence[str]: ...
     @property
     def finish_reason(self) -> str | None: ...
     @property

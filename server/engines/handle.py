@@ -27,6 +27,9 @@ class ThreadHandle:
         wake: called whenever what it waits for may have come.
     """
 
+    part = 0
+    texts: tuple[str, ...] = ()
+
     def __init__(self, request: SpeechRequest, max_samples: int, wake: Callable[[], None]) -> None:
         self.request = request
         self.begun = False  # it has had a turn

@@ -27,7 +27,7 @@ from qwen3_jax.speech.part import SpokenPart
 from qwen3_jax.tts import Qwen3TTS, load_for
 from qwen3_jax.voices.folder import VoiceGone
 from server.engines import prompts
-from server.engines.base import Crowded, EngineClosed, Refused, SpeechRequest, State
+from server.engines.base import HELD_SECONDS, Crowded, EngineClosed, Refused, SpeechRequest, State
 from server.engines.qwen3_cloner import Cloner
 from server.engines.qwen3_utterance import Qwen3Utterance
 from server.engines.slots import slots_for
@@ -193,14 +193,15 @@ class Qwen3Engine:
         """A whole text, a part at a time."""
         options = {name: how.pop(name) for name in ("priority", "notify", "owner")}
         parts = self._running.parts(utterance.request.text, **how)
-        handle = await self._in(self._texts, self._submit_first, parts, options)
+        handle = await self._in(self._texts, self._submit_first, parts, options, utterance.texts)
         if utterance.open(handle):
-            while await self._in(self._texts, _add_next, handle, parts):
+            while await self._in(self._texts, _add_next, handle, parts, utterance.texts):
                 pass
 
     async def _write_pieces(self, utterance: Qwen3Utterance, how: dict[str, Any]) -> None:
         """A text in pieces, as they come."""
         text: LiveText = await self._in(self._texts, self._submit_text, await utterance.piece(), how)
+        utterance.texts = text.texts
         if utterance.open(text.handle):
             while (piece := await utterance.piece()) is not None:
                 await self._in(self._texts, _unless_done, text, text.write, piece)
@@ -240,8 +241,10 @@ class Qwen3Engine:
         prompt: Voice = prompts.prepared(self._store, voice, Cloner(self._running.tts))
         return prompt
 
-    def _submit_first(self, parts: Iterator[SpokenPart], options: dict[str, Any]) -> Handle:
-        return self._running.submit([next(parts)], open=True, **options)
+    def _submit_first(self, parts: Iterator[SpokenPart], options: dict[str, Any], texts: list[str]) -> Handle:
+        first = next(parts)
+        texts.append(first.text)
+        return self._running.submit([first], open=True, **options)
 
     def _submit_text(self, piece: str | None, how: dict[str, Any]) -> LiveText:
         text = self._running.live_text(**how)
@@ -279,12 +282,13 @@ class Qwen3Engine:
         return self._service
 
 
-def _add_next(handle: Handle, parts: Iterator[SpokenPart]) -> bool:
+def _add_next(handle: Handle, parts: Iterator[SpokenPart], texts: list[str]) -> bool:
     """The next part of a text. Returns whether there may be more."""
     part = None if handle.done or handle.ended else next(parts, None)
     if part is None:
         handle.finish()
         return False
+    texts.append(part.text)
     handle.add(part.segment)
     return True
 
@@ -314,6 +318,6 @@ def load(settings: Settings) -> SpeechService:
     options = Options(
         buffer_ms=settings.max_buffer_ms,
         max_waiting=settings.max_queue,
-        stall_seconds=max(settings.text_timeout, settings.send_timeout) + LONGER,
+        stall_seconds=max(settings.text_timeout, settings.send_timeout, HELD_SECONDS) + LONGER,
     )
     return SpeechService(tts, slots=slots, columns=settings.columns, options=options, warm=settings.warmup == "all")

@@ -2,10 +2,11 @@
 
 import asyncio
 import contextlib
+from collections import deque
 
 import numpy as np
 
-from qwen3_jax.engine import Closed, DeviceOutOfMemory, Full, Handle
+from qwen3_jax.engine import Closed, DeviceOutOfMemory, Full, Handle, Packet
 from qwen3_jax.engine.loop import LoopConsumer
 from qwen3_jax.shapes import F32
 from server.engines.base import Crowded, EngineClosed, OutOfMemory, Refused, SpeechRequest
@@ -28,7 +29,9 @@ class Qwen3Utterance:
         self._early: Exception | None = None  # where that is None, there never is a handle: what went wrong, or None after a cancel
         self._consumer = consumer
         self._text, self._text_ended = request.text, False  # of a text in pieces, what the engine has not taken
-        self._whole: list[F32[np.ndarray, " F"]] = []  # of an utterance that is handed out in one piece
+        self._whole: deque[Packet] = deque()  # of an utterance that is handed out part by part when all of it is made
+        self.part = 0
+        self.texts: list[str] = []  # written by the thread for texts
 
     @property
     def handle(self) -> Handle | None:
@@ -76,12 +79,23 @@ class Qwen3Utterance:
         if (handle := await self._there()) is not None:
             while (packet := await self._consumer.next(handle)) is not None:
                 if not self.request.whole:
-                    return packet.pcm
-                self._whole.append(packet.pcm)
-            whole, self._whole = self._whole, []
-            if whole and handle.finish_reason in ("eos", "length"):
-                return np.concatenate(whole)
+                    return self._handed(packet)
+                self._whole.append(packet)
+            if self._whole and handle.finish_reason in ("eos", "length"):
+                return self._whole_part()
         raise StopAsyncIteration
+
+    def _handed(self, packet: Packet) -> F32[np.ndarray, " F"]:
+        self.part = packet.segment
+        return packet.pcm
+
+    def _whole_part(self) -> F32[np.ndarray, " F"]:
+        """The next part of what has all been made."""
+        packets = [self._whole.popleft()]
+        while self._whole and self._whole[0].segment == packets[0].segment:
+            packets.append(self._whole.popleft())
+        self.part = packets[0].segment
+        return np.concatenate([packet.pcm for packet in packets])
 
     # For the engine, in the event loop
 

@@ -70,6 +70,10 @@ class SendPace:
         self._heard_until = max(self._heard_until, now) + seconds
         return max(0.0, late)
 
+    def ahead(self, now: float) -> float:
+        """Seconds that such a listener has not heard yet."""
+        return max(0.0, self._heard_until - now)
+
     def forget(self) -> None:
         """The listener threw away what he had."""
         self._heard_until = float("-inf")

@@ -124,11 +124,24 @@ class ConnectedSession:
             route=self.ROUTE, status=status, reason=error.code, address=client.address, why=why, principal=client.principal_id
         )
 
+    async def _identify(self, token: str | None) -> None:
+        """Learn who it is, if that must be known and is not, or is told anew."""
+        known = self._client.principal
+        if self._context.auth.required and (token is not None or known is None or await self._client.lapsed() is not None):
+            await self._client.authenticate(token)
+
     def _displace(self) -> None:
         """Somebody else has got the place."""
         self._displaced = True
+        self._look_again()
+
+    def _look_again(self) -> None:
+        """Whoever reads looks at what has changed."""
         if self._reading is not None:
             self._reading.reschedule(asyncio.get_running_loop().time())
+
+    async def _receive(self) -> str | bytes | None:
+        return await self._socket.receive()
 
     async def _next_frame(self) -> str | bytes | None:
         """The next frame. Raises Ended if a deadline passes first."""
@@ -136,7 +149,7 @@ class ConnectedSession:
             wait = max(0.0, self._deadline()[0] - monotonic())
             try:
                 async with asyncio.timeout(0 if self._displaced else wait) as self._reading:
-                    return await self._socket.receive()
+                    return await self._receive()
             except TimeoutError:
                 if self._displaced and self._client.principal is None:
                     raise no_place() from None

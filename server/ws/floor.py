@@ -2,9 +2,10 @@
 
 from collections.abc import Callable
 
-from server.context import Context, TurnTaker
+from server.context import Context
 from server.contracts.contract import Contract
 from server.listen.heard_turn import words_of
+from server.respond.conversation import Conversation
 
 
 class Floor:
@@ -17,14 +18,14 @@ class Floor:
     def __init__(self, context: Context, tell: Callable[[str], None]) -> None:
         self._context, self._tell = context, tell
         self._contract: Contract | None = None
-        self._answers: TurnTaker | None = None
+        self._answers: Conversation | None = None
 
     def join(self, principal_id: str, contract_id: str, *, respond: bool) -> None:
         """The session is in that contract."""
         self._contract = self._context.contracts.of(principal_id, contract_id)
         self._contract.attend(self)
-        if respond and self._context.converse is not None:
-            self._answers = self._context.converse(self._contract, self._tell)
+        if respond:
+            self._answers = Conversation(self._context.responder, self._contract, self._tell)
 
     async def leave(self) -> None:
         """It is in none."""

@@ -142,11 +142,7 @@ class ListenSession(ConnectedSession):
         detection = listen_protocol.detection(message.turn_detection, self._ears.ends_of_turn, ABSENT)
         if message.respond and message.contract_id is None:
             raise InvalidMessage("respond needs a contractId: the answer is spoken in a Speak session that was started with the same one")
-        if message.respond and self._context.converse is None:
-            raise InvalidMessage("respond: this server has no responder; answer by speak, in a Speak session of the same contractId")
-        known = self._client.principal
-        if self._context.auth.required and (message.auth_token is not None or known is None or known.expired):
-            await self._client.authenticate(message.auth_token)
+        await self._identify(message.auth_token)
         self._begun = True
         hello = await self._ears.process.ready()
         self._language = _language(message.language, hello.languages)
@@ -182,6 +178,8 @@ class ListenSession(ConnectedSession):
         self._metrics.heard.inc(self._audio.seconds - before)
         for number, window in enumerate(windows, 1):
             for event in self._turns.feed(window, self._voice.feed(window), playing=self._floor.playing):
+                if (why := await self._client.lapsed()) is not None:
+                    raise Ended(Close.UNAUTHORIZED, protocol.error("UNAUTHORIZED", why, recoverable=False))
                 await self._happened(event)
             if number % BREATH == 0:
                 await asyncio.sleep(0)

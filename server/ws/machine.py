@@ -5,15 +5,19 @@
     READY, STARTED, SPEAKING --stop--> STOPPED        any --a fault of ours--> ERROR
 
 An utterance is live from its ``speak`` to its last message (``complete``, or ``error`` with its requestId). Audio is sent only while its
-utterance is live, so a cancel, which ends that at once, lets not one byte follow.
+utterance is live, so a cancel, which ends that at once, lets not one byte follow. An utterance belongs to the epoch in which it came; an
+interrupt raises the session's epoch, and audio of an older one is not sent, even that of an utterance that has ended well.
 """
 
+from collections import deque
 from enum import Enum
 from typing import Literal
 
 from qwen3_jax.text.nfc import AROUND, nfc, settle
 from server.admission.text import check_length, too_long
 from server.ws.protocol import Cancel, Code, Flush, Speak, Start, Stop
+
+MOST_CUT = 32  # requestIds of open texts that were interrupted, and whose pieces may still be on their way
 
 
 class SessionState(Enum):
@@ -49,11 +53,15 @@ class Rejection(ValueError):
         self.code, self.request_id, self.retry_after_ms = code, request_id, retry_after_ms
 
 
+class Late(Exception):  # not an error
+    """A piece, or the end, of a text that was interrupted before it came: its client has been told."""
+
+
 class SessionUtterance:
     """One ``speak``, or the text of several: what it says so far, and whether it is still wanted."""
 
-    def __init__(self, message: Speak, max_chars: int) -> None:
-        self.message, self.request_id = message, message.request_id
+    def __init__(self, message: Speak, max_chars: int, epoch: int = 0) -> None:
+        self.message, self.request_id, self.epoch = message, message.request_id, epoch
         self.live = True
         self.begun = False  # its turn has come
         self.end: End | None = None  # how it ended
@@ -96,6 +104,8 @@ class Machine:
     def __init__(self, max_waiting: int, max_chars: int) -> None:
         self.state = SessionState.CONNECTING
         self.live: list[SessionUtterance] = []  # in order of arrival
+        self.epoch = 0
+        self._cut: deque[str] = deque(maxlen=MOST_CUT)  # see MOST_CUT
         self._open: SessionUtterance | None = None
         self._max_waiting, self._max_chars = max_waiting, max_chars
 
@@ -112,35 +122,54 @@ class Machine:
 
         Raises:
             Rejection: too long, empty, too many, or a piece of another text than the open one.
+            Late: a piece of a text that was interrupted.
         """
         after = self._next(Speak, message.request_id)
+        if self._is_late(message):
+            raise Late(message.request_id)
         if message.continue_ and self._open is not None:
             if message.request_id not in (None, self._open.request_id):
                 raise Rejection(
                     "INVALID_MESSAGE", f"the text of {self._open.request_id!r} is still open: flush it first", message.request_id
                 )
             return self._open, self._open.take(message.text, last=False), False
+        utterance, settled = self._begin(message, after)
+        self._open = utterance if message.continue_ else self._open
+        return utterance, settled, True
+
+    def answer(self, message: Speak) -> tuple[SessionUtterance, str]:
+        """An utterance of the server's own, whose text comes in pieces, beside the client's. Errors as ``speak``."""
+        return self._begin(message, self._next(Speak, message.request_id))
+
+    def _begin(self, message: Speak, after: SessionState) -> tuple[SessionUtterance, str]:
         if len(self.live) >= self._max_waiting:
             raise Rejection("RATE_LIMITED", f"{self._max_waiting} utterances wait already", message.request_id, 1000)
-        utterance = SessionUtterance(message, self._max_chars)
+        utterance = SessionUtterance(message, self._max_chars, self.epoch)
         settled = utterance.take(message.text, last=not message.continue_)
         self.live.append(utterance)
-        self._open = utterance if message.continue_ else self._open
         self.state = after
-        return utterance, settled, True
+        return utterance, settled
 
     def flush(self, message: Flush) -> tuple[SessionUtterance, str]:
         """The end of the open text. Returns its utterance and the rest of the text.
 
         Raises:
             Rejection: no text is open, another one is, or it is empty; an empty one ends here.
+            Late: the end of a text that was interrupted.
         """
+        if self._was_cut(message.request_id):
+            self._cut.remove(str(message.request_id))
+            raise Late(message.request_id)
         if self._open is None or message.request_id not in (None, self._open.request_id):
             raise Rejection("INVALID_MESSAGE", "flush: no such text is open; open one with speak and continue:true", message.request_id)
         utterance, self._open = self._open, None
+        return utterance, self.close(utterance)
+
+    def close(self, utterance: SessionUtterance) -> str:
+        """The end of a text. Returns the rest of it. Raises Rejection if it is empty, and then the utterance has ended."""
         utterance.text_open = False
         try:
-            return utterance, utterance.take("", last=True)
+            return utterance.take("", last=True)
         except Rejection:
             self.ended(utterance)
             raise
@@ -152,6 +181,27 @@ class Machine:
         for utterance in dropped:
             self.ended(utterance, end)
         return dropped
+
+    def interrupt(self) -> list[SessionUtterance]:
+        """The epoch rises: whatever is live is not any more, and no audio of before is sent."""
+        self.epoch += 1
+        if self._open is not None and self._open.request_id is not None:
+            self._cut.append(self._open.request_id)
+        return self.cancel()
+
+    def audible(self, utterance: SessionUtterance) -> bool:
+        """Whether its audio may be sent: now, or once more."""
+        return utterance.epoch == self.epoch and (utterance.live or utterance.end == "completed")
+
+    def _is_late(self, message: Speak) -> bool:
+        """Whether it is a piece of a text that was interrupted, which its client did not know when it wrote that."""
+        if self._was_cut(message.request_id) and not message.continue_:
+            self._cut.remove(str(message.request_id))  # another utterance
+        return self._was_cut(message.request_id)
+
+    def _was_cut(self, request_id: str | None) -> bool:
+        """Whether the text of that requestId was interrupted while it was open, and none of that name is open now."""
+        return request_id in self._cut and (self._open is None or self._open.request_id != request_id)
 
     def speaks(self, request_id: str | None) -> bool:
         """Whether something of that requestId, or without any, is live."""

@@ -14,12 +14,13 @@ from qwen3_jax.model.sampling import LEAST_TOP_P, TEMPERATURES
 from server.admission import reading
 
 SPEAK = "/api/v1/speak"  # the route
-ENCODINGS, TRANSPORTS = ("pcm16", "pcm32f"), ("binary", "json")
+ENCODINGS, TRANSPORTS, INTERRUPTIONS = ("pcm16", "pcm32f"), ("binary", "json"), ("immediate", "confirm", "off")
 SAMPLE_RATES = (8000, 16000, 22050, 24000, 44100, 48000)
 
 MOST_NAME = 128  # characters
 MOST_SAID = 2000  # characters of an error's message, whatever it repeats
 Name: TypeAlias = Annotated[str, Meta(max_length=MOST_NAME)]
+Milliseconds: TypeAlias = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 Seed: TypeAlias = Annotated[int, Meta(ge=-1, lt=2**32, description="-1, like null, is a fresh one")]
 Code: TypeAlias = Literal[
     "MODEL_LOADING",
@@ -76,6 +77,7 @@ class Start(_Message, tag="start", frozen=True, kw_only=True):
     language: Name | None = None
     auth_token: str | None = None
     contract_id: Name | None = None
+    interruption: Annotated[str, Meta(extra_json_schema={"enum": INTERRUPTIONS})] = "confirm"
 
 
 class Speak(_Message, tag="speak", frozen=True, kw_only=True):
@@ -91,6 +93,7 @@ class Speak(_Message, tag="speak", frozen=True, kw_only=True):
     temperature: Annotated[float, Meta(ge=TEMPERATURES[0], le=10)] | None = None
     top_k: Annotated[int, Meta(ge=0, le=2048)] | None = None
     top_p: Annotated[float, Meta(ge=LEAST_TOP_P, le=1)] | None = None
+    word_times: bool = False
 
     def __post_init__(self) -> None:
         if self.seed == -1:
@@ -115,7 +118,23 @@ class Stop(_Message, tag="stop", frozen=True, kw_only=True):
     reason: Name = "user_requested"
 
 
-ClientMessage: TypeAlias = Start | Speak | Flush | Cancel | Stop
+class Played(_Message, tag="played", frozen=True, kw_only=True):
+    """How much of an utterance has sounded so far: of the one with that ``requestId``; without it, of the one that sounds."""
+
+    ms: Milliseconds
+    request_id: Name | None = None
+
+
+class Resume(_Message, tag="resume", frozen=True, kw_only=True):
+    """The first message of a socket in the place of one that was lost: ``started``, then audio from ``playedMs`` of that utterance on."""
+
+    session_id: Name
+    request_id: Name | None = None
+    played_ms: Milliseconds | None = None
+    auth_token: str | None = None
+
+
+ClientMessage: TypeAlias = Start | Speak | Flush | Cancel | Played | Resume | Stop
 
 
 class Capabilities(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
@@ -188,13 +207,64 @@ class Error(_Message, tag="error", frozen=True, kw_only=True):
     retry_after_ms: int | UnsetType = UNSET
 
 
+class Ducked(_Message, tag="ducked", frozen=True, kw_only=True):
+    """Somebody may be speaking: no audio is released until ``resumed`` or ``interrupted``. The utterance has been heard up to ``atMs``."""
+
+    at_ms: int
+    request_id: str | UnsetType = UNSET
+
+
+class Resumed(_Message, tag="resumed", frozen=True, kw_only=True):
+    """It was no speech: audio goes on from the very sample."""
+
+    request_id: str | UnsetType = UNSET
+
+
+class Interrupted(_Message, tag="interrupted", frozen=True, kw_only=True):
+    """Somebody speaks: stop the sound. No audio of it follows; ``error`` ``CANCELLED`` does, unless ``complete`` has come before.
+
+    The texts together are the utterance's, cut at the end of a word.
+    """
+
+    audio_end_ms: int
+    spoken_text: str
+    remaining_text: str
+    request_id: str | UnsetType = UNSET
+
+
+class SpokenWord(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """Part of ``words``. Milliseconds from the first sample of the utterance; null where unknown."""
+
+    word: str
+    start_ms: int | None
+    end_ms: int | None
+
+
+class SpokenWords(_Message, tag="words", frozen=True, kw_only=True):
+    """When words are heard, before the audio in which they begin. ``first``: the index of the first of these; they replace earlier ones."""
+
+    first: int
+    words: list[SpokenWord]
+    request_id: str | UnsetType = UNSET
+
+
+class AnswerText(_Message, tag="answer", frozen=True, kw_only=True):
+    """A piece of the text of an utterance that the server itself speaks; its audio follows under the same ``requestId``."""
+
+    request_id: str
+    text: str
+    is_final: bool
+
+
 class Stopped(_Message, tag="stopped", frozen=True, kw_only=True):
     """The last message of a session."""
 
     reason: str
 
 
-ServerMessage: TypeAlias = Ready | Started | AudioChunk | Complete | Error | Stopped
+ServerMessage: TypeAlias = (
+    Ready | Started | AudioChunk | Complete | Ducked | Resumed | Interrupted | SpokenWords | AnswerText | Error | Stopped
+)
 
 
 class _Identified(msgspec.Struct, rename="camel"):
@@ -202,7 +272,7 @@ class _Identified(msgspec.Struct, rename="camel"):
 
 
 _identified = msgspec.json.Decoder(_Identified)
-_KNOWN = frozenset({"start", "speak", "flush", "cancel", "stop"})
+_KNOWN = frozenset({"start", "speak", "flush", "cancel", "played", "resume", "stop"})
 
 
 def parse(data: str | bytes | None) -> ClientMessage | None:
@@ -229,6 +299,11 @@ def _request_id(data: str) -> str | None:
         return _identified.decode(data.removeprefix(reading.BOM)).request_id
     except reading.BAD:
         return None
+
+
+def named(request_id: str | None) -> str | UnsetType:
+    """As messages have it."""
+    return UNSET if request_id is None else request_id
 
 
 def encode(message: msgspec.Struct) -> str:

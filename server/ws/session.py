@@ -5,29 +5,51 @@ limit; a frame of audio goes out only if its utterance is still live once the lo
 """
 
 import asyncio
+import contextlib
 import logging
 from time import monotonic
+from typing import cast
 
 import msgspec
 
 from qwen3_jax.messages import shorten
-from qwen3_jax.text.nfc import AROUND, SLICE
 from server.admission import speech
 from server.admission.speech import Denied
-from server.admission.text import normal_form
 from server.context import Context
+from server.contracts.contract import Interruption
 from server.languages import LANGUAGES
 from server.ops.limits import Limited
 from server.voices.store import StoredVoice
 from server.ws import protocol
-from server.ws.client import Ended
-from server.ws.connected import ConnectedSession, serve
-from server.ws.machine import Machine, Rejection
+from server.ws.client import Client, Ended
+from server.ws.connected import ConnectedSession
+from server.ws.heard import BRIEF_SECONDS, KEPT_SECONDS
+from server.ws.machine import Late, Machine, Rejection, SessionState
+from server.ws.mouth import SessionMouth
 from server.ws.outgoing import Socket
-from server.ws.playback import Configuration, Playback, Turn, told
-from server.ws.protocol import SPEAK, Cancel, Close, Flush, Speak, Start
+from server.ws.playback import Playback
+from server.ws.protocol import SPEAK, Cancel, Close, Flush, Played, Resume, Speak, Start
+from server.ws.speaking import Speaking
+from server.ws.turn import Configuration, told
 
+LOST_SECONDS = 30.0  # in which a session that lost its socket may come back
 log = logging.getLogger(__name__)
+
+
+class Seat:
+    """A socket that a session goes on with, until it is lost or another one is there."""
+
+    def __init__(self, socket: Socket) -> None:
+        self.socket = socket
+        self.left = asyncio.Event()
+
+
+class Moved(Exception):  # not an error
+    """The client goes on in a session that it began on another socket."""
+
+    def __init__(self, session: "ClientSession", message: Resume) -> None:
+        super().__init__(session.id)
+        self.session, self.message = session, message
 
 
 class ClientSession(ConnectedSession):
@@ -38,30 +60,43 @@ class ClientSession(ConnectedSession):
     def __init__(self, socket: Socket, context: Context, address: str, token: str | None = None) -> None:
         super().__init__(socket, context, address, token)
         self.machine = Machine(self._settings.max_waiting, self._settings.max_text_chars)
-        self.contract_id: str | None = None
-        self._configuration = Configuration()
-        self._playback = Playback(self.machine, self._out, context, self.id)
+        self.seat: Seat | None = Seat(socket)  # None: the socket is lost
+        self.life: asyncio.Task[None] | None = None
+        self.successor: Moved | None = None  # where this session's socket goes on
+        self._out.stuck = self._stuck
+        self._playback = Playback(self.machine, self._out, context)
+        self._speaking = Speaking(self.machine, self._playback, self._out, self._client, context)
+        self._tasks = asyncio.TaskGroup()
+        self._mouth = SessionMouth(
+            self.machine, self._playback, self._out, context.metrics, self._speaking.answer, lambda work: self._tasks.create_task(work)
+        )
+        self._lost_at = 0.0
+        self._reports = False  # whether the client says what it has played
 
     async def _talk(self) -> None:
         await self._out.send(self._ready())
         self.machine.connected()
-        async with asyncio.TaskGroup() as tasks:
-            speaking = tasks.create_task(self._playback.run())
+        async with self._tasks as tasks:
+            beside = [tasks.create_task(self._playback.run()), tasks.create_task(self._out.run())]
             try:
                 while True:
                     await self._receive_one()
+            except Moved as moved:
+                self.successor = moved
             except Ended as end:
                 await self._leave(end.last, end.code)
             finally:
-                self.machine.stop()
+                self._ended()
                 self._playback.wake()
                 self._playback.settle()
-                speaking.cancel()
+                for task in beside:
+                    task.cancel()
 
     def _busy_until(self) -> float:
-        return monotonic() if self.machine.live else self._playback.last
+        return monotonic() if self.machine.live or self._mouth.attended else self._playback.last
 
     def _ended(self) -> None:
+        self._mouth.close()
         self.machine.stop()
 
     def _counts(self) -> dict[str, object]:
@@ -74,7 +109,7 @@ class ClientSession(ConnectedSession):
             self.machine.ended(utterance, "cancelled")
         for utterance in waiting:
             await self._out.send(protocol.error("CANCELLED", "the server goes down", utterance.request_id))
-        await self._playback.quiet(grace)
+        await self._playback.quiet(0.0 if self.seat is None else grace)
         self.machine.cancel()
         await self._leave(protocol.Stopped(reason="server_shutdown"), Close.GOING_AWAY)
 
@@ -82,6 +117,56 @@ class ClientSession(ConnectedSession):
         """A fault of ours: say so and close with 1011, if the socket still takes it."""
         self.machine.fail()
         await super().fail()
+
+    # A socket that is lost, and another one
+
+    def lose(self, seat: "Seat") -> bool:
+        """That socket has gone. Returns whether the session goes on without one, for LOST_SECONDS."""
+        if self.seat is not seat:
+            return True
+        if not self._may_return or self._context.draining.is_set():
+            return False
+        self.seat, self._lost_at = None, monotonic()
+        self._out.detach()
+        self._playback.release.lose()
+        self._look_again()
+        seat.left.set()
+        return True
+
+    @property
+    def _may_return(self) -> bool:
+        """Whether the client knows of contracts, or says what it has played, and the session has not ended."""
+        ended = self.machine.state in (SessionState.CONNECTING, SessionState.STOPPED, SessionState.ERROR)
+        return not ended and (self._reports or self._mouth.contract is not None)
+
+    def resumable_by(self, client: Client) -> bool:
+        """Whether that client may go on here."""
+        return self._may_return and client is not self._client and client.principal_id == self._client.principal_id is not None
+
+    def sit(self, seat: "Seat", message: Resume) -> None:
+        """Go on with that socket."""
+        if self.seat is not None:
+            self.seat.left.set()
+        self.seat, self._active = seat, monotonic()
+        played = None if message.played_ms is None else message.played_ms / 1000
+        self._out.attach(seat.socket, self._started())
+        self._playback.release.again(message.request_id, played)
+        self._mouth.again()
+        self._context.metrics.resumes.inc()
+        self._look_again()
+
+    def _stuck(self) -> bool:
+        return self.seat is None or self.lose(self.seat)
+
+    async def _resume(self, message: Resume) -> None:
+        """Raises Moved where the session is there, the principal's, and may go on."""
+        await self._identify(message.auth_token)
+        if self._begun:
+            raise Rejection("INVALID_MESSAGE", "resume is possible only as the first message of a socket", message.request_id)
+        for session, _ in self._context.sessions:
+            if isinstance(session, ClientSession) and session.id == message.session_id and session.resumable_by(self._client):
+                raise Moved(session, message)
+        raise Rejection("INVALID_MESSAGE", "resume: there is no session of yours with that sessionId: send start", message.request_id)
 
     # Reading
 
@@ -98,11 +183,18 @@ class ClientSession(ConnectedSession):
             if isinstance(message, Start):
                 await self._start(message)
             elif isinstance(message, Speak):
-                await self._speak(message)
+                known = self._client.principal
+                self._begun = self._begun or (known is not None and await self._client.lapsed() is None)
+                await self._speaking.speak(message)
             elif isinstance(message, Flush):
-                self._playback.more(*self.machine.flush(message))
+                with contextlib.suppress(Late):
+                    self._playback.more(*self.machine.flush(message))
             elif isinstance(message, Cancel):
                 await self._cancel(message)
+            elif isinstance(message, Played):
+                self._played(message)
+            elif isinstance(message, Resume):
+                await self._resume(message)
             elif message is None:
                 log.debug("a message of a type that nobody knows is ignored")
             else:
@@ -122,74 +214,56 @@ class ClientSession(ConnectedSession):
         final = not isinstance(message, Start) and not self.machine.speaks(last.request_id or None)
         await self._out.send(msgspec.structs.replace(last, final=final))
 
+    async def _receive(self) -> str | bytes | None:
+        while self.seat is None:
+            await asyncio.Event().wait()  # until ``_look_again``
+        return await self.seat.socket.receive()
+
+    def _deadline(self) -> tuple[float, str]:
+        if self.seat is None:
+            return self._lost_at + LOST_SECONDS, f"the socket was lost for {LOST_SECONDS:g} s"
+        return super()._deadline()
+
     async def _start(self, message: Start) -> None:
         for name, value, allowed in (
             ("sampleRate", message.sample_rate, protocol.SAMPLE_RATES),
             ("encoding", message.encoding, protocol.ENCODINGS),
             ("transport", message.transport, protocol.TRANSPORTS),
+            ("interruption", message.interruption, protocol.INTERRUPTIONS),
         ):
             if value not in allowed:
                 raise Rejection("INVALID_MESSAGE", f"{name} {shorten(repr(value))} is not supported: use {', '.join(map(str, allowed))}")
-        language = speech.language(self._context, message.language or self._configuration.language or None)
-        known = self._client.principal
-        if self._context.auth.required and (message.auth_token is not None or known is None or await self._client.lapsed() is not None):
-            await self._client.authenticate(message.auth_token)
+        language = speech.language(self._context, message.language or self._speaking.configuration.language or None)
+        await self._identify(message.auth_token)
         self.machine.start()
         self._begun = True
-        self.contract_id = message.contract_id
-        named = None if message.voice is None else await self._known_voice(message.voice)
+        named = None if message.voice is None else await self._speaking.known_voice(message.voice)
         voice = named.id if isinstance(named, StoredVoice) else named
-        self._configuration = Configuration(
+        self._speaking.configuration = Configuration(
             sample_rate=message.sample_rate, encoding=message.encoding, transport=message.transport, language=language, voice=voice
         )
-        await self._out.send(
-            protocol.Started(
-                sample_rate=message.sample_rate,
-                encoding=message.encoding,
-                transport=message.transport,
-                language=language,
-                voice=voice or self._default_voice,
-            )
+        principal, contract = self._client.principal, None
+        if message.contract_id is not None and principal is not None:
+            contract = self._context.contracts.of(principal.id, message.contract_id)
+        self._speaking.timed = contract is not None
+        self._playback.release.kept = KEPT_SECONDS if self._reports or contract is not None else BRIEF_SECONDS
+        self._mouth.join(contract, cast(Interruption, message.interruption))
+        await self._out.send(self._started())
+
+    def _started(self) -> protocol.Started:
+        chosen = self._speaking.configuration
+        return protocol.Started(
+            sample_rate=chosen.sample_rate,
+            encoding=chosen.encoding,
+            transport=chosen.transport,
+            language=chosen.language,
+            voice=chosen.voice or self._speaking.default_voice,
         )
 
-    async def _speak(self, message: Speak) -> None:
-        request_id, principal = message.request_id, self._client.principal
-        if principal is None:
-            raise Ended(
-                Close.UNAUTHORIZED, protocol.error("UNAUTHORIZED", "send start with authToken first", request_id, recoverable=False)
-            )
-        if (why := await self._client.lapsed()) is not None:
-            raise Rejection("UNAUTHORIZED", f"{why}: send start with a fresh authToken", request_id)
-        self._begun = True
-        language = speech.language(self._context, message.language or self._configuration.language or None)
-        speech.check_engine(self._context, principal)
-        if len(message.text) > SLICE:
-            message = await self._normalised(message)
-        self._context.limits.count(principal, "characters", len(message.text.strip(AROUND)))
-        utterance, settled, new = self.machine.speak(message)
-        if not new:
-            self._playback.more(utterance, settled)
-            return
-        try:
-            self._context.limits.count(principal, "utterances")
-        except Limited:
-            self.machine.ended(utterance)
-            raise
-        voice = await self._voice(message.voice, request_id)
-        if voice is None:
-            self.machine.ended(utterance)
-            raise Rejection("VOICE_NOT_FOUND", "there is no voice here: an operator has to install one", request_id)
-        if utterance.live:
-            configuration = msgspec.structs.replace(self._configuration, language=language)
-            self._playback.add(Turn(utterance, settled, voice, configuration, principal))
-
-    async def _normalised(self, message: Speak) -> Speak:
-        """With a long text's normal form, so that the machine, which lets nobody in between, has next to nothing to do."""
-        try:
-            text = await normal_form(message.text, self._settings.max_text_chars)
-        except ValueError as error:
-            raise Denied("text", str(error)) from error
-        return msgspec.structs.replace(message, text=text)
+    def _played(self, message: Played) -> None:
+        """Reports of an utterance that nobody knows, or knows any more, are late, and mean nothing."""
+        self._reports, self._playback.release.kept = True, KEPT_SECONDS
+        self._playback.release.report(message.request_id, message.ms / 1000)
 
     async def _cancel(self, message: Cancel) -> None:
         """Every cancelled utterance is told by one CANCELLED; a cancel that finds nothing gets one too."""
@@ -201,33 +275,11 @@ class ClientSession(ConnectedSession):
         if not dropped:
             await self._out.send(protocol.error("CANCELLED", "there was nothing to cancel", message.request_id))
 
-    # What the client asks for, as this server has it
-
-    async def _voice(self, name: str | None, request_id: str | None) -> StoredVoice | str | None:
-        """The voice of that name, else the session's, else the default one; the client hears of those that are not there."""
-        for wanted in (name, self._configuration.voice):
-            if wanted is not None and (found := await self._known_voice(wanted, request_id)) is not None:
-                return found
-        return await self._context.find_voice(self._default_voice, self._client.principal_id)
-
-    async def _known_voice(self, name: str, request_id: str | None = None) -> StoredVoice | str | None:
-        """The voice of that name; None if there is none, and then the client hears of it."""
-        try:
-            return await speech.voice(self._context, name, self._client.principal_id)
-        except Denied as error:
-            message = f"{error}; the default voice is used"
-            await self._out.send(protocol.error("VOICE_NOT_FOUND", message, request_id, final=False))
-            return None
-
-    @property
-    def _default_voice(self) -> str:
-        return self._context.default_voice(self._client.principal_id)
-
     def _ready(self) -> protocol.Ready:
         engine, chosen = self._context.engine, self._settings
         return protocol.Ready(
             session_id=self.id,
-            voice_loaded=self._default_voice if engine.is_ready else "",
+            voice_loaded=self._speaking.default_voice if engine.is_ready else "",
             capabilities=protocol.Capabilities(
                 streaming=engine.streaming,
                 languages=engine.languages or LANGUAGES,
@@ -242,11 +294,6 @@ class ClientSession(ConnectedSession):
                 idle_timeout_ms=round(chosen.idle_timeout * 1000),
             ),
         )
-
-
-async def handle(socket: Socket, context: Context, address: str, token: str | None = None) -> None:
-    """Run a session to its end, see ``server.ws.connected.serve``."""
-    await serve(ClientSession(socket, context, address, token), context)
 
 
 def _id_of(message: protocol.ClientMessage | None) -> str | None:
