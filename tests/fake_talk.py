@@ -14,14 +14,14 @@ import numpy as np
 from quart import Quart, websocket
 
 from tests.browser import serve_tap
-from tests.fake_engine import FRAME, tone
+from tests.fake_engine import tone
 
 LOUD, QUIET, CONFIRMED = 0.01, 0.5, 0.3  # level; seconds of silence that end a turn; seconds of speech that interrupt
 LEAD = 0.5  # seconds that audio is sent ahead
 FRAME_MS = 80
 WORDS = [f"word{number}" for number in range(12)]
 PER_WORD = 4  # frames of a word
-FRAMES = PER_WORD * len(WORDS)
+FRAMES = PER_WORD * len(WORDS)  # of an answer
 
 
 class FakeTalk:
@@ -99,7 +99,8 @@ class FakeTalk:
         begun = None
         for index, word in enumerate(WORDS):
             self._outbox.put_nowait({"type": "answer", "requestId": request_id, "text": f"{word} ", "isFinal": index == len(WORDS) - 1})
-        while self._next_frame < FRAMES:
+        frames = PER_WORD * len(WORDS)
+        while self._next_frame < frames:
             await self._go.wait()
             begun = begun or monotonic() - self._next_frame * FRAME_MS / 1000
             await asyncio.sleep(max(0.0, begun + self._next_frame * FRAME_MS / 1000 - LEAD - monotonic()))
@@ -113,12 +114,20 @@ class FakeTalk:
                 start = self._next_frame * FRAME_MS
                 word = {"word": WORDS[self._next_frame // PER_WORD], "startMs": start, "endMs": start + PER_WORD * FRAME_MS}
                 self._outbox.put_nowait({"type": "words", "requestId": request_id, "words": [word]})
-            self._outbox.put_nowait((tone(number, self._next_frame) * 32767).round().astype("<i2").tobytes())
+            self._outbox.put_nowait((self.frame(number, self._next_frame) * 32767).round().astype("<i2").tobytes())
             self._next_frame += 1
             if self._next_frame == self.drop_after:
                 self.drop_after = None
                 self.lost.set()
         self._outbox.put_nowait({"type": "complete", "requestId": request_id, "durationMs": 1, "audioLengthMs": FRAMES * FRAME_MS})
+
+    def frame(self, number: int, index: int) -> np.ndarray:
+        """80 ms of an answer."""
+        return tone(number, index)
+
+    def final(self, turn: int) -> str:
+        """What was said in a turn."""
+        return f"This is turn {turn}."
 
     def cancel(self, request_id: str) -> None:
         """Not a byte of it follows its ``CANCELLED``."""
@@ -146,7 +155,6 @@ class FakeTalk:
         while not self._outbox.empty():
             self._outbox.get_nowait()
         self._outbox.put_nowait({"type": "interrupted", "requestId": request_id} | told)
-        self.sent_before_cancel = whole
         if self._answer is not None:
             self._answer.cancel()
         self._speaking = ""
@@ -192,7 +200,7 @@ class FakeTalk:
                     self.resume()  # it was a cough
                 else:
                     turn += 1
-                    text = {"type": "final", "text": f"This is turn {turn}.", "startMs": 0, "endMs": now, "language": "English"}
+                    text = {"type": "final", "text": self.final(turn), "startMs": 0, "endMs": now, "language": "English"}
                     await here.send(json.dumps(text))
                     self.answer()
                 ducked, speech, silence = False, 0.0, 0.0
@@ -205,6 +213,3 @@ def _replace(app: Quart, path: str, view: Any) -> None:
         app.websocket(path)(view)
     else:
         app.view_functions[rule.endpoint] = view
-
-
-__all__ = ["FRAME", "FRAMES", "FRAME_MS", "WORDS", "FakeTalk"]

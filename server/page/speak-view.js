@@ -39,8 +39,7 @@ export class SpeakView {
       .on("failed", (message) => this.#failed(message))
       .on("trouble", (message) => this.#trouble(message))
       .on("down", (words) => this.#say(this.#take?.done === false ? `${words.title} ${words.said}` : ""))
-      .on("refused", () => this.#wantToken())
-      .on("started", () => forget(KEY));
+      .on("refused", () => this.#wantToken());
     player
       .on("begun", (id) => this.#begun(id))
       .on("progress", (id, ms) => this.#is(id) && this.#wave.played(ms / 1000))
@@ -65,7 +64,9 @@ export class SpeakView {
   }
 
   tokenChanged() {
+    this.#stop();
     this.#client.close();
+    forget(KEY);
   }
 
   /** @param {string} _now */

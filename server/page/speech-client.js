@@ -139,7 +139,7 @@ export class SpeechClient extends Emitter {
   /** @param {any} words */
   #refused(words) {
     this.#started = false;
-    for (const one of [...this.#line]) this.#ended(one, "LOST", words.title);
+    for (const one of [...this.#line]) this.#ended(one, "UNAUTHORIZED", words.title);
     this.emit("refused", words);
   }
 
