@@ -11,16 +11,20 @@ import os
 import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import soundfile
 from quart import Quart, Response, ResponseReturnValue
 
 from tests.fake_engine import LIMIT
 
 playwright = pytest.importorskip("playwright.async_api", reason="playwright is not installed: it comes with the extra dev")
 
+ROOT = Path(__file__).parent.parent
+RATE = 24000
 CHROMIUM = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed: apt-get install chromium, or set CHROMIUM to it")
 FLAGS = (
@@ -121,9 +125,13 @@ def trimmed(samples: np.ndarray) -> np.ndarray:
 
 async def wait_for(opened: Any, condition: str) -> None:
     """Until an expression of JavaScript is true, in a hidden tab too."""
-    async with asyncio.timeout(LIMIT):
-        while not await opened.evaluate(f"() => Boolean({condition})"):  # noqa: ASYNC110
-            await asyncio.sleep(0.03)
+    try:
+        async with asyncio.timeout(LIMIT):
+            while not await opened.evaluate(f"() => Boolean({condition})"):  # noqa: ASYNC110
+                await asyncio.sleep(0.03)
+    except TimeoutError:
+        said = await opened.evaluate("document.body.innerText")
+        raise AssertionError(f"it never came true that {condition}; the page says:\n{said}") from None
 
 
 async def text_of(opened: Any, place: str) -> str:
@@ -134,6 +142,23 @@ async def text_of(opened: Any, place: str) -> str:
 async def wait_for_text(opened: Any, place: str, said: str) -> None:
     """Until an element says it, whole or as a part."""
     await wait_for(opened, f"document.getElementById({json.dumps(place)}).textContent.includes({json.dumps(said)})")
+
+
+def microphone(*parts: float) -> np.ndarray:
+    """For a fake microphone: silence and real speech in turns, seconds each, beginning with silence; float32 at 24 kHz."""
+    spoken, rate = soundfile.read(ROOT / "voices" / "heart" / "reference.wav", dtype="float32")
+    assert rate == RATE
+    loud = np.tile(spoken[np.flatnonzero(np.abs(spoken) > 0.05)[0] :], 3)
+    pieces = [np.zeros(int(RATE * part), np.float32) if index % 2 == 0 else loud[: int(RATE * part)] for index, part in enumerate(parts)]
+    return np.concatenate(pieces)
+
+
+@asynccontextmanager
+async def browser_hearing(file: Path, *parts: float) -> AsyncIterator[Any]:
+    """Chromium whose microphone plays these parts once, from the moment that a page opens it."""
+    soundfile.write(file, microphone(*parts), RATE, subtype="PCM_16")
+    async with browser(f"--use-file-for-fake-audio-capture={file}%noloop") as started:
+        yield started
 
 
 def floats(data: bytes) -> np.ndarray:

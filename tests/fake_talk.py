@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from quart import Quart, websocket
 
+from server.ops import connections
 from tests.browser import serve_tap
 from tests.fake_engine import tone
 
@@ -54,6 +55,7 @@ class FakeTalk:
     async def speak(self) -> None:
         here = websocket._get_current_object()  # type: ignore[attr-defined]
         await here.accept()
+        connections.here().welcome()  # a client that is known may send as much as a microphone does
         await here.send(json.dumps({"type": "ready", "sessionId": f"session-{len(self.said)}", "voiceLoaded": "", "capabilities": {}}))
         sending = asyncio.create_task(self._send(here))
         try:
@@ -65,7 +67,7 @@ class FakeTalk:
                         self._outbox.put_nowait({"type": "started", "sampleRate": 24000, "encoding": "pcm16"})
                     case "resume":
                         self._next_frame = message["playedMs"] // FRAME_MS
-                        self._outbox = asyncio.Queue()
+                        self._forget()
                         self._outbox.put_nowait({"type": "started", "sampleRate": 24000, "encoding": "pcm16"})
                         self.lost.clear()
                     case "played":
@@ -134,10 +136,14 @@ class FakeTalk:
         if self._answer is not None:
             self._answer.cancel()
         self._speaking = ""
-        while not self._outbox.empty():
-            self._outbox.get_nowait()
+        self._forget()
         error = {"type": "error", "code": "CANCELLED", "message": "cancelled", "recoverable": True, "final": True}
         self._outbox.put_nowait(error | {"requestId": request_id})
+
+    def _forget(self) -> None:
+        """What waits to be sent is stale."""
+        while not self._outbox.empty():
+            self._outbox.get_nowait()
 
     def duck(self) -> None:
         self._go.clear()
@@ -152,8 +158,7 @@ class FakeTalk:
         heard = self._played.get(request_id, 0)
         whole = heard // (PER_WORD * FRAME_MS)
         told = {"audioEndMs": heard, "spokenText": " ".join(WORDS[:whole]), "remainingText": " ".join(WORDS[whole:])}
-        while not self._outbox.empty():
-            self._outbox.get_nowait()
+        self._forget()
         self._outbox.put_nowait({"type": "interrupted", "requestId": request_id} | told)
         if self._answer is not None:
             self._answer.cancel()
@@ -166,6 +171,7 @@ class FakeTalk:
     async def listen(self) -> None:
         here = websocket._get_current_object()  # type: ignore[attr-defined]
         await here.accept()
+        connections.here().welcome()  # a client that is known may send as much as a microphone does
         await here.send(json.dumps({"type": "ready", "sessionId": "listen-1", "capabilities": {}}))
         speech = silence = 0.0
         turn = 0

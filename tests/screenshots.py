@@ -14,7 +14,7 @@ import numpy as np
 import soundfile
 
 from tests import fake_talk
-from tests.browser import browser, page, wait_for, wait_for_text
+from tests.browser import browser_hearing, page, wait_for, wait_for_text
 from tests.fake_engine import FRAME, FakeEngine
 from tests.serving import running
 
@@ -53,42 +53,39 @@ async def take(folder: Path) -> None:
     """Write the pictures to a folder."""
     fake_talk.WORDS[:] = ANSWER.split()
     with tempfile.TemporaryDirectory() as scratch:
-        spoken, rate = soundfile.read(ROOT / "voices" / "heart" / "reference.wav", dtype="float32")
-        loud = spoken[np.flatnonzero(np.abs(spoken) > 0.05)[0] :]
-        sound = np.concatenate([np.zeros(rate // 2), loud[:rate], np.zeros(20 * rate)])
-        soundfile.write(Path(scratch) / "question.wav", sound, rate, subtype="PCM_16")
-        flag = f"--use-file-for-fake-audio-capture={scratch}/question.wav%noloop"
         for scheme in ("light", "dark"):
             for size, (viewport, scale) in SIZES.items():
-                async with browser(flag) as chromium:
+                async with browser_hearing(Path(scratch) / "question.wav", 0.5, 1.0, 20.0) as chromium:
                     await _views(chromium, folder, f"{size}-{scheme}", scheme, viewport=viewport, device_scale_factor=scale)
 
 
 async def _views(chromium: Any, folder: Path, name: str, scheme: str, **options: Any) -> None:
+    async def picture(opened: Any, view: str) -> None:
+        await opened.screenshot(path=folder / f"{view}-{name}.png")
+
     with tempfile.TemporaryDirectory() as voices:
         async with (
             running(voices, Recorded(), change=Talk().install, shipped_voices=True) as server,
             page(chromium, server.http, tap=False, color_scheme=scheme, **options) as opened,
         ):
-
-            async def picture(view: str) -> None:
-                await opened.screenshot(path=folder / f"{view}-{name}.png")
-
             await wait_for(opened, "document.querySelectorAll('#voice-list [data-voice]').length > 2")
-            await picture("talk-start")
+            await picture(opened, "talk-start")
             await opened.click("#talk-button")
             await wait_for(opened, "document.querySelector('#conversation mark')?.textContent.trim() === 'garden'")
-            await picture("talk")
-            await opened.click("#talk-end")
-            await opened.click("nav [data-view=speak]")
+            await picture(opened, "talk")
+        async with (
+            running(voices, Recorded(), shipped_voices=True) as server,
+            page(chromium, f"{server.http}/#speak", tap=False, color_scheme=scheme, **options) as opened,
+        ):
+            await wait_for(opened, "document.querySelectorAll('#voice-list [data-voice]').length > 2")
             await opened.click("#speak-go")
-            await wait_for(opened, "parseFloat(document.getElementById('figure-length').textContent) > 4")
-            await picture("speak")
+            await wait_for(opened, "parseFloat(document.getElementById('figure-length').textContent) > 5")
+            await picture(opened, "speak")
             await wait_for_text(opened, "speak-state", "Done.")
             await opened.click("nav [data-view=voices]")
-            await picture("voices")
+            await picture(opened, "voices")
             await opened.click("#voices-add")
-            await picture("voices-add")
+            await picture(opened, "voices-add")
 
 
 if __name__ == "__main__":

@@ -8,16 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 import pytest_asyncio
-import soundfile
 
-from tests.browser import browser, heard, needs_chromium, page, text_of, wait_for, wait_for_text
+from tests.browser import browser_hearing, heard, needs_chromium, page, text_of, wait_for, wait_for_text
 from tests.fake_engine import FRAME, FakeEngine, pcm16
 from tests.fake_talk import FRAMES, WORDS, FakeTalk
 from tests.serving import running, until
 
 pytestmark = [needs_chromium, pytest.mark.asyncio(loop_scope="module")]
-ROOT = Path(__file__).parent.parent
-RATE = 24000
 MARKS = """
 window.__marks = [];
 new MutationObserver(() => {
@@ -27,30 +24,17 @@ new MutationObserver(() => {
 """
 
 
-def microphone(*parts: float) -> np.ndarray:
-    """Real speech and silence in turns, seconds each, beginning with silence."""
-    spoken, rate = soundfile.read(ROOT / "voices" / "heart" / "reference.wav", dtype="float32")
-    assert rate == RATE
-    loud = spoken[np.flatnonzero(np.abs(spoken) > 0.05)[0] :]
-    pieces = [np.zeros(int(RATE * part), np.float32) if index % 2 == 0 else loud[: int(RATE * part)] for index, part in enumerate(parts)]
-    return np.concatenate(pieces)
-
-
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def talker(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Any]:
     """A browser whose user says something, and 2.5 s later, when the answer is under way, something else."""
-    file = tmp_path_factory.mktemp("microphone") / "barge-in.wav"
-    soundfile.write(file, microphone(0.6, 1.0, 2.5, 1.2, 12.0), RATE, subtype="PCM_16")
-    async with browser(f"--use-file-for-fake-audio-capture={file}%noloop") as started:
+    async with browser_hearing(tmp_path_factory.mktemp("microphone") / "barge-in.wav", 0.6, 1.0, 2.5, 1.2, 12.0) as started:
         yield started
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def asker(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Any]:
     """A browser whose user says one thing only."""
-    file = tmp_path_factory.mktemp("microphone") / "question.wav"
-    soundfile.write(file, microphone(0.6, 1.0, 30.0), RATE, subtype="PCM_16")
-    async with browser(f"--use-file-for-fake-audio-capture={file}%noloop") as started:
+    async with browser_hearing(tmp_path_factory.mktemp("microphone") / "question.wav", 0.6, 1.0, 30.0) as started:
         yield started
 
 
@@ -85,7 +69,7 @@ async def test_speech_over_the_answer_stops_it_and_nothing_stale_is_heard(talker
         np.testing.assert_array_equal(
             samples[second[0] : second[0] + FRAMES * FRAME], np.frombuffer(pcm16(2, FRAMES), "<i2") / np.float32(32767)
         )
-        turns = await opened.evaluate("[...document.querySelectorAll('#conversation .turn')].map((turn) => turn.innerText.split('\\n'))")
+        turns = await opened.evaluate("[...document.querySelectorAll('#conversation .turn')].map((turn) => turn.innerText.split('\\n').filter(Boolean))")
         assert [turn[0] for turn in turns] == ["You", "Voice", "You", "Voice"]
         assert turns[0][1] == "This is turn 1." and turns[2][1] == "This is turn 2." and "interrupted" in turns[1][-1]
         said = await opened.evaluate("document.querySelector('#conversation .cut .said').textContent.trim()")

@@ -1,18 +1,27 @@
 """The page's Voices view in a headless Chromium, against the real server and its store of voices."""
 
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import pytest_asyncio
 import soundfile
 
-from tests.browser import needs_chromium, page, text_of, wait_for, wait_for_text
+from tests.browser import browser_hearing, needs_chromium, page, text_of, wait_for, wait_for_text
 from tests.fake_engine import FakeEngine
 from tests.serving import running
 from tests.test_server_voices import speech
 
 pytestmark = [needs_chromium, pytest.mark.asyncio(loop_scope="module")]
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def speaker(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Any]:
+    """A browser whose user speaks all the time."""
+    async with browser_hearing(tmp_path_factory.mktemp("microphone") / "speech.wav", 0.0, 12.0, 5.0) as started:
+        yield started
 
 
 async def cards(opened: Any) -> list[str]:
@@ -67,8 +76,8 @@ async def test_voices_are_listed_heard_added_and_deleted(chromium: Any, voices: 
         assert await cards(opened) == ["anna", "makima"] and added not in server.context.store.voices
 
 
-async def test_a_voice_is_recorded_from_the_microphone(chromium: Any, voices: Path) -> None:
-    async with running(voices, FakeEngine()) as server, page(chromium, f"{server.http}/#voices", tap=False) as opened:
+async def test_a_voice_is_recorded_from_the_microphone(speaker: Any, voices: Path) -> None:
+    async with running(voices, FakeEngine()) as server, page(speaker, f"{server.http}/#voices", tap=False) as opened:
         await opened.click("#voices-add")
         await opened.click("#voice-record")
         await wait_for(opened, "parseFloat(document.getElementById('voice-seconds').textContent) > 0.1")
@@ -84,7 +93,7 @@ async def test_a_voice_is_recorded_from_the_microphone(chromium: Any, voices: Pa
         await opened.click("#voice-save")
         await wait_for_text(opened, "voices-state", "Beeps has been added.")
         [stored] = [voice for voice in server.context.store.voices.values() if voice.metadata.name == "Beeps"]
-        samples, rate = soundfile.read(stored.folder / "reference.wav")
+        samples, rate = soundfile.read(Path(stored.folder) / "reference.wav")
         assert len(samples) / rate == pytest.approx(seconds, abs=0.06) and np.abs(samples).max() > 0.05
 
 

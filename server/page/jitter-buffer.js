@@ -10,7 +10,7 @@ const MOST = 0.4;
 const FADE = 0.005;
 const RAMP = 0.03;
 
-/** @typedef {{id: string, pieces: Float32Array[], offset: number, waiting: number, ended: boolean, played: number, running: boolean, begun: boolean}} Waiting */
+/** @typedef {{id: string, pieces: Float32Array[], offset: number, waiting: number, ended: boolean, played: number, running: boolean, begun: boolean, starved: boolean}} Waiting */
 
 export class JitterBuffer {
   underruns = 0;
@@ -127,7 +127,7 @@ export class JitterBuffer {
   #of(id) {
     let found = this.#line.find((utterance) => utterance.id === id);
     if (!found) {
-      found = { id, pieces: [], offset: 0, waiting: 0, ended: false, played: 0, running: false, begun: false };
+      found = { id, pieces: [], offset: 0, waiting: 0, ended: false, played: 0, running: false, begun: false, starved: false };
       this.#line.push(found);
     }
     return found;
@@ -139,10 +139,11 @@ export class JitterBuffer {
    */
   #mayRun(first, samples) {
     if (!first.ended && first.waiting < this.#target) {
-      if (first.begun && !this.#held) this.missed += samples;
+      if (first.starved) this.missed += samples;
       return false;
     }
     first.running = true;
+    first.starved = false;
     if (!first.begun) {
       first.begun = true;
       this.#tell({ type: "begun", id: first.id, played: 0 });
@@ -186,6 +187,7 @@ export class JitterBuffer {
   #starve(first, samples) {
     if (this.#held) return; // the sender pauses on purpose
     first.running = false;
+    first.starved = true;
     this.underruns++;
     this.missed += samples;
     this.#target = Math.min(MOST * this.#rate, 2 * this.#target);
