@@ -38,7 +38,7 @@ async def test_what_is_spoken_is_heard_without_a_gap_and_downloads_as_it_was(chr
         await wait_for(opened, "document.querySelector('#speak-voice').options.length === 2")
         await opened.select_option("#speak-voice", "anna")
         await opened.select_option("#speak-language", "German")
-        await opened.click("#speak summary")
+        await opened.click("#speak-view summary")
         for field, value in (("temperature", "0.5"), ("top-k", "7"), ("top-p", "0.9"), ("seed", "11")):
             await opened.fill(f"#speak-{field}", value)
         await speak(opened, "  Guten Abend. ")

@@ -93,7 +93,7 @@ async def test_a_voice_is_recorded_from_the_microphone(speaker: Any, voices: Pat
         await opened.click("#voice-save")
         await wait_for_text(opened, "voices-state", "Beeps has been added.")
         [stored] = [voice for voice in server.context.store.voices.values() if voice.metadata.name == "Beeps"]
-        samples, rate = soundfile.read(Path(stored.folder) / "reference.wav")
+        samples, rate = soundfile.read(voices / stored.id / "reference.wav")
         assert len(samples) / rate == pytest.approx(seconds, abs=0.06) and np.abs(samples).max() > 0.05
 
 

@@ -31,7 +31,7 @@ function route() {
   const first = shown === "";
   shown = wanted;
   for (const one of NAMES) {
-    at(one).hidden = one !== wanted;
+    at(`${one}-view`).hidden = one !== wanted;
     const link = /** @type {HTMLElement} */ (document.querySelector(`nav [data-view=${one}]`));
     if (one === wanted) link.setAttribute("aria-current", "page");
     else link.removeAttribute("aria-current");

@@ -65,7 +65,9 @@ export class JitterBuffer {
 
   /** No more of it comes. @param {string} id */
   end(id) {
-    this.#of(id).ended = true;
+    const utterance = this.#line.find((one) => one.id === id);
+    if (utterance) utterance.ended = true;
+    else this.#tell({ type: "ended", id, played: 0 });
   }
 
   /**

@@ -12,7 +12,7 @@ import { titleOf } from "./words.js";
 const LETTERS = 15; // a second, about: only for the first guess of the length
 const KEY = "speak"; // of this view's notices
 
-/** @typedef {{id: string, asked: number, first: number|null, gaps: number, missed: number, pieces: ArrayBuffer[], done: boolean}} Take */
+/** @typedef {{id: string, asked: number, first: number|null, gaps: number, missed: number, pieces: ArrayBuffer[], done: boolean, failed: boolean}} Take */
 
 let count = 0;
 
@@ -53,7 +53,7 @@ export class SpeakView {
     at("speak-again").onclick = () => this.#again();
     at("speak-text").oninput = () => this.#counted();
     at("speak-download").onclick = (/** @type {Event} */ event) => at("speak-download").hasAttribute("href") || event.preventDefault();
-    at("speak").addEventListener("keydown", (/** @type {KeyboardEvent} */ event) => this.#key(event));
+    at("speak-view").addEventListener("keydown", (/** @type {KeyboardEvent} */ event) => this.#key(event));
     this.#counted();
   }
 
@@ -95,7 +95,7 @@ export class SpeakView {
     forget(KEY);
     if (!(await this.#wake())) return;
     const id = `page-${++count}`;
-    this.#take = { id, asked: performance.now(), first: null, gaps: 0, missed: 0, pieces: [], done: false };
+    this.#take = { id, asked: performance.now(), first: null, gaps: 0, missed: 0, pieces: [], done: false, failed: false };
     this.#wave.begin(Math.max(1, text.length / LETTERS));
     this.#figures();
     this.#offer();
@@ -188,14 +188,14 @@ export class SpeakView {
   #ended(id, ms) {
     if (!this.#is(id)) return;
     this.#wave.played(ms / 1000 + 1);
-    this.#rest(this.#take?.pieces.length ? "Done." : "");
+    this.#rest(this.#take?.failed ? "" : "Done.");
   }
 
   /** @param {any} message */
   #failed(message) {
     const take = this.#take;
     if (!take || take.id !== message.requestId || message.cancelled) return;
-    take.done = true;
+    take.done = take.failed = true;
     if (message.code === "UNAUTHORIZED") this.#wantToken();
     else if (message.code === "LOST") notice(KEY, message.message, "Press Speak to hear it from the start.", { label: "Speak", then: () => this.#speak() });
     else notice(KEY, titleOf(message.code), sentence(message.message));

@@ -197,7 +197,7 @@ export class SpeechClient extends Emitter {
       this.emit("trouble", message);
       return;
     }
-    this.#silence(message.requestId);
+    if (message.code === "CANCELLED") this.#silence(message.requestId);
     this.#ended(utterance, message.code, message.message);
   }
 

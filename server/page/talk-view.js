@@ -306,6 +306,7 @@ export class TalkView {
     at("talk-button-said").textContent = button;
     at("talk-state").textContent = said;
     at("talk-button").setAttribute("aria-disabled", String(["opening", "listening", "thinking"].includes(state)));
+    at("talk-view").toggleAttribute("data-running", this.#running);
     at("talk-levels").hidden = at("talk-keys").hidden = !this.#running;
     if (this.#running) return;
     for (const id of ["meter-you", "meter-voice"]) showLevel(at(id), 0);
