@@ -53,7 +53,7 @@ class FakeTalk:
     # The Speak side
 
     async def speak(self) -> None:
-        here = websocket._get_current_object()  # type: ignore[attr-defined]
+        here = websocket._get_current_object()
         await here.accept()
         connections.here().welcome()  # a client that is known may send as much as a microphone does
         await here.send(json.dumps({"type": "ready", "sessionId": f"session-{len(self.said)}", "voiceLoaded": "", "capabilities": {}}))
@@ -157,7 +157,7 @@ class FakeTalk:
         request_id = self._speaking
         heard = self._played.get(request_id, 0)
         whole = heard // (PER_WORD * FRAME_MS)
-        told = {"audioEndMs": heard, "spokenText": " ".join(WORDS[:whole]), "remainingText": " ".join(WORDS[whole:])}
+        told: dict[str, Any] = {"audioEndMs": heard, "spokenText": " ".join(WORDS[:whole]), "remainingText": " ".join(WORDS[whole:])}
         self._forget()
         self._outbox.put_nowait({"type": "interrupted", "requestId": request_id} | told)
         if self._answer is not None:
@@ -169,7 +169,7 @@ class FakeTalk:
     # The Listen side
 
     async def listen(self) -> None:
-        here = websocket._get_current_object()  # type: ignore[attr-defined]
+        here = websocket._get_current_object()
         await here.accept()
         connections.here().welcome()  # a client that is known may send as much as a microphone does
         await here.send(json.dumps({"type": "ready", "sessionId": "listen-1", "capabilities": {}}))

@@ -5,6 +5,7 @@ sockets are the tests' own (tests/fake_talk.py), whose answer is long enough to 
 """
 
 import asyncio
+import io
 import sys
 import tempfile
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import soundfile
+from PIL import Image
 
 from tests import fake_talk
 from tests.browser import browser_hearing, page, wait_for, wait_for_text
@@ -61,7 +63,8 @@ async def take(folder: Path) -> None:
 
 async def _views(chromium: Any, folder: Path, name: str, scheme: str, **options: Any) -> None:
     async def picture(opened: Any, view: str) -> None:
-        await opened.screenshot(path=folder / f"{view}-{name}.png")
+        taken = Image.open(io.BytesIO(await opened.screenshot()))
+        taken.convert("RGB").quantize(128, dither=Image.Dither.NONE).save(folder / f"{view}-{name}.png", optimize=True)
 
     with tempfile.TemporaryDirectory() as voices:
         async with (
@@ -78,6 +81,10 @@ async def _views(chromium: Any, folder: Path, name: str, scheme: str, **options:
             page(chromium, f"{server.http}/#speak", tap=False, color_scheme=scheme, **options) as opened,
         ):
             await wait_for(opened, "document.querySelectorAll('#voice-list [data-voice]').length > 2")
+            if not any(rule.rule == "/api/v1/listen" for rule in server.app.url_map.iter_rules()):
+                await opened.click("nav [data-view=talk]")
+                await picture(opened, "talk-missing")
+                await opened.click("nav [data-view=speak]")
             await opened.click("#speak-go")
             await wait_for(opened, "parseFloat(document.getElementById('figure-length').textContent) > 5")
             await picture(opened, "speak")

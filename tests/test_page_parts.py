@@ -127,6 +127,7 @@ BUFFER = """async () => {
   pull(10);
   buffer.flush();
   seen.flushed = pull(20);
+  buffer.duck(0.2, true);
   buffer.push("d", ones(100));
   seen.starved = pull(150);
   seen.underruns = [buffer.underruns, buffer.missed];

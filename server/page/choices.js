@@ -26,7 +26,7 @@ export async function loadVoices() {
 /** @param {string[]} [spoken] by the model; empty or absent: all that there are */
 export function showLanguages(spoken) {
   const names = spoken?.length ? spoken : LANGUAGES;
-  const choices = [{ value: "", label: "The server’s choice" }, ...names.map((name) => ({ value: name, label: name }))];
+  const choices = [{ value: "", label: "Default" }, ...names.map((name) => ({ value: name, label: name }))];
   for (const select of document.querySelectorAll("select[data-languages]")) choose(/** @type {HTMLSelectElement} */ (select), choices);
 }
 

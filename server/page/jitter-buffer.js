@@ -76,6 +76,7 @@ export class JitterBuffer {
    * @param {boolean} held
    */
   duck(gain, held) {
+    if (held && !this.#line.length) return; // what was meant has ended
     this.#wanted = gain;
     this.#held = held;
     const first = this.#line[0];

@@ -1,5 +1,6 @@
 /** Speak: a text, how to say it, what is heard, and its figures. */
 
+import { showLanguages } from "./choices.js";
 import { at } from "./dom.js";
 import { sentence, socketAddress } from "./http.js";
 import { forget, notice } from "./notices.js";
@@ -34,6 +35,7 @@ export class SpeakView {
     this.#wantToken = wantToken;
     this.#wave = new Waveform(at("waveform"), RATE);
     this.#client = new SpeechClient(socketAddress("api/v1/speak"), player, () => ({}))
+      .on("ready", ({ capabilities }) => showLanguages(capabilities?.languages))
       .on("audio", (id, data) => this.#audio(id, data))
       .on("complete", (message) => this.#complete(message))
       .on("failed", (message) => this.#failed(message))
@@ -53,7 +55,7 @@ export class SpeakView {
     at("speak-again").onclick = () => this.#again();
     at("speak-text").oninput = () => this.#counted();
     at("speak-download").onclick = (/** @type {Event} */ event) => at("speak-download").hasAttribute("href") || event.preventDefault();
-    at("speak-view").addEventListener("keydown", (/** @type {KeyboardEvent} */ event) => this.#key(event));
+    document.addEventListener("keydown", (event) => this.#key(event));
     this.#counted();
   }
 
@@ -74,6 +76,7 @@ export class SpeakView {
 
   /** @param {KeyboardEvent} event */
   #key(event) {
+    if (at("speak-view").hidden || document.querySelector("dialog[open]")) return;
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && !event.isComposing) {
       event.preventDefault();
       this.#speak();
@@ -101,6 +104,7 @@ export class SpeakView {
     this.#offer();
     at("speak-stop").disabled = false;
     this.#say("Waiting for the first audio …");
+    at("speak-sound").scrollIntoView({ block: "nearest" });
     this.#client.speak({ requestId: id, text, ...this.#fields() });
   }
 

@@ -18,7 +18,7 @@ const FLUSHING = 100; // milliseconds that the audio thread may take to say what
 /** @typedef {{requestId: string, silent: boolean, bytes: number, message: {text: string, requestId: string}|null}} Utterance message: while it can be asked for again */
 
 /**
- * Events: `started`, `complete`, `ducked`, `resumed`, `interrupted`, `words`, `answer`, `trouble` (the server's message);
+ * Events: `ready`, `started`, `complete`, `ducked`, `resumed`, `interrupted`, `words`, `answer`, `trouble` (the server's message);
  * `audio` (requestId, PCM16); `failed` (message, with `cancelled`); `down`, `refused` (Words).
  */
 export class SpeechClient extends Emitter {
@@ -37,6 +37,7 @@ export class SpeechClient extends Emitter {
   #fresh = ""; // that of the socket
   #started = false;
   #resuming = 0;
+  #stays = false; // connected, whether it speaks or not
 
   /**
    * @param {string} url
@@ -63,6 +64,7 @@ export class SpeechClient extends Emitter {
 
   /** Connect, and stay so. */
   open() {
+    this.#stays = true;
     this.#link.open();
   }
 
@@ -71,6 +73,7 @@ export class SpeechClient extends Emitter {
     for (const id of this.#reported.keys()) this.#player.flush(id);
     this.#link.send({ type: "stop", reason: "closed_by_user" });
     this.#link.close();
+    this.#stays = false;
     this.#session = "";
     this.#started = false;
     this.#line = [];
@@ -80,7 +83,7 @@ export class SpeechClient extends Emitter {
   speak(message) {
     this.#add(message.requestId, message);
     if (this.#started) this.#link.send({ type: "speak", ...message });
-    else this.open();
+    else this.#link.open();
   }
 
   /**
@@ -132,8 +135,8 @@ export class SpeechClient extends Emitter {
     this.#resuming = 0;
     this.#started = false;
     for (const one of this.#line.filter(({ silent }) => silent)) this.#ended(one, "CANCELLED", "");
-    if (words.code === 4408 && !this.#line.length) this.#link.close(); // idle: the next utterance connects again
-    else this.emit("down", words);
+    if (words.code !== 4408 || this.#line.length) this.emit("down", words);
+    else if (!this.#stays) this.#link.close(); // idle: the next utterance connects again
   }
 
   /** @param {any} words */
@@ -159,6 +162,7 @@ export class SpeechClient extends Emitter {
     if (type === "ready") {
       this.#fresh = message.sessionId ?? "";
       this.#session ||= this.#fresh;
+      this.emit("ready", message);
     } else if (type === "started") this.#begun(message);
     else if (type === "error") this.#error(message);
     else if (["complete", "answer", "ducked", "resumed", "interrupted", "words"].includes(type)) {
@@ -208,7 +212,7 @@ export class SpeechClient extends Emitter {
 
   /** @param {string} requestId whose audio is all there */
   #complete(requestId) {
-    this.#player.end(requestId);
+    if (!this.#of(requestId)?.silent) this.#player.end(requestId);
     this.#finished.add(requestId);
     this.#line = this.#line.filter((one) => one.requestId !== requestId);
   }

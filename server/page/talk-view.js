@@ -157,7 +157,7 @@ export class TalkView {
     this.#contract = crypto.randomUUID();
     this.#conversation.clear();
     try {
-      await this.#player.wake();
+      if (!(await this.#player.wake())) notice(KEY, "The browser does not let this page sound.", "Allow sound for it in the address bar.");
       await this.#openMicrophone();
     } catch (error) {
       const words = microphoneFault(error);
