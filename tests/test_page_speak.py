@@ -14,7 +14,7 @@ import soundfile
 from server.admission import loading
 from tests.browser import floats, heard, needs_chromium, page, serve_tap, text_of, trimmed, wait_for, wait_for_text
 from tests.fake_engine import FakeEngine, pcm16
-from tests.serving import running
+from tests.serving import running, until
 from tests.test_server_auth import SECRET, token
 
 pytestmark = [needs_chromium, pytest.mark.asyncio(loop_scope="module")]
@@ -147,6 +147,19 @@ async def test_a_server_that_dies_in_mid_sentence_and_comes_back(chromium: Any, 
             await opened.click("#notices button:has-text('Speak')")
             await wait_for_text(opened, "speak-state", "Done.")
             assert [request.text for request in again.requests] == ["Hello."] and await text_of(opened, "notices") == ""
+
+
+@pytest.mark.slow
+async def test_a_session_that_was_closed_for_idleness_is_opened_again(chromium: Any, voices: Path) -> None:
+    engine = FakeEngine()
+    async with running(voices, engine, idle_timeout=0.3, change=serve_tap) as server, page(chromium, f"{server.http}/#speak") as opened:
+        for spoken in (1, 2):
+            await speak(opened, "Hello.")
+            await until(lambda spoken=spoken: len(engine.requests) == spoken)  # type: ignore[misc]
+            await wait_for_text(opened, "speak-state", "Done.")
+            await until(lambda: not server.context.sessions)
+        assert await text_of(opened, "notices") == ""
+        assert np.count_nonzero(await heard(opened)) == 2 * 3 * 1920
 
 
 async def test_the_token_leaves_the_address_at_once_and_is_in_no_log(chromium: Any, voices: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -113,6 +113,7 @@ async def test_a_key_interrupts_and_the_server_hears_what_was_heard(asker: Any, 
         assert await opened.evaluate("document.querySelector('#conversation .rest').textContent.includes('word11')")
 
 
+@pytest.mark.slow
 async def test_a_socket_lost_in_mid_answer_is_resumed_without_losing_a_sample(asker: Any, voices: Path) -> None:
     fake = FakeTalk()
     fake.drop_after = 16
@@ -153,6 +154,7 @@ async def test_without_permission_or_security_there_is_a_word_about_it(chromium:
     assert not fake.listened
 
 
+@pytest.mark.slow
 async def test_a_microphone_that_is_pulled_out_is_taken_again(asker: Any, voices: Path) -> None:
     fake = FakeTalk()
     async with running(voices, FakeEngine(), change=fake.install) as server, page(asker, server.http) as opened:

@@ -76,6 +76,7 @@ async def test_voices_are_listed_heard_added_and_deleted(chromium: Any, voices: 
         assert await cards(opened) == ["anna", "makima"] and added not in server.context.store.voices
 
 
+@pytest.mark.slow
 async def test_a_voice_is_recorded_from_the_microphone(speaker: Any, voices: Path) -> None:
     async with running(voices, FakeEngine()) as server, page(speaker, f"{server.http}/#voices", tap=False) as opened:
         await opened.click("#voices-add")

@@ -54,6 +54,7 @@ export async function attempt(path, options = {}) {
 
 /** @param {Response} response @returns {Promise<Refused>} */
 export async function refusal(response) {
+  /** @type {{message?: string, code?: string}} */
   let error = {};
   try {
     error = (await response.json()).error ?? {};

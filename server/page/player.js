@@ -11,7 +11,7 @@ const DUCKED = 0.15; // volume while it is not yet known whether somebody interr
 export class Player extends Emitter {
   /** @type {AudioContext|null} */
   #context = null;
-  /** @type {{postMessage: (message: any, transfer?: Transferable[]) => void}|null} */
+  /** @type {Pick<MessagePort, "postMessage">|null} */
   #port = null;
   /** @type {Promise<void>|null} */
   #made = null;

@@ -105,7 +105,7 @@ export class TalkView {
   }
 
   #speaks() {
-    return new SpeechClient(socketAddress("api/v1/speak"), this.#player, () => ({ ...this.#chosen(["voice", "language", "interruption"]), contractId: this.#contract }))
+    return new SpeechClient(socketAddress("api/v1/speak"), this.#player, () => ({ ...this.#chosen(["voice", "language", "interruption"]), contractId: this.#contract, wordTimes: true }))
       .on("answer", ({ requestId, text }) => this.#answer(requestId, text))
       .on("words", ({ requestId, words }) => this.#conversation.words(requestId, words))
       .on("ducked", ({ requestId }) => requestId === this.#sounding && this.#now("ducked"))
