@@ -114,8 +114,8 @@ class FakeTalk:
                 continue
             if self._next_frame % PER_WORD == 0:
                 start = self._next_frame * FRAME_MS
-                word = {"word": WORDS[self._next_frame // PER_WORD], "startMs": start, "endMs": start + PER_WORD * FRAME_MS}
-                self._outbox.put_nowait({"type": "words", "requestId": request_id, "words": [word]})
+                timed = {"word": WORDS[self._next_frame // PER_WORD], "startMs": start, "endMs": start + PER_WORD * FRAME_MS}
+                self._outbox.put_nowait({"type": "words", "requestId": request_id, "words": [timed]})
             self._outbox.put_nowait((self.frame(number, self._next_frame) * 32767).round().astype("<i2").tobytes())
             self._next_frame += 1
             if self._next_frame == self.drop_after:

@@ -193,7 +193,8 @@ export class SpeechClient extends Emitter {
       return;
     }
     if (!utterance || message.final === false) {
-      if (message.code !== "CANCELLED") this.emit("trouble", message);
+      const idle = message.code === "TIMEOUT" && !this.#line.length; // the session ends for want of work: nobody misses it
+      if (message.code !== "CANCELLED" && !idle) this.emit("trouble", message);
       return;
     }
     if (message.code === "MODEL_LOADING" && utterance.message && !utterance.silent) {
