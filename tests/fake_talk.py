@@ -43,6 +43,7 @@ class FakeTalk:
         self._go.set()
         self._next_frame = 0
         self.lost = asyncio.Event()
+        self.deaf = ""  # why there is no recogniser
 
     def install(self, app: Quart) -> None:
         """For ``running(change=...)``."""
@@ -115,7 +116,9 @@ class FakeTalk:
             if self._next_frame % PER_WORD == 0:
                 start = self._next_frame * FRAME_MS
                 timed = {"word": WORDS[self._next_frame // PER_WORD], "startMs": start, "endMs": start + PER_WORD * FRAME_MS}
-                self._outbox.put_nowait({"type": "words", "requestId": request_id, "words": [timed]})
+                first = self._next_frame // PER_WORD
+                guess = {"word": "guess", "startMs": start, "endMs": None}  # the next message has it right
+                self._outbox.put_nowait({"type": "words", "requestId": request_id, "first": first, "words": [timed, guess]})
             self._outbox.put_nowait((self.frame(number, self._next_frame) * 32767).round().astype("<i2").tobytes())
             self._next_frame += 1
             if self._next_frame == self.drop_after:
@@ -173,6 +176,11 @@ class FakeTalk:
         await here.accept()
         connections.here().welcome()  # a client that is known may send as much as a microphone does
         await here.send(json.dumps({"type": "ready", "sessionId": "listen-1", "capabilities": {}}))
+        if self.deaf:
+            error = {"type": "error", "code": "RECOGNITION_ERROR", "message": self.deaf, "recoverable": False, "final": True}
+            await here.send(json.dumps(error))
+            await here.close(1011)
+            return
         speech = silence = 0.0
         turn = 0
         ducked = False

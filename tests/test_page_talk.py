@@ -141,6 +141,16 @@ async def test_a_server_that_cannot_listen_says_how_to_make_it(chromium: Any, vo
         await wait_for_text(opened, "speak-state", "Done.")
 
 
+async def test_a_recogniser_that_is_missing_is_named(asker: Any, voices: Path) -> None:
+    fake = FakeTalk()
+    fake.deaf = "/api/v1/listen needs the extra listen (faster_whisper is not installed)"
+    async with running(voices, FakeEngine(), change=fake.install) as server, page(asker, server.http) as opened:
+        await opened.click("#talk-button")
+        await wait_for_text(opened, "talk-missing-said", f"{fake.deaf}.")
+        assert await opened.is_visible("#talk-missing-command") and not await opened.is_visible("#talk-button")
+        assert await opened.evaluate("document.getElementById('orb').dataset.state") == "idle"
+
+
 async def test_without_permission_or_security_there_is_a_word_about_it(chromium: Any, voices: Path) -> None:
     fake = FakeTalk()
     async with running(voices, FakeEngine(), change=fake.install, allowed_hosts=("page.test",)) as server:

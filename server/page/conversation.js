@@ -119,9 +119,11 @@ export class Conversation {
   /**
    * @param {string} id
    * @param {Timed[]} words
+   * @param {number} [first] the index of the first of them: from there on they replace what was known
    */
-  words(id, words) {
-    this.#answers.get(id)?.words.push(...words);
+  words(id, words, first) {
+    const known = this.#answers.get(id)?.words;
+    known?.splice(first ?? known.length, Infinity, ...words);
   }
 
   /**

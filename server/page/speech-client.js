@@ -187,11 +187,11 @@ export class SpeechClient extends Emitter {
 
   /** @param {any} message */
   #error(message) {
-    const utterance = this.#of(message.requestId);
-    if (this.#resuming && !utterance) {
-      this.#notResumed(); // there is nothing to go on with
+    if (this.#resuming) {
+      this.#notResumed(); // the server has nothing to go on with
       return;
     }
+    const utterance = this.#of(message.requestId);
     if (!utterance || message.final === false) {
       const idle = message.code === "TIMEOUT" && !this.#line.length; // the session ends for want of work: nobody misses it
       if (message.code !== "CANCELLED" && !idle) this.emit("trouble", message);

@@ -95,19 +95,26 @@ export class TalkView {
     } catch {
       return; // no answer: the server's state says so
     }
-    at("talk-missing").hidden = told.works;
-    at("talk-stage").hidden = at("talk-options").hidden = !told.works;
-    if (!told.works) {
-      at("talk-missing-said").textContent = told.said;
-      at("talk-missing-command").textContent = INSTALL;
-      this.#end();
-    }
+    this.#can(told.works, told.works ? "" : told.said);
+  }
+
+  /**
+   * @param {boolean} works
+   * @param {string} why it does not, if so
+   */
+  #can(works, why) {
+    at("talk-missing").hidden = works;
+    at("talk-stage").hidden = at("talk-options").hidden = !works;
+    if (works) return;
+    at("talk-missing-said").textContent = why;
+    at("talk-missing-command").textContent = INSTALL;
+    this.#end();
   }
 
   #speaks() {
     return new SpeechClient(socketAddress("api/v1/speak"), this.#player, () => ({ ...this.#chosen(["voice", "language", "interruption"]), contractId: this.#contract, wordTimes: true }))
       .on("answer", ({ requestId, text }) => this.#answer(requestId, text))
-      .on("words", ({ requestId, words }) => this.#conversation.words(requestId, words))
+      .on("words", ({ requestId, words, first }) => this.#conversation.words(requestId, words, first))
       .on("ducked", ({ requestId }) => requestId === this.#sounding && this.#now("ducked"))
       .on("resumed", ({ requestId }) => requestId === this.#sounding && this.#now("answering"))
       .on("interrupted", ({ requestId, spokenText }) => this.#over(requestId, spokenText))
@@ -126,7 +133,7 @@ export class TalkView {
       .on("turnPredicted", () => this.#state === "hearing" && (at("talk-state").textContent = "Have you finished?"))
       .on("turnResumed", () => this.#hearing())
       .on("final", ({ text }) => this.#final(text))
-      .on("error", (message) => this.#trouble(message))
+      .on("error", (message) => (message.recoverable === false && message.code === "RECOGNITION_ERROR" ? this.#can(false, sentence(message.message)) : this.#trouble(message)))
       .on("dropped", () => notice(KEY, "The network is too slow for the microphone.", "Some of what you say is lost: move closer to the network, or wait a moment."))
       .on("down", (words) => this.#running && notice("talk-listen", words.title, words.said))
       .on("refused", () => this.#refused());

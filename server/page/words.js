@@ -74,6 +74,7 @@ export function titleOf(code) {
     RATE_LIMITED: "Too many requests.",
     TIMEOUT: "That took too long.",
     GPU_OUT_OF_MEMORY: "The server's memory is full.",
+    RECOGNITION_ERROR: "What you say cannot be written down now.",
     OVERLOADED: "The server hears more than it can write down.",
   };
   return titles[/** @type {keyof typeof titles} */ (code)] ?? "The server refused.";
