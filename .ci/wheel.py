@@ -77,6 +77,7 @@ def package(newcomer: Newcomer) -> None:
         place = Path(places[name])
         check(place.is_relative_to(newcomer.bin.parent), f"{name} is imported from {place}: it must be the installed one")
         check((place.parent / "py.typed").is_file(), f"{name} has no py.typed")
+    check((Path(places["server"]).parent / "page" / "index.html").is_file(), "the wheel lacks the page: server/page")
     check(places["training"] is None, f"the wheel has training, which is for a checkout only: {places['training']}")
     version = newcomer.run("python", "-c", "import importlib.metadata; print(importlib.metadata.version('qwen3-jax'))")[0]
     check(newcomer.run("qwen3-jax", "--version")[0] == f"qwen3-jax {version}", "--version is not the version that is installed")

@@ -91,7 +91,8 @@ def create_app(settings: Settings | None = None, make_engine: MakeEngine = facto
     @app.get("/readyz")
     async def readyz() -> ResponseReturnValue:
         state = "draining" if context.draining.is_set() else engine.state
-        return {"status": state}, 200 if state == "ready" or (state == "idle" and chosen.load == "lazy") else 503
+        told = {"status": state} | ({"loadingSeconds": round(context.loading_seconds(), 1)} if state == "loading" else {})
+        return told, 200 if state == "ready" or (state == "idle" and chosen.load == "lazy") else 503
 
     @app.get("/metrics")
     async def prometheus() -> ResponseReturnValue:

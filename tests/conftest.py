@@ -4,7 +4,7 @@ import atexit
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ os.environ.setdefault("JAX_NUMPY_DTYPE_PROMOTION", "strict")
 import jax
 import jax.numpy as jnp
 import pytest
+import pytest_asyncio
 from hypothesis import HealthCheck, settings
 
 from tests import shape_checks
@@ -96,3 +97,12 @@ def voices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
     return make_voices(tmp_path / "voices")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def chromium() -> AsyncIterator[Any]:
+    """A browser for a module's tests, which share its event loop; its fake microphone beeps."""
+    from tests.browser import browser
+
+    async with browser() as started:
+        yield started

@@ -106,6 +106,10 @@ class FakeEngine:
     def forget(self, voice_id: str) -> None:
         self.forgotten.append(voice_id)
 
+    def frame(self, utterance: int, index: int) -> np.ndarray:
+        """What frame ``index`` of an utterance holds."""
+        return tone(utterance, index)
+
     def close(self) -> None:
         for handle in self.handles:
             handle.close()
@@ -166,7 +170,7 @@ class FakeHandle:
             self._end()
             raise StopAsyncIteration
         self.made += 1
-        return tone(self.number, self.made - 1) * (np.nan if "nan" in self.text else 1)
+        return self._engine.frame(self.number, self.made - 1) * (np.nan if "nan" in self.text else 1)
 
     @property
     def _frames(self) -> int:

@@ -87,9 +87,10 @@ async def running(
     wait: bool = True,
     limit: float = LIMIT,
     change: Callable[[Quart], None] | None = None,
+    at: int = 0,
     **chosen: Any,
 ) -> AsyncIterator[Server]:
-    """A server; it is stopped at the end. Deadlines that no test is about are as long as LIMIT."""
+    """A server, on a free port or on port ``at``; it is stopped at the end. Deadlines that no test is about are as long as LIMIT."""
     settings = Settings(voices_dir=voices, **{"grace": 0.2, "model_id": "fake", "shipped_voices": False} | PATIENT | chosen)
     app = create_app(settings, make_engine)
     if change is not None:
@@ -101,7 +102,7 @@ async def running(
         up.set()
 
     def bind(config: Config) -> None:
-        listener = socket.create_server(("127.0.0.1", 0))
+        listener = socket.create_server(("127.0.0.1", at))
         ports.append(listener.getsockname()[1])
         config.bind = [f"fd://{listener.detach()}"]  # Hypercorn closes it
 

@@ -20,19 +20,21 @@ from tests.test_server_auth import SECRET
 
 
 async def test_the_front_page(voices: Path) -> None:
+    """Of whoever has no browser; tests/test_page_parts.py has the browser's."""
     async with running(voices, FakeEngine(), jwt_secret=SECRET) as server, server.http_client() as http:
         answer = await http.get("/")
-        assert (answer.status_code, answer.headers["Content-Type"]) == (200, "text/html; charset=utf-8")
-        assert "<script" not in answer.text and SECRET not in answer.text and f"{server.http}/v1/audio/speech" in answer.text
+        assert (answer.status_code, answer.headers["Content-Type"]) == (200, "text/plain; charset=utf-8")
+        assert SECRET not in answer.text and f"{server.http}/v1/audio/speech" in answer.text
         assert "/api/v1/speak" in answer.text and "Bearer KEY" in answer.text
-        links = re.findall(r'href="([^"]+)"', answer.text)
+        links = re.findall(r"^(/\S+):", answer.text, re.M)
         assert links == [path for path, _ in LINKS]
         for link in links:
             assert (await http.get(link)).status_code in (200, 401)
         assert (await http.get("/", headers={"Origin": "http://evil.example"})).status_code == 403
     async with running(voices, FakeEngine()) as server, server.http_client() as http:
         assert "Bearer" not in (await http.get("/")).text
-        assert (await http.get("/", headers={"Host": "evil.example"})).status_code == 403
+        for path in ("/", "/page/app.js"):
+            assert (await http.get(path, headers={"Host": "evil.example"})).status_code == 403
 
 
 async def test_the_websocket_opened_as_a_page(voices: Path) -> None:

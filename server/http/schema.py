@@ -68,10 +68,11 @@ class Models(msgspec.Struct):
     data: list[ModelInfo]
 
 
-class Status(msgspec.Struct):
+class Status(msgspec.Struct, rename="camel"):
     """``GET /healthz`` and ``/readyz``."""
 
     status: str
+    loading_seconds: float | msgspec.UnsetType = msgspec.UNSET  # while the model loads: how long it has been
 
 
 def schemas(types: Iterable[Any]) -> dict[str, Any]:

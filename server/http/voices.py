@@ -40,6 +40,7 @@ class VoiceDescription(msgspec.Struct, frozen=True, kw_only=True, rename="camel"
     licence: str = ""
     consent: str = ""
     aliases: list[str] = []  # other names that it answers to: OpenAI's, and those of TTS_VOICE_ALIASES
+    deletable: bool = False  # by whoever asks: the voice is an upload of theirs
 
 
 class VoiceList(msgspec.Struct, frozen=True):
@@ -48,8 +49,8 @@ class VoiceList(msgspec.Struct, frozen=True):
     voices: list[VoiceDescription]
 
 
-def describe(voice: StoredVoice, default: str, others: Sequence[str] = ()) -> VoiceDescription:
-    """A voice as the list shows it, with the other names that it answers to."""
+def describe(voice: StoredVoice, default: str, principal_id: str, others: Sequence[str] = ()) -> VoiceDescription:
+    """A voice as the list shows it to a principal, with the other names that it answers to."""
     about = voice.metadata
     return VoiceDescription(
         id=voice.id,
@@ -62,6 +63,7 @@ def describe(voice: StoredVoice, default: str, others: Sequence[str] = ()) -> Vo
         licence=about.licence,
         consent=about.consent,
         aliases=list(others),
+        deletable=about.owner == principal_id,
     )
 
 
@@ -84,7 +86,7 @@ def install(app: Quart, context: Context) -> None:
                 )
             )
         visible = [voice for voice in store.voices.values() if voice.visible_to(principal.id)]
-        return _answer(VoiceList([describe(voice, default, others.get(voice.id, ())) for voice in visible]))
+        return _answer(VoiceList([describe(voice, default, principal.id, others.get(voice.id, ())) for voice in visible]))
 
     @app.get("/api/v1/voices/<voice_id>/sample.wav")
     @authenticated(context)
@@ -129,7 +131,7 @@ def install(app: Quart, context: Context) -> None:
                     raise HttpError(error.status, error.code, str(error)) from error
         await _prepare(context, voice)
         _tell("voice uploaded", voice, principal)
-        return _answer(describe(voice, context.default_voice(principal.id)), 201)
+        return _answer(describe(voice, context.default_voice(principal.id), principal.id), 201)
 
 
 def _tell(done: str, voice: StoredVoice, principal: Principal) -> None:

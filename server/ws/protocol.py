@@ -78,6 +78,7 @@ class Start(_Message, tag="start", frozen=True, kw_only=True):
     auth_token: str | None = None
     contract_id: Name | None = None
     interruption: Annotated[str, Meta(extra_json_schema={"enum": INTERRUPTIONS})] = "confirm"
+    word_times: bool = False  # of all that the session speaks, answers included
 
 
 class Speak(_Message, tag="speak", frozen=True, kw_only=True):

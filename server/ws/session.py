@@ -245,7 +245,7 @@ class ClientSession(ConnectedSession):
         principal, contract = self._client.principal, None
         if message.contract_id is not None and principal is not None:
             contract = self._context.contracts.of(principal.id, message.contract_id)
-        self._speaking.timed = contract is not None
+        self._speaking.timed, self._speaking.word_times = contract is not None, message.word_times
         self._playback.release.kept = KEPT_SECONDS if self._reports or contract is not None else BRIEF_SECONDS
         self._mouth.join(contract, cast(Interruption, message.interruption))
         await self._out.send(self._started())

@@ -20,16 +20,19 @@ from server.ws.turn import Configuration, Turn
 
 
 class Speaking:
-    """One session's. ``timed``: whether its speech may be interrupted, so that it must be known when words are heard."""
+    """One session's. ``timed``: whether its speech may be interrupted, so that it must be known when words are heard; ``word_times``:
+    whether the client wants to know that, too, of all that is spoken."""
 
     def __init__(self, machine: Machine, playback: Playback, out: Outgoing, client: Client, context: Context) -> None:
         self.configuration = Configuration()
-        self.timed = False
+        self.timed = self.word_times = False
         self._machine, self._playback, self._out, self._client, self._context = machine, playback, out, client, context
 
     async def speak(self, message: Speak) -> None:
         """A ``speak``. Raises Rejection, Limited, Denied or Ended."""
         principal, language = await self._admitted(message)
+        if self.word_times:
+            message = msgspec.structs.replace(message, word_times=True)
         if len(message.text) > SLICE:
             message = await self._normalised(message)
         self._context.limits.count(principal, "characters", len(message.text.strip(AROUND)))
@@ -44,7 +47,7 @@ class Speaking:
 
     async def answer(self, text: str, request_id: str) -> SessionUtterance:
         """The first piece of an answer of the server's. Raises Rejection, Limited or Denied."""
-        message = Speak(text=text, request_id=request_id, continue_=True)
+        message = Speak(text=text, request_id=request_id, continue_=True, word_times=self.word_times)
         principal, language = await self._admitted(message)
         self._context.limits.count(principal, "characters", len(text.strip(AROUND)))
         utterance, settled = self._machine.answer(message)

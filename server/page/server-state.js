@@ -1,0 +1,70 @@
+/** How the server is: asked at the start, while it is not ready, and now and then; shown at the top of the page. */
+
+import { at } from "./dom.js";
+import { attempt } from "./http.js";
+import { backOff } from "./link.js";
+
+const CALM = 30_000; // milliseconds between two questions while all is well
+const SOON = 1_000; // while the model loads
+
+const SAID = {
+  checking: "Connecting",
+  ready: "Ready",
+  idle: "Ready",
+  loading: "Loading",
+  draining: "Restarting",
+  failed: "Model failed",
+  gone: "Not connected",
+};
+
+/** @typedef {keyof typeof SAID} State */
+
+/** @type {State} */
+let state = "checking";
+let tries = 0;
+let timer = 0;
+/** @type {((now: State, before: State) => void)[]} */
+const listeners = [];
+
+/** @param {(now: State, before: State) => void} then called at each change */
+export const onServer = (then) => listeners.push(then);
+
+/** @returns {State} */
+export const serverState = () => state;
+
+/** Ask now. */
+export async function askServer() {
+  clearTimeout(timer);
+  let told = { status: "gone", loadingSeconds: 0 };
+  try {
+    told = await (await attempt("readyz", { cache: "no-store" })).json();
+    tries = 0;
+  } catch {
+    tries++; // no answer, or a proxy's
+  }
+  show(told.status in SAID ? /** @type {State} */ (told.status) : "gone", told.loadingSeconds ?? 0);
+  const wait = state === "loading" || state === "draining" ? SOON : state === "gone" ? backOff(tries) : CALM;
+  timer = window.setTimeout(askServer, wait);
+}
+
+/** Begin to watch the server. */
+export function watchServer() {
+  document.addEventListener("visibilitychange", () => document.visibilityState === "visible" && askServer());
+  addEventListener("online", () => askServer());
+  return askServer();
+}
+
+/**
+ * @param {State} now
+ * @param {number} seconds that loading has taken so far
+ */
+function show(now, seconds) {
+  const pill = at("server-state");
+  pill.dataset.state = now;
+  pill.querySelector(".said").textContent = SAID[now];
+  at("loading").hidden = now !== "loading";
+  at("loading-said").textContent = `${Math.round(seconds)} s so far. A first start compiles for a minute or two; later ones are quick.`;
+  const before = state;
+  state = now;
+  if (now !== before) for (const then of listeners) then(now, before);
+}

@@ -1,0 +1,322 @@
+/** Talk: microphone to the Listen side, answers from the Speak side, joined by one contract. */
+
+import { Conversation } from "./conversation.js";
+import { at, showLevel } from "./dom.js";
+import { sentence, socketAddress } from "./http.js";
+import { LISTEN, LISTEN_RATE, ListenClient, listens } from "./listen-client.js";
+import { Microphone } from "./microphone.js";
+import { forget, notice } from "./notices.js";
+import { SpeechClient } from "./speech-client.js";
+import { microphoneFault, noMicrophoneHere, titleOf } from "./words.js";
+
+const INSTALL = 'pip install "qwen3-jax[listen]"';
+const KEY = "talk";
+const AGAIN = 2000; // milliseconds after which a lost microphone is asked for again
+
+/** @typedef {"idle"|"opening"|"listening"|"hearing"|"thinking"|"answering"|"ducked"} State */
+
+/** @type {Record<State, [string, string]>} what the button does, and what is going on */
+const SAID = {
+  idle: ["Start", "Press Start and allow the microphone."],
+  opening: ["Starting", "Opening the microphone …"],
+  listening: ["Listening", "Say something."],
+  hearing: ["I’m done", "Listening to you."],
+  thinking: ["Thinking", "Thinking …"],
+  answering: ["Interrupt", "Speak at any time to interrupt."],
+  ducked: ["Interrupt", "You speak: the voice waits."],
+};
+
+export class TalkView {
+  /** @type {State} */
+  #state = "idle";
+  #contract = "";
+  #player;
+  #speech;
+  #listen;
+  #conversation = new Conversation(at("conversation"));
+  /** @type {Microphone|null} */
+  #microphone = null;
+  #sounding = ""; // the answer that is heard, or is about to be
+  #wantToken;
+  #shown = false;
+
+  /**
+   * @param {import("./player.js").Player} player
+   * @param {() => void} wantToken
+   */
+  constructor(player, wantToken) {
+    this.#player = player;
+    this.#wantToken = wantToken;
+    this.#speech = this.#speaks();
+    this.#listen = this.#hears();
+    player
+      .on("begun", (id) => id === this.#sounding && this.#now("answering"))
+      .on("progress", (id, ms) => this.#conversation.progress(id, ms))
+      .on("ended", (id) => this.#ended(id))
+      .on("level", (level) => this.#running && showLevel(at("meter-voice"), this.#ring("--theirs", level)));
+    at("talk-button").onclick = () => this.#pressed();
+    at("talk-end").onclick = () => this.#end();
+    document.addEventListener("keydown", (event) => {
+      if (event.key !== "Escape" || !this.#shown || !this.#sounding || document.querySelector("dialog[open]")) return;
+      event.preventDefault();
+      this.#interrupt();
+    });
+  }
+
+  enter() {
+    this.#shown = true;
+    this.#probe();
+  }
+
+  leave() {
+    this.#shown = false;
+    this.#end();
+  }
+
+  tokenChanged() {
+    this.#end();
+    this.#probe();
+  }
+
+  /** @param {string} now */
+  serverChanged(now) {
+    if (this.#shown && (now === "ready" || now === "idle")) this.#probe();
+  }
+
+  get #running() {
+    return this.#state !== "idle" && this.#state !== "opening";
+  }
+
+  /** Whether this server listens at all; if not, how to make it. */
+  async #probe() {
+    let told;
+    try {
+      told = await listens();
+    } catch {
+      return; // no answer: the server's state says so
+    }
+    this.#can(told.works, told.works ? "" : told.said);
+  }
+
+  /**
+   * @param {boolean} works
+   * @param {string} why it does not, if so
+   */
+  #can(works, why) {
+    at("talk-missing").hidden = works;
+    at("talk-stage").hidden = at("talk-options").hidden = !works;
+    if (works) return;
+    at("talk-missing-said").textContent = why;
+    at("talk-missing-command").textContent = INSTALL;
+    this.#end();
+  }
+
+  #speaks() {
+    return new SpeechClient(socketAddress("api/v1/speak"), this.#player, () => ({ ...this.#chosen(["voice", "language", "interruption"]), contractId: this.#contract, wordTimes: true }))
+      .on("answer", ({ requestId, text }) => this.#answer(requestId, text))
+      .on("words", ({ requestId, words, first }) => this.#conversation.words(requestId, words, first))
+      .on("ducked", ({ requestId }) => requestId === this.#sounding && this.#now("ducked"))
+      .on("resumed", ({ requestId }) => requestId === this.#sounding && this.#now("answering"))
+      .on("interrupted", ({ requestId, spokenText }) => this.#over(requestId, spokenText))
+      .on("failed", (message) => this.#failed(message))
+      .on("trouble", (message) => this.#trouble(message))
+      .on("started", () => forget("talk-speak"))
+      .on("down", (words) => this.#running && notice("talk-speak", words.title, words.said))
+      .on("refused", () => this.#refused());
+  }
+
+  #hears() {
+    return new ListenClient(socketAddress(LISTEN), () => ({ ...this.#chosen(["language"]), contractId: this.#contract, respond: true }))
+      .on("started", () => this.#ready())
+      .on("speechStarted", () => this.#hearing())
+      .on("partial", ({ text }) => (at("caption").textContent = text))
+      .on("turnPredicted", () => this.#state === "hearing" && (at("talk-state").textContent = "Have you finished?"))
+      .on("turnResumed", () => this.#hearing())
+      .on("final", ({ text }) => this.#final(text))
+      .on("error", (message) => (message.recoverable === false && message.code === "RECOGNITION_ERROR" ? this.#can(false, sentence(message.message)) : this.#trouble(message)))
+      .on("dropped", () => notice(KEY, "The network is too slow for the microphone.", "Some of what you say is lost: move closer to the network, or wait a moment."))
+      .on("down", (words) => this.#running && notice("talk-listen", words.title, words.said))
+      .on("refused", () => this.#refused());
+  }
+
+  /**
+   * What the options say; an empty one is the server's choice.
+   * @param {string[]} names
+   */
+  #chosen(names) {
+    return Object.fromEntries(names.map((name) => [name, at(`talk-${name}`).value]).filter(([, value]) => value));
+  }
+
+  #pressed() {
+    if (this.#state === "idle") this.#begin();
+    else if (this.#sounding) this.#interrupt();
+    else if (this.#state === "hearing") this.#listen.commit();
+  }
+
+  async #begin() {
+    const none = noMicrophoneHere();
+    if (none) {
+      notice(KEY, none.title, none.said);
+      return;
+    }
+    forget(KEY);
+    this.#now("opening");
+    this.#contract = crypto.randomUUID();
+    this.#conversation.clear();
+    try {
+      if (!(await this.#player.wake())) notice(KEY, "The browser does not let this page sound.", "Allow sound for it in the address bar.");
+      await this.#openMicrophone();
+    } catch (error) {
+      const words = microphoneFault(error);
+      notice(KEY, words.title, words.said, { label: "Try again", then: () => this.#begin() });
+      this.#end();
+      return;
+    }
+    this.#speech.open();
+    this.#listen.open();
+  }
+
+  async #openMicrophone() {
+    const microphone = new Microphone({ rate: LISTEN_RATE });
+    this.#microphone = microphone;
+    microphone.on("piece", (samples, level) => {
+      this.#listen.hear(samples);
+      showLevel(at("meter-you"), this.#ring("--mine", level));
+    });
+    microphone.on("lost", () => microphone === this.#microphone && this.#lostMicrophone());
+    await microphone.open();
+  }
+
+  /** It was unplugged, or the permission taken away: ask for another one. */
+  async #lostMicrophone() {
+    this.#microphone?.close();
+    notice(KEY, "The microphone is gone.", "Plug it in again, or choose another one in the system's settings: this page takes it as soon as it is there.");
+    while (this.#running) {
+      await new Promise((done) => setTimeout(done, AGAIN));
+      if (!this.#running) return;
+      try {
+        await this.#openMicrophone();
+        forget(KEY);
+        return;
+      } catch {
+        // not yet
+      }
+    }
+  }
+
+  #end() {
+    if (this.#state === "idle") return;
+    this.#microphone?.close();
+    this.#microphone = null;
+    this.#listen.close();
+    this.#speech.close();
+    if (this.#sounding) this.#conversation.stopped(this.#sounding);
+    this.#sounding = "";
+    at("caption").textContent = "";
+    for (const key of ["talk-speak", "talk-listen"]) forget(key);
+    this.#now("idle");
+  }
+
+  /** Stop the answer, here and on the server. */
+  #interrupt() {
+    const id = this.#sounding;
+    if (!id) return;
+    this.#speech.cancel(id);
+    this.#conversation.stopped(id);
+    this.#sounding = "";
+    this.#now("listening");
+  }
+
+  #ready() {
+    forget("talk-listen");
+    if (this.#state === "opening") this.#now("listening");
+  }
+
+  #hearing() {
+    if (!this.#running) return;
+    if (!this.#sounding) this.#now("hearing");
+  }
+
+  /** @param {string} text */
+  #final(text) {
+    at("caption").textContent = "";
+    if (!this.#running) return;
+    if (text.trim()) {
+      this.#conversation.heard(text);
+      if (!this.#sounding) this.#now("thinking");
+    } else if (!this.#sounding) this.#now("listening");
+  }
+
+  /**
+   * @param {string} id
+   * @param {string} text
+   */
+  #answer(id, text) {
+    if (!this.#running) return;
+    if (this.#sounding !== id && text) this.#sounding = id;
+    this.#conversation.answer(id, text);
+  }
+
+  /** @param {string} id whose audio has sounded to its end */
+  #ended(id) {
+    if (id !== this.#sounding) return;
+    this.#over(id, null);
+  }
+
+  /**
+   * @param {string} id
+   * @param {string|null} spoken
+   */
+  #over(id, spoken) {
+    this.#conversation.over(id, spoken);
+    if (id !== this.#sounding) return;
+    this.#sounding = "";
+    this.#now(spoken === null ? "listening" : "hearing");
+  }
+
+  /** @param {any} message */
+  #failed(message) {
+    if (message.requestId === this.#sounding) {
+      this.#conversation.stopped(message.requestId);
+      this.#sounding = "";
+      if (this.#running) this.#now("listening");
+    }
+    if (!message.cancelled) notice(KEY, message.code === "LOST" ? message.message : titleOf(message.code), message.code === "LOST" ? "Ask again." : sentence(message.message));
+  }
+
+  /** @param {any} message an `error` of either side, after which all goes on */
+  #trouble(message) {
+    if (message.code === "UNAUTHORIZED") this.#refused();
+    else notice(KEY, titleOf(message.code), sentence(message.message));
+  }
+
+  #refused() {
+    this.#end();
+    this.#wantToken();
+  }
+
+  /**
+   * Let a ring of the button grow with a level.
+   * @param {string} name
+   * @param {number} level
+   */
+  #ring(name, level) {
+    at("orb").style.setProperty(name, Math.min(1, 3 * Math.sqrt(level)).toFixed(3));
+    return level;
+  }
+
+  /** @param {State} state */
+  #now(state) {
+    this.#state = state;
+    const [button, said] = SAID[state];
+    at("orb").dataset.state = state;
+    at("talk-button-said").textContent = button;
+    at("talk-state").textContent = said;
+    at("talk-button").setAttribute("aria-disabled", String(["opening", "listening", "thinking"].includes(state)));
+    at("talk-view").toggleAttribute("data-running", this.#running);
+    at("talk-levels").hidden = at("talk-keys").hidden = !this.#running;
+    if (this.#running) return;
+    for (const id of ["meter-you", "meter-voice"]) showLevel(at(id), 0);
+    for (const name of ["--mine", "--theirs"]) this.#ring(name, 0);
+  }
+}
