@@ -42,6 +42,7 @@ USER = "heart"  # whose voice users have; the server answers in its default one
 USER_DB, NOISE_DB = -20.0, -30.0
 SETTLE_SECONDS = 1.5  # of quiet between two tries
 MISSED_SECONDS = 1.0  # after speech that has not interrupted till then
+LATE_SECONDS = 3.0  # in which it may do so all the same
 SENTENCES = EVERYDAY[:20]
 LONG = tuple(" ".join(EVERYDAY[first : first + 5]) for first in (4, 20, 30))
 THREE_SECONDS = tuple(sorted((text for text in EVERYDAY if "," not in text), key=len)[-8:])  # without a pause inside
@@ -170,8 +171,11 @@ async def interrupt_once(
     """Speak, and be interrupted ``after`` seconds of it have sounded. Adds to duck, silence, off and end, or to missed."""
     name = f"{time.monotonic_ns()}"
     await loudspeaker.speak(reading.text, name, seed=seed)
-    await wait_played(loudspeaker, name, after)
     told = loudspeaker.told
+    if not await played(loudspeaker, name, after):  # the speech before it was found out too late
+        figures["missed"].append(1.0)
+        await asyncio.sleep(LATE_SECONDS)
+        return
     spoken = microphone.say(speech)
     begin, over = spoken + edges(speech)[0] / RATE, spoken + len(speech) / RATE
     try:
@@ -180,6 +184,7 @@ async def interrupt_once(
         figures["missed"].append(1.0)
         await loudspeaker.cancel()
         await told.next(lambda one: one.get("code") == "CANCELLED", over)
+        over += LATE_SECONDS
     else:
         figures["missed"].append(0.0)
         figures["duck"] += [when - begin for when, one in told.messages if when >= begin and one["type"] == "ducked"][:1]
@@ -197,10 +202,14 @@ def words_heard(reading: Reading, ms: float) -> int:
     return max((index + 1 for index, start, end in reading.judged if start + end <= 2 * ms), default=0)
 
 
-async def wait_played(loudspeaker: Loudspeaker, name: str, seconds: float) -> None:
+async def played(loudspeaker: Loudspeaker, name: str, seconds: float) -> bool:
+    """Wait until so much of an utterance has sounded. False if it was interrupted before."""
     async with asyncio.timeout(WAIT):
         while loudspeaker.played(name) < seconds:  # noqa: ASYNC110  # time passes
             await asyncio.sleep(0.005)
+            if loudspeaker.told.has(name, "interrupted") or loudspeaker.told.has(name, "error"):
+                return False
+    return True
 
 
 async def answers(base: str, users: list[Reading], tries: int, figures: dict[str, list[float]]) -> None:

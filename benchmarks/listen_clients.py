@@ -50,6 +50,10 @@ class Told:
         """The last message of an utterance."""
         return await self.next(lambda one: one.get("requestId") == name and one["type"] in ("complete", "error"))
 
+    def has(self, name: str, kind: str) -> bool:
+        """Whether an utterance has had a message of that type."""
+        return any(message["type"] == kind and message.get("requestId") == name for _, message in reversed(self.messages))
+
     def count(self, *types: str) -> int:
         return sum(message["type"] in types for _, message in self.messages)
 
