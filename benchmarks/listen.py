@@ -205,7 +205,7 @@ def words_heard(reading: Reading, ms: float) -> int:
 async def played(loudspeaker: Loudspeaker, name: str, seconds: float) -> bool:
     """Wait until so much of an utterance has sounded. False if it was interrupted before."""
     async with asyncio.timeout(WAIT):
-        while loudspeaker.played(name) < seconds:  # noqa: ASYNC110  # time passes
+        while loudspeaker.played(name) < seconds:  # time passes
             await asyncio.sleep(0.005)
             if loudspeaker.told.has(name, "interrupted") or loudspeaker.told.has(name, "error"):
                 return False
