@@ -240,6 +240,7 @@ async def opened(url: str, start: Message) -> AsyncIterator[ClientConnection]:
 async def running(*clients: Loudspeaker | Microphone) -> AsyncIterator[None]:
     """Clients that run meanwhile. What one of them dies of is raised."""
     tasks = [asyncio.create_task(one.run()) for one in clients]
+    await asyncio.sleep(0)  # a microphone knows when it has begun
     try:
         yield
         for task in tasks:
