@@ -9,7 +9,8 @@ OUT: {duck_p95_ms, silence_p95_ms (interruption: immediate), confirm_p95_ms (con
 word_times_median_ms (as they stand at the end), word_times_running_median_ms (as they were first told), word_times_bias_ms,
 spoken_words_off_p95, audio_end_off_p95_ms, underruns, underrun_ms (of ten Speak sessions beside two Listen sessions),
 false_interruptions_echo_20_db, false_interruptions_echo_10_db, false_interruptions_noise, the same with ``false_ducks_``,
-echo_duck_p95_ms, echo_silence_p95_ms (real speech over the echo), echo_minutes}, and p50 beside each p95.
+echo_duck_p95_ms, echo_silence_p95_ms (real speech over the echo), echo_missed of echo_tries, echo_minutes,
+missed_interruptions (speech that did not interrupt)}, and p50 beside each p95.
 """
 
 import argparse
@@ -36,9 +37,12 @@ from benchmarks.listen_texts import EVERYDAY, plain
 from qwen3_jax.evaluate import judges
 from qwen3_jax.shapes import F32
 
+SECTIONS = ("words", "round-trip", "interruptions", "answers", "load", "disturbances")
 USER = "heart"  # whose voice users have; the server answers in its default one
 USER_DB, NOISE_DB = -20.0, -30.0
 SETTLE_SECONDS = 1.5  # of quiet between two tries
+MISSED_SECONDS = 1.0  # after speech that has not interrupted till then
+LATE_SECONDS = 3.0  # in which it may do so all the same
 SENTENCES = EVERYDAY[:20]
 LONG = tuple(" ".join(EVERYDAY[first : first + 5]) for first in (4, 20, 30))
 THREE_SECONDS = tuple(sorted((text for text in EVERYDAY if "," not in text), key=len)[-8:])  # without a pause inside
@@ -164,22 +168,33 @@ async def interrupt_once(
     microphone: Microphone, loudspeaker: Loudspeaker, reading: Reading, seed: int, speech: F32[np.ndarray, " F"], after: float,
     figures: dict[str, list[float]],
 ) -> None:  # fmt: skip
-    """Speak, and be interrupted ``after`` seconds of it have sounded. Adds to duck, silence, off and end."""
+    """Speak, and be interrupted ``after`` seconds of it have sounded. Adds to duck, silence, off and end, or to missed."""
     name = f"{time.monotonic_ns()}"
     await loudspeaker.speak(reading.text, name, seed=seed)
-    await wait_played(loudspeaker, name, after)
-    begin = microphone.say(speech) + edges(speech)[0] / RATE
-    at, message = await loudspeaker.told.next(lambda one: one["type"] in ("ducked", "interrupted"), begin)
-    if message["type"] == "ducked":
-        figures["duck"].append(at - begin)
-        at, message = await loudspeaker.told.next(lambda one: one["type"] == "interrupted", begin)
-    figures["silence"].append(at - begin)
-    heard = loudspeaker.played(name)  # it has stopped
-    figures["end"].append(abs(message["audioEndMs"] / 1000 - heard))
-    figures["off"].append(abs(len(message["spokenText"].split()) - words_heard(reading, 1000 * heard)))
-    if message["spokenText"] + message["remainingText"] != reading.text:
-        raise RuntimeError(f"the two texts are not the utterance's: {message}")
-    await asyncio.sleep(max(0.0, begin + len(speech) / RATE + SETTLE_SECONDS - monotonic()))
+    told = loudspeaker.told
+    if not await played(loudspeaker, name, after):  # the speech before it was found out too late
+        figures["missed"].append(1.0)
+        await asyncio.sleep(LATE_SECONDS)
+        return
+    spoken = microphone.say(speech)
+    begin, over = spoken + edges(speech)[0] / RATE, spoken + len(speech) / RATE
+    try:
+        at, message = await told.next(lambda one: one["type"] == "interrupted", begin, over + MISSED_SECONDS - monotonic())
+    except TimeoutError:
+        figures["missed"].append(1.0)
+        await loudspeaker.cancel()
+        await told.next(lambda one: one.get("code") == "CANCELLED", over)
+        over += LATE_SECONDS
+    else:
+        figures["missed"].append(0.0)
+        figures["duck"] += [when - begin for when, one in told.messages if when >= begin and one["type"] == "ducked"][:1]
+        figures["silence"].append(at - begin)
+        heard = loudspeaker.played(name)  # it has stopped
+        figures["end"].append(abs(message["audioEndMs"] / 1000 - heard))
+        figures["off"].append(abs(len(message["spokenText"].split()) - words_heard(reading, 1000 * heard)))
+        if message["spokenText"] + message["remainingText"] != reading.text:
+            raise RuntimeError(f"the two texts are not the utterance's: {message}")
+    await asyncio.sleep(max(0.0, over + SETTLE_SECONDS - monotonic()))
 
 
 def words_heard(reading: Reading, ms: float) -> int:
@@ -187,10 +202,14 @@ def words_heard(reading: Reading, ms: float) -> int:
     return max((index + 1 for index, start, end in reading.judged if start + end <= 2 * ms), default=0)
 
 
-async def wait_played(loudspeaker: Loudspeaker, name: str, seconds: float) -> None:
+async def played(loudspeaker: Loudspeaker, name: str, seconds: float) -> bool:
+    """Wait until so much of an utterance has sounded. False if it was interrupted before."""
     async with asyncio.timeout(WAIT):
-        while loudspeaker.played(name) < seconds:  # noqa: ASYNC110  # time passes
+        while loudspeaker.played(name) < seconds:  # time passes
             await asyncio.sleep(0.005)
+            if loudspeaker.told.has(name, "interrupted") or loudspeaker.told.has(name, "error"):
+                return False
+    return True
 
 
 async def answers(base: str, users: list[Reading], tries: int, figures: dict[str, list[float]]) -> None:
@@ -267,41 +286,58 @@ async def ten_and_two(base: str, users: list[Reading], minutes: float) -> dict[s
 
 
 async def measure(base: str, arguments: argparse.Namespace) -> dict[str, float]:
-    """All figures."""
+    """All figures, or those of some sections."""
+    wanted, tries = arguments.only.split(",") if arguments.only else list(SECTIONS), arguments.tries
     tell("speech of the server, and of users")
-    everyday = await read_all(base, SENTENCES, None, judged=True)
+    everyday = await read_all(base, SENTENCES, None, judged=True) if {"words", "round-trip"} & {*wanted} else []
     long = await read_all(base, LONG, None, judged=True)
     users = await read_all(base, THREE_SECONDS, USER, judged=False)
     made: dict[str, float] = {}
-    for name, first in (("word_times", False), ("word_times_running", True)):
-        errors = word_errors(everyday + long, first=first)
-        made |= {f"{name}_median_ms": round(float(np.median(np.abs(errors))), 1), f"{name}_bias_ms": round(float(np.median(errors)), 1)}
-    tell("round trip")
-    made |= await round_trip(base, everyday)
-    figures: dict[str, list[float]] = {name: [] for name in ("duck", "silence", "end", "off", "final", "first_audio")}
-    tell("interruptions")
-    await barge_in(base, long, users, arguments.tries, "confirm", figures)
-    made |= spread("confirm", figures.pop("silence")) | spread("duck", figures["duck"])
-    figures["silence"] = []
-    await barge_in(base, long, users, arguments.tries, "immediate", figures)
-    made |= spread("silence", figures["silence"]) | spread("audio_end_off", figures["end"])
-    made |= {f"spoken_words_off_p{part}": round(float(np.percentile(figures["off"], part)), 1) for part in (95, 50)}
-    tell("answers")
-    await answers(base, users, arguments.tries, figures)
-    made |= spread("final", figures["final"]) | spread("first_audio", figures["first_audio"])
-    tell("ten that listen beside two that talk")
-    made |= await ten_and_two(base, users, arguments.minutes)
-    tell("echo and noise")
-    rng, seconds = np.random.default_rng(5), 60 * arguments.echo_minutes
+    for section in wanted:
+        tell(section)
+        figures: dict[str, list[float]] = {name: [] for name in ("duck", "silence", "end", "off", "final", "first_audio", "missed")}
+        if section == "words":
+            for name, first in (("word_times", False), ("word_times_running", True)):
+                errors = word_errors(everyday + long, first=first)
+                made[f"{name}_median_ms"] = round(float(np.median(np.abs(errors))), 1)
+                made[f"{name}_bias_ms"] = round(float(np.median(errors)), 1)
+        elif section == "round-trip":
+            made |= await round_trip(base, everyday)
+        elif section == "interruptions":
+            await barge_in(base, long, users, tries, "confirm", figures)
+            made |= spread("confirm", figures["silence"]) | spread("duck", figures["duck"])
+            figures["silence"] = []
+            await barge_in(base, long, users, tries, "immediate", figures)
+            made |= spread("silence", figures["silence"]) | spread("audio_end_off", figures["end"])
+            off = figures["off"] or [float("nan")]
+            made |= {f"spoken_words_off_p{part}": round(float(np.percentile(off, part)), 1) for part in (95, 50)}
+            made["missed_interruptions"] = sum(figures["missed"])
+        elif section == "answers":
+            await answers(base, users, tries, figures)
+            made |= spread("final", figures["final"]) | spread("first_audio", figures["first_audio"])
+        elif section == "load":
+            made |= await ten_and_two(base, users, arguments.minutes)
+        else:
+            made |= await disturbances(base, long, users, 60 * arguments.echo_minutes, figures)
+            made |= spread("echo_duck", figures["duck"]) | spread("echo_silence", figures["silence"])
+            made |= {"echo_missed": sum(figures["missed"]), "echo_tries": len(figures["missed"]), "echo_minutes": arguments.echo_minutes}
+    return made
+
+
+async def disturbances(
+    base: str, long: list[Reading], users: list[Reading], seconds: float, figures: dict[str, list[float]]
+) -> dict[str, float]:
+    """The server's own echo, and noise, while it speaks; all at once."""
+    rng = np.random.default_rng(5)
     noise = np.concatenate([at_level(make(20, rng), NOISE_DB) for make in (typing, clicks, music)])
-    over: dict[str, list[float]] = {name: [] for name in ("duck", "silence", "end", "off")}
+    made: dict[str, float] = {}
     for found in await asyncio.gather(
-        undisturbed(base, "echo_20_db", long, users, seconds, room(10, rng), -20.0, over),
-        undisturbed(base, "echo_10_db", long, users, seconds, room(10, rng), -10.0, over),
-        undisturbed(base, "noise", long, users, seconds, noise + room(60, rng)[: len(noise)], None, over),
+        undisturbed(base, "echo_20_db", long, users, seconds, room(10, rng), -20.0, figures),
+        undisturbed(base, "echo_10_db", long, users, seconds, room(10, rng), -10.0, figures),
+        undisturbed(base, "noise", long, users, seconds, noise + room(60, rng), None, figures),
     ):
         made |= found
-    return made | spread("echo_duck", over["duck"]) | spread("echo_silence", over["silence"]) | {"echo_minutes": arguments.echo_minutes}
+    return made
 
 
 def spread(name: str, seconds: list[float]) -> dict[str, float]:
@@ -319,7 +355,10 @@ def main() -> None:
     parser.add_argument("--tries", type=int, default=20, help="of each latency")
     parser.add_argument("--minutes", type=float, default=0.5, help="of ten Speak sessions beside two Listen sessions")
     parser.add_argument("--echo-minutes", type=float, default=1.0, help="of echo, and of noise")
+    parser.add_argument("--only", help=f"some of {','.join(SECTIONS)}")
     arguments = parser.parse_args()
+    if arguments.only and (odd := {*arguments.only.split(",")} - {*SECTIONS}):
+        parser.error(f"--only {', '.join(odd)}: there are {', '.join(SECTIONS)}")
     judges._whisper()  # which says what is missing
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

@@ -50,6 +50,10 @@ class Told:
         """The last message of an utterance."""
         return await self.next(lambda one: one.get("requestId") == name and one["type"] in ("complete", "error"))
 
+    def has(self, name: str, kind: str) -> bool:
+        """Whether an utterance has had a message of that type."""
+        return any(message["type"] == kind and message.get("requestId") == name for _, message in reversed(self.messages))
+
     def count(self, *types: str) -> int:
         return sum(message["type"] in types for _, message in self.messages)
 
@@ -236,6 +240,7 @@ async def opened(url: str, start: Message) -> AsyncIterator[ClientConnection]:
 async def running(*clients: Loudspeaker | Microphone) -> AsyncIterator[None]:
     """Clients that run meanwhile. What one of them dies of is raised."""
     tasks = [asyncio.create_task(one.run()) for one in clients]
+    await asyncio.sleep(0)  # a microphone knows when it has begun
     try:
         yield
         for task in tasks:

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from qwen3_jax import cli
 from server import __main__ as program
 from server import demo, run
 from tests.fake_engine import FakeEngine
@@ -101,3 +103,13 @@ def test_what_is_missing_is_said_with_the_command_that_installs_it(
     monkeypatch.delitem(sys.modules, "server.demo")
     with pytest.raises(SystemExit, match=r"error: python -m server demo needs the extra server \(quart is not installed\): pip install"):
         program.demo(browser=False)
+
+
+def test_the_shell_has_it_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(program, "restart_with_large_pages", lambda: None)
+    given: list[dict[str, Any]] = []
+    monkeypatch.setattr(demo, "main", lambda **chosen: given.append(chosen))
+    for arguments in (["demo"], ["demo", "--no-browser", "--port", "7"]):
+        assert CliRunner().invoke(cli.app, arguments).exit_code == 0
+    program.command(["demo", "--no-browser"])
+    assert given == [{"browser": True, "port": None}, {"browser": False, "port": 7}, {"browser": False}]
