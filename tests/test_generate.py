@@ -120,6 +120,7 @@ def test_one_trace_per_shape(base: Model) -> None:
             run(base, [request], sampling, first=1, each=3, limits=[7 + number], seed=number)
 
 
+@pytest.mark.slow
 def test_growing_the_cache_changes_nothing(base: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     """While a prompt is read, between its neighbours', and in the midst of speech."""
 

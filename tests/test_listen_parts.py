@@ -131,9 +131,28 @@ def test_an_echo_is_no_speech_and_speech_over_it_is() -> None:
 def test_with_headphones_an_answer_hinders_nobody() -> None:
     guard = EchoGuard()
     for number in range(echo.LEARN_WINDOWS):
-        guard.judge(noise(-65, number), 0.01, 0.5, playing=True)
-    begun = [guard.judge(noise(-35), 0.9, 0.5, playing=True)[1] for _ in range(echo.PLAYING_WINDOWS)]
+        guard.judge(noise(-65, number), 0.01, 0.5, playing=True, speaking=False)
+    begun = [guard.judge(noise(-35), 0.9, 0.5, playing=True, speaking=False)[1] for _ in range(echo.PLAYING_WINDOWS)]
     assert begun == [0, 0, 3]
+
+
+def test_the_user_is_not_learnt_as_echo() -> None:
+    """After a long turn over an answer, a second one in the same answer is noticed as soon as the first."""
+    turns = Turns(Detection())
+    for number in range(echo.LEARN_WINDOWS + 10):
+        assert not turns.feed(noise(-30, number), 0.99, playing=True)
+    for _ in range(2):
+        needed, events = 0, []
+        while TurnEvent.BEGAN not in events and needed < 20:
+            needed += 1
+            events = turns.feed(noise(-18, needed), 0.99, playing=True)
+        assert needed == echo.PLAYING_WINDOWS
+        for number in range(100):
+            events = turns.feed(noise(-18, number), 0.99, playing=True)
+        assert turns.open
+        for number in range(40):
+            events += turns.feed(noise(-60, number), 0.01, playing=True)
+        assert not turns.open
 
 
 @pytest.mark.parametrize(

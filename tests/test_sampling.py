@@ -10,10 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qwen3_jax.model.config import GenerationConfig
-from qwen3_jax.model.sampling import LEAST_TOP_P, MOST_TOP_K, PENALTIES, TEMPERATURES, Draws, Sampling, _filter, draw, restrict
+from qwen3_jax.model.sampling import LEAST_TOP_P, MOST_TOP_K, PENALTIES, TEMPERATURES, Draws, Sampling, _filter, restrict
+from qwen3_jax.model.sampling import draw as eager_draw
 from qwen3_jax.model.sampling import rules as host_rules
 
 VOCAB, EOS = 3072, 2150
+filtered, draw = jax.jit(_filter), jax.jit(eager_draw)  # else each call compiles its branches anew
 
 
 def rules(rows: list[Sampling]) -> Any:
@@ -39,7 +41,7 @@ def reference_filter(logits: np.ndarray, top_k: int, top_p: float) -> np.ndarray
 @given(st.integers(0, 2**31), st.integers(0, 40), st.floats(0.05, 1.0), st.floats(0.2, 3.0))
 def test_filter_keeps_what_transformers_keeps(seed: int, top_k: int, top_p: float, temperature: float) -> None:
     logits = np.random.default_rng(seed).standard_normal(64).astype(np.float32) * 3 / np.float32(temperature)
-    ours = np.asarray(_filter(jnp.asarray(logits)[None], jnp.array([top_k]), jnp.array([top_p], jnp.float32)))[0]
+    ours = np.asarray(filtered(jnp.asarray(logits)[None], jnp.array([top_k]), jnp.array([top_p], jnp.float32)))[0]
     expected = reference_filter(logits, top_k, top_p)
     differing = np.isinf(ours) != np.isinf(expected)
     if differing.any():  # only a token on the very edge of the mass may fall on either side, by rounding
@@ -49,7 +51,7 @@ def test_filter_keeps_what_transformers_keeps(seed: int, top_k: int, top_p: floa
 
 
 def test_ties_with_the_kth_stay() -> None:
-    kept = _filter(jnp.array([[3.0, 1.0, 2.0, 2.0, 0.0]]), jnp.array([2]), jnp.array([1.0]))
+    kept = filtered(jnp.array([[3.0, 1.0, 2.0, 2.0, 0.0]]), jnp.array([2]), jnp.array([1.0]))
     assert np.isfinite(np.asarray(kept[0])).tolist() == [True, False, True, True, False]
 
 

@@ -229,6 +229,7 @@ def begun() -> tuple[quantiser.Latents, CodecConfig, dict[str, Any]]:
     return fitted, cfg, vocoder_initialisation.initialise(decoder_training.fill_books(random_start(flatten(shapes), 0), fitted), fitted)
 
 
+@pytest.mark.slow
 def test_before_its_first_step_a_decoder_is_a_vocoder(begun: Any) -> None:
     """Its columns are the levels; told how loud harmonics and bands are to be, it makes them: with the phase that book 1 says, and of
     noise that is white."""
@@ -376,6 +377,7 @@ def test_a_few_codes_slip_and_never_the_pitch() -> None:
     assert slips.mean() == pytest.approx(decoder_levels.SLIPS, rel=0.2) and not slips[..., 1].any()
 
 
+@pytest.mark.slow
 def test_a_crop_is_what_the_decoder_streams(stream: VoiceStream, fitted: quantiser.Latents) -> None:
     state = decoder_state(fitted)
     codes = jnp.asarray(stream.codes[None, :14])
@@ -385,6 +387,7 @@ def test_a_crop_is_what_the_decoder_streams(stream: VoiceStream, fitted: quantis
     np.testing.assert_allclose(crop, whole[:, -CROP * FRAME :], atol=2e-6)
 
 
+@pytest.mark.slow
 def test_everything_that_is_to_train_has_a_gradient(stream: VoiceStream, fitted: quantiser.Latents) -> None:
     state = decoder_state(fitted)
     with unoptimised():
@@ -543,6 +546,7 @@ def test_a_right_embedding_has_the_latents_codes(stream: VoiceStream, fitted: qu
     assert np.array_equal(codes[:, 1], stream.codes[:, 1])
 
 
+@pytest.mark.slow
 def test_the_encoder_learns_and_nothing_of_it_is_frozen(stream: VoiceStream, fitted: quantiser.Latents) -> None:
     state = encoder_state(fitted)
     before = jax.tree.map(np.asarray, state["trained"])
@@ -569,6 +573,7 @@ def test_the_encoder_learns_and_nothing_of_it_is_frozen(stream: VoiceStream, fit
     assert again.keys() == made.keys() and all(np.allclose(again[name], made[name], rtol=1e-5) for name in made)
 
 
+@pytest.mark.slow
 def test_the_encoders_upper_part_learns_alone_from_what_the_lower_one_hears(
     stream: VoiceStream, fitted: quantiser.Latents, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -654,12 +659,14 @@ def hearing() -> dict[str, Any]:
     return {"lost": lost, "params": {**state["trained"], **state["frozen"]}, "columns": columns, "said": said}
 
 
+@pytest.mark.slow
 def test_a_recogniser_learns_what_is_said(hearing: dict[str, Any]) -> None:
     assert hearing["lost"][0] > 2 and hearing["lost"][-1] < 0.5
     nats, right = phoneme_recogniser.agreement(hearing["params"], hearing["columns"], hearing["said"])
     assert float(right) > 0.95 and float(nats) < 0.3
 
 
+@pytest.mark.slow
 def test_what_tells_sounds_apart_counts_more_than_what_does_not(hearing: dict[str, Any]) -> None:
     params, columns = hearing["params"], hearing["columns"]
     same = phoneme_recogniser.difference(params, jnp.asarray(columns), jnp.asarray(columns))
@@ -716,6 +723,7 @@ def both(begun: Any) -> dict[str, Any]:
     return {"cfg": cfg, "state": state, "decoder": {path: jnp.asarray(value, jnp.float32) for path, value in start.items()}}
 
 
+@pytest.mark.slow
 def test_through_the_decoder_come_the_codes_and_gradients_reach_what_was_found(begun: Any, both: dict[str, Any]) -> None:
     fitted, cfg = begun[0], both["cfg"]
     encoder = encoder_training.export_weights(both["state"], fitted.components)

@@ -349,6 +349,7 @@ def learnt(base: Model) -> Learnt:
 WORDS = {2: [5, 6], 7: list(range(1, 20))}  # tokens that end a word, and its phonemes
 
 
+@pytest.mark.slow
 def test_a_few_steps_learn_and_the_guided_heads_look(learnt: Learnt) -> None:
     for name in ("book_0", "books_1_15", "guidance"):
         first, *_, last = learnt.figures[name]
@@ -356,6 +357,7 @@ def test_a_few_steps_learn_and_the_guided_heads_look(learnt: Learnt) -> None:
     assert int(learnt.state["step"]) == 25
 
 
+@pytest.mark.slow
 def test_the_hint_is_learnt_and_speaks_no_word_of_its_own(base: Model, learnt: Learnt) -> None:
     """The latent is found from the row that has the frame's label, and from what the predictor makes of its first code."""
     hint, sound = learnt.figures["hint"], learnt.figures["sound"]
@@ -365,11 +367,13 @@ def test_the_hint_is_learnt_and_speaks_no_word_of_its_own(base: Model, learnt: L
     assert all(jax.tree.leaves(jax.tree.map(np.array_equal, now, learnt.before))), "a run has arrays of its own"
 
 
+@pytest.mark.slow
 def test_the_quarters_of_frames_are_learnt(learnt: Learnt) -> None:
     first, *_, last = learnt.figures["timing"]
     assert first == pytest.approx(np.log(auxiliary.SYMBOLS), rel=1e-5) and last < 0.7 * first
 
 
+@pytest.mark.slow
 def test_spelling_is_taught_at_the_rows_where_words_end(learnt: Learnt) -> None:
     one = line("Though yawned.", "_ðˌO jˈɔːnd._", [])
     words = utterances.word_phonemes(one.text, one.phonemes, ["Th", "ough", "\u0120yawned", "."])

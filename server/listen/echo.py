@@ -25,6 +25,7 @@ MARGIN_DB = 2.0  # by which they are louder than the echo
 GOES_ON_DB = 0.0  # the same for speech that has begun
 LEARN_WINDOWS = 32  # of an answer, that are all echo: 1 s
 RISE_DB = 1.0  # a louder window, by which the echo may have become louder
+OPEN_RISE_DB = 0.03  # the same while a turn is open: it is the user who is louder, or else 1 dB a second ends a turn that was echo
 TAIL_WINDOWS = 10  # that an answer still sounds in the room after its end: 320 ms
 FADE_DB = 0.01  # a window, by which what was learnt is forgotten: 3 dB in 10 s
 SOFTEST_DB = -70.0
@@ -39,19 +40,22 @@ class EchoGuard:
         self._recent: deque[bool] = deque(maxlen=PLAYING_OF)
         self._row = 0  # windows of speech in a row
 
-    def judge(self, window: F32[np.ndarray, "512"], probability: float, threshold: float, *, playing: bool) -> tuple[bool, int]:
+    def judge(
+        self, window: F32[np.ndarray, "512"], probability: float, threshold: float, *, playing: bool, speaking: bool
+    ) -> tuple[bool, int]:
         """The next window.
 
         Args:
             threshold: of the session.
             playing: whether an answer sounds at the client.
+            speaking: whether a turn of the user's is open.
 
         Returns:
             Whether it would be speech of the user's that goes on; and how many windows ago speech began, counting this one, or 0.
         """
         self._tail = TAIL_WINDOWS if playing else max(0, self._tail - 1)
         self._playing_for = self._playing_for + 1 if self._tail else 0
-        self._echo_db = max(SOFTEST_DB, self._echo_db - FADE_DB)
+        self._echo_db = SOFTEST_DB if self._playing_for == 1 else max(SOFTEST_DB, self._echo_db - FADE_DB)
         if not self._tail:
             self._recent.clear()
             self._row = self._row + 1 if probability >= threshold else 0
@@ -60,9 +64,9 @@ class EchoGuard:
         self._row = 0
         level, speech = decibels(window), probability >= max(threshold, PLAYING_THRESHOLD)
         over = level - self._echo_db
-        learning = self._playing_for <= LEARN_WINDOWS
+        learning = self._playing_for <= LEARN_WINDOWS and not speaking
         if over > 0:
-            self._echo_db += over if learning or over < MARGIN_DB else min(over, RISE_DB)
+            self._echo_db += min(over, OPEN_RISE_DB) if speaking else over if learning or over < MARGIN_DB else min(over, RISE_DB)
         self._recent.append(speech and not learning and over >= MARGIN_DB)
         begins = sum(self._recent) >= PLAYING_WINDOWS
         return speech and over >= GOES_ON_DB, len(self._recent) - self._recent.index(True) if begins else 0

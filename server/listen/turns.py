@@ -99,7 +99,7 @@ class Turns:
     def feed(self, window: F32[np.ndarray, "512"], probability: float, *, playing: bool = False) -> list[TurnEvent]:
         """The next window -> what it changes. ``playing``: whether an answer sounds at the client."""
         self.position += WINDOW
-        mine, begun = self._guard.judge(window, probability, self.detection.threshold, playing=playing)
+        mine, begun = self._guard.judge(window, probability, self.detection.threshold, playing=playing, speaking=self.open)
         if not self.open:
             self._before.append(window)
             return [self._begin(begun)] if begun else []
