@@ -12,6 +12,7 @@ The embedded voice, its own echo (150 ms late, 0.2 s of reverberation) and, over
 """
 
 from collections import deque
+from itertools import dropwhile
 
 import numpy as np
 
@@ -22,6 +23,7 @@ BEGIN_WINDOWS = 2  # less probable ones in a row that are
 PLAYING_THRESHOLD = 0.8  # while an answer sounds
 PLAYING_WINDOWS, PLAYING_OF = 3, 12  # so many windows of the last so many (384 ms) must be loud speech then
 MARGIN_DB = 2.0  # by which they are louder than the echo
+COUNTS = ((20.0, 3), (8.0, 2), (MARGIN_DB, 1))  # dB over the echo -> for how many windows one counts: without an echo, one is enough
 GOES_ON_DB = 0.0  # the same for speech that has begun
 LEARN_WINDOWS = 32  # of an answer, that are all echo: 1 s
 RISE_DB = 1.0  # a louder window, by which the echo may have become louder
@@ -37,7 +39,7 @@ class EchoGuard:
     def __init__(self) -> None:
         self._echo_db = SOFTEST_DB
         self._playing_for = self._tail = 0  # windows
-        self._recent: deque[bool] = deque(maxlen=PLAYING_OF)
+        self._recent: deque[int] = deque(maxlen=PLAYING_OF)
         self._row = 0  # windows of speech in a row
 
     def judge(
@@ -67,9 +69,10 @@ class EchoGuard:
         learning = self._playing_for <= LEARN_WINDOWS and not speaking
         if over > 0:
             self._echo_db += min(over, OPEN_RISE_DB) if speaking else over if learning or over < MARGIN_DB else min(over, RISE_DB)
-        self._recent.append(speech and not learning and over >= MARGIN_DB)
+        counts = next((windows for least, windows in COUNTS if over >= least), 0)
+        self._recent.append(counts if speech and not learning else 0)
         begins = sum(self._recent) >= PLAYING_WINDOWS
-        return speech and over >= GOES_ON_DB, len(self._recent) - self._recent.index(True) if begins else 0
+        return speech and over >= GOES_ON_DB, sum(1 for _ in dropwhile(lambda counts: not counts, self._recent)) if begins else 0
 
 
 def decibels(window: F32[np.ndarray, " F"]) -> float:
