@@ -24,6 +24,7 @@ PLAYING_THRESHOLD = 0.8  # while an answer sounds
 PLAYING_WINDOWS, PLAYING_OF = 3, 12  # so many windows of the last so many (384 ms) must be loud speech then
 MARGIN_DB = 2.0  # by which they are louder than the echo
 COUNTS = ((20.0, 3), (8.0, 2), (MARGIN_DB, 1))  # dB over the echo -> for how many windows one counts: without an echo, one is enough
+NO_ECHO_DB, FAINT_COUNTS = 20.0, 2  # so far over it, less clear speech counts, too, for so many
 GOES_ON_DB = 0.0  # the same for speech that has begun
 LEARN_WINDOWS = 32  # of an answer, that are all echo: 1 s
 RISE_DB = 1.0  # a louder window, by which the echo may have become louder
@@ -69,8 +70,10 @@ class EchoGuard:
         learning = self._playing_for <= LEARN_WINDOWS and not speaking
         if over > 0:
             self._echo_db += min(over, OPEN_RISE_DB) if speaking else over if learning or over < MARGIN_DB else min(over, RISE_DB)
-        counts = next((windows for least, windows in COUNTS if over >= least), 0)
-        self._recent.append(counts if speech and not learning else 0)
+        counts = next((windows for least, windows in COUNTS if over >= least), 0) if speech else 0
+        if over >= NO_ECHO_DB and not speech and probability >= threshold:
+            counts = FAINT_COUNTS
+        self._recent.append(0 if learning else counts)
         begins = sum(self._recent) >= PLAYING_WINDOWS
         return speech and over >= GOES_ON_DB, sum(1 for _ in dropwhile(lambda counts: not counts, self._recent)) if begins else 0
 
