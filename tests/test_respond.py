@@ -203,11 +203,16 @@ class FakeMouth:
 
     def __init__(self) -> None:
         self.answers: list[FakeAnswer] = []
+        self.asked = 0
         self.opened = asyncio.Semaphore(0)
 
     @property
     def mouth(self) -> "FakeMouth | None":
         return self
+
+    def next_answer(self) -> str:
+        self.asked += 1
+        return f"answer-{self.asked}"
 
     def answer(self, request_id: str) -> "FakeAnswer":
         self.answers.append(FakeAnswer(request_id))

@@ -128,6 +128,7 @@ class Contract:
         self._timer: Timer | None = None
         self._elsewhere = self._reported = float("-inf")  # until when an answer sounds in another process; when that was last said of ours
         self._ducked: list[Mouth] = []  # those that are ducked
+        self._answers = 0
 
     # Sessions
 
@@ -192,6 +193,11 @@ class Contract:
         if now - self._reported >= REPORT_SECONDS:
             self._reported = now
             self._publish(SpeechEvent(kind="sounds", ms=round(1000 * seconds)))
+
+    def next_answer(self) -> str:
+        """A requestId for an answer of the server's; no two of a conversation have the same."""
+        self._answers += 1
+        return f"answer-{self._answers}"
 
     # Speech
 

@@ -7,36 +7,15 @@ import asyncio
 import logging
 from collections.abc import Callable
 from contextlib import aclosing
-from typing import Literal, Protocol
+from typing import Literal
 
+from server.contracts.contract import Answer, Contract, Mouth
 from server.respond.base import Responder, Said, Unanswered
 
 MOST_TURNS, MOST_CHARACTERS = 40, 12_000  # of the history; the oldest go first
 LONGEST_SECONDS = 1200.0  # from the last word that was written to the last that is heard
 LEAVE_SECONDS = 5.0  # for a cancelled answer to say what was heard of it
 log = logging.getLogger(__name__)
-
-
-class SpokenAnswer(Protocol):
-    """The part of ``server.contracts.contract.Answer`` that is used here."""
-
-    def append(self, text: str) -> None: ...
-    def finish(self) -> None: ...
-    def cancel(self) -> None: ...
-    async def heard(self) -> str: ...
-
-
-class AnswerMouth(Protocol):
-    """The part of ``server.contracts.contract.Mouth`` that is used here."""
-
-    def answer(self, request_id: str) -> SpokenAnswer: ...
-
-
-class AnswerContract(Protocol):
-    """The part of ``server.contracts.contract.Contract`` that is used here."""
-
-    @property
-    def mouth(self) -> AnswerMouth | None: ...
 
 
 class Conversation:
@@ -46,12 +25,11 @@ class Conversation:
         tell: called with a sentence for the client where there is no answer, or no more of one; once for each turn at most.
     """
 
-    def __init__(self, responder: Responder, contract: AnswerContract, tell: Callable[[str], None]) -> None:
+    def __init__(self, responder: Responder, contract: Contract, tell: Callable[[str], None]) -> None:
         self._responder, self._contract, self._tell = responder, contract, tell
         self._history: list[Said] = []
         self._unanswered: list[str] = []  # turns of the user that are not in the history yet
         self._tasks: set[asyncio.Task[None]] = set()  # the answer under way, and cancelled ones that have not ended yet
-        self._answers = 0
 
     @property
     def history(self) -> tuple[Said, ...]:
@@ -92,8 +70,7 @@ class Conversation:
             self._add("user", text)
         if (mouth := self._contract.mouth) is None:
             return
-        self._answers += 1
-        utterance = _AnswerUtterance(mouth, f"answer-{self._answers}")
+        utterance = _AnswerUtterance(mouth, self._contract.next_answer())
         try:
             await self._write(utterance)
             await utterance.ended()
@@ -131,9 +108,9 @@ class Conversation:
 class _AnswerUtterance:
     """An utterance of the mouth, opened with the first piece of its text."""
 
-    def __init__(self, mouth: AnswerMouth, request_id: str) -> None:
+    def __init__(self, mouth: Mouth, request_id: str) -> None:
         self._mouth, self._id = mouth, request_id
-        self._spoken: SpokenAnswer | None = None
+        self._spoken: Answer | None = None
         self._heard: asyncio.Task[str] | None = None  # done when nothing of it sounds any more
 
     def append(self, text: str) -> bool:
