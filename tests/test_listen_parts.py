@@ -155,6 +155,19 @@ def test_the_user_is_not_learnt_as_echo() -> None:
         assert not turns.open
 
 
+def test_speech_in_the_first_second_of_an_answer_is_no_echo_for_long() -> None:
+    """With headphones: the first words may be lost, those after a pause are not, and in the next answer none are."""
+    turns = Turns(Detection())
+    for number in range(echo.LEARN_WINDOWS):
+        turns.feed(noise(-25, number), 0.99, playing=True)
+    for number in range(echo.UNLEARN_WINDOWS):
+        assert not turns.feed(noise(-60, number), 0.01, playing=True)
+    assert TurnEvent.BEGAN in turns.feed(noise(-25), 0.99, playing=True) + turns.feed(noise(-25), 0.99, playing=True)
+    for number in range(40):
+        turns.feed(noise(-60, number), 0.01, playing=False)
+    assert TurnEvent.BEGAN in turns.feed(noise(-25), 0.99, playing=True) + turns.feed(noise(-25), 0.99, playing=True)
+
+
 def test_the_less_speech_is_louder_than_the_echo_the_longer_it_takes() -> None:
     for louder, windows in ((22, 1), (12, 2), (6, 3), (1, None)):
         guard = EchoGuard()

@@ -1,14 +1,16 @@
 """The page's own voice, which the microphone hears, is no speech of the user's. Pure; all parameters are here.
 
 While an answer sounds at the client, speech must be clearer and longer, and louder than the answer's echo. How loud that is, is learnt in
-the first second of each answer; without an echo (headphones, or a browser that cancels it) it is as soft as the room, and hinders nobody.
+the first second of a session's answers, all of it together; without an echo (headphones, or a browser that cancels it) it is as soft as the
+room, and hinders nobody. What was learnt and was no echo, since somebody spoke in that second, is unlearnt in the next pause: an answer
+is hardly ever so much softer for so long.
 
 The embedded voice, its own echo (150 ms late, 0.2 s of reverberation) and, over it, a sentence as loud as the page (2026-11-30):
 
 | echo | answers | false begins | sentences over it | noticed | after, p50 and p95 |
 |---|---|---|---|---|---|
-| -10 dB | 6 min | 0 | 20 | 20 | 0.16 s, 0.38 s |
-| -20 dB | 6 min | 0 | 20 | 20 | 0.11 s, 0.17 s |
+| -10 dB | 6 min | 0 | 20 | 18 | 0.12 s, 0.33 s |
+| -20 dB | 6 min | 0 | 20 | 20 | 0.07 s, 0.14 s |
 """
 
 from collections import deque
@@ -26,7 +28,9 @@ MARGIN_DB = 2.0  # by which they are louder than the echo
 COUNTS = ((20.0, 3), (8.0, 2), (MARGIN_DB, 1))  # dB over the echo -> for how many windows one counts: without an echo, one is enough
 NO_ECHO_DB, FAINT_COUNTS = 20.0, 2  # so far over it, less clear speech counts, too, for so many
 GOES_ON_DB = 0.0  # the same for speech that has begun
-LEARN_WINDOWS = 32  # of an answer, that are all echo: 1 s
+LEARN_WINDOWS = 32  # of a session's answers, the first ones, that are taken for echo alone: 1 s
+UNLEARN_WINDOWS, UNLEARN_DB = 94, 12.0  # of an answer in a row, 3 s, that are all so much softer than the echo: it was none
+UNLEARNT_DB = 6.0  # by which the echo may be louder than the loudest of those
 RISE_DB = 1.0  # a louder window, by which the echo may have become louder
 OPEN_RISE_DB = 0.03  # the same while a turn is open: it is the user who is louder, or else 1 dB a second ends a turn that was echo
 TAIL_WINDOWS = 10  # that an answer still sounds in the room after its end: 320 ms
@@ -39,8 +43,9 @@ class EchoGuard:
 
     def __init__(self) -> None:
         self._echo_db = SOFTEST_DB
-        self._playing_for = self._tail = 0  # windows
+        self._learnt = self._tail = 0  # windows
         self._recent: deque[int] = deque(maxlen=PLAYING_OF)
+        self._levels: deque[float] = deque(maxlen=UNLEARN_WINDOWS)
         self._row = 0  # windows of speech in a row
 
     def judge(
@@ -57,17 +62,18 @@ class EchoGuard:
             Whether it would be speech of the user's that goes on; and how many windows ago speech began, counting this one, or 0.
         """
         self._tail = TAIL_WINDOWS if playing else max(0, self._tail - 1)
-        self._playing_for = self._playing_for + 1 if self._tail else 0
-        self._echo_db = SOFTEST_DB if self._playing_for == 1 else max(SOFTEST_DB, self._echo_db - FADE_DB)
         if not self._tail:
             self._recent.clear()
+            self._levels.clear()
             self._row = self._row + 1 if probability >= threshold else 0
             begins = self._row >= BEGIN_WINDOWS or (self._row and probability >= max(threshold, CLEAR))
             return True, self._row if begins else 0
         self._row = 0
         level, speech = decibels(window), probability >= max(threshold, PLAYING_THRESHOLD)
+        self._forget(level)
         over = level - self._echo_db
-        learning = self._playing_for <= LEARN_WINDOWS and not speaking
+        learning = self._learnt < LEARN_WINDOWS and not speaking
+        self._learnt += learning
         if over > 0:
             self._echo_db += min(over, OPEN_RISE_DB) if speaking else over if learning or over < MARGIN_DB else min(over, RISE_DB)
         counts = next((windows for least, windows in COUNTS if over >= least), 0) if speech else 0
@@ -76,6 +82,13 @@ class EchoGuard:
         self._recent.append(0 if learning else counts)
         begins = sum(self._recent) >= PLAYING_WINDOWS
         return speech and over >= GOES_ON_DB, sum(1 for _ in dropwhile(lambda counts: not counts, self._recent)) if begins else 0
+
+    def _forget(self, level: float) -> None:
+        """Part of what was learnt, or nearly all where it cannot have been an echo."""
+        self._levels.append(level)
+        self._echo_db = max(SOFTEST_DB, self._echo_db - FADE_DB)
+        if len(self._levels) == UNLEARN_WINDOWS and (loudest := max(self._levels)) < self._echo_db - UNLEARN_DB:
+            self._echo_db = max(SOFTEST_DB, loudest + UNLEARNT_DB)
 
 
 def decibels(window: F32[np.ndarray, " F"]) -> float:
