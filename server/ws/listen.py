@@ -20,10 +20,10 @@ from server.context import Context
 from server.languages import AUTO, language
 from server.listen import silero
 from server.listen.audio_in import SAMPLE_RATES, AudioIn
-from server.listen.base import HeardSpeech, VoiceActivity
+from server.listen.base import RATE, WINDOW, HeardSpeech, VoiceActivity
 from server.listen.heard_turn import HeardTurn
-from server.listen.process import RecogniserGone
-from server.listen.smart_turn import ABSENT
+from server.listen.process import RecogniserBehind, RecogniserGone
+from server.listen.smart_turn import ABSENT, SECONDS
 from server.listen.turns import Detection, TurnEvent, Turns
 from server.ws import listen_protocol, protocol
 from server.ws.client import Ended
@@ -35,6 +35,7 @@ from server.ws.outgoing import Socket
 from server.ws.protocol import Close, InvalidMessage
 
 STALLS_SECONDS = 2.0  # without audio in the middle of a turn, after which that is over
+JUDGED = SECONDS * RATE // WINDOW  # windows, the last of a turn, that the model reads
 BREATH = 8  # windows, after which the event loop goes round
 log = logging.getLogger(__name__)
 
@@ -55,6 +56,7 @@ class ListenSession(ConnectedSession):
         self._floor = Floor(context, self._unanswered)
         self._finals = Finals(self._out, context.metrics, self._floor, lambda: self._turn is not None)
         self._predicted = False  # whether the client was told that the turn may be over
+        self._judging: asyncio.Task[float] | None = None  # the newest pause
         self._heard_at = self._connected  # when audio came last
         self._tasks = set[asyncio.Task[None]]()  # beside this one
 
@@ -295,22 +297,33 @@ class ListenSession(ConnectedSession):
             await asyncio.sleep(wait)
 
     async def _judge(self, turn: HeardTurn) -> None:
-        """Ask the model whether the turn is over; without an answer, silence ends it."""
+        """Ask the model whether the turn is over, of the newest pause only; without an answer, silence ends it."""
         if (segment := self._turns.segment) is None:
             return
         end, at = segment.end, self._turns.position_ms
+        if self._judging is not None:
+            self._judging.cancel()
+        last = np.concatenate(segment.windows[-JUDGED:])
+        asked = self._judging = asyncio.create_task(self._ears.process.turn_over(last, self.id))
         try:
-            probability = await self._ears.process.turn_over(np.concatenate(segment.windows), self.id)
-        except RecogniserGone as error:
+            await asyncio.wait({asked})
+        finally:
+            asked.cancel()
+        if asked.cancelled():  # a newer pause is judged
+            return
+        try:
+            probability = asked.result()
+        except (RecogniserBehind, RecogniserGone) as error:
             log.warning("a pause was not judged: %s", error)
             return
         if turn is not self._turn or self._turns.segment is None or self._turns.segment.end != end:
             return  # speech goes on
         self._predicted = True
-        event = self._turns.decide(probability)
         await self._out.send(listen_protocol.TurnPredicted(audio_ms=at, probability=round(probability, 3)))
-        if event is not None and turn is self._turn:
-            await self._finish(turn, spoken=event is TurnEvent.OVER)
+        if turn is self._turn and self._turns.segment is not None and self._turns.segment.end == end:
+            event = self._turns.decide(probability)
+            if event is not None:
+                await self._finish(turn, spoken=event is TurnEvent.OVER)
 
     def _unanswered(self, why: str) -> None:
         self._spawn(self._out.send(protocol.error("RESPONDER_ERROR", why, final=False)))
