@@ -11,7 +11,9 @@ import pytest
 from server.listen.base import RATE
 from server.listen.process import RecogniserBehind, RecogniserProcess
 from tests.hearing import hear_until, listening, send, sound, start
-from tests.serving import client, until
+from tests.serving import client, say, until
+
+WORD = sound((0, 0.32), (0.5, 0.32), (0, 0.64))  # a turn, as frames of 32 ms
 
 
 async def test_only_the_newest_pause_is_judged_and_only_its_last_8_s(voices: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -57,3 +59,22 @@ async def test_judgements_and_speech_that_waits_for_the_process_are_bounded() ->
     await asyncio.wait({judged, heard, others})
     assert process.queued_seconds == 0
     await process.close()
+
+
+async def test_turns_that_are_too_many_have_no_text_and_a_client_that_vanishes_is_noticed(
+    voices: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.ws.finals.MOST_PENDING", 2)
+    async with listening(voices, "hold") as server, client(server.url) as connection:
+        await start(connection)
+        await send(connection, WORD)
+        await until(lambda: server.context.ears.queued_seconds > 0)
+        for _ in range(3):  # two fit
+            await send(connection, WORD)
+        error = (await hear_until(connection, "error"))[-1]
+        assert (error["code"], error["recoverable"]) == ("OVERLOADED", True)
+        assert error["message"].startswith("2 turns wait for their texts")
+        for _ in range(40):  # more than the queue of frames that are not read
+            await say(connection, type="commit")
+        connection.transport.abort()
+        await until(lambda: not server.context.sessions)
