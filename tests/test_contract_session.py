@@ -380,6 +380,24 @@ async def test_taken_up_before_the_server_knew_that_it_was_lost(voices: Path) ->
             assert await closed(new) == 1000
 
 
+async def test_of_many_that_take_it_up_at_once_the_last_is_told_once(voices: Path) -> None:
+    async with running(voices, FakeEngine()) as server, connect(server.url) as old:
+        session_id = (await hear(old))["sessionId"]
+        await join(old)
+        await lose(server, old)
+        session = next(session for session, _ in server.context.sessions)
+        async with session._out._lock:  # nothing goes out while they come
+            sockets = [await take_up(server, session_id) for _ in range(6)]
+            for one in sockets[:-1]:
+                assert await closed(one) == 1012
+            await until(lambda: session.seat is not None)
+            resumed = "tts_session_resumes_total 6.0"
+            await until(lambda: resumed in server.context.metrics.render().decode())
+        await say(sockets[-1], type="cancel")
+        assert [(await hear(sockets[-1]))["type"] for _ in range(2)] == ["started", "error"]
+        await sockets[-1].close()
+
+
 async def test_what_cannot_be_taken_up(voices: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = FakeEngine(frames=6, gate=asyncio.Semaphore(1))
     async with running(voices, engine, jwt_secret=SECRET) as server:
