@@ -12,6 +12,8 @@ from websockets.asyncio.client import ClientConnection
 
 from server.contracts.contract import Contract
 from server.engines.base import SpeechRequest
+from server.ws import protocol
+from server.ws.session import ClientSession
 from tests.fake_engine import FRAME, LIMIT, FakeEngine, FakeHandle, pcm16
 from tests.serving import Clock, Server, audio, client, closed, connect, hear, running, say, until, utterance
 from tests.test_server_auth import SECRET, token
@@ -380,22 +382,33 @@ async def test_taken_up_before_the_server_knew_that_it_was_lost(voices: Path) ->
             assert await closed(new) == 1000
 
 
+class KeptSocket:
+    """A socket that keeps what is sent on it."""
+
+    def __init__(self) -> None:
+        self.sent: list[str] = []
+
+    async def receive(self) -> str | bytes | None:
+        raise NotImplementedError
+
+    async def send(self, data: str | bytes) -> None:
+        self.sent.append(json.loads(data)["type"])
+
+    async def close(self, code: int, reason: str = "") -> None:
+        raise NotImplementedError
+
+
 async def test_of_many_that_take_it_up_at_once_the_last_is_told_once(voices: Path) -> None:
     async with running(voices, FakeEngine()) as server, connect(server.url) as old:
-        session_id = (await hear(old))["sessionId"]
+        await hear(old)
         await join(old)
         await lose(server, old)
-        session = next(session for session, _ in server.context.sessions)
-        async with session._out._lock:  # nothing goes out while they come
-            sockets = [await take_up(server, session_id) for _ in range(6)]
-            for one in sockets[:-1]:
-                assert await closed(one) == 1012
-            await until(lambda: session.seat is not None)
-            resumed = "tts_session_resumes_total 6.0"
-            await until(lambda: resumed in server.context.metrics.render().decode())
-        await say(sockets[-1], type="cancel")
-        assert [(await hear(sockets[-1]))["type"] for _ in range(2)] == ["started", "error"]
-        await sockets[-1].close()
+        session = next(session for session, _ in server.context.sessions if isinstance(session, ClientSession))
+        sockets = [KeptSocket() for _ in range(6)]
+        for one in sockets:  # before anything can be sent
+            session._out.attach(one, session._started())
+        await session._out.send(protocol.Stopped(reason="enough"))
+        assert [one.sent for one in sockets] == [[]] * 5 + [["started", "stopped"]]
 
 
 async def test_what_cannot_be_taken_up(voices: Path, monkeypatch: pytest.MonkeyPatch) -> None:

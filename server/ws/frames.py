@@ -73,8 +73,8 @@ class BoundedStream(ws_stream.WSStream):
     _told = _flood = False
     _over = False  # the application has ended
 
-    def __init__(self, *arguments: Any) -> None:
-        super().__init__(*arguments)
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
         self._handing = set[asyncio.Timeout]()
 
     async def app_send(self, message: ASGISendEvent | None) -> None:
