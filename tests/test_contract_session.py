@@ -12,6 +12,8 @@ from websockets.asyncio.client import ClientConnection
 
 from server.contracts.contract import Contract
 from server.engines.base import SpeechRequest
+from server.ws import protocol
+from server.ws.session import ClientSession
 from tests.fake_engine import FRAME, LIMIT, FakeEngine, FakeHandle, pcm16
 from tests.serving import Clock, Server, audio, client, closed, connect, hear, running, say, until, utterance
 from tests.test_server_auth import SECRET, token
@@ -378,6 +380,35 @@ async def test_taken_up_before_the_server_knew_that_it_was_lost(voices: Path) ->
             await say(new, type="stop")
             assert (await hear(new))["type"] == "stopped"
             assert await closed(new) == 1000
+
+
+class KeptSocket:
+    """A socket that keeps what is sent on it."""
+
+    def __init__(self) -> None:
+        self.sent: list[str] = []
+
+    async def receive(self) -> str | bytes | None:
+        raise NotImplementedError
+
+    async def send(self, data: str | bytes) -> None:
+        self.sent.append(json.loads(data)["type"])
+
+    async def close(self, code: int, reason: str = "") -> None:
+        self.sent.append(f"closed {code}")
+
+
+async def test_of_many_that_take_it_up_at_once_the_last_is_told_once(voices: Path) -> None:
+    async with running(voices, FakeEngine()) as server, connect(server.url) as old:
+        await hear(old)
+        await join(old)
+        await lose(server, old)
+        session = next(session for session, _ in server.context.sessions if isinstance(session, ClientSession))
+        sockets = [KeptSocket() for _ in range(6)]
+        for one in sockets:  # before anything can be sent
+            session._out.attach(one, session._started())
+        await session._out.send(protocol.Stopped(reason="enough"))
+        assert [one.sent for one in sockets] == [[]] * 5 + [["started", "stopped"]]
 
 
 async def test_what_cannot_be_taken_up(voices: Path, monkeypatch: pytest.MonkeyPatch) -> None:

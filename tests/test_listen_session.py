@@ -99,7 +99,8 @@ async def test_what_start_refuses_is_named(voices: Path, fields: dict[str, Any],
         error = await hear(connection)
         assert (error["type"], error["code"]) == ("error", "INVALID_MESSAGE")
         assert told in error["message"]
-        await start(connection)  # it lives on
+        await send(connection, WORD)  # it is not heard as a session with the defaults
+        assert (await start(connection, language="German"))["language"] == "German"  # it lives on
         await send(connection, WORD)
         assert (await hear_until(connection, "final"))[-1]["text"] == "level50 3"
 
@@ -223,6 +224,10 @@ async def test_a_recogniser_that_cannot_says_why(voices: Path, behaviour: str, t
         error = (await hear_until(connection, "error"))[-1]
         assert error["code"] == "RECOGNITION_ERROR"
         assert told in error["message"]
+        if behaviour == "refuse":
+            await send(connection, WORD)
+            await say(connection, type="stop")
+            assert (await hear(connection))["type"] == "stopped", "and no second error for what was not heard"
 
 
 async def test_a_recogniser_that_falls_behind_says_so_and_grows_no_more(voices: Path) -> None:
@@ -283,6 +288,9 @@ async def test_nothing_is_loaded_for_somebody_unauthorised(voices: Path, tmp_pat
             assert (error["code"], await closed(connection)) == ("UNAUTHORIZED", 4401)
         async with client(server.url) as connection:
             await connection.send(WORD)
+            assert ((await hear(connection))["code"], await closed(connection)) == ("UNAUTHORIZED", 4401)
+        async with client(server.url) as connection:
+            await say(connection, type="commit")
             assert ((await hear(connection))["code"], await closed(connection)) == ("UNAUTHORIZED", 4401)
         assert server.context.ears.process._running is None
 

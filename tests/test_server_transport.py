@@ -261,10 +261,12 @@ async def test_going_down_ends_within_the_grace_period(voices: Path) -> None:
     async with running(voices, engine, grace=0.2) as server:
         connection = await connect(server.url)
         await hear(connection)
-        await say(connection, type="speak", text="Never ends.")
+        await say(connection, type="speak", text="Never ends.", requestId="a")
         await audio(connection)
         server.stop.set()
         begun = loop.time()
+        error = await hear(connection)
+        assert (error["code"], error["requestId"], error["final"]) == ("CANCELLED", "a", True)
         assert await hear(connection) == {"type": "stopped", "reason": "server_shutdown"}
         assert await closed(connection) == 1012
         await asyncio.wait_for(asyncio.shield(server.task), LIMIT)
@@ -276,6 +278,21 @@ async def test_a_client_that_never_closes_does_not_hold_the_server_up(voices: Pa
         server.stop.set()
         assert await code_of(reader) == 1012
         await asyncio.wait_for(asyncio.shield(server.task), LIMIT)
+
+
+async def test_frames_that_nobody_reads_any_more_do_not_hold_a_connection(voices: Path) -> None:
+    faults: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, fault: faults.append(fault))
+    async with running(voices, FakeEngine()) as server, client(server.url) as connection:
+        await say(connection, type="stop")
+        for _ in range(200):
+            await say(connection, type="nobody knows")
+        assert (await hear(connection))["type"] == "stopped"
+        connection.transport.abort()
+        await until(lambda: not any("_server_callback" in repr(task) for task in asyncio.all_tasks()))
+        server.stop.set()
+        await asyncio.wait_for(asyncio.shield(server.task), LIMIT)
+    assert not faults
 
 
 async def test_a_server_whose_engine_died_for_good_ends_and_says_so(voices: Path, monkeypatch: pytest.MonkeyPatch) -> None:

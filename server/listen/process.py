@@ -95,7 +95,10 @@ class RecogniserProcess:
         return done.heard
 
     async def turn_over(self, pcm: F32[np.ndarray, " F"], owner: str) -> float:
-        """The probability that a turn is over. Raises RecogniserGone."""
+        """The probability that a turn is over. Leaving early takes the job out of the line. Errors as ``hear``."""
+        waiting = sum(one.seconds for one in (*self._waiting, *self._under_way.values()) if one.owner == owner)
+        if waiting + len(pcm) / RATE > self._most_seconds:
+            raise RecogniserBehind(f"{self._most_seconds:g} s of speech wait to be recognised: this pause is not judged")
         done = await self._do(pcm, "turn", owner, 0, "", words=False)
         assert done.probability is not None
         return done.probability
@@ -109,13 +112,13 @@ class RecogniserProcess:
     async def _do(
         self, pcm: F32[np.ndarray, " F"], kind: Literal["hear", "turn"], owner: str, urgency: Urgency, language: str, *, words: bool
     ) -> Done:
-        await self.ready()
         self._number += 1
         job = Job(number=self._number, kind=kind, pcm=np.ascontiguousarray(pcm, np.float32).tobytes(), language=language, words=words)
         mine = WaitingJob(job, owner, urgency)
-        self._waiting.append(mine)
+        self._waiting.append(mine)  # before the process is there, for the bound
         self._wake.set()
         try:
+            await self.ready()
             done = await mine.done
         finally:
             if mine in self._waiting:

@@ -21,6 +21,7 @@ SIGNATURES = {
     "hypercorn.protocol.ws_stream:WebsocketBuffer.to_message": "self",
     "hypercorn.protocol.ws_stream:WSStream": "app config context task_group ssl client server send stream_id",
     "hypercorn.protocol.ws_stream:WSStream.handle": "self event",
+    "hypercorn.protocol.ws_stream:WSStream.app_send": "self message",
     "hypercorn.protocol.ws_stream:WSStream._handle_events": "self",
     "hypercorn.protocol.ws_stream:WSStream._send_error_response": "self status_code",
     "hypercorn.protocol.ws_stream:WSStream._send_wsproto_event": "self event",
@@ -47,7 +48,7 @@ SIGNATURES = {
 
 # Where upstream looks up the names that ours are put in, or uses what ours sets
 LOOKED_UP = {
-    "hypercorn.protocol.ws_stream:WSStream.handle": "Handshake _handle_events",
+    "hypercorn.protocol.ws_stream:WSStream.handle": "Handshake _handle_events app_put app_send",
     "hypercorn.protocol.ws_stream:WSStream.__init__": "WebsocketBuffer",
     "hypercorn.protocol.ws_stream:Handshake.accept": "extensions",
     "hypercorn.protocol.h11:H11Protocol._create_stream": "WSStream",

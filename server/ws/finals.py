@@ -16,7 +16,7 @@ from server.ws.floor import Floor
 from server.ws.listen_protocol import Final
 from server.ws.outgoing import Outgoing
 
-MOST_PENDING = 64  # turns that are over and whose text is not known yet; then the client is not read
+MOST_PENDING = 64  # turns that are over and whose text is not known yet
 log = logging.getLogger(__name__)
 
 
@@ -37,10 +37,14 @@ class Finals:
         self.sent = 0
 
     async def add(self, turn: HeardTurn) -> None:
-        """A turn is over."""
+        """A turn is over. Where too many wait, it has no text; the client is read in any case. Raises SlowClient."""
+        if self._over.full():
+            turn.cancel()
+            await self._lost(protocol.error("OVERLOADED", f"{MOST_PENDING} turns wait for their texts: this one is lost; send them slower"))
+            return
         self.pending.add(turn)
         self._none.clear()
-        await self._over.put(turn)
+        self._over.put_nowait(turn)
 
     def drop(self) -> None:
         """Nobody wants those that are pending."""

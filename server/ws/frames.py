@@ -6,9 +6,14 @@ Frames of control, empty ones and fragments cost as much as others and reach no 
 import asyncio
 import base64
 import binascii
+import contextlib
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any
 
 from hypercorn.protocol import ws_stream
-from hypercorn.protocol.events import Data, Event, StreamClosed
+from hypercorn.protocol.events import Data, Event, Request, StreamClosed
+from hypercorn.typing import ASGIReceiveEvent, ASGISendEvent
 from wsproto.connection import ConnectionState
 from wsproto.events import CloseConnection, Message, Ping
 from wsproto.frame_protocol import CloseReason
@@ -66,6 +71,30 @@ class BoundedStream(ws_stream.WSStream):
     """
 
     _told = _flood = False
+    _over = False  # the application has ended
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        self._handing = set[asyncio.Timeout]()
+
+    async def app_send(self, message: ASGISendEvent | None) -> None:
+        if message is None:
+            self._over = True
+            for one in self._handing:
+                one.reschedule(asyncio.get_running_loop().time())
+        await super().app_send(message)
+
+    async def _hand(self, put: Callable[[ASGIReceiveEvent], Awaitable[None]], message: ASGIReceiveEvent) -> None:
+        """Hand over a message, as long as the application is there to read it; waiting longer would keep the connection for ever."""
+        if self._over:
+            return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(None) as limit:
+                self._handing.add(limit)
+                try:
+                    await put(message)
+                finally:
+                    self._handing.discard(limit)
 
     async def handle(self, event: Event) -> None:
         if isinstance(event, Data) and self.handshake.accepted:
@@ -77,6 +106,8 @@ class BoundedStream(ws_stream.WSStream):
                 await self._tell(CloseReason.POLICY_VIOLATION, "too many bytes", "flood")
                 return
         await super().handle(event)
+        if isinstance(event, Request) and self.app_put is not None:
+            self.app_put = partial(self._hand, self.app_put)
 
     async def _handle_events(self) -> None:
         connection = here()

@@ -20,21 +20,22 @@ from server.context import Context
 from server.languages import AUTO, language
 from server.listen import silero
 from server.listen.audio_in import SAMPLE_RATES, AudioIn
-from server.listen.base import HeardSpeech, VoiceActivity
+from server.listen.base import RATE, WINDOW, HeardSpeech, VoiceActivity
 from server.listen.heard_turn import HeardTurn
-from server.listen.process import RecogniserGone
-from server.listen.smart_turn import ABSENT
+from server.listen.process import RecogniserBehind, RecogniserGone
+from server.listen.smart_turn import ABSENT, SECONDS
 from server.listen.turns import Detection, TurnEvent, Turns
 from server.ws import listen_protocol, protocol
 from server.ws.client import Ended
 from server.ws.connected import ConnectedSession, serve
 from server.ws.finals import Finals
 from server.ws.floor import Floor
-from server.ws.listen_protocol import LISTEN, Audio, Clear, Commit, ListenStart
+from server.ws.listen_protocol import LISTEN, Audio, Clear, Commit, ListenStart, StartRefused
 from server.ws.outgoing import Socket
 from server.ws.protocol import Close, InvalidMessage
 
 STALLS_SECONDS = 2.0  # without audio in the middle of a turn, after which that is over
+JUDGED = SECONDS * RATE // WINDOW  # windows, the last of a turn, that the model reads
 BREATH = 8  # windows, after which the event loop goes round
 log = logging.getLogger(__name__)
 
@@ -54,7 +55,9 @@ class ListenSession(ConnectedSession):
         self._group = asyncio.TaskGroup()
         self._floor = Floor(context, self._unanswered)
         self._finals = Finals(self._out, context.metrics, self._floor, lambda: self._turn is not None)
+        self._refused = False  # whether the newest ``start`` was; then no audio is heard
         self._predicted = False  # whether the client was told that the turn may be over
+        self._judging: asyncio.Task[float] | None = None  # the newest pause
         self._heard_at = self._connected  # when audio came last
         self._tasks = set[asyncio.Task[None]]()  # beside this one
 
@@ -109,6 +112,7 @@ class ListenSession(ConnectedSession):
             else:
                 await self._hear(frame or b"")
         except InvalidMessage as error:
+            self._refused = self._refused or isinstance(error, StartRefused)
             await self._out.send(protocol.error("INVALID_MESSAGE", str(error), final=False))
         except RecogniserGone as error:
             await self._out.send(protocol.error("RECOGNITION_ERROR", str(error), final=False))
@@ -133,6 +137,7 @@ class ListenSession(ConnectedSession):
             raise Ended(Close.NORMAL, protocol.Stopped(reason=message.reason))
 
     async def _start(self, message: ListenStart) -> None:
+        self._refused = True  # until it is accepted
         for name, value, allowed in (
             ("sampleRate", message.sample_rate, SAMPLE_RATES),
             ("encoding", message.encoding, listen_protocol.ENCODINGS),
@@ -152,6 +157,7 @@ class ListenSession(ConnectedSession):
         self._audio, self._turns = AudioIn(message.sample_rate, message.encoding), Turns(detection)
         if message.contract_id is not None and self._client.principal is not None:
             self._floor.join(self._client.principal.id, message.contract_id, respond=message.respond)
+        self._refused = False
         await self._out.send(
             listen_protocol.ListenStarted(
                 sample_rate=message.sample_rate,
@@ -163,10 +169,21 @@ class ListenSession(ConnectedSession):
             )
         )
 
-    async def _hear(self, data: bytes) -> None:
+    def _check_known(self) -> None:
+        """Raises Ended unless the client has said who it is."""
         principal = self._client.principal
         if principal is None or principal.expired:
             raise Ended(Close.UNAUTHORIZED, protocol.error("UNAUTHORIZED", "send start with a valid authToken first", recoverable=False))
+
+    async def _check_allowed(self) -> None:
+        """Raises Ended where it is not any more who it has said to be."""
+        if (why := await self._client.lapsed()) is not None:
+            raise Ended(Close.UNAUTHORIZED, protocol.error("UNAUTHORIZED", why, recoverable=False))
+
+    async def _hear(self, data: bytes) -> None:
+        self._check_known()
+        if self._refused:
+            return
         if self._voice is None:
             await self._start(ListenStart())
         assert self._voice is not None
@@ -178,8 +195,7 @@ class ListenSession(ConnectedSession):
         self._metrics.heard.inc(self._audio.seconds - before)
         for number, window in enumerate(windows, 1):
             for event in self._turns.feed(window, self._voice.feed(window), playing=self._floor.playing):
-                if (why := await self._client.lapsed()) is not None:
-                    raise Ended(Close.UNAUTHORIZED, protocol.error("UNAUTHORIZED", why, recoverable=False))
+                await self._check_allowed()
                 await self._happened(event)
             if number % BREATH == 0:
                 await asyncio.sleep(0)
@@ -240,6 +256,8 @@ class ListenSession(ConnectedSession):
         await self._finals.add(turn)
 
     async def _commit(self) -> None:
+        self._check_known()
+        await self._check_allowed()
         turn = self._turn
         if turn is None:  # nobody speaks, but the client waits for an answer
             turn = HeardTurn(self._ears.process, self.id, self._language)
@@ -295,22 +313,33 @@ class ListenSession(ConnectedSession):
             await asyncio.sleep(wait)
 
     async def _judge(self, turn: HeardTurn) -> None:
-        """Ask the model whether the turn is over; without an answer, silence ends it."""
+        """Ask the model whether the turn is over, of the newest pause only; without an answer, silence ends it."""
         if (segment := self._turns.segment) is None:
             return
         end, at = segment.end, self._turns.position_ms
+        if self._judging is not None:
+            self._judging.cancel()
+        last = np.concatenate(segment.windows[-JUDGED:])
+        asked = self._judging = asyncio.create_task(self._ears.process.turn_over(last, self.id))
         try:
-            probability = await self._ears.process.turn_over(np.concatenate(segment.windows), self.id)
-        except RecogniserGone as error:
+            await asyncio.wait({asked})
+        finally:
+            asked.cancel()
+        if asked.cancelled():  # a newer pause is judged
+            return
+        try:
+            probability = asked.result()
+        except (RecogniserBehind, RecogniserGone) as error:
             log.warning("a pause was not judged: %s", error)
             return
         if turn is not self._turn or self._turns.segment is None or self._turns.segment.end != end:
             return  # speech goes on
         self._predicted = True
-        event = self._turns.decide(probability)
         await self._out.send(listen_protocol.TurnPredicted(audio_ms=at, probability=round(probability, 3)))
-        if event is not None and turn is self._turn:
-            await self._finish(turn, spoken=event is TurnEvent.OVER)
+        if turn is self._turn and self._turns.segment is not None and self._turns.segment.end == end:
+            event = self._turns.decide(probability)
+            if event is not None:
+                await self._finish(turn, spoken=event is TurnEvent.OVER)
 
     def _unanswered(self, why: str) -> None:
         self._spawn(self._out.send(protocol.error("RESPONDER_ERROR", why, final=False)))

@@ -136,12 +136,18 @@ ListenServerMessage: TypeAlias = (
 _KNOWN = frozenset({"start", "audio", "commit", "clear", "stop"})
 
 
+class StartRefused(InvalidMessage):
+    """A ``start`` that cannot be read."""
+
+
 def parse(data: str) -> ListenClientMessage | None:
     """A text frame -> its message, or None for a type that nobody knows.
 
     Raises:
+        StartRefused: a ``start`` with a field mistyped or out of range.
         InvalidMessage: not JSON, or a field missing, mistyped or out of range.
     """
+    value = None
     try:
         value = reading.decode(data)
         if isinstance(value, dict) and isinstance(value.get("type"), str) and value["type"] not in _KNOWN:
@@ -149,7 +155,8 @@ def parse(data: str) -> ListenClientMessage | None:
         message: ListenClientMessage = reading.convert(value, ListenClientMessage)
         return message
     except reading.BAD as error:
-        raise InvalidMessage(reading.said(error)) from error
+        kind = StartRefused if isinstance(value, dict) and value.get("type") == "start" else InvalidMessage
+        raise kind(reading.said(error)) from error
 
 
 def detection(asked: TurnDetection | None, possible: tuple[str, ...], absent: str) -> Detection:

@@ -62,7 +62,9 @@ class Outgoing:
         self._socket = None
 
     def attach(self, socket: Socket, *first: msgspec.Struct) -> None:
-        """Another socket, which gets ``first`` first."""
+        """Another socket, which gets ``first`` first, and nothing that an earlier one was to get in their place."""
+        kinds = tuple(type(message) for message in first)
+        self._posted = deque(one for one in self._posted if not isinstance(one[0], kinds))
         self._socket = socket
         self._lock = asyncio.Lock()  # whoever sends on the old one may do so until its limit
         self._posted.extendleft((message, None) for message in reversed(first))

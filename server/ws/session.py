@@ -110,7 +110,10 @@ class ClientSession(ConnectedSession):
         for utterance in waiting:
             await self._out.send(protocol.error("CANCELLED", "the server goes down", utterance.request_id))
         await self._playback.quiet(0.0 if self.seat is None else grace)
-        self.machine.cancel()
+        cut = self.machine.cancel()
+        self._playback.wake()
+        for utterance in cut:
+            await self._out.send(protocol.error("CANCELLED", "the server goes down", utterance.request_id))
         await self._leave(protocol.Stopped(reason="server_shutdown"), Close.GOING_AWAY)
 
     async def fail(self) -> None:
