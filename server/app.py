@@ -93,7 +93,7 @@ def create_app(settings: Settings | None = None, make_engine: MakeEngine = facto
     @app.get("/readyz")
     async def readyz() -> ResponseReturnValue:
         state = "draining" if context.draining.is_set() else engine.state
-        told = {"status": state, "listen": _deaf(ears)}
+        told: dict[str, str | float | None] = {"status": state, "listen": _deaf(ears)}
         if state == "loading":
             told["loadingSeconds"] = round(context.loading_seconds(), 1)
         return told, 200 if state == "ready" or (state == "idle" and chosen.load == "lazy") else 503
