@@ -146,6 +146,10 @@ async def test_a_start_that_is_refused_ends_the_conversation_with_the_servers_wo
     async with running(voices, FakeEngine(), change=fake.install) as server, page(asker, server.http) as opened:
         languages = "[...document.getElementById('talk-language').options].map((one) => one.value)"
         assert await opened.evaluate(languages) == [""], "nothing is known yet"
+        asked = "performance.getEntriesByType('resource').map(({ name }) => new URL(name).pathname)"
+        assert "/api/v1/listen" not in await opened.evaluate(asked), (
+            "a WebSocket's address is not asked over HTTP: the browser would show an error"
+        )
         await opened.evaluate(
             """() => {
               const open = navigator.mediaDevices.getUserMedia.bind(navigator.mediaDevices);
@@ -164,6 +168,7 @@ async def test_a_start_that_is_refused_ends_the_conversation_with_the_servers_wo
         await wait_for_text(opened, "talk-state", "Say something.")
         assert [one["turnDetection"] for one in fake.listened if one["type"] == "start"][-1] == {"silenceMs": 1500}
         await wait_for(opened, f"JSON.stringify({languages}) === JSON.stringify(['', 'English'])")
+
 
 async def test_the_newest_message_is_in_view_and_its_marker_ends_with_it(asker: Any, voices: Path) -> None:
     fake = FakeTalk()
