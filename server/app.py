@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 
 from quart import Quart, Response, ResponseReturnValue, websocket
 
+from qwen3_jax.runtime.extras import MissingExtra
 from qwen3_jax.voices.layers import VoiceLayers
 from server.admission import loading
 from server.context import Context
@@ -13,6 +14,7 @@ from server.engines import factory
 from server.engines.base import TtsEngine
 from server.http import bodies, contracts, openai, page, schema, voices, web
 from server.http.web import address_of, token_of
+from server.listen.ears import Ears
 from server.ops import metrics
 from server.ops.auth import Authenticator
 from server.ops.limits import Quotas
@@ -91,7 +93,9 @@ def create_app(settings: Settings | None = None, make_engine: MakeEngine = facto
     @app.get("/readyz")
     async def readyz() -> ResponseReturnValue:
         state = "draining" if context.draining.is_set() else engine.state
-        told = {"status": state} | ({"loadingSeconds": round(context.loading_seconds(), 1)} if state == "loading" else {})
+        told: dict[str, str | float | None] = {"status": state, "listen": _deaf(ears)}
+        if state == "loading":
+            told["loadingSeconds"] = round(context.loading_seconds(), 1)
         return told, 200 if state == "ready" or (state == "idle" and chosen.load == "lazy") else 503
 
     @app.get("/metrics")
@@ -120,6 +124,15 @@ async def _converse(context: Context, route: str, handle: Handle) -> ResponseRet
         return web.answer(503, "GOING_AWAY", "the server goes down: connect again", 5000)
     await here.accept()
     await handle(here, context, address, token_of(here.headers, here.args))
+    return None
+
+
+def _deaf(ears: Ears) -> str | None:
+    """What is missing for listening; None where nothing is."""
+    try:
+        ears.check()
+    except MissingExtra as error:
+        return str(error)
     return None
 
 

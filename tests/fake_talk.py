@@ -43,6 +43,8 @@ class FakeTalk:
         self._go.set()
         self._next_frame = 0
         self.lost = asyncio.Event()
+        self.refusal: dict[str, Any] = {}  # in place of Listen's ``started``
+        self.capabilities: dict[str, dict[str, Any]] = {"listen": {}, "speak": {}}
         self.deaf = ""  # why there is no recogniser
 
     def install(self, app: Quart) -> None:
@@ -57,7 +59,11 @@ class FakeTalk:
         here = websocket._get_current_object()
         await here.accept()
         connections.here().welcome()  # a client that is known may send as much as a microphone does
-        await here.send(json.dumps({"type": "ready", "sessionId": f"session-{len(self.said)}", "voiceLoaded": "", "capabilities": {}}))
+        await here.send(
+            json.dumps(
+                {"type": "ready", "sessionId": f"session-{len(self.said)}", "voiceLoaded": "", "capabilities": self.capabilities["speak"]}
+            )
+        )
         sending = asyncio.create_task(self._send(here))
         try:
             while True:
@@ -175,7 +181,7 @@ class FakeTalk:
         here = websocket._get_current_object()
         await here.accept()
         connections.here().welcome()  # a client that is known may send as much as a microphone does
-        await here.send(json.dumps({"type": "ready", "sessionId": "listen-1", "capabilities": {}}))
+        await here.send(json.dumps({"type": "ready", "sessionId": "listen-1", "capabilities": self.capabilities["listen"]}))
         if self.deaf:
             error = {"type": "error", "code": "RECOGNITION_ERROR", "message": self.deaf, "recoverable": False, "final": True}
             await here.send(json.dumps(error))
@@ -190,7 +196,7 @@ class FakeTalk:
                 message = json.loads(frame)
                 self.listened.append(message)
                 if message["type"] == "start":
-                    await here.send(json.dumps({"type": "started", "sampleRate": 16000}))
+                    await here.send(json.dumps(self.refusal or {"type": "started", "sampleRate": 16000}))
                 continue
             pcm = np.frombuffer(frame, "<i2").astype(np.float32) / 32767
             self.samples += len(pcm)

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import pytest_asyncio
 
+from qwen3_jax.runtime.extras import MissingExtra
+from server.listen.ears import Ears
 from tests.browser import browser_hearing, heard, needs_chromium, page, text_of, wait_for, wait_for_text
 from tests.fake_engine import FRAME, FakeEngine, pcm16
 from tests.fake_talk import FRAMES, WORDS, FakeTalk
@@ -25,6 +27,14 @@ new MutationObserver(() => {
     if (mark.textContent && mark.textContent !== window.__marks.at(-1)) window.__marks.push(mark.textContent);
 }).observe(document.getElementById("conversation"), { subtree: true, childList: true, characterData: true });
 """
+
+MANY = """async () => {
+  const { Conversation } = await import("/page/conversation.js");
+  const { at } = await import("/page/dom.js");
+  at("talk-view").toggleAttribute("data-compact", true);
+  const conversation = new Conversation(at("conversation"));
+  for (let turn = 0; turn < 30; turn++) conversation.heard(`This is turn ${turn}.`);
+}"""
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -128,12 +138,70 @@ async def test_a_socket_lost_in_mid_answer_is_resumed_without_losing_a_sample(as
         assert await text_of(opened, "notices") == ""
 
 
-async def test_a_server_that_cannot_listen_says_how_to_make_it(chromium: Any, voices: Path) -> None:
+async def test_a_start_that_is_refused_ends_the_conversation_with_the_servers_words(asker: Any, voices: Path) -> None:
+    fake = FakeTalk()
+    fake.capabilities = {"listen": {"languages": ["English", "Korean"]}, "speak": {"languages": ["German", "English"]}}
+    said = "language 'English' is not known to the recogniser"
+    fake.refusal = {"type": "error", "code": "INVALID_MESSAGE", "message": said, "recoverable": True, "final": False}
+    async with running(voices, FakeEngine(), change=fake.install) as server, page(asker, server.http) as opened:
+        languages = "[...document.getElementById('talk-language').options].map((one) => one.value)"
+        assert await opened.evaluate(languages) == [""], "nothing is known yet"
+        asked = "performance.getEntriesByType('resource').map(({ name }) => new URL(name).pathname)"
+        assert "/api/v1/listen" not in await opened.evaluate(asked), (
+            "a WebSocket's address is not asked over HTTP: the browser would show an error"
+        )
+        await opened.evaluate(
+            """() => {
+              const open = navigator.mediaDevices.getUserMedia.bind(navigator.mediaDevices);
+              navigator.mediaDevices.getUserMedia = async (wanted) => (window.__stream = await open(wanted));
+            }"""
+        )
+        await opened.click("#talk-button")
+        await wait_for_text(opened, "notices", f"The conversation cannot begin. L{said[1:]}.")
+        assert await text_of(opened, "talk-button-said") == "Start"
+        assert await opened.evaluate("window.__stream.getTracks().map((track) => track.readyState)") == ["ended"]
+        await until(lambda: fake.listened[-1]["type"] == "stop" and (not fake.said or fake.said[-1]["type"] == "stop"))
+        assert fake.samples == 0 and fake.listened[0]["turnDetection"] == {"silenceMs": 700}
+        fake.refusal = {}
+        await opened.evaluate("() => { document.getElementById('talk-pause').value = '1500'; }")
+        await opened.click("#talk-button")
+        await wait_for_text(opened, "talk-state", "Say something.")
+        assert [one["turnDetection"] for one in fake.listened if one["type"] == "start"][-1] == {"silenceMs": 1500}
+        await wait_for(opened, f"JSON.stringify({languages}) === JSON.stringify(['', 'English'])")
+
+
+async def test_the_newest_message_is_in_view_and_its_marker_ends_with_it(asker: Any, voices: Path) -> None:
+    fake = FakeTalk()
+    async with running(voices, FakeEngine(), change=fake.install) as server:
+        for size in ((1100, 750), (390, 664)):
+            viewport = {"width": size[0], "height": size[1]}
+            async with page(asker, server.http, viewport=viewport) as opened:
+                shown = """() => {
+                  const list = document.getElementById("conversation"), last = list.lastElementChild.getBoundingClientRect();
+                  return last.bottom <= innerHeight + 1 && last.bottom <= list.getBoundingClientRect().bottom + 1;
+                }"""
+                await opened.evaluate(MANY)
+                assert await opened.evaluate(shown), size
+                await opened.click("#talk-button")
+                await wait_for(opened, "document.querySelector('#conversation mark')?.textContent.trim() === 'word2'")
+                assert await opened.evaluate(shown), size
+                assert await opened.evaluate("document.querySelector('#conversation mark').checkVisibility()")
+                await wait_for(opened, "document.querySelector('#conversation .answer.over')")
+                assert not await opened.evaluate("document.querySelector('#conversation mark').checkVisibility()")
+                await opened.click("#talk-end")
+                assert await opened.evaluate(shown), size
+
+
+async def test_a_server_that_cannot_listen_says_how_to_make_it(chromium: Any, voices: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = "/api/v1/listen needs the extra listen (faster_whisper is not installed)"
+
+    def check(ears: Ears) -> None:
+        raise MissingExtra(said)
+
+    monkeypatch.setattr(Ears, "check", check)
     async with running(voices, FakeEngine()) as server, page(chromium, server.http, tap=False) as opened:
-        listening = any(rule.rule == "/api/v1/listen" for rule in server.app.url_map.iter_rules())
-        if listening:
-            pytest.skip("this server has the extra listen")
         await wait_for(opened, "!document.getElementById('talk-missing').hidden")
+        assert await text_of(opened, "talk-missing-said") == f"{said}."
         assert await text_of(opened, "talk-missing-command") == 'pip install "qwen3-jax[listen]"'
         assert not await opened.is_visible("#talk-button")
         await opened.click("#talk-missing a:has-text('Speak')")
@@ -161,6 +229,9 @@ async def test_without_permission_or_security_there_is_a_word_about_it(chromium:
         async with page(chromium, f"http://page.test:{server.http.rpartition(':')[2]}/", tap=False) as opened:
             await opened.click("#talk-button")
             await wait_for_text(opened, "notices", "Browsers allow the microphone on secure pages only.")
+            await opened.click("nav [data-view=speak]")
+            await wait_for_text(opened, "notices", "")
+            assert await text_of(opened, "notices") == "", "a notice of a view goes with the view"
     assert not fake.listened
 
 

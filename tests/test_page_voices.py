@@ -16,6 +16,11 @@ from tests.test_server_voices import speech
 
 pytestmark = [needs_chromium, pytest.mark.asyncio(loop_scope="module")]
 
+IN_REACH = """() => {
+  const [button, dialog] = ["voice-save", "voice-dialog"].map((id) => document.getElementById(id).getBoundingClientRect());
+  return button.bottom <= dialog.bottom && dialog.bottom <= innerHeight;
+}"""
+
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def speaker(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Any]:
@@ -43,6 +48,8 @@ async def test_voices_are_listed_heard_added_and_deleted(chromium: Any, voices: 
         assert (await answer.value).status == 200 and await listen.get_attribute("aria-pressed") == "true"
         await wait_for(opened, "document.querySelector('[data-voice=anna] .play').getAttribute('aria-pressed') === 'false'")  # at its end
         await opened.click("#voices-add")
+        await opened.set_viewport_size({"width": 1100, "height": 600})
+        assert await opened.evaluate(IN_REACH), "the form is higher than the window: its button is in reach"
         await opened.click("#voice-save")
         assert await text_of(opened, "voice-error") == "Record the voice, or choose a file."
         await opened.set_input_files("#voice-file", clip)

@@ -16,6 +16,8 @@ from pathlib import Path
 import httpx
 import pytest
 
+from qwen3_jax.runtime.extras import MissingExtra
+from server.listen.ears import Ears
 from server.ops import logs
 from server.run import settings_of
 from server.settings import Settings
@@ -25,7 +27,13 @@ from tests.serving import Clock, audio, client, closed, connect, hear, running, 
 ROOT = Path(__file__).parent.parent
 
 
-async def test_health_and_readiness(voices: Path) -> None:
+@pytest.mark.parametrize("missing", [None, "the extra listen is missing"])
+async def test_health_and_readiness(voices: Path, monkeypatch: pytest.MonkeyPatch, missing: str | None) -> None:
+    def check(ears: Ears) -> None:
+        if missing:
+            raise MissingExtra(missing)
+
+    monkeypatch.setattr(Ears, "check", check)
     engine = FakeEngine(hold_loading=True)
     async with running(voices, engine, wait=False) as server, server.http_client() as http:
         assert (await http.get("/healthz")).json() == {"status": "ok"}
@@ -33,10 +41,10 @@ async def test_health_and_readiness(voices: Path) -> None:
         assert (answer.status_code, answer.json()["status"]) == (503, "loading") and answer.json()["loadingSeconds"] >= 0
         engine.load().set_result(None)
         answer = await http.get("/readyz")
-        assert (answer.status_code, answer.json()) == (200, {"status": "ready"})
+        assert (answer.status_code, answer.json()) == (200, {"status": "ready", "listen": missing})
         server.context.draining.set()
         answer = await http.get("/readyz")
-        assert (answer.status_code, answer.json()) == (503, {"status": "draining"})
+        assert (answer.status_code, answer.json()) == (503, {"status": "draining", "listen": missing})
 
 
 async def test_metrics(voices: Path) -> None:

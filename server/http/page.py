@@ -10,7 +10,6 @@ from typing import NamedTuple
 from quart import Quart, Response, ResponseReturnValue, request
 
 from qwen3_jax.messages import shorten
-from qwen3_jax.runtime.extras import MissingExtra
 from server.context import Context
 from server.http.web import HttpError
 from server.ws.listen_protocol import LISTEN
@@ -96,13 +95,6 @@ def install(app: Quart, context: Context) -> None:
         return _respond(page[name])
 
     @app.get(LISTEN)
-    async def hears() -> ResponseReturnValue:
-        try:
-            context.ears.check()
-        except MissingExtra as error:
-            raise HttpError(501, "NOT_IMPLEMENTED", str(error)) from error
-        return await no_page()
-
     @app.get(SPEAK)
     async def no_page() -> ResponseReturnValue:
         raise HttpError(

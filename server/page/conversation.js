@@ -148,6 +148,11 @@ export class Conversation {
     else answer.cut(spoken);
   }
 
+  /** Nothing sounds any more. */
+  end() {
+    for (const id of this.#answers.keys()) this.stopped(id);
+  }
+
   /** An answer was stopped here. @param {string} id */
   stopped(id) {
     const answer = this.#answers.get(id);
@@ -165,5 +170,6 @@ export class Conversation {
 
   #down() {
     this.#list.scrollTop = this.#list.scrollHeight;
+    this.#list.lastElementChild?.scrollIntoView({ block: "nearest" }); // where the window is too low for all
   }
 }

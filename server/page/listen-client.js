@@ -1,7 +1,6 @@
 /** The Listen side of the protocol: pieces of the microphone out, what was heard in. */
 
 import { tokenField } from "./access.js";
-import { attempt, refusal } from "./http.js";
 import { Emitter } from "./events.js";
 import { Link } from "./link.js";
 import { toPcm16 } from "./wav.js";
@@ -9,20 +8,9 @@ import { toPcm16 } from "./wav.js";
 export const LISTEN = "api/v1/listen";
 export const LISTEN_RATE = 16000;
 const MOST_WAITING = 2 * 2 * LISTEN_RATE; // bytes: two seconds of audio that the network does not take
-const HEARD = ["started", "speechStarted", "partial", "turnPredicted", "turnResumed", "final", "error"];
+const HEARD = ["ready", "started", "speechStarted", "partial", "turnPredicted", "turnResumed", "final", "error"];
 
-/**
- * Whether the server listens.
- * @returns {Promise<{works: true}|{works: false, said: string}>}
- */
-export async function listens() {
-  const answer = await attempt(LISTEN); // without an upgrade: 426 where there is a WebSocket
-  if (answer.status === 404) return { works: false, said: "Its extra for listening is not installed. Install it where the server runs, and start the server again:" };
-  if (answer.status === 501) return { works: false, said: (await refusal(answer)).message };
-  return { works: true };
-}
-
-/** Events: the server's messages by their types; `down`, `refused` (Words); `dropped` when the network is too slow. */
+/** Events: the server's messages by their types, but an `error` before `started` is `unstarted`; `down`, `refused` (Words); `dropped` when the network is too slow. */
 export class ListenClient extends Emitter {
   #link;
   #options;
@@ -73,7 +61,8 @@ export class ListenClient extends Emitter {
       this.#started = true;
       this.#link.settled();
     }
-    if (HEARD.includes(message.type)) this.emit(message.type, message);
+    if (message.type === "error" && !this.#started) this.emit("unstarted", message);
+    else if (HEARD.includes(message.type)) this.emit(message.type, message);
   }
 
   /**

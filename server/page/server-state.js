@@ -23,6 +23,8 @@ const SAID = {
 let state = "checking";
 let tries = 0;
 let timer = 0;
+/** @type {string|null|undefined} */
+let deaf;
 /** @type {((now: State, before: State) => void)[]} */
 const listeners = [];
 
@@ -32,12 +34,17 @@ export const onServer = (then) => listeners.push(then);
 /** @returns {State} */
 export const serverState = () => state;
 
+/** @returns {string|null|undefined} what the server lacks for listening; null: nothing; undefined: not known yet */
+export const missingToListen = () => deaf;
+
 /** Ask now. */
 export async function askServer() {
   clearTimeout(timer);
-  let told = { status: "gone", loadingSeconds: 0 };
+  /** @type {{status: string, loadingSeconds?: number, listen?: string|null}} */
+  let told = { status: "gone" };
   try {
     told = await (await attempt("readyz", { cache: "no-store" })).json();
+    deaf = told.listen;
     tries = 0;
   } catch {
     tries++; // no answer, or a proxy's

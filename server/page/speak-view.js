@@ -63,6 +63,7 @@ export class SpeakView {
 
   leave() {
     this.#stop();
+    forget(KEY);
   }
 
   tokenChanged() {

@@ -68,6 +68,11 @@ export class SpeechClient extends Emitter {
     this.#link.open();
   }
 
+  /** The server has taken `start` on this socket. */
+  get started() {
+    return this.#started;
+  }
+
   /** Say goodbye; nothing sounds any more. */
   close() {
     for (const id of this.#reported.keys()) this.#player.flush(id);

@@ -1,16 +1,18 @@
 /** Talk: microphone to the Listen side, answers from the Speak side, joined by one contract. */
 
 import { Conversation } from "./conversation.js";
-import { at, showLevel } from "./dom.js";
+import { at, choose, showLevel } from "./dom.js";
 import { sentence, socketAddress } from "./http.js";
-import { LISTEN, LISTEN_RATE, ListenClient, listens } from "./listen-client.js";
+import { LISTEN, LISTEN_RATE, ListenClient } from "./listen-client.js";
 import { Microphone } from "./microphone.js";
 import { forget, notice } from "./notices.js";
+import { missingToListen } from "./server-state.js";
 import { SpeechClient } from "./speech-client.js";
 import { microphoneFault, noMicrophoneHere, titleOf } from "./words.js";
 
 const INSTALL = 'pip install "qwen3-jax[listen]"';
 const KEY = "talk";
+const PASSING = ["RATE_LIMITED", "OVERLOADED", "TIMEOUT", "MODEL_LOADING"]; // faults after which the sockets connect again
 const AGAIN = 2000; // milliseconds after which a lost microphone is asked for again
 
 /** @typedef {"idle"|"opening"|"listening"|"hearing"|"thinking"|"answering"|"ducked"} State */
@@ -36,6 +38,8 @@ export class TalkView {
   #conversation = new Conversation(at("conversation"));
   /** @type {Microphone|null} */
   #microphone = null;
+  /** @type {{listen: string[], speak: string[]}} that each side knows, once it has said so */
+  #languages = { listen: [], speak: [] };
   #sounding = ""; // the answer that is heard, or is about to be
   #wantToken;
   #shown = false;
@@ -71,6 +75,7 @@ export class TalkView {
   leave() {
     this.#shown = false;
     this.#end();
+    forget(KEY);
   }
 
   tokenChanged() {
@@ -80,7 +85,7 @@ export class TalkView {
 
   /** @param {string} now */
   serverChanged(now) {
-    if (this.#shown && (now === "ready" || now === "idle")) this.#probe();
+    if (this.#shown && now !== "gone") this.#probe();
   }
 
   get #running() {
@@ -88,14 +93,9 @@ export class TalkView {
   }
 
   /** Whether this server listens at all; if not, how to make it. */
-  async #probe() {
-    let told;
-    try {
-      told = await listens();
-    } catch {
-      return; // no answer: the server's state says so
-    }
-    this.#can(told.works, told.works ? "" : told.said);
+  #probe() {
+    const missing = missingToListen();
+    if (missing !== undefined) this.#can(missing === null, missing ? sentence(missing) : "");
   }
 
   /**
@@ -119,24 +119,39 @@ export class TalkView {
       .on("resumed", ({ requestId }) => requestId === this.#sounding && this.#now("answering"))
       .on("interrupted", ({ requestId, spokenText }) => this.#over(requestId, spokenText))
       .on("failed", (message) => this.#failed(message))
-      .on("trouble", (message) => this.#trouble(message))
+      .on("ready", ({ capabilities }) => this.#knows("speak", capabilities))
+      .on("trouble", (message) => (this.#speech.started ? this.#trouble(message) : this.#unstarted(message)))
       .on("started", () => forget("talk-speak"))
-      .on("down", (words) => this.#running && notice("talk-speak", words.title, words.said))
+      .on("down", (words) => this.#state !== "idle" && notice("talk-speak", words.title, words.said))
       .on("refused", () => this.#refused());
   }
 
   #hears() {
-    return new ListenClient(socketAddress(LISTEN), () => ({ ...this.#chosen(["language"]), contractId: this.#contract, respond: true }))
+    return new ListenClient(socketAddress(LISTEN), () => ({ ...this.#chosen(["language"]), contractId: this.#contract, respond: true, turnDetection: { silenceMs: Number(at("talk-pause").value) } }))
+      .on("ready", ({ capabilities }) => this.#knows("listen", capabilities))
       .on("started", () => this.#ready())
+      .on("unstarted", (message) => this.#unstarted(message))
       .on("speechStarted", () => this.#hearing())
       .on("partial", ({ text }) => (at("caption").textContent = text))
       .on("turnPredicted", () => this.#state === "hearing" && (at("talk-state").textContent = "Have you finished?"))
       .on("turnResumed", () => this.#hearing())
       .on("final", ({ text }) => this.#final(text))
-      .on("error", (message) => (message.recoverable === false && message.code === "RECOGNITION_ERROR" ? this.#can(false, sentence(message.message)) : this.#trouble(message)))
+      .on("error", (message) => this.#trouble(message))
       .on("dropped", () => notice(KEY, "The network is too slow for the microphone.", "Some of what you say is lost: move closer to the network, or wait a moment."))
-      .on("down", (words) => this.#running && notice("talk-listen", words.title, words.said))
+      .on("down", (words) => this.#state !== "idle" && notice("talk-listen", words.title, words.said))
       .on("refused", () => this.#refused());
+  }
+
+  /**
+   * A side has said what it can do: offer the languages that both know.
+   * @param {"listen"|"speak"} side
+   * @param {{languages?: string[]}} [capabilities]
+   */
+  #knows(side, capabilities) {
+    this.#languages[side] = capabilities?.languages ?? [];
+    const { listen, speak } = this.#languages;
+    const both = listen.length && speak.length ? speak.filter((name) => listen.includes(name)) : [];
+    choose(at("talk-language"), [{ value: "", label: "The server’s choice" }, ...both.map((name) => ({ value: name, label: name }))]);
   }
 
   /**
@@ -160,9 +175,9 @@ export class TalkView {
       return;
     }
     forget(KEY);
+    this.#conversation.clear();
     this.#now("opening");
     this.#contract = crypto.randomUUID();
-    this.#conversation.clear();
     try {
       if (!(await this.#player.wake())) notice(KEY, "The browser does not let this page sound.", "Allow sound for it in the address bar.");
       await this.#openMicrophone();
@@ -172,6 +187,7 @@ export class TalkView {
       this.#end();
       return;
     }
+    if (this.#state !== "opening") return; // the view was left meanwhile
     this.#speech.open();
     this.#listen.open();
   }
@@ -210,7 +226,7 @@ export class TalkView {
     this.#microphone = null;
     this.#listen.close();
     this.#speech.close();
-    if (this.#sounding) this.#conversation.stopped(this.#sounding);
+    this.#conversation.end();
     this.#sounding = "";
     at("caption").textContent = "";
     for (const key of ["talk-speak", "talk-listen"]) forget(key);
@@ -259,7 +275,6 @@ export class TalkView {
 
   /** @param {string} id whose audio has sounded to its end */
   #ended(id) {
-    if (id !== this.#sounding) return;
     this.#over(id, null);
   }
 
@@ -276,8 +291,8 @@ export class TalkView {
 
   /** @param {any} message */
   #failed(message) {
+    this.#conversation.stopped(message.requestId);
     if (message.requestId === this.#sounding) {
-      this.#conversation.stopped(message.requestId);
       this.#sounding = "";
       if (this.#running) this.#now("listening");
     }
@@ -288,6 +303,19 @@ export class TalkView {
   #trouble(message) {
     if (message.code === "UNAUTHORIZED") this.#refused();
     else notice(KEY, titleOf(message.code), sentence(message.message));
+  }
+
+  /** @param {any} message an `error` in place of `started` */
+  #unstarted(message) {
+    if (this.#state === "idle") return;
+    if (message.code === "UNAUTHORIZED") this.#refused();
+    else if (message.recoverable === false && message.code === "RECOGNITION_ERROR") this.#can(false, sentence(message.message));
+    else if (this.#running && PASSING.includes(message.code)) this.#trouble(message);
+    else {
+      const title = PASSING.includes(message.code) ? titleOf(message.code) : `The conversation cannot ${this.#running ? "go on" : "begin"}.`;
+      this.#end();
+      notice(KEY, title, sentence(message.message));
+    }
   }
 
   #refused() {
@@ -314,6 +342,7 @@ export class TalkView {
     at("talk-state").textContent = said;
     at("talk-button").setAttribute("aria-disabled", String(["opening", "listening", "thinking"].includes(state)));
     at("talk-view").toggleAttribute("data-running", this.#running);
+    at("talk-view").toggleAttribute("data-compact", this.#running || !at("conversation").hidden);
     at("talk-levels").hidden = at("talk-keys").hidden = !this.#running;
     if (this.#running) return;
     for (const id of ["meter-you", "meter-voice"]) showLevel(at(id), 0);

@@ -31,6 +31,7 @@ export class VoicesView {
   enter() {}
 
   leave() {
+    forget("voice");
     this.#quiet();
     this.#say("");
   }
