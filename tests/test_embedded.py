@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from benchmarks import listen_texts
 from convert.__main__ import convert
 from qwen3_jax import Qwen3TTS, Voice
 from qwen3_jax.checkpoint.hub import EMBEDDED, local_folder
@@ -61,22 +62,7 @@ def test_streamed_is_whole_in_any_chunking(tts: Qwen3TTS, text: str) -> None:
     np.testing.assert_allclose(np.concatenate(pieces), whole.pcm, atol=1e-4)
 
 
-EVERYDAY = [
-    "It is a beautiful day.",
-    "Where are you going?",
-    "I am very happy to see you.",
-    "We will have dinner at home tonight.",
-    "She opened the window and looked at the garden.",
-    "Please tell me what you would like to do.",
-    "The children were playing in the street.",
-    "He put his hand on the table.",
-    "I do not know what to say.",
-    "They came back to the house in the evening.",
-    "You can leave your coat on the chair.",
-    "My brother wrote me a long letter.",
-    "There was nobody in the room.",
-    "Thank you for everything.",
-]
+EVERYDAY = listen_texts.EVERYDAY[:14]
 
 
 @pytest.mark.slow

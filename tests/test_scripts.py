@@ -62,14 +62,7 @@ WRITTEN = (
 
 
 def test_languages_have_their_scripts() -> None:
-    for text in (
-        "\u4f60\u597d",
-        "\u3053\u3093\u306b\u3061\u306f",
-        "\uc548\ub155",
-        "\u041f\u0440\u0438\u0432\u0435\u0442",
-        "\u3005",
-        "\u3105\u3106\u3107",
-    ):
+    for text in WRITTEN:
         check_letters(text, ALL)
     check_letters("\u6771\u4eac", ("Japanese",))
     with pytest.raises(ValueError, match="this model speaks English, German: write the text in one of these, or load"):

@@ -85,3 +85,10 @@ def _tidy(name: str, value: Any) -> Any:
     if name in NAMES | NUMBERS:
         return value.removeprefix(BOM).strip() or None
     return value.removeprefix(BOM) if name in TEXTS else value
+
+
+def message(value: Any, kind: Any, known: frozenset[str]) -> Any:
+    """What JSON has -> the message of its ``type``; None for a type that is not ``known``. Raises one of BAD."""
+    if isinstance(value, dict) and isinstance(value.get("type"), str) and value["type"] not in known:
+        return None
+    return convert(value, kind)

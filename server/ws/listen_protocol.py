@@ -150,9 +150,7 @@ def parse(data: str) -> ListenClientMessage | None:
     value = None
     try:
         value = reading.decode(data)
-        if isinstance(value, dict) and isinstance(value.get("type"), str) and value["type"] not in _KNOWN:
-            return None
-        message: ListenClientMessage = reading.convert(value, ListenClientMessage)
+        message: ListenClientMessage | None = reading.message(value, ListenClientMessage, _KNOWN)
         return message
     except reading.BAD as error:
         kind = StartRefused if isinstance(value, dict) and value.get("type") == "start" else InvalidMessage

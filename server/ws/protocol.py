@@ -285,10 +285,7 @@ def parse(data: str | bytes | None) -> ClientMessage | None:
     if not isinstance(data, str):
         raise InvalidMessage("binary frames are not expected here: send JSON text")
     try:
-        value = reading.decode(data)
-        if isinstance(value, dict) and isinstance(value.get("type"), str) and value["type"] not in _KNOWN:
-            return None
-        message: ClientMessage = reading.convert(value, ClientMessage)
+        message: ClientMessage | None = reading.message(reading.decode(data), ClientMessage, _KNOWN)
         return message
     except reading.BAD as error:
         raise InvalidMessage(reading.said(error), _request_id(data)) from error
