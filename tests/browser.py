@@ -60,6 +60,14 @@ AudioNode.prototype.connect = function (to, ...rest) {
   }
   return connect.call(this, to, ...rest);
 };
+const Socket = window.WebSocket;
+window.__sockets = [];
+window.WebSocket = class extends Socket {
+  constructor(...given) {
+    super(...given);
+    window.__sockets.push(this);
+  }
+};
 window.__heard = () => {
   const { rate, pieces } = window.__tap;
   const all = new Float32Array(128 * pieces.length);

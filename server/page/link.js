@@ -6,6 +6,10 @@ import { closed } from "./words.js";
 const FIRST = 300; // milliseconds before the first new try
 const MOST = 15_000;
 const SLOW = 5_000; // where the server is full
+const ANSWER = 10_000; // milliseconds that a server, or a proxy before it, may take to open a connection
+
+/** The window's event by which whoever hears from the server again tells every connection not to wait any longer. */
+export const BACK = "server-back";
 
 /**
  * How long to wait before the next try: doubled each time, and spread so that many pages do not come at once.
@@ -34,6 +38,7 @@ export class Link extends Emitter {
     this.#url = url;
     const now = () => this.#wanted && !this.#socket && this.#connect();
     addEventListener("online", now);
+    addEventListener(BACK, now);
     document.addEventListener("visibilitychange", () => document.visibilityState === "visible" && now());
   }
 
@@ -84,7 +89,9 @@ export class Link extends Emitter {
     socket.binaryType = "arraybuffer";
     this.#socket = socket;
     let wasOpen = false;
+    const limit = setTimeout(() => socket.close(), ANSWER);
     socket.onopen = () => {
+      clearTimeout(limit);
       wasOpen = true;
       if (socket === this.#socket) this.emit("open");
     };
@@ -94,6 +101,7 @@ export class Link extends Emitter {
       else this.emit("audio", data);
     };
     socket.onclose = ({ code }) => {
+      clearTimeout(limit);
       if (socket !== this.#socket) return;
       this.#socket = null;
       this.#lost(code, wasOpen);

@@ -2,10 +2,11 @@
 
 import { at } from "./dom.js";
 import { attempt } from "./http.js";
-import { backOff } from "./link.js";
+import { BACK, backOff } from "./link.js";
 
 const CALM = 30_000; // milliseconds between two questions while all is well
 const SOON = 1_000; // while the model loads
+const ANSWER = 10_000; // what an answer may take
 
 const SAID = {
   checking: "Connecting",
@@ -43,7 +44,7 @@ export async function askServer() {
   /** @type {{status: string, loadingSeconds?: number, listen?: string|null}} */
   let told = { status: "gone" };
   try {
-    told = await (await attempt("readyz", { cache: "no-store" })).json();
+    told = await (await attempt("readyz", { cache: "no-store", signal: AbortSignal.timeout(ANSWER) })).json();
     deaf = told.listen;
     tries = 0;
   } catch {
@@ -73,5 +74,6 @@ function show(now, seconds) {
   at("loading-said").textContent = `${Math.round(seconds)} s so far. A first start compiles for a minute or two; later ones are quick.`;
   const before = state;
   state = now;
+  if (before === "gone" && now !== "gone") dispatchEvent(new Event(BACK));
   if (now !== before) for (const then of listeners) then(now, before);
 }

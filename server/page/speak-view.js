@@ -199,10 +199,13 @@ export class SpeakView {
   /** @param {any} message */
   #failed(message) {
     const take = this.#take;
-    if (!take || take.id !== message.requestId || message.cancelled) return;
+    if (!take || take.id !== message.requestId || take.done) return; // one that was stopped here is done
     take.done = take.failed = true;
     if (message.code === "UNAUTHORIZED") this.#wantToken();
-    else if (message.code === "LOST") notice(KEY, message.message, "Press Speak to hear it from the start.", { label: "Speak", then: () => this.#speak() });
+    else if (message.cancelled || message.code === "LOST") {
+      const title = message.cancelled ? "The server stopped in mid-sentence." : message.message;
+      notice(KEY, title, "Press Speak to hear it from the start.", { label: "Speak", then: () => this.#speak() });
+    }
     else notice(KEY, titleOf(message.code), sentence(message.message));
     this.#rest("");
   }
