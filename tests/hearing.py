@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from quart import Quart
 from websockets.asyncio.client import ClientConnection
 
+from server.contracts import contract
 from server.listen.process import RecogniserProcess
-from tests.fake_engine import FakeEngine
+from server.ws import listen
+from tests.fake_engine import LIMIT, FakeEngine
 from tests.serving import Message, Server, hear, running
 
 
@@ -24,8 +27,10 @@ class FakeVoiceActivity:
 
 
 @asynccontextmanager
-async def listening(voices: Path, behaviour: str = "", most_seconds: float = 60.0, **chosen: Any) -> AsyncIterator[Server]:
-    """A running server with ``tests.fake_recogniser``."""
+async def listening(
+    voices: Path, behaviour: str = "", most_seconds: float = 60.0, *, stalls: float = LIMIT, **chosen: Any
+) -> AsyncIterator[Server]:
+    """A running server with ``tests.fake_recogniser``. A frame that comes late, as on a loaded machine, ends a turn after ``stalls`` s."""
 
     def change(app: Quart) -> None:
         ears = app.extensions["context"].ears
@@ -38,9 +43,12 @@ async def listening(voices: Path, behaviour: str = "", most_seconds: float = 60.
         command = [sys.executable, "-m", "tests.fake_recogniser", str(voices.parent), behaviour]
         ears.__dict__["process"] = RecogniserProcess(command, most_seconds)
 
-    async with running(voices, FakeEngine(), change=change, **chosen) as server:
-        server.url = server.url.replace("speak", "listen")
-        yield server
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(listen, "STALLS_SECONDS", stalls)
+        patch.setattr(contract, "HELD_SECONDS", LIMIT)
+        async with running(voices, FakeEngine(), change=change, **chosen) as server:
+            server.url = server.url.replace("speak", "listen")
+            yield server
 
 
 def sound(*pieces: tuple[float, float], rate: int = 16000, encoding: str = "pcm16") -> bytes:

@@ -172,9 +172,8 @@ async def test_a_model_ends_a_turn_or_silence_does(voices: Path) -> None:
         assert heard[-1]["text"] == "level20 6"
 
 
-async def test_a_turn_whose_audio_stops_is_over(voices: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("server.ws.listen.STALLS_SECONDS", 0.1)
-    async with listening(voices) as server, client(server.url) as connection:
+async def test_a_turn_whose_audio_stops_is_over(voices: Path) -> None:
+    async with listening(voices, stalls=0.1) as server, client(server.url) as connection:
         await start(connection)
         await send(connection, sound((0.5, 0.64)))
         assert (await hear_until(connection, "final"))[-1]["text"] == "level50 6"
