@@ -31,7 +31,7 @@ import numpy as np
 import soxr
 
 from benchmarks import server
-from benchmarks.listen_clients import WAIT, Loudspeaker, Message, Microphone, conversation, opened, running
+from benchmarks.listen_clients import WAIT, Loudspeaker, Message, Microphone, conversation, opened, running, silence
 from benchmarks.listen_sounds import RATE, at_level, clicks, edges, music, room, typing
 from benchmarks.listen_texts import EVERYDAY, plain
 from qwen3_jax.evaluate import judges
@@ -313,7 +313,7 @@ async def measure(base: str, arguments: argparse.Namespace) -> dict[str, float]:
             await barge_in(base, long, users, tries, "confirm", figures, DUCKED_BY)
             made |= spread("duck", figures["duck"]) | {"missed_interruptions": sum(figures["missed"])}
         elif section == "silence":
-            made |= await silence(base, users, 60 * arguments.silence_minutes)
+            made |= await silence(base, room(10, np.random.default_rng(3)), as_user(users[0]), 60 * arguments.silence_minutes)
         elif section == "interruptions":
             await barge_in(base, long, users, tries, "confirm", figures)
             made |= spread("confirm", figures["silence"]) | spread("duck", figures["duck"])
@@ -349,17 +349,6 @@ async def disturbances(
     ):
         made |= found
     return made
-
-
-async def silence(base: str, users: list[Reading], seconds: float) -> dict[str, float]:
-    """A client that says nothing for a long time, and then something."""
-    async with conversation(base, "silence", room(10, np.random.default_rng(3))) as (microphone, _):
-        await asyncio.sleep(seconds)
-        begun = microphone.told.count("speechStarted")
-        speech = as_user(users[0])
-        begin = microphone.say(speech)
-        await microphone.told.next(lambda one: one["type"] == "final" and bool(one["text"].strip()), begin)
-    return {"silence_minutes": seconds / 60, "turns_in_silence": float(begun)}
 
 
 def spread(name: str, seconds: list[float]) -> dict[str, float]:

@@ -100,7 +100,8 @@ class EchoGuard:
         self._recent.append(0 if learning else counts)
         begins = sum(self._recent) >= PLAYING_WINDOWS
         begun = sum(1 for _ in dropwhile(lambda counts: not counts, self._recent)) if begins else 0
-        suspect = playing and not learning and not self._rest and over >= NO_ECHO_DB and probability >= SUSPECT
+        quiet = playing and not (learning or speaking or self._rest)
+        suspect = quiet and over >= NO_ECHO_DB and probability >= SUSPECT
         if suspect:
             self._rest = SUSPECT_REST
         return Judgement(speech and over >= GOES_ON_DB, begun, suspect)
