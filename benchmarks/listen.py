@@ -31,13 +31,16 @@ import numpy as np
 import soxr
 
 from benchmarks import server
-from benchmarks.listen_clients import WAIT, Loudspeaker, Message, Microphone, conversation, opened, running
+from benchmarks.listen_clients import WAIT, Loudspeaker, Message, Microphone, conversation, opened, running, silence
 from benchmarks.listen_sounds import RATE, at_level, clicks, edges, music, room, typing
 from benchmarks.listen_texts import EVERYDAY, plain
 from qwen3_jax.evaluate import judges
 from qwen3_jax.shapes import F32
 
 SECTIONS = ("words", "round-trip", "interruptions", "answers", "load", "disturbances")
+QUICK = "duck"  # a part of interruptions, by itself: about a minute
+UNJUDGED = {QUICK, "silence"}  # on request only, and without a judge
+DUCKED_BY = 1.2  # seconds of speech that are enough for it
 USER = "heart"  # whose voice users have; the server answers in its default one
 USER_DB, NOISE_DB = -20.0, -30.0
 SETTLE_SECONDS = 1.5  # of quiet between two tries
@@ -155,13 +158,15 @@ async def round_trip(base: str, readings: list[Reading]) -> dict[str, float]:
 
 
 async def barge_in(
-    base: str, readings: list[Reading], users: list[Reading], tries: int, interruption: str, figures: dict[str, list[float]]
-) -> None:
-    """A user speaks while the server does."""
+    base: str, readings: list[Reading], users: list[Reading], tries: int, interruption: str, figures: dict[str, list[float]],
+    most_seconds: float | None = None,
+) -> None:  # fmt: skip
+    """A user speaks while the server does; ``most_seconds``: of the user's speech."""
+    most = None if most_seconds is None else round(RATE * most_seconds)
     async with conversation(base, f"barge-{interruption}", room(10, np.random.default_rng(1)), interruption=interruption) as pair:
         for number in range(tries):
             reading, user = readings[number % len(readings)], users[number % len(users)]
-            await interrupt_once(*pair, reading, number % len(readings) + 1, as_user(user), 1.2 + 0.37 * (number % 7), figures)
+            await interrupt_once(*pair, reading, number % len(readings) + 1, as_user(user)[:most], 1.2 + 0.37 * (number % 7), figures)
 
 
 async def interrupt_once(
@@ -288,9 +293,10 @@ async def ten_and_two(base: str, users: list[Reading], minutes: float) -> dict[s
 async def measure(base: str, arguments: argparse.Namespace) -> dict[str, float]:
     """All figures, or those of some sections."""
     wanted, tries = arguments.only.split(",") if arguments.only else list(SECTIONS), arguments.tries
+    judged = not {*wanted} <= UNJUDGED
     tell("speech of the server, and of users")
     everyday = await read_all(base, SENTENCES, None, judged=True) if {"words", "round-trip"} & {*wanted} else []
-    long = await read_all(base, LONG, None, judged=True)
+    long = await read_all(base, LONG, None, judged=judged)
     users = await read_all(base, THREE_SECONDS, USER, judged=False)
     made: dict[str, float] = {}
     for section in wanted:
@@ -303,6 +309,11 @@ async def measure(base: str, arguments: argparse.Namespace) -> dict[str, float]:
                 made[f"{name}_bias_ms"] = round(float(np.median(errors)), 1)
         elif section == "round-trip":
             made |= await round_trip(base, everyday)
+        elif section == QUICK:
+            await barge_in(base, long, users, tries, "confirm", figures, DUCKED_BY)
+            made |= spread("duck", figures["duck"]) | {"missed_interruptions": sum(figures["missed"])}
+        elif section == "silence":
+            made |= await silence(base, room(10, np.random.default_rng(3)), as_user(users[0]), 60 * arguments.silence_minutes)
         elif section == "interruptions":
             await barge_in(base, long, users, tries, "confirm", figures)
             made |= spread("confirm", figures["silence"]) | spread("duck", figures["duck"])
@@ -355,11 +366,13 @@ def main() -> None:
     parser.add_argument("--tries", type=int, default=20, help="of each latency")
     parser.add_argument("--minutes", type=float, default=0.5, help="of ten Speak sessions beside two Listen sessions")
     parser.add_argument("--echo-minutes", type=float, default=1.0, help="of echo, and of noise")
-    parser.add_argument("--only", help=f"some of {','.join(SECTIONS)}")
+    parser.add_argument("--silence-minutes", type=float, default=30.0, help="of a client that says nothing (--only silence)")
+    parser.add_argument("--only", help=f"some of {','.join(SECTIONS)}; or {QUICK}, the first figure by itself; or silence")
     arguments = parser.parse_args()
-    if arguments.only and (odd := {*arguments.only.split(",")} - {*SECTIONS}):
-        parser.error(f"--only {', '.join(odd)}: there are {', '.join(SECTIONS)}")
-    judges._whisper()  # which says what is missing
+    if arguments.only and (odd := {*arguments.only.split(",")} - {*SECTIONS} - UNJUDGED):
+        parser.error(f"--only {', '.join(odd)}: there are {', '.join((*SECTIONS, *sorted(UNJUDGED)))}")
+    if not arguments.only or not {*arguments.only.split(",")} <= UNJUDGED:
+        judges._whisper()  # which says what is missing
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
     with tempfile.TemporaryDirectory() as folder:

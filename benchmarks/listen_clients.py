@@ -266,3 +266,13 @@ async def conversation(
         microphone = Microphone(listening, background, None if echo_db is None else loudspeaker, echo_db or 0.0)
         async with running(loudspeaker, microphone):
             yield microphone, loudspeaker
+
+
+async def silence(base: str, background: F32[np.ndarray, " F"], speech: F32[np.ndarray, " F"], seconds: float) -> dict[str, float]:
+    """A client that says nothing for so long, and then something. Raises TimeoutError if that is not heard."""
+    async with conversation(base, "silence", background) as (microphone, _):
+        await asyncio.sleep(seconds)
+        begun = microphone.told.count("speechStarted")
+        begin = microphone.say(speech)
+        await microphone.told.next(lambda one: one["type"] == "final" and bool(one["text"].strip()), begin)
+    return {"silence_minutes": seconds / 60, "turns_in_silence": float(begun)}

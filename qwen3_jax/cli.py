@@ -158,12 +158,12 @@ def check_says_something(text: str, model: str, language: str, normalize: bool |
 
 def _temperature(given: float | None) -> dict[str, Any]:
     """``--temperature`` as fields of Sampling; 0 is greedy decoding, of all books."""
-    from qwen3_jax.model.sampling import TEMPERATURES
+    from qwen3_jax.model.sampling import TEMPERATURES, greedy_at_zero
 
     if given is None:
         return {}
     if given == 0:
-        return {"do_sample": False, "subtalker_dosample": False}
+        return greedy_at_zero({"temperature": 0})
     if not TEMPERATURES[0] <= given <= TEMPERATURES[1]:
         raise ValueError(f"--temperature {given:g}: use 0 (greedy decoding), or a number from {TEMPERATURES[0]:g} to {TEMPERATURES[1]:g}")
     return {"temperature": given}

@@ -216,7 +216,7 @@ class Qwen3TTS:
             split: speak a long text part by part, without a seam. False: as one prompt, as the published package does.
             normalize: read numbers, dates, abbreviations, Markdown, SSML and the like as English words. Default: the checkpoint's choice:
                 the voice that ships does, published checkpoints read the text as it stands.
-            draw: fields of Sampling by name, such as temperature=0.5; they go before ``sampling``.
+            draw: fields of Sampling by name, such as temperature=0.5 (0: greedy); they go before ``sampling``.
 
         Returns:
             Speech, or a list of them for a list of texts.

@@ -106,6 +106,8 @@ class Settings(BaseSettings):
     """Characters of one principal a minute."""
     limit_uploads: Count = 20
     """Uploads of one principal an hour."""
+    limit_interrupts: Count = 600
+    """Interrupts over HTTP (`POST /api/v1/contracts/{contractId}/interrupt`) of one principal a minute."""
 
     recogniser: str = "tiny.en"
     """What recognises speech on `/api/v1/listen` (extra `listen`): `tiny.en`, which comes with the extra; a folder of a Whisper model that

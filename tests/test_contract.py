@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from server.contracts.bus import MemoryBus
-from server.contracts.contract import HELD_SECONDS, Contract, InterruptionRules, SpeechEvent, SpeechState
+from server.contracts.contract import HELD_SECONDS, SUSPECTED_SECONDS, Contract, InterruptionRules, SpeechEvent, SpeechState
 from server.contracts.registry import LINGERS, Contracts
 from tests.timers import Timers
 
@@ -36,7 +36,8 @@ class FakeMouth:
         self.ducked = False
         self.log.append("unduck")
 
-    def interrupt(self, audio_end_ms: int | None) -> None:
+    def interrupt(self, audio_end_ms: int | None, *, asked: bool) -> None:
+        self.asked = asked
         self.speaking = self.sounding = self.ducked = False
         self.log.append(("interrupt", audio_end_ms))
 
@@ -48,7 +49,7 @@ RULES = InterruptionRules(500, 1, 2.0)
 
 
 class Speech(RuleBasedStateMachine):
-    """The model: ``since`` when the speech that is not confirmed began, ``quiet`` since when it is over, ``held`` whether answers are."""
+    """The model: whether speech is ``unconfirmed``, whether answers are ``held`` for it, and until when for what may be speech."""
 
     @initialize(policies=st.lists(st.sampled_from(["confirm", "immediate", "off"]), min_size=1, max_size=3))
     def begin(self, policies: list[str]) -> None:
@@ -59,6 +60,7 @@ class Speech(RuleBasedStateMachine):
             self.contract.join(mouth)
         self.held = self.unconfirmed = False
         self.ends: float | None = None  # when they are resumed, if nothing happens
+        self.suspected: float | None = None  # the same, where speech has not begun yet
         self.epoch = 0
 
     def resumed(self) -> None:
@@ -69,12 +71,21 @@ class Speech(RuleBasedStateMachine):
         self.mouths[which % len(self.mouths)].speak()
 
     @rule()
+    def suspects(self) -> None:
+        before = [len(mouth.log) for mouth in self.mouths if mouth.interruption != "confirm"]
+        self.contract.speech_suspected()
+        if not self.held and self.suspected is None:
+            self.suspected = self.timers.now + SUSPECTED_SECONDS
+        assert [len(mouth.log) for mouth in self.mouths if mouth.interruption != "confirm"] == before, "nobody is interrupted by it"
+
+    @rule()
     def started(self) -> None:
         cut = [] if self.held else [mouth for mouth in self.mouths if mouth.interruption == "immediate"]
         rises = any(mouth.speaking for mouth in cut)
         self.contract.speech_started()
         self.epoch += rises
         self.held = self.unconfirmed = True
+        self.suspected = None
         self.ends = self.timers.now + HELD_SECONDS
         assert not any(mouth.speaking for mouth in cut)
 
@@ -88,7 +99,8 @@ class Speech(RuleBasedStateMachine):
         if enough:
             self.epoch += rises
             self.held = self.unconfirmed = False
-            assert all(mouth.log[-1] == ("interrupt", None) for mouth in cut)
+            self.suspected = None
+            assert all(mouth.log[-1] == ("interrupt", None) and not mouth.asked for mouth in cut)
         else:
             assert [len(mouth.log) for mouth in self.mouths] == before, "too little, or confirmed already: nothing happens"
 
@@ -110,13 +122,16 @@ class Speech(RuleBasedStateMachine):
         self.epoch += rises
         if self.held:
             self.held = self.unconfirmed = False
-        assert all(mouth.log[-1] == ("interrupt", ms) for mouth in self.mouths), "all of them, whatever speech does to them"
+        self.suspected = None
+        assert all(mouth.log[-1] == ("interrupt", ms) and mouth.asked for mouth in self.mouths), "all of them, whatever speech does to them"
 
-    @rule(seconds=st.sampled_from([0.1, 1.9, 2.0, 9.9, 10.0]))
+    @rule(seconds=st.sampled_from([0.1, 0.4, 1.9, 2.0, 9.9, 10.0]))
     def time_passes(self, seconds: float) -> None:
         self.timers.advance(seconds)
         if self.held and self.ends is not None and self.timers.now >= self.ends:
             self.resumed()
+        if self.suspected is not None and self.timers.now >= self.suspected - 1e-9:
+            self.suspected = None
 
     @rule(policy=st.sampled_from(["confirm", "off"]))
     def joins(self, policy: str) -> None:
@@ -137,8 +152,10 @@ class Speech(RuleBasedStateMachine):
             return
         assert self.contract.epoch == self.epoch
         assert (self.contract.state is SpeechState.HELD) == self.held
+        assert (self.contract.state is SpeechState.SUSPECTED) == (self.suspected is not None)
+        holds = self.held or self.suspected is not None
         for mouth in self.mouths:
-            assert mouth.ducked == (self.held and mouth.interruption == "confirm"), "ducked while speech is held, and only then"
+            assert mouth.ducked == (holds and mouth.interruption == "confirm"), "ducked while speech is held, and only then"
         assert self.counted.count("confirmed") + self.counted.count("requested") == self.epoch
         speaking = [mouth for mouth in self.mouths if mouth.speaking]
         assert self.contract.mouth is (speaking or self.mouths)[-1]
@@ -165,6 +182,25 @@ def test_a_cough_is_resumed_and_counted_as_false() -> None:
     assert mouth.log == ["duck"]
     timers.advance(0.1)
     assert (mouth.log, counted, made.epoch) == (["duck", "unduck"], ["false"], 0)
+
+
+def test_what_may_be_speech_ducks_for_a_moment_and_never_interrupts() -> None:
+    timers, counted = Timers(), []
+    made, mouth = contract(timers, count=counted.append), FakeMouth("confirm")
+    made.join(mouth)
+    mouth.speak()
+    made.speech_suspected()
+    made.speech_goes_on(5000, 9)
+    timers.advance(SUSPECTED_SECONDS)
+    assert (mouth.log, counted, made.state) == (["duck", "unduck"], ["false"], SpeechState.SILENT)
+    made.speech_suspected()
+    timers.advance(SUSPECTED_SECONDS - 0.01)
+    made.speech_started()
+    timers.advance(1)
+    assert mouth.log == ["duck", "unduck", "duck"], "it was speech: ducked once, and held"
+    assert made.since_speech == pytest.approx(1 + SUSPECTED_SECONDS - 0.01)
+    made.speech_goes_on(500)
+    assert mouth.log[-1] == ("interrupt", None)
 
 
 def test_words_that_are_recognised_late_interrupt_once() -> None:
@@ -263,3 +299,19 @@ def test_contracts_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(9):
         contracts.of("me", f"c{number}")
     assert len(contracts) == 3 and contracts.get("me", "kept") is not None and contracts.get("me", "c8") is not None
+    contracts.of("you", "c")
+    assert contracts.get("you", "c") is not None and contracts.get("me", "c7") is None, "whoever has most makes room"
+
+
+def test_one_principal_cannot_push_out_the_contracts_of_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("server.contracts.registry.MOST_OF_ONE", 3)
+    timers, mouth = Timers(), FakeMouth("off")
+    contracts = Contracts(RULES, timers.later, clock=lambda: timers.now)
+    contracts.of("you", "c")
+    contracts.of("me", "kept").join(mouth)
+    for number in range(9):
+        contracts.of("me", f"c{number}")
+    assert [contracts.get("me", name) is not None for name in ("kept", "c6", "c7", "c8")] == [True, False, True, True]
+    assert contracts.get("you", "c") is not None
+    timers.advance(LINGERS)
+    assert len(contracts) == 1

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from server.context import Context
-from server.contracts.contract import HELD_SECONDS, InterruptionRules
+from server.contracts.contract import HELD_SECONDS, SUSPECTED_SECONDS, InterruptionRules
 from server.contracts.registry import Contracts
 from server.ops.auth import Authenticator
 from server.ops.limits import Quotas
@@ -69,7 +69,7 @@ class Duplex(RuleBasedStateMachine):
         self.ended: list[Spoken] = []  # completed, and not interrupted: they may still sound
         self.spoken: Spoken | None = None
         self.cut: set[str] = set()  # open texts that were interrupted
-        self.held = self.unconfirmed = False
+        self.held = self.suspected = self.unconfirmed = False  # suspected: held, and speech has not begun
         self.told: list[Spoken] = []  # that are ducked, as the client knows
         self.ends = 0.0  # when what is held is resumed
         self.rings_until = float("-inf")  # the ideal client's end
@@ -179,7 +179,7 @@ class Duplex(RuleBasedStateMachine):
                 self.expected.append(("ducked", one.name, round(one.heard_by(self.timers.now))))
 
     def resume(self) -> None:
-        self.held = False
+        self.held = self.suspected = False
         self.expected += [("resumed", one.name) for one in self.told]
         self.told = []
         self.advance()
@@ -283,22 +283,30 @@ class Duplex(RuleBasedStateMachine):
         self.make(1)
 
     @rule()
+    def speech_is_suspected(self) -> None:
+        self.hear(self.contract.speech_suspected)
+        if not self.held:
+            self.ends = self.timers.now + SUSPECTED_SECONDS
+            self.held = self.suspected = True
+            self.duck()
+
+    @rule()
     def speech_starts(self) -> None:
-        held = self.held
+        held, begun = self.held, self.held and not self.suspected
         self.hear(self.contract.speech_started)
         self.ends = self.timers.now + HELD_SECONDS
-        self.held = self.unconfirmed = True
+        self.held, self.suspected, self.unconfirmed = True, False, True
         if not held:
             self.duck()
-            if self.interruption == "immediate":
-                self.interrupted()
+        if not begun and self.interruption == "immediate":
+            self.interrupted()
 
     @precondition(lambda self: self.unconfirmed)
     @rule(ms=st.sampled_from([100, 100, 500]), words=st.integers(0, 1))
     def speech_goes_on(self, ms: int, words: int) -> None:
         self.hear(lambda: self.contract.speech_goes_on(ms, words))
         if self.unconfirmed and (ms >= 500 or words):
-            self.held = self.unconfirmed = False
+            self.held = self.suspected = self.unconfirmed = False
             if self.interruption != "off":
                 self.interrupted()
             self.advance()
@@ -307,14 +315,14 @@ class Duplex(RuleBasedStateMachine):
     @rule()
     def speech_ends(self) -> None:
         self.hear(self.contract.speech_ended)
-        if self.held:
+        if self.held and not self.suspected:
             self.ends = self.timers.now + RULES.resume_after
 
     @precondition(lambda self: self.held)
     @rule()
     def false_alarm(self) -> None:
         self.hear(self.contract.false_alarm)
-        if self.held:
+        if self.held and not self.suspected:
             self.resume()
 
     @precondition(lambda self: self.sounding or self.live)
@@ -323,7 +331,8 @@ class Duplex(RuleBasedStateMachine):
         self.hear(lambda: self.contract.interrupt(ms))
         self.interrupted(ms)
         if self.held:
-            self.held = self.unconfirmed = False
+            self.unconfirmed = self.unconfirmed and self.suspected
+            self.held = self.suspected = False
 
     @rule(seconds=st.sampled_from([0.02, 0.05, 0.1, 2.5, 12.0]))
     def time_passes(self, seconds: float) -> None:

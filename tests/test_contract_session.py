@@ -266,12 +266,41 @@ async def test_somebody_elses_contract_is_not_there(voices: Path, clock: Clock) 
             assert [answer.status_code for answer in answers] == [401, 404, 204, 204]
             assert answers[1].json()["error"]["code"] == "CONTRACT_NOT_FOUND"
             assert (await utterance(mine))[1]["type"] == "interrupted"
+            why = (await hear(mine))["message"]
+            assert why == "interrupted: a request to end it came (POST /api/v1/contracts/{contractId}/interrupt)"
             clock.now += 9
             heard, complete = await utterance(theirs)
             assert (len(heard), complete["type"]) == (19 * 2 * FRAME, "complete"), "theirs goes on"
             assert (contract_of(server, "jwt:them").epoch, contract_of(server, "jwt:me").epoch) == (0, 1)
             wrong = await http.post(route, headers={"Authorization": f"Bearer {token(sub='me')}"}, content=b'{"audioEndMs": "x"}')
             assert (wrong.status_code, wrong.json()["error"]["param"]) == (400, "audioEndMs")
+
+
+async def test_interrupts_over_http_are_limited_like_all_else(voices: Path) -> None:
+    async with running(voices, FakeEngine(), jwt_secret=SECRET, limit_interrupts=2) as server, server.http_client() as http:
+
+        async def status(name: str) -> int:
+            headers = {"Authorization": f"Bearer {token(sub=name)}"}
+            answer = await http.post("/api/v1/contracts/c/interrupt", headers=headers)
+            assert answer.status_code == 404 or answer.json()["error"]["retryAfterMs"] > 0
+            return int(answer.status_code)
+
+        assert [await status(name) for name in ("me", "me", "me", "them")] == [404, 404, 429, 404]
+
+
+async def test_a_clients_names_are_none_of_the_servers_answers(voices: Path) -> None:
+    async with running(voices, FakeEngine(frames=1)) as server, client(server.url) as connection:
+        await say(connection, type="speak", text=TEXT, requestId="answer-1")
+        assert (await utterance(connection))[1]["requestId"] == "answer-1", "without a contract there are no answers"
+        await join(connection)
+        for continued in (False, True):
+            await say(connection, type="speak", text=TEXT, requestId="answer-7", **({"continue": True} if continued else {}))
+            error = await hear(connection)
+            assert (error["code"], error["requestId"], error["final"]) == ("INVALID_MESSAGE", "answer-7", True)
+            assert error["message"].startswith("requestId 'answer-7': answer-1, answer-2, ... are the server's own answers")
+        for mine in ("answer", "answer-", "answer-a", "my-answer-1", "Answer-1"):
+            await say(connection, type="speak", text=TEXT, requestId=mine)
+            assert (await utterance(connection))[1]["type"] == "complete"
 
 
 # A socket that is lost

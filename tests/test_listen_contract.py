@@ -8,7 +8,7 @@ import pytest
 
 from server.contracts.contract import Contract
 from server.respond.base import Responder
-from tests.hearing import hear_until, listening, send, sound, start
+from tests.hearing import FakeVoiceActivity, hear_until, listening, send, sound, start
 from tests.serving import Server, client, say, until
 
 ANONYMOUS = "anonymous"
@@ -30,7 +30,7 @@ class NotedMouth:
     def unduck(self) -> None:
         self.notes.append("unduck")
 
-    def interrupt(self, audio_end_ms: int | None) -> None:
+    def interrupt(self, audio_end_ms: int | None, *, asked: bool) -> None:
         self.notes.append("interrupt")
         self.speaking = self.sounding = False
 
@@ -93,6 +93,22 @@ async def test_the_echo_of_an_answer_does_not_even_duck_it(voices: Path) -> None
         assert mouth.notes == []
         await send(connection, sound((0.5, 1.0)))
         await until(lambda: mouth.notes == ["duck", "interrupt"])
+
+
+async def test_what_may_be_speech_ducks_the_answer_for_a_moment_and_is_no_turn(voices: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FakeVoiceActivity, "feed", lambda self, window: 0.3 * float(abs(window).mean() > 0.05))
+    async with listening(voices) as server, client(server.url) as connection:
+        mouth, contract = joined(server)
+        await start(connection, contractId="c")
+        await send(connection, sound((0, 1.12), (0.5, 0.064), (0, 0.16)))  # an answer's first second is for its echo
+        await until(lambda: mouth.notes == ["duck", "unduck"])
+        await say(connection, type="commit")
+        assert [one["type"] for one in await hear_until(connection, "final")] == ["final"], "no speech has started"
+        mouth.sounding = False
+        await send(connection, sound((0, 1.12), (0.5, 0.064), (0, 0.16)))
+        await say(connection, type="commit")
+        await hear_until(connection, "final")
+        assert mouth.notes == ["duck", "unduck"] and contract.epoch == 0, "where no answer sounds there is nothing to duck"
 
 
 async def test_a_client_that_leaves_while_it_speaks_gives_the_floor_back(voices: Path) -> None:

@@ -54,6 +54,9 @@ def test_events_of_a_turn_come_in_order_and_segments_cover_its_speech(
     for probability, times in probabilities:
         for _ in range(times):
             for event in turns.feed(SPEECH * max(probability, 1e-3), probability, playing=playing):
+                if event is TurnEvent.SUSPECTED:
+                    assert playing and not is_open
+                    continue
                 assert (event is TurnEvent.BEGAN) is not is_open
                 assert event is not TurnEvent.RESUMED or paused
                 paused = event is TurnEvent.PAUSED or (paused and event is TurnEvent.SETTLED)
@@ -134,6 +137,22 @@ def test_with_headphones_an_answer_hinders_nobody() -> None:
         guard.judge(noise(-65, number), 0.01, 0.5, playing=True, speaking=False)
     begun = [guard.judge(noise(-35), 0.9, 0.5, playing=True, speaking=False)[1]]
     assert begun == [1]
+
+
+def test_what_may_be_speech_is_suspected_once_a_second_and_never_of_an_echo() -> None:
+    turns, events = Turns(Detection()), list[TurnEvent]()
+    for number in range(echo.LEARN_WINDOWS):  # the echo's first second
+        events += turns.feed(noise(-40, number), 0.99, playing=True)
+    for number in range(200):  # as loud as the echo, however much like speech; or louder, and none
+        events += turns.feed(noise(-40, number), 0.79, playing=True) + turns.feed(noise(-15, number), 0.2, playing=True)
+    assert not events
+    turns = Turns(Detection())
+    for number in range(echo.LEARN_WINDOWS):
+        events += turns.feed(noise(-66, number), 0.01, playing=True)
+    for number in range(2 * echo.SUSPECT_REST):  # it grows louder as fast as it is learnt, so that it is never taken for echo
+        events += turns.feed(noise(-44 + 1.1 * echo.RISE_DB * number, number), 0.3, playing=True)
+    assert events == [TurnEvent.SUSPECTED] * 2 and not turns.open, "it flickers no more than that"
+    assert turns.feed(noise(60), 0.99, playing=True) == [TurnEvent.BEGAN]
 
 
 def test_the_user_is_not_learnt_as_echo() -> None:

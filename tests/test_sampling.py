@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qwen3_jax.model.config import GenerationConfig
-from qwen3_jax.model.sampling import LEAST_TOP_P, MOST_TOP_K, PENALTIES, TEMPERATURES, Draws, Sampling, _filter, restrict
+from qwen3_jax.model.sampling import LEAST_TOP_P, MOST_TOP_K, PENALTIES, TEMPERATURES, Draws, Sampling, _filter, greedy_at_zero, restrict
 from qwen3_jax.model.sampling import draw as eager_draw
 from qwen3_jax.model.sampling import rules as host_rules
 
@@ -119,6 +119,22 @@ def test_defaults_come_from_the_checkpoint() -> None:
 def test_bad_values_are_named(changes: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Sampling(**changes)
+
+
+@pytest.mark.parametrize(
+    ("given", "means"),
+    [
+        ({"temperature": 0, "top_k": 5}, {"do_sample": False, "subtalker_dosample": False, "top_k": 5}),
+        ({"temperature": np.float32(0)}, {"do_sample": False, "subtalker_dosample": False}),
+        ({"temperature": 0.0, "subtalker_temperature": 0.5}, {"do_sample": False, "subtalker_temperature": 0.5}),
+        ({"temperature": 0.5, "subtalker_temperature": 0}, {"temperature": 0.5, "subtalker_dosample": False}),
+        ({"temperature": 0, "subtalker_dosample": True}, {"do_sample": False, "subtalker_dosample": True}),
+        ({"temperature": 0.5}, {"temperature": 0.5}),
+        ({"temperature": False}, {"temperature": False}),
+    ],
+)
+def test_a_temperature_of_0_is_greedy_decoding(given: dict, means: dict) -> None:
+    assert greedy_at_zero(given) == means
 
 
 @pytest.mark.parametrize("name", ["temperature", "subtalker_temperature", "top_p", "subtalker_top_p", "repetition_penalty"])

@@ -1,6 +1,7 @@
 """What a client sends costs work that is bounded before it begins: over a real socket, with what was worst of each kind."""
 
 import asyncio
+import gzip
 import json
 import time
 from collections.abc import Iterator
@@ -308,3 +309,16 @@ async def test_tokens_are_measured_before_they_are_looked_at(voices: Path) -> No
         async with client(server.url) as connection:
             await say(connection, type="start", authToken=token * 7)
             assert "at most 8192" in (await hear(connection))["message"]
+
+
+@pytest.mark.parametrize("coding", ["gzip", "GZIP, identity", "br"])
+async def test_a_compressed_body_is_refused_by_name(voices: Path, coding: str) -> None:
+    body = gzip.compress(json.dumps({"input": "Hello.", "response_format": "pcm"}).encode())
+    async with running(voices, FakeEngine()) as server, server.http_client() as http:
+        for route in ("/v1/audio/speech", "/api/v1/voices", "/api/v1/contracts/c/interrupt"):
+            answer = await http.post(route, content=body, headers={"Content-Type": "application/json", "Content-Encoding": coding})
+            assert (answer.status_code, answer.json()["error"]["code"]) == (415, "UNSUPPORTED_MEDIA_TYPE")
+            assert answer.json()["error"]["message"] == f"Content-Encoding {coding}: send the body as it is, not compressed"
+            assert answer.headers["accept-encoding"] == "identity"
+        plain = await http.post("/v1/audio/speech", content=gzip.decompress(body), headers={"Content-Encoding": "identity"})
+        assert plain.status_code == 200

@@ -205,6 +205,7 @@ def test_tokens_are_chosen_as_published_or_drawn() -> None:
     assert choose(logits, [1], {}, draw) == 0, "1.1 / 1.2 < 1"
     assert choose(np.array([-1.0, -1.1]), [0], {}, draw) == 1, "a negative one is multiplied"
     assert PENALTY == 1.2
+    assert {choose(np.log([0.5, 0.3, 0.2]), [], {"temperature": 0.0}, draw) for _ in range(50)} == {0}
     drawn = [choose(np.log([0.5, 0.3, 0.2]), [], {"temperature": 1.0}, draw) for _ in range(2000)]
     np.testing.assert_allclose(np.bincount(drawn) / 2000, [0.5, 0.3, 0.2], atol=0.04)
     assert {choose(np.log([0.5, 0.3, 0.2]), [], {"temperature": 1.0, "top_p": 0.6}, draw) for _ in range(200)} == {0, 1}

@@ -87,6 +87,9 @@ async def test_a_request_reaches_the_model_and_its_pieces_come_back(voices: Path
         assert (text, how["voice"].name, how["language"], how["seed"]) == ("Hello.", "anna", "English", 5)
         assert (how["sampling"].temperature, how["sampling"].top_k) == (0.5, 50)
         assert handle.handle.request.priority == "high"
+        await collect(engine.submit(request(engine, "Hello.", "anna", draw={"temperature": 0.0})))
+        sampling = service_of(engine).said[1][1]["sampling"]
+        assert not (sampling.do_sample or sampling.subtalker_dosample), "greedy decoding, of all books"
     assert tts.cloned == [("makima", "Good evening."), ("anna", None)]
     assert tts.prepared == ["makima", "anna"]
 

@@ -4,7 +4,7 @@ The order is that of transformers' generate (generation/logits_process.py): repe
 length, then temperature, top-k, top-p. A row draws with its own key: its ids do not depend on who shares the batch.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypedDict
 
 import jax
@@ -32,6 +32,24 @@ class Draw(TypedDict, total=False):
     subtalker_temperature: float
     subtalker_top_k: int
     subtalker_top_p: float
+
+
+def greedy_at_zero(draw: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of Sampling with a temperature of 0 as greedy decoding: ``temperature`` of all books, ``subtalker_temperature`` of 1 to 15.
+
+    What is said of books 1 to 15 by name goes before ``temperature``.
+    """
+    zero = [name for name in ("temperature", "subtalker_temperature") if _is_zero(draw.get(name))]
+    greedy: dict[str, Any] = {}
+    if "temperature" in zero:
+        greedy["do_sample"] = False
+    if "subtalker_temperature" in zero or ("temperature" in zero and "subtalker_temperature" not in draw):
+        greedy["subtalker_dosample"] = False
+    return greedy | {name: value for name, value in draw.items() if name not in zero}
+
+
+def _is_zero(value: Any) -> bool:
+    return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool) and bool(value == 0)
 
 
 class Sampling(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -8,7 +8,7 @@ import msgspec
 import numpy as np
 
 from qwen3_jax.messages import nearest
-from qwen3_jax.model.sampling import Draw, Sampling
+from qwen3_jax.model.sampling import Draw, Sampling, greedy_at_zero
 
 OTHER_NAMES = {  # arguments of the published package -> ours
     "speaker": "voice",
@@ -26,6 +26,7 @@ def sampling_of(method: Callable[..., Any], given: Sampling | None, draw: Draw, 
     Args:
         method: the one that was given ``draw``, as keywords that it does not name itself.
         given: its argument ``sampling``; None: ``default``.
+        draw: a temperature of 0 is greedy decoding.
 
     Raises:
         TypeError: a keyword that is no field of Sampling; the message has the nearest name.
@@ -42,7 +43,7 @@ def sampling_of(method: Callable[..., Any], given: Sampling | None, draw: Draw, 
         )
     if given is not None and not isinstance(given, Sampling):
         raise ValueError(f"sampling of type {type(given).__name__}: give a Sampling, or its fields by name, such as temperature=0.5")
-    return msgspec.structs.replace(given or default, **draw)
+    return msgspec.structs.replace(given or default, **greedy_at_zero(draw))
 
 
 def column(value: Any, rows: int, name: str) -> list[Any]:

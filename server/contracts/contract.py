@@ -1,6 +1,7 @@
 """One conversation: the sessions of one principal that a ``contractId`` joins, and when speech on one side interrupts the other. Pure.
 
-    SILENT --speech_started--> HELD       answers are ducked; those of sessions with ``immediate`` are interrupted
+    SILENT --speech_suspected--> SUSPECTED       answers are ducked; resumed in a moment, unless speech starts
+    SILENT, SUSPECTED --speech_started--> HELD       answers are ducked; those of sessions with ``immediate`` are interrupted
     HELD --speech_goes_on: enough--> TAKEN     answers are interrupted, the epoch rises
     HELD --speech_ended, then silence--> SILENT     it was none: answers are resumed; at once after ``false_alarm``
     TAKEN --speech_ended--> SILENT     TAKEN --speech_started--> HELD
@@ -18,8 +19,15 @@ import msgspec
 Interruption = Literal["immediate", "confirm", "off"]
 Outcome = Literal["confirmed", "false", "requested"]
 HELD_SECONDS = 10.0  # the longest that an answer is held: an ear that says no more has gone, in whichever process it was
+SUSPECTED_SECONDS = 0.4  # that one is ducked where speech may begin, until it has
+ANSWER = "answer-"  # with a number: the requestId of an answer of the server's
 REPORT_SECONDS = 0.25  # between two reports to other processes that an answer sounds
 SLACK_SECONDS = 0.5  # that such a report may be late
+
+
+def names_an_answer(request_id: str | None) -> bool:
+    """Whether an answer of the server's may have that requestId."""
+    return request_id is not None and request_id.startswith(ANSWER) and request_id.removeprefix(ANSWER).isdecimal()
 
 
 class Answer(Protocol):
@@ -53,8 +61,12 @@ class Mouth(Protocol):
     def unduck(self) -> None:
         """Go on from the very sample."""
 
-    def interrupt(self, audio_end_ms: int | None) -> None:
-        """End all that is spoken, or waits, at once: nothing older goes out after the acknowledgement."""
+    def interrupt(self, audio_end_ms: int | None, *, asked: bool) -> None:
+        """End all that is spoken, or waits, at once: nothing older goes out after the acknowledgement.
+
+        Args:
+            asked: whether somebody asked for it; else speech was heard.
+        """
 
     def answer(self, request_id: str) -> Answer:
         """Open an utterance."""
@@ -67,7 +79,7 @@ class Timer(Protocol):
 class SpeechEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What happens to a contract, as the bus carries it."""
 
-    kind: Literal["started", "goesOn", "ended", "falseAlarm", "interrupt", "sounds"]
+    kind: Literal["suspected", "started", "goesOn", "ended", "falseAlarm", "interrupt", "sounds"]
     ms: int = 0  # goesOn: of speech so far; sounds: for how long an answer still sounds
     words: int = 0
     audio_end_ms: int | None = None
@@ -92,6 +104,7 @@ class SpeechState(Enum):
     """See the module's docstring."""
 
     SILENT = "silent"
+    SUSPECTED = "suspected"
     HELD = "held"
     TAKEN = "taken"
 
@@ -121,7 +134,8 @@ class Contract:
         self.state = SpeechState.SILENT
         self._rules, self._clock, self._later = rules, clock, later
         self._publish, self._count, self._changed = publish, count, changed
-        self._speech_at: float | None = None  # when the speech that is not confirmed, heard now or last, began
+        self._unconfirmed = False  # whether the speech that is heard now, or was heard last, may still become an interruption
+        self._held_at = 0.0  # when answers were ducked last
         self._quiet = True  # whether that speech has ended
         self._mouths: list[Mouth] = []  # in the order in which they joined
         self._ears: list[object] = []
@@ -136,7 +150,7 @@ class Contract:
         """A session that speaks. While speech is held it is ducked, too."""
         if mouth not in self._mouths:
             self._mouths.append(mouth)
-            if self.state is SpeechState.HELD:
+            if self._holds:
                 self._duck(mouth)
             self._changed()
 
@@ -179,8 +193,8 @@ class Contract:
 
     @property
     def since_speech(self) -> float | None:
-        """Seconds since the speech that is held began; None while none is."""
-        return None if self.state is not SpeechState.HELD or self._speech_at is None else self._clock() - self._speech_at
+        """Seconds since answers are held for speech; None while none are."""
+        return self._clock() - self._held_at if self._holds else None
 
     @property
     def playing(self) -> bool:
@@ -197,9 +211,13 @@ class Contract:
     def next_answer(self) -> str:
         """A requestId for an answer of the server's; no two of a conversation have the same."""
         self._answers += 1
-        return f"answer-{self._answers}"
+        return f"{ANSWER}{self._answers}"
 
     # Speech
+
+    def speech_suspected(self) -> None:
+        """Speech may begin. Where it does not, nothing is interrupted."""
+        self._hear(SpeechEvent(kind="suspected"))
 
     def speech_started(self) -> None:
         """Speech begins, or goes on after a short silence."""
@@ -231,7 +249,9 @@ class Contract:
 
     def apply(self, event: SpeechEvent) -> None:
         """An event of this process, or of another."""
-        if event.kind == "started":
+        if event.kind == "suspected":
+            self._suspect()
+        elif event.kind == "started":
             self._begin()
         elif event.kind == "goesOn":
             if event.ms >= self._rules.min_ms or event.words >= self._rules.min_words:
@@ -243,36 +263,53 @@ class Contract:
                 self._resume()
         elif event.kind == "interrupt":
             self._cut([*self._mouths], event.audio_end_ms, "requested")
-            if self.state is SpeechState.HELD:
-                self._taken()
+            if self._holds:
+                self._taken(confirmed=self.state is SpeechState.HELD)
         else:
             self._elsewhere = self._clock() + event.ms / 1000 + SLACK_SECONDS
+
+    @property
+    def _holds(self) -> bool:
+        """Whether answers are ducked."""
+        return self.state in (SpeechState.SUSPECTED, SpeechState.HELD)
+
+    def _suspect(self) -> None:
+        if not self._holds:
+            self._hold(SpeechState.SUSPECTED)
+            self._after(SUSPECTED_SECONDS)
+
+    def _hold(self, state: SpeechState) -> None:
+        held, self.state = self._holds, state
+        if not held:
+            self._held_at = self._clock()
+            for mouth in self._mouths:
+                self._duck(mouth)
 
     def _begin(self) -> None:
         self._quiet = False
         if self.state is not SpeechState.HELD:
-            self._speech_at, self.state = self._clock(), SpeechState.HELD
-            for mouth in self._mouths:
-                self._duck(mouth)
+            self._hold(SpeechState.HELD)
+            self._unconfirmed = True
             self._cut([mouth for mouth in self._mouths if mouth.interruption == "immediate"], None, "confirmed")
         self._after(HELD_SECONDS)
 
     def _confirm(self) -> None:
-        if self._speech_at is not None:  # else it is confirmed already
+        if self._unconfirmed:
             self._cut([mouth for mouth in self._mouths if mouth.interruption != "off" or mouth in self._ducked], None, "confirmed")
-            self._taken()
+            self._taken(confirmed=True)
 
-    def _taken(self) -> None:
-        """The speech that is heard, or was heard last, has interrupted what was spoken."""
+    def _taken(self, *, confirmed: bool) -> None:
+        """What was spoken has been interrupted; ``confirmed``: by the speech that is heard, or was heard last."""
         self._stop_timer()
         self._ducked = []  # they have been interrupted
-        self._speech_at, self.state = None, SpeechState.SILENT if self._quiet else SpeechState.TAKEN
+        self._unconfirmed = self._unconfirmed and not confirmed
+        self.state = SpeechState.SILENT if self._quiet else SpeechState.TAKEN
 
     def _end(self) -> None:
         self._quiet = True
         if self.state is SpeechState.HELD:
             self._after(self._rules.resume_after)
-        else:
+        elif self.state is SpeechState.TAKEN:
             self.state = SpeechState.SILENT
 
     # What becomes of the answers
@@ -285,7 +322,8 @@ class Contract:
     def _resume(self) -> None:
         """The speech was none. Words that are recognised late still make it one, until other speech begins."""
         self._stop_timer()
-        self.state, self._quiet = SpeechState.SILENT, True
+        self._quiet = self._quiet or self.state is SpeechState.HELD
+        self.state = SpeechState.SILENT if self._quiet else SpeechState.TAKEN
         ducked, self._ducked = self._ducked, []
         if any(mouth.speaking for mouth in ducked):
             self._count("false")
@@ -298,7 +336,7 @@ class Contract:
             self.epoch += 1
             self._count(outcome)
         for mouth in mouths:
-            mouth.interrupt(audio_end_ms)
+            mouth.interrupt(audio_end_ms, asked=outcome == "requested")
 
     def _after(self, seconds: float) -> None:
         self._stop_timer()

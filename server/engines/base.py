@@ -36,9 +36,9 @@ class EngineClosed(RuntimeError):
 class SpeechRequest(msgspec.Struct, frozen=True, kw_only=True):
     """What to say, and how.
 
-    ``draw`` are fields of Sampling that differ from the model's own; ``incremental``: ``text`` is a beginning, ``append`` brings more
-    and ``finish`` ends it; ``whole``: make all of it before any is handed out (a streaming failure is tried again so); ``owner``: on whose
-    behalf, for turns are shared out between owners.
+    ``draw`` are fields of Sampling that differ from the model's own, a temperature of 0 is greedy decoding; ``incremental``: ``text`` is
+    a beginning, ``append`` brings more and ``finish`` ends it; ``whole``: make all of it before any is handed out (a streaming failure
+    is tried again so); ``owner``: on whose behalf, for turns are shared out between owners.
     """
 
     text: str

@@ -183,11 +183,11 @@ class OnePiece:
 
 
 def choose(logits: np.ndarray, made: list[int], wanted: dict[str, Any], draw: np.random.Generator) -> int:
-    """The next token: the likeliest, as published; with a temperature, drawn by it, top-k and top-p."""
+    """The next token: the likeliest, as published; with a temperature above 0, drawn by it, top-k and top-p."""
     seen = np.unique(np.array(made, np.int64))
     logits = logits.copy()
     logits[seen] = np.where(logits[seen] < 0, logits[seen] * PENALTY, logits[seen] / PENALTY)
-    if "temperature" not in wanted:
+    if not wanted.get("temperature"):
         return int(logits.argmax())
     order = np.argsort(-logits, kind="stable")[: wanted.get("top_k") or len(logits)]
     weights = np.exp((logits[order] - logits[order[0]]) / wanted["temperature"])

@@ -21,6 +21,7 @@ import msgspec
 from qwen3_jax import Sampling, Voice
 from qwen3_jax.engine import Full, Handle, Options
 from qwen3_jax.engine.loop import LoopConsumer
+from qwen3_jax.model.sampling import greedy_at_zero
 from qwen3_jax.runtime.allocation import settle
 from qwen3_jax.service import LiveText, SpeechService
 from qwen3_jax.speech.part import SpokenPart
@@ -214,7 +215,7 @@ class Qwen3Engine:
             "language": request.language,
             "seed": request.seed,
             "normalize": self._settings.normalize,
-            "sampling": msgspec.structs.replace(Sampling.defaults(self._running.tts.model.generation), **request.draw),
+            "sampling": msgspec.structs.replace(Sampling.defaults(self._running.tts.model.generation), **greedy_at_zero(request.draw)),
             "priority": "high" if request.high else "normal",
             "notify": self._consumer.notify,
             "owner": request.owner,

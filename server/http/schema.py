@@ -182,7 +182,7 @@ def openapi() -> dict[str, Any]:
             "post": _operation(
                 "Interrupt what the sessions of a contract of one's own speak",
                 {"204": {"description": "nothing of it is spoken any more"}},
-                *(400, 401, 404, 413, 503),
+                *(400, 401, 404, 413, 415, 429, 503),
                 body=(JSON, {"$ref": _REF.format(name="InterruptRequest")}),
                 optional=True,
             ),
@@ -200,7 +200,7 @@ def openapi() -> dict[str, Any]:
             "post": _operation(
                 "OpenAI: speech",
                 {"200": {"description": "audio as it is made", "content": {**sounds, "text/event-stream": {}}}},
-                *(400, 401, 404, 413, 429, 500, 503),
+                *(400, 401, 404, 413, 415, 429, 500, 503),
                 body=(JSON, {"$ref": _REF.format(name="CreateSpeechRequest")}),
             )
         },

@@ -131,6 +131,9 @@ def install(app: Quart, context: Context) -> None:
             raise HttpError(403, *why)
         if request.method == "OPTIONS" and "Origin" in request.headers and "Access-Control-Request-Method" in request.headers:
             return Response(status=204, headers=preflight(request.headers))
+        coding = request.headers.get("Content-Encoding", "").strip()
+        if request.method not in ("GET", "HEAD", "OPTIONS") and coding.casefold() not in ("", "identity"):
+            raise HttpError(415, "UNSUPPORTED_MEDIA_TYPE", f"Content-Encoding {shorten(coding)}: send the body as it is, not compressed")
         return None
 
     @app.before_websocket
@@ -216,6 +219,8 @@ def answer(status: int, code: str, message: str, retry_after_ms: int | None = No
     response.status_code = status
     if status == 401:
         response.headers["WWW-Authenticate"] = "Bearer"
+    if status == 415:
+        response.headers["Accept-Encoding"] = "identity"  # RFC 9110, 15.5.16
     if status == 426:
         response.headers["Upgrade"], response.headers["Connection"] = "websocket", "Upgrade"
     if retry_after_ms is not None:

@@ -1,6 +1,6 @@
 """Windows and their probabilities of speech -> turns. Pure: no model, socket or clock; time is the audio's own.
 
-    (quiet) --BEGAN--> speech --PAUSED--> pause --RESUMED--> speech      pause --OVER, or FALSE--> (quiet)
+    (quiet) --(SUSPECTED), BEGAN--> speech --PAUSED--> pause --RESUMED--> speech      pause --OVER, or FALSE--> (quiet)
 
 A turn is made of segments: stretches of at most 25 s that a recogniser hears at once. SETTLED: one is complete, and its turn goes on.
 """
@@ -43,6 +43,7 @@ class Detection(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
 class TurnEvent(Enum):
     """See the module's docstring."""
 
+    SUSPECTED = "suspected"  # speech may begin, over an answer that sounds; no turn is open yet
     BEGAN = "began"
     PAUSED = "paused"
     RESUMED = "resumed"
@@ -99,11 +100,11 @@ class Turns:
     def feed(self, window: F32[np.ndarray, "512"], probability: float, *, playing: bool = False) -> list[TurnEvent]:
         """The next window -> what it changes. ``playing``: whether an answer sounds at the client."""
         self.position += WINDOW
-        mine, begun = self._guard.judge(window, probability, self.detection.threshold, playing=playing, speaking=self.open)
+        judged = self._guard.judge(window, probability, self.detection.threshold, playing=playing, speaking=self.open)
         if not self.open:
             self._before.append(window)
-            return [self._begin(begun)] if begun else []
-        speech = mine and probability >= self.detection.threshold - HYSTERESIS
+            return [self._begin(judged.begun)] if judged.begun else [TurnEvent.SUSPECTED] if judged.suspect else []
+        speech = judged.goes_on and probability >= self.detection.threshold - HYSTERESIS
         events = self._speech(window, probability) if speech else self._pause(window, probability)
         if self.open and self.voiced_ms >= MOST_TURN_MS:
             events.append(self.finish())

@@ -1,4 +1,4 @@
-"""How much one principal may ask for: sessions at once, and sliding windows of connects, utterances, characters and uploads."""
+"""How much one principal may ask for: sessions at once, and sliding windows of connects, utterances, characters, uploads and interrupts."""
 
 import math
 import time
@@ -15,7 +15,7 @@ from server.ops.auth import Principal
 from server.ops.crowd import Crowd
 from server.settings import Settings
 
-What = Literal["connects", "utterances", "characters", "uploads"]
+What = Literal["connects", "utterances", "characters", "uploads", "interrupts"]
 Work = Literal["upload", "recording"]
 PLACES: dict[Work, tuple[int, int]] = {"upload": (8, 4), "recording": (32, 8)}  # under way: in all, of one principal
 NEWCOMERS, NEWCOMERS_SHARE = 40, 0.4  # places of those without a token: at least; a share of TTS_MAX_SESSIONS, which they do not take
@@ -43,6 +43,7 @@ class Quotas:
             "utterances": RateLimitItemPerMinute(settings.limit_utterances, namespace="utterances"),
             "characters": RateLimitItemPerMinute(settings.limit_characters, namespace="characters"),
             "uploads": RateLimitItemPerHour(settings.limit_uploads, namespace="uploads"),
+            "interrupts": RateLimitItemPerMinute(settings.limit_interrupts, namespace="interrupts"),
         }
         self._sessions: Counter[str] = Counter()
         self._most_sessions, self._most_in_all = settings.limit_sessions, settings.max_sessions

@@ -44,6 +44,11 @@ class Floor:
         """Whether an answer sounds at the client."""
         return self._contract is not None and self._contract.playing
 
+    def suspected(self) -> None:
+        """Somebody may begin to speak."""
+        if self._contract is not None:
+            self._contract.speech_suspected()
+
     def began(self) -> None:
         """Somebody speaks."""
         if self._contract is not None:

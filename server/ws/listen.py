@@ -216,6 +216,9 @@ class ListenSession(ConnectedSession):
 
     async def _happened(self, event: TurnEvent) -> None:
         turns, turn = self._turns, self._turn
+        if event is TurnEvent.SUSPECTED:
+            self._floor.suspected()
+            return
         if event is TurnEvent.BEGAN:
             self._turn = HeardTurn(self._ears.process, self.id, self._language)
             self._floor.began()

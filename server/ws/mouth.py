@@ -19,7 +19,8 @@ from server.ws.playback import Playback
 from server.ws.turn import Turn, told
 
 UNWANTED = "the answer is not wanted any more"
-INTERRUPTED = "interrupted: somebody speaks"
+SPOKEN_OVER = "interrupted: somebody speaks"
+ASKED = "interrupted: a request to end it came (POST /api/v1/contracts/{contractId}/interrupt)"
 
 
 class SessionMouth:
@@ -96,8 +97,8 @@ class SessionMouth:
                 self._out.post(protocol.Resumed(request_id=protocol.named(turn.utterance.request_id)))
         self._playback.wake()
 
-    def interrupt(self, audio_end_ms: int | None) -> None:
-        now = monotonic()
+    def interrupt(self, audio_end_ms: int | None, *, asked: bool) -> None:
+        now, why = monotonic(), ASKED if asked else SPOKEN_OVER
         turns = self._release.sounding()
         turns += [turn for turn in self._playback.turns if turn not in turns and turn.utterance.live]
         waiting = [utterance for utterance in self._machine.live if not any(turn.utterance is utterance for turn in turns)]
@@ -109,13 +110,13 @@ class SessionMouth:
         live = self._machine.interrupt() if told or waiting else []
         for turn, seconds in told:
             message = turn.stop(seconds)
-            error = protocol.error("CANCELLED", INTERRUPTED, turn.utterance.request_id)
+            error = protocol.error("CANCELLED", why, turn.utterance.request_id)
             turn.last = [message, error] if turn.utterance in live else [*turn.last, message]
             self._out.post(message, observe)
             if turn.utterance in live:
                 self._out.post(error)
         for utterance in waiting:  # their voices are being looked for
-            self._out.post(protocol.error("CANCELLED", INTERRUPTED, utterance.request_id))
+            self._out.post(protocol.error("CANCELLED", why, utterance.request_id))
         self._metrics.cancellations.inc(len(live))
         self._release.forget()
         self._playback.wake()

@@ -91,12 +91,15 @@ class Speak(_Message, tag="speak", frozen=True, kw_only=True):
     continue_: bool = msgspec.field(default=False, name="continue")
     language: Name | None = None
     seed: Seed | None = None
-    temperature: Annotated[float, Meta(ge=TEMPERATURES[0], le=10)] | None = None
+    temperature: Annotated[float, Meta(ge=0, le=10, description="0 is greedy decoding")] | None = None
     top_k: Annotated[int, Meta(ge=0, le=2048)] | None = None
     top_p: Annotated[float, Meta(ge=LEAST_TOP_P, le=1)] | None = None
     word_times: bool = False
 
     def __post_init__(self) -> None:
+        if self.temperature is not None and 0 < self.temperature < TEMPERATURES[0]:
+            allowed = f"0 (greedy decoding), or a number from {TEMPERATURES[0]} to 10"
+            raise ValueError(f"temperature {self.temperature} must be {allowed}")
         if self.seed == -1:
             msgspec.structs.force_setattr(self, "seed", None)
 

@@ -7,6 +7,7 @@ from server.admission import speech
 from server.admission.speech import Denied
 from server.admission.text import normal_form
 from server.context import Context
+from server.contracts.contract import names_an_answer
 from server.ops.auth import Principal
 from server.ops.limits import Limited
 from server.voices.store import StoredVoice
@@ -30,6 +31,12 @@ class Speaking:
 
     async def speak(self, message: Speak) -> None:
         """A ``speak``. Raises Rejection, Limited, Denied or Ended."""
+        if self.timed and names_an_answer(message.request_id):
+            raise Rejection(
+                "INVALID_MESSAGE",
+                f"requestId {message.request_id!r}: answer-1, answer-2, ... are the server's own answers in this contract; use another",
+                message.request_id,
+            )
         principal, language = await self._admitted(message)
         if self.word_times:
             message = msgspec.structs.replace(message, word_times=True)
