@@ -41,7 +41,7 @@ class Settings(BaseSettings):
     """A folder, a hub id such as `Qwen/Qwen3-TTS-12Hz-0.6B-Base`, or `embedded`, the small voice that ships."""
     device: str | None = None
     """`cpu`, `gpu`, `tpu`, or one of several: `cuda:1`. Unset: JAX's choice."""
-    dtype: Literal["float32", "bfloat16"] | None = None
+    dtype: Literal["float32", "bfloat16", "int8"] | None = None
     """Of the talker and the predictor. Unset: float32 on a CPU, else bfloat16."""
     slots: Annotated[int, Field(ge=1, le=256)] | None = None
     """Utterances spoken at a time, in one batch; more wait. Unset: 16; on a CPU as many of 10 as it can speak without gaps (timed at the
