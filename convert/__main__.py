@@ -50,7 +50,7 @@ def convert_command(
     source: Annotated[str, typer.Argument(metavar="SRC", help="A folder in the published layout, or a hub id (org/name).")],
     destination: Annotated[Path, path_argument("The folder to make.", "DST")],
     dtype: Annotated[
-        Dtype | None, typer.Option(help="Of the talker, int8: of its matrices; default: the file's. Codec, speaker encoder: float32.")
+        Dtype | None, typer.Option(help="Of the talker (int8: of its matrices). Default: the file's. The rest: float32.")
     ] = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of the hub repository.")] = None,
 ) -> None:

@@ -55,9 +55,7 @@ def verify(folder: Path, golden_file: Path) -> list[Result]:
     """
     golden = read_golden(golden_file)
     if is_int8(folder):
-        raise ValueError(
-            f"{folder} holds weights rounded to int8, which differ by more than the tolerance: verify what it was converted from"
-        )
+        raise ValueError(f"{folder} holds weights rounded to int8, which differ too much: verify what it was converted from")
     model = load(folder, dtype=jnp.dtype(jnp.float32))
     with jax.default_matmul_precision("highest"):  # float32 on GPUs and TPUs too
         results = [*_encoders(model, golden), *_decoder(model, golden)]

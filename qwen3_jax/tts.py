@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Unpack, overload
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -88,9 +87,10 @@ class Qwen3TTS:
         return load_for(path, rows=1, device=device, dtype=dtype, voices_dir=voices_dir)
 
     def __repr__(self) -> str:
-        leaves = jax.tree.leaves(self.model.params["talker"])
-        [device] = leaves[0].devices()
-        dtype = next(leaf.dtype for leaf in leaves if leaf.ndim == 1)  # norms: matrices may be kept in another (see model.load)
+        talker = self.model.params["talker"]
+        [device] = talker["model"]["norm"]["weight"].devices()
+        int8 = talker["codec_head"]["weight"].dtype == jnp.int8
+        dtype = "int8" if int8 else talker["model"]["norm"]["weight"].dtype  # other matrices may be kept in another (see model.load)
         return f"Qwen3TTS({self._name!r}, {self.model_type}, {device.platform}:{device.id}, {dtype})"
 
     @property

@@ -72,7 +72,8 @@ def save(folder: str | Path, params: Mapping[str, Any], source: str | Path) -> s
                 shutil.copyfile(Path(source) / name, temporary / name)
         # no compression: it saves a fifth and costs more than the disk does; the device-host limit bounds the copies made
         handler = ocp.PyTreeCheckpointHandler(use_compression=False, save_device_host_concurrent_gb=1)
-        table.write(temporary / TABLE_FILE, np.asarray(flat[TABLE]))
+        if TABLE in flat:
+            table.write(temporary / TABLE_FILE, np.asarray(flat[TABLE]))
         others = {path: array for path, array in flat.items() if path != TABLE}
         with ocp.Checkpointer(handler) as writer:
             arguments = {path: ocp.SaveArgs(chunk_byte_size=_STORED_CHUNK) for path in others}

@@ -96,8 +96,7 @@ class Made(NamedTuple):
 def copies(talker: Any, rows: int) -> bool:
     """Whether the steps read a copy of the talker, in float32: of more than one row on a CPU, where bfloat16 matrices pay for a single row
     only (products.matmul). Not of int8 ones, which are chosen for their size."""
-    [place] = jax.tree.leaves(talker)[0].devices()
-    return rows > 1 and bool(narrow(talker)) and place.platform == "cpu"
+    return rows > 1 and bool(narrow(talker)) and all(place.platform == "cpu" for place in jax.tree.leaves(talker)[0].devices())
 
 
 def narrow(talker: Any) -> dict[str, Any]:

@@ -51,8 +51,8 @@ class Embedding(nnx.Module):
         table = self.weight[...]
         if table.ndim == 2:
             return take(table, ids, dtype)
-        begins = table.size - self.size * self.width + self.width * ids.astype(jnp.uint32)  # at most 2^32 entries: 0.3 G at full size
-        return take(table, begins[..., None] + jnp.arange(self.width, dtype=jnp.uint32), dtype)
+        begins = table.size - self.size * self.width + self.width * ids
+        return take(table, begins[..., None] + jnp.expand_dims(jnp.arange(self.width), tuple(range(ids.ndim))), dtype)
 
 
 def take(table: Float[Array, "V H"], ids: I32[Array, " *rest"], dtype: jnp.dtype) -> Float[Array, "*rest H"]:
