@@ -19,7 +19,7 @@ _CODES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 
 
 def mapped(file: Path, start: int, size: int, dtype: np.dtype[Any]) -> np.ndarray | None:
-    """The ``size`` entries from byte ``start`` of a file, and s before them, as one flat array. None: they are not aligned to entries, or too many."""
+    """The ``size`` entries from byte ``start`` of a file, and s before them, flat. None: they are not aligned to entries, or too many."""
     early = start % ALIGNMENT
     entries = early // dtype.itemsize + size
     if early % dtype.itemsize or entries >= 2**31:  # they are numbered in int32
