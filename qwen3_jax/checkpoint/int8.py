@@ -15,7 +15,7 @@ STEP = np.float32(1 / LARGEST)  # multiplied, not divided by: XLA would multiply
 _PIECE = 1 << 20  # elements rounded at a time: the float32 copies stay in the cache of a core
 
 
-class NotFinite(ConversionError):
+class UnroundableTensor(ConversionError):
     """A weight with NaN or infinity, which has no scale."""
 
 
@@ -40,7 +40,7 @@ def quantise(weight: np.ndarray, into: np.ndarray, scale: np.ndarray, name: str)
         name: of the tensor, for the error.
 
     Raises:
-        NotFinite: a weight is NaN or infinite.
+        UnroundableTensor: a weight is NaN or infinite.
     """
     rows = max(1, _PIECE // weight.shape[1])
     for begin in range(0, len(weight), rows):
@@ -49,7 +49,9 @@ def quantise(weight: np.ndarray, into: np.ndarray, scale: np.ndarray, name: str)
         largest = np.maximum(wide.max(axis=1), -wide.min(axis=1))
         if not np.isfinite(largest).all():
             row = begin + int(np.flatnonzero(~np.isfinite(largest))[0])
-            raise NotFinite(f"tensor {name!r} has NaN or infinity in row {row}, so it cannot be rounded to int8: fetch the file again")
+            raise UnroundableTensor(
+                f"tensor {name!r} has NaN or infinity in row {row}, so it cannot be rounded to int8: fetch the file again"
+            )
         scale[part] = largest * STEP
         # A scale that underflows to 0 would divide by 0: such a row is zeros in float32, too.
         step = np.where(scale[part] > 0, scale[part], np.float32(1))
