@@ -35,7 +35,7 @@ WEIGHTS = "weights"
 TABLE_FILE = "text_embedding.safetensors"
 CONFIG_FILES = ("config.json", "generation_config.json", "speech_tokenizer/config.json")
 _STORED_CHUNK = 32 << 20  # bytes; the unit in which weights are written and read
-_GROUP = 32 << 20  # bytes restored at once: bounds the copies that are in flight
+_GROUP = 256 << 20  # bytes restored at once: bounds the copies in flight; 1.1 GB in 2.9 s, by 32 MB 4.4 s
 
 
 class NotConverted(ConversionError):

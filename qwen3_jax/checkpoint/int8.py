@@ -49,9 +49,7 @@ def quantise(weight: np.ndarray, into: np.ndarray, scale: np.ndarray, name: str)
         largest = np.maximum(wide.max(axis=1), -wide.min(axis=1))
         if not np.isfinite(largest).all():
             row = begin + int(np.flatnonzero(~np.isfinite(largest))[0])
-            raise UnroundableTensor(
-                f"tensor {name!r} has NaN or infinity in row {row}, which int8 has not: fetch the file again"
-            )
+            raise UnroundableTensor(f"tensor {name!r} has NaN or infinity in row {row}, which int8 has not: fetch the file again")
         scale[part] = largest * STEP
         # A scale that underflows to 0 would divide by 0: such a row is zeros in float32, too.
         step = np.where(scale[part] > 0, scale[part], np.float32(1))
