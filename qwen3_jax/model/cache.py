@@ -39,7 +39,8 @@ def write(cache: LayerCache, k: Float[Array, "B T J D"], v: Float[Array, "B T J 
     def put(row: Float[Array, "J S D"], new: Float[Array, "J T D"], at: I32[Array, ""]) -> Float[Array, "J S D"]:
         return jax.lax.dynamic_update_slice(row, new, (0, at, 0))
 
-    put_rows = jax.vmap(put)
+    # One row without vmap, which makes a scatter of it.
+    put_rows = jax.vmap(put) if len(start) > 1 else lambda rows, new, at: put(rows[0], new[0], at[0])[None]
     return LayerCache(
         put_rows(cache.k, jnp.swapaxes(k, 1, 2).astype(cache.k.dtype), start),
         put_rows(cache.v, jnp.swapaxes(v, 1, 2).astype(cache.v.dtype), start),
