@@ -10,7 +10,7 @@ themselves plus that buffer; on an accelerator it is one tensor on the host. For
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -21,6 +21,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from qwen3_jax.checkpoint.atomic import new_folder
+from qwen3_jax.checkpoint.int8 import quantise, scale_of, without_scales
 from qwen3_jax.checkpoint.mapping import (
     ConversionError,
     DuplicateTensor,
@@ -145,7 +146,8 @@ def load_published(
 
     Args:
         folder: with model.safetensors (or index and shards) and speech_tokenizer/.
-        abstract: nested dict whose leaves have ``shape`` and ``dtype``; tensors are cast to that dtype.
+        abstract: nested dict whose leaves have ``shape`` and ``dtype``; tensors are cast to that dtype, and rounded to int8 with
+            scales beside them (int8.py).
         device: a jax device or sharding; None is jax's default device.
         progress: called with (path, bytes) after each parameter.
 
@@ -153,21 +155,33 @@ def load_published(
         The tree with arrays in place of the leaves.
 
     Raises:
-        ConversionError: a file is damaged, or a tensor is unmatched, duplicate, unfilled or misshaped; it says which.
+        ConversionError: a file is damaged, a tensor is unmatched, duplicate, unfilled or misshaped, or has no int8; it says which.
     """
     sources = scan(Path(folder))
-    plan = make_plan({name: source.shape for name, source in sources.items()}, abstract)
+    wanted = without_scales(flatten(abstract))
+    plan = make_plan({name: source.shape for name, source in sources.items()}, wanted)
     device = jax.devices()[0] if device is None else device
     flat: dict[str, jax.Array] = {}
+
+    def put(path: str, array: np.ndarray) -> None:
+        flat[path] = jax.device_put(array, device).block_until_ready()  # blocking bounds what waits for an accelerator
+        if progress is not None:
+            progress(path, array.nbytes)
+
     with _Reader() as reader:
-        for path, leaf in flatten(abstract).items():
+        for path, leaf in wanted.items():
             array = aligned_empty(tuple(leaf.shape), np.dtype(leaf.dtype))
-            rows = array if path in plan.stacked else array[None]
-            for row, name in zip(rows, plan.sources[path], strict=True):
-                reader.fill(row, name, sources[name])
-            flat[path] = jax.device_put(array, device).block_until_ready()  # blocking bounds what waits for an accelerator
-            if progress is not None:
-                progress(path, array.nbytes)
+            if array.dtype == np.int8:
+                [name] = plan.sources[path]
+                scale = aligned_empty(array.shape[:1], np.dtype(np.float32))
+                for part, weight in reader.rows(name, sources[name]):
+                    quantise(weight, array[part], scale[part], name)
+                put(scale_of(path), scale)
+            else:
+                rows = array if path in plan.stacked else array[None]
+                for row, name in zip(rows, plan.sources[path], strict=True):
+                    reader.fill(row, name, sources[name])
+            put(path, array)
     return unflatten(flat, abstract)
 
 
@@ -195,10 +209,7 @@ class _Reader:
 
     def fill(self, row: np.ndarray, name: str, source: Source) -> None:
         """Read one tensor into ``row`` (contiguous, same shape), cast to its dtype."""
-        if source.file not in self._open:
-            self._open[source.file] = source.file.open("rb", buffering=0)
-        stream = self._open[source.file]
-        stream.seek(source.start)
+        stream = self._at(source)
         flat = row.reshape(-1)
         if flat.dtype == source.dtype:
             _read_exactly(stream, flat.view(np.uint8), name, source)
@@ -209,6 +220,23 @@ class _Reader:
             raw = self._buffer[: part.size * source.dtype.itemsize]
             _read_exactly(stream, raw, name, source)
             part[...] = raw.view(source.dtype)
+
+    def rows(self, name: str, source: Source) -> Iterator[tuple[slice, np.ndarray]]:
+        """The rows of one matrix in its file's dtype, as many at a time as the buffer holds; each until the next."""
+        stream, (height, width) = self._at(source), source.shape
+        step = max(1, _CHUNK // (width * source.dtype.itemsize))
+        for begin in range(0, height, step):
+            part = slice(begin, min(begin + step, height))
+            raw = self._buffer[: (part.stop - begin) * width * source.dtype.itemsize]
+            _read_exactly(stream, raw, name, source)
+            yield part, raw.view(source.dtype).reshape(-1, width)
+
+    def _at(self, source: Source) -> BinaryIO:
+        if source.file not in self._open:
+            self._open[source.file] = source.file.open("rb", buffering=0)
+        stream = self._open[source.file]
+        stream.seek(source.start)
+        return stream
 
 
 def _read_exactly(stream: BinaryIO, into: np.ndarray, name: str, source: Source) -> None:

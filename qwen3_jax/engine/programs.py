@@ -93,10 +93,11 @@ class Made(NamedTuple):
 
 
 def copies(talker: Any, rows: int) -> bool:
-    """Whether the steps read a copy of the talker, in float32: of more than one row on a CPU, where narrower matrices pay for a single row
-    only (layers.matmul)."""
+    """Whether the steps read a copy of the talker, in float32: of more than one row on a CPU, where bfloat16 matrices pay for a single row
+    only (products.matmul). Not of int8 ones, which are chosen for their size."""
     leaves = jax.tree.leaves(talker)
-    return rows > 1 and any(leaf.dtype != jnp.float32 for leaf in leaves) and all(it.platform == "cpu" for it in leaves[0].devices())
+    narrow = {leaf.dtype for leaf in leaves} - {jnp.dtype(jnp.float32)}
+    return rows > 1 and bool(narrow) and jnp.dtype(jnp.int8) not in narrow and all(it.platform == "cpu" for it in leaves[0].devices())
 
 
 def for_rows(talker: Any, rows: int) -> Any:

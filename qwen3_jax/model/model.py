@@ -9,9 +9,11 @@ from flax import nnx
 
 from qwen3_jax.checkpoint import converted as checkpoint
 from qwen3_jax.checkpoint import published
+from qwen3_jax.checkpoint.mapping import flatten, unflatten
 from qwen3_jax.codec import Codec
-from qwen3_jax.model.config import CodecConfig, GenerationConfig, ModelConfig, check_together
+from qwen3_jax.model.config import CodecConfig, GenerationConfig, ModelConfig, TalkerConfig, check_together
 from qwen3_jax.model.config_values import read
+from qwen3_jax.model.layers import Linear
 from qwen3_jax.model.talker import Talker
 from qwen3_jax.model.x_vector import SpeakerEncoder
 from qwen3_jax.runtime.devices import all_devices
@@ -55,33 +57,54 @@ class Model(NamedTuple):
 
 
 def abstract(
-    config: ModelConfig, codec: CodecConfig, dtype: jnp.dtype = jnp.float32, stored: jnp.dtype | None = None
-) -> tuple[Graphs, dict[str, Any]]:
+    config: ModelConfig, codec: CodecConfig, dtype: jnp.dtype = jnp.float32, stored: jnp.dtype | None = None,
+    tables: jnp.dtype | None = None,
+) -> tuple[Graphs, dict[str, Any]]:  # fmt: skip
     """Module definitions and the tree of shapes and dtypes that a checkpoint of these configs fills.
 
     Args:
         config, codec: the checkpoint's.
         dtype: of the talker's activations, norms and biases.
-        stored: of its matrices and tables; default ``dtype``.
+        stored: of its matrices; default ``dtype``. int8: each matrix has a ``scale`` of one float32 a row beside it.
+        tables: of its embeddings; default ``stored``, or bfloat16 beside int8.
     """
+    stored = jnp.dtype(stored or dtype)
+    tables = jnp.dtype(tables or (jnp.bfloat16 if stored == jnp.int8 else stored))
     trees: dict[str, Any] = {}
     graphs: dict[str, Any] = {}
 
-    def split(name: str, build: Any, dtype: jnp.dtype, stored: jnp.dtype) -> Any:
+    def split(name: str, build: Any, vector: jnp.dtype, matrix: jnp.dtype, table: jnp.dtype) -> Any:
         graph, state = nnx.split(nnx.eval_shape(build))
         graphs[name] = Definition(graph)
-        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, stored if leaf.ndim > 1 else dtype), nnx.to_pure_dict(state))
+        tree = nnx.to_pure_dict(state)
+        return unflatten(
+            {
+                path: jax.ShapeDtypeStruct(leaf.shape, vector if leaf.ndim == 1 else table if "embedding" in path else matrix)
+                for path, leaf in flatten(tree).items()
+            },
+            tree,
+        )
 
-    trees["talker"] = split("talker", lambda: Talker(config.talker_config), dtype, stored or dtype)
+    float32 = (jnp.dtype(jnp.float32),) * 3
+    trees["talker"] = split("talker", lambda: _talker(config.talker_config, stored), jnp.dtype(dtype), stored, tables)
     whole = Codec
     trees["codec"] = {
-        "decoder": split("codec_decoder", lambda: whole(codec).decoder, jnp.float32, jnp.float32),
-        "encoder": split("codec_encoder", lambda: whole(codec).encoder, jnp.float32, jnp.float32),
+        "decoder": split("codec_decoder", lambda: whole(codec).decoder, *float32),
+        "encoder": split("codec_encoder", lambda: whole(codec).encoder, *float32),
     }
     graphs["speaker_encoder"] = None
     if config.tts_model_type == "base":
-        trees["speaker_encoder"] = split("speaker_encoder", lambda: SpeakerEncoder(config.speaker_encoder_config), jnp.float32, jnp.float32)
+        trees["speaker_encoder"] = split("speaker_encoder", lambda: SpeakerEncoder(config.speaker_encoder_config), *float32)
     return Graphs(**graphs), trees
+
+
+def _talker(config: TalkerConfig, stored: jnp.dtype) -> Talker:
+    talker = Talker(config)
+    if stored == jnp.int8:
+        for _, module in nnx.iter_modules(talker):
+            if isinstance(module, Linear):
+                module.quantise()
+    return talker
 
 
 def read_configs(folder: Path) -> tuple[ModelConfig, CodecConfig, GenerationConfig]:
