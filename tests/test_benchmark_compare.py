@@ -4,6 +4,7 @@ import json
 import math
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -238,6 +239,19 @@ def test_what_is_there_already_is_not_converted_again(tmp_path: Path, monkeypatc
     (tmp_path / "work" / "vox-q8.tmod").touch()
     compare(tmp_path, monkeypatch)
     assert not any("convert" in command or "build" in command for command in commands)
+
+
+@pytest.mark.slow
+def test_a_tiny_checkpoint_is_compared(fake_vox: Path, tmp_path: Path, checkpoint: Callable[[str], Path]) -> None:
+    said: list[str] = []
+    how: dict[str, Any] = {"dtype": "float32", "quant": "q8", "work": tmp_path, "frames": 2, "rounds": 1, "tell": said.append}
+    figures, alone = beside_vox.compare(checkpoint("base"), sys.executable, **how)
+    ours = figures["ours"]
+    assert all(ours[target.key] > 0 for target in verdict.TARGETS) and said
+    assert ours["runs"][0]["frames"] == figures["vox"]["frames"] == 2
+    assert 0 < ours["open_s"] <= ours["load_s"] and 0.1 < ours["rss_gb"] < 4 and ours["float32_peak"] > 1e9
+    assert set(alone) == {"float32"} and all(0 < part["of_memory"] < 10 for part in alone["float32"].values())
+    assert program.parts.table(alone).row_count == 3
 
 
 @pytest.mark.parametrize(("rtf", "expected"), [(1.25, "goal"), (1.3, "must"), (1.625, "must"), (1.7, "MISSED")])
