@@ -15,7 +15,7 @@ from flax import nnx
 
 from benchmarks.compare import __main__ as program
 from benchmarks.compare import beside_vox, child, verdict
-from benchmarks.compare.request import TEXT, Spoken
+from benchmarks.compare.request import TEXT, Asked
 from benchmarks.compare.work import Work, codec_work, predictor_work, reached, size, talker_work, weights
 from benchmarks.full_size import REFERENCE
 from qwen3_jax.codec import init_state
@@ -247,7 +247,7 @@ def test_a_tiny_checkpoint_is_compared(fake_vox: Path, tmp_path: Path, checkpoin
     how: dict[str, Any] = {"dtype": "float32", "quant": "q8", "work": tmp_path, "frames": 2, "rounds": 1, "tell": said.append}
     figures, alone = beside_vox.compare(checkpoint("base"), sys.executable, **how)
     ours = figures["ours"]
-    assert all(ours[target.key] > 0 for target in verdict.TARGETS) and said
+    assert all(ours[aim.key] > 0 for aim in verdict.AIMS) and said
     assert ours["runs"][0]["frames"] == figures["vox"]["frames"] == 2
     assert 0 < ours["open_s"] <= ours["load_s"] and 0.1 < ours["rss_gb"] < 4 and ours["float32_peak"] > 1e9
     assert set(alone) == {"float32"} and all(0 < part["of_memory"] < 10 for part in alone["float32"].values())
@@ -256,7 +256,7 @@ def test_a_tiny_checkpoint_is_compared(fake_vox: Path, tmp_path: Path, checkpoin
 
 @pytest.mark.parametrize(("rtf", "expected"), [(1.25, "goal"), (1.3, "must"), (1.625, "must"), (1.7, "MISSED")])
 def test_verdicts(rtf: float, expected: str) -> None:
-    assert verdict.judge(verdict.TARGETS[0], {"rtf": rtf}, {"rtf": 2.5}) == expected
+    assert verdict.judge(verdict.AIMS[0], {"rtf": rtf}, {"rtf": 2.5}) == expected
 
 
 def test_what_cannot_be_compared_is_refused(tmp_path: Path) -> None:
@@ -267,5 +267,5 @@ def test_what_cannot_be_compared_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_request_survives_its_way_into_a_child() -> None:
-    given = Spoken(model="m", voice="v", frames=3)
-    assert Spoken(**json.loads(given.json())) == given and given.threads >= 1
+    given = Asked(model="m", voice="v", frames=3)
+    assert Asked(**json.loads(given.json())) == given and given.threads >= 1

@@ -71,7 +71,7 @@ def main() -> None:
     console.print(verdict.table(ours, vox))
     if given.json:
         given.json.write_text(json.dumps(figures, indent=1) + "\n", "utf-8")
-    missed = [target.what for target in verdict.TARGETS if verdict.judge(target, ours, vox) == "MISSED"]
+    missed = [aim.what for aim in verdict.AIMS if verdict.judge(aim, ours, vox) == "MISSED"]
     if given.strict and missed:
         sys.exit(f"missed: {'; '.join(missed)}")
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.compare import child
-from benchmarks.compare.request import Spoken
+from benchmarks.compare.request import Asked
 from qwen3_jax.runtime.allocation import TUNABLES
 from qwen3_jax.text.tokenizer_files import TOKENIZER_FILES
 
@@ -39,7 +39,7 @@ def check(folder: Path, dtype: str) -> None:
         )
 
 
-def ours_of(folder: Path, dtype: str, work: Path, frames: int) -> Spoken:
+def ours_of(folder: Path, dtype: str, work: Path, frames: int) -> Asked:
     """Our form of the checkpoint in ``work``: what is there already stays."""
     converted = work / f"ours-{dtype}"
     if not converted.exists():
@@ -47,20 +47,20 @@ def ours_of(folder: Path, dtype: str, work: Path, frames: int) -> Spoken:
         for name in TOKENIZER_FILES:
             if (folder / name).is_file() and not (converted / name).exists():
                 raise RuntimeError(f"{converted} lacks {name}, which {folder} has: the conversion is not complete")
-    return Spoken(model=str(converted), voice=str(work / f"ours-{dtype}.safetensors"), frames=frames, dtype=dtype)
+    return Asked(model=str(converted), voice=str(work / f"ours-{dtype}.safetensors"), frames=frames, dtype=dtype)
 
 
-def vox_of(python: str, folder: Path, quant: str, work: Path, frames: int) -> Spoken:
+def vox_of(python: str, folder: Path, quant: str, work: Path, frames: int) -> Asked:
     """vox-tts's form of the checkpoint in ``work``: what is there already stays."""
     built = work / f"vox-{quant}.tmod"
     if not built.exists():
         partial = built.with_suffix(".part")
         child.run([python, "-m", "vox", "build", "--model", str(folder), "--quant", quant, "-o", str(partial)])
         partial.rename(built)
-    return Spoken(model=str(built), voice=str(work / f"vox-{quant}.tvoice"), frames=frames)
+    return Asked(model=str(built), voice=str(work / f"vox-{quant}.tvoice"), frames=frames)
 
 
-def say_command(given: Spoken, output: Path) -> list[str]:
+def say_command(given: Asked, output: Path) -> list[str]:
     """`say` from a recording, as a user types it."""
     options = {
         "--model": given.model, "--dtype": given.dtype, "--reference": given.recording, "--transcript": given.transcript,
@@ -70,11 +70,11 @@ def say_command(given: Spoken, output: Path) -> list[str]:
     return [sys.executable, "-m", "qwen3_jax", "say", given.text, *flat]
 
 
-def ours_child(task: str, given: Spoken) -> list[str]:
+def ours_child(task: str, given: Asked) -> list[str]:
     return [sys.executable, "-m", "benchmarks.compare.ours_child", task, given.json()]
 
 
-def vox_child(python: str, task: str, given: Spoken) -> list[str]:
+def vox_child(python: str, task: str, given: Asked) -> list[str]:
     return [python, str(VOX), task, given.json()]
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from benchmarks.compare.machine import bandwidth, float32_peak
 from benchmarks.compare.parts import parts
-from benchmarks.compare.request import Spoken
+from benchmarks.compare.request import Asked
 from benchmarks.engine import step_milliseconds
 from qwen3_jax import Qwen3TTS, Voice
 from qwen3_jax.engine.inline import FRAMES
@@ -24,7 +24,7 @@ SLOTS, COLUMNS = 8, 256
 Figures = dict[str, Any]
 
 
-def utterance(tts: Qwen3TTS, voice: Voice, given: Spoken, frames: int) -> tuple[float, float, int]:
+def utterance(tts: Qwen3TTS, voice: Voice, given: Asked, frames: int) -> tuple[float, float, int]:
     """Speak the text for so many frames. Returns seconds to the first sound, seconds in all, and the frames that came."""
     begin, first = time.perf_counter(), 0.0
     pieces = tts.stream(given.text, voice=voice, language=given.language, seed=1, max_frames=frames)
@@ -33,7 +33,7 @@ def utterance(tts: Qwen3TTS, voice: Voice, given: Spoken, frames: int) -> tuple[
     return first, time.perf_counter() - begin, len(pieces.frames)
 
 
-def prepare(given: Spoken) -> Figures:
+def prepare(given: Asked) -> Figures:
     tts = Qwen3TTS.from_pretrained(given.model, dtype=given.dtype)
     voice = tts.create_voice(given.recording)
     voice.save(given.voice)
@@ -41,7 +41,7 @@ def prepare(given: Spoken) -> Figures:
     return {}
 
 
-def speak(given: Spoken) -> Figures:
+def speak(given: Asked) -> Figures:
     begin = time.perf_counter()
     tts = Qwen3TTS.from_pretrained(given.model, dtype=given.dtype)
     opened = time.perf_counter() - begin
@@ -57,13 +57,13 @@ def speak(given: Spoken) -> Figures:
     }  # fmt: skip
 
 
-def parts_alone(given: Spoken) -> Figures:
+def parts_alone(given: Asked) -> Figures:
     machine = {"bandwidth": bandwidth(), "float32_peak": float32_peak()}
     model = Qwen3TTS.from_pretrained(given.model, dtype=given.dtype).model
     return machine | {"parts": parts(model, machine["bandwidth"], machine["float32_peak"])}
 
 
-def slots(given: Spoken) -> Figures:
+def slots(given: Asked) -> Figures:
     """Medians of three measurements each, in turns."""
     model = load_for(given.model, rows=None, dtype=given.dtype).model
     taken: dict[int, list[float]] = {1: [], SLOTS: []}
@@ -75,5 +75,5 @@ def slots(given: Spoken) -> Figures:
 
 
 if __name__ == "__main__":
-    tasks: dict[str, Callable[[Spoken], Figures]] = {"prepare": prepare, "speak": speak, "parts": parts_alone, "slots": slots}
-    print(json.dumps(tasks[sys.argv[1]](Spoken(**json.loads(sys.argv[2])))))
+    tasks: dict[str, Callable[[Asked], Figures]] = {"prepare": prepare, "speak": speak, "parts": parts_alone, "slots": slots}
+    print(json.dumps(tasks[sys.argv[1]](Asked(**json.loads(sys.argv[2])))))

@@ -10,7 +10,7 @@ VOICE = Path(__file__).parents[2] / "voices" / "makima"
 
 
 @dataclasses.dataclass(frozen=True)
-class Spoken:
+class Asked:
     """What is said, in which voice.
 
     Attributes:
