@@ -36,7 +36,7 @@ LAYERS = [
         "qwen3_jax.audio.headers",
         "qwen3_jax.checkpoint.hub",
     },
-    {"qwen3_jax.checkpoint.int8"},
+    {"qwen3_jax.checkpoint.int8", "qwen3_jax.checkpoint.table"},
     {
         "qwen3_jax.runtime.compilation",
         "qwen3_jax.model.config",

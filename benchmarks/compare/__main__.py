@@ -2,7 +2,7 @@
 
 usage: python -m benchmarks.compare CHECKPOINT --vox-python PYTHON [--dtype float32|bfloat16|int8] [--vox-quant q8|q4] [--frames N]
                                                [--rounds N] [--work FOLDER] [--strict] [--json OUT]
-       python -m benchmarks.compare CHECKPOINT [--official-python PYTHON] [--dtype float32|bfloat16] [--json OUT]
+       python -m benchmarks.compare CHECKPOINT [--official-python PYTHON] [--dtype float32|bfloat16|int8] [--json OUT]
 
 CHECKPOINT: a published folder, or one that benchmarks.full_size made. PYTHON: an interpreter that has vox-tts 0.19.5, or `qwen-tts` 0.1.1.
 

@@ -11,19 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from rich.console import Console
 from rich.table import Table
 
 from benchmarks.compare import child, parts
 from benchmarks.compare.machine import bandwidth, float32_peak
 from benchmarks.workload import FRAMES, request
+from qwen3_jax import Qwen3TTS
 from qwen3_jax.engine import Handle, Request, Segment
 from qwen3_jax.engine.inline import FRAMES as AT_ONCE
 from qwen3_jax.engine.inline import Inline
 from qwen3_jax.engine.slots import NEVER, Opening, Text
 from qwen3_jax.model.decode import prime
-from qwen3_jax.model.model import Model, load
+from qwen3_jax.model.model import Model
 from qwen3_jax.model.sampling import Sampling
 from qwen3_jax.runtime.allocation import TUNABLES
 from qwen3_jax.text.prompt import build
@@ -85,15 +85,13 @@ def official(python: str, folder: Path, dtype: str) -> dict[str, float]:
 
 def ours(folder: Path, dtype: str) -> dict[str, Any]:
     """One measured run, in a process of its own (peak memory is a process's)."""
-    if dtype not in ("float32", "bfloat16"):
-        raise ValueError(f"dtype {dtype!r}: float32 or bfloat16")
     code = f"from benchmarks.compare import beside_official; beside_official.print_ours({str(folder)!r}, {dtype!r})"
     return child.figures([sys.executable, "-c", code], {"GLIBC_TUNABLES": TUNABLES})  # as `say` and `serve` start themselves
 
 
 def print_ours(folder: str, dtype: str) -> None:
     """The child's part of ``ours``."""
-    model = load(Path(folder), dtype=jnp.dtype(dtype))
+    model = Qwen3TTS.from_pretrained(folder, dtype=dtype).model
     machine = {"bandwidth": bandwidth(), "float32_peak": float32_peak()}
     result = speak(model) | machine | {"parts": parts.parts(model, machine["bandwidth"], machine["float32_peak"])}
     result["peak_rss"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -24,8 +24,7 @@ COLUMNS, POSITION = 256, 100  # of the talker's KV cache, and where in it the st
 def parts(model: Model, bandwidth: float, peak: float) -> dict[str, dict[str, float]]:
     """Of each part: ``ms`` a frame, ``bytes``, ``operations``, ``of_memory``, ``of_arithmetic``."""
     config = model.config.talker_config
-    # norms are kept in the dtype of the arithmetic, matrices may not be
-    dtype = next(leaf.dtype for leaf in jax.tree.leaves(model.params["talker"]["model"]) if leaf.ndim == 1)
+    dtype = model.params["talker"]["model"]["norm"]["weight"].dtype  # of the arithmetic: matrices may be kept in another
 
     @jax.jit
     def step(params: Any, x: jax.Array, cache: Any) -> jax.Array:

@@ -41,23 +41,28 @@ def over_last(vector: Float[Array, " H"], x: Float[Array, "*rest H"]) -> Float[A
 
 
 class Embedding(nnx.Module):
-    """Rows of a table [V H] by id."""
+    """Rows of a table [V H] by id. The table may lie in its file: then it is flat, with a few entries before it (checkpoint/table.py)."""
 
     def __init__(self, size: int, width: int) -> None:
         self.weight = nnx.Param(jnp.zeros((size, width)))
+        self.size, self.width = size, width
 
     def __call__(self, ids: I32[Array, " *rest"], dtype: jnp.dtype) -> Float[Array, "*rest H"]:
-        return take(self.weight[...], ids, dtype)
+        table = self.weight[...]
+        if table.ndim == 2:
+            return take(table, ids, dtype)
+        begins = table.size - self.size * self.width + self.width * ids
+        return take(table, begins[..., None] + jnp.expand_dims(jnp.arange(self.width), tuple(range(ids.ndim))), dtype)
 
 
 def take(table: Float[Array, "V H"], ids: I32[Array, " *rest"], dtype: jnp.dtype) -> Float[Array, "*rest H"]:
-    """Rows of ``table`` in ``dtype``, which may be wider than the table's.
+    """Rows of ``table`` in ``dtype``, whatever the table's.
 
-    Then read as integers: XLA's CPU compiler gathers no bfloat16; in a loop it would write the whole table in float32 first
+    A narrow one is read as integers: XLA's CPU compiler gathers no bfloat16; in a loop it would write the whole table in float32 first
     (0.13 GB for the predictor's).
     """
-    if table.dtype == dtype:
-        return jnp.take(table, ids, axis=0)
+    if table.dtype in (dtype, jnp.float32):
+        return jnp.take(table, ids, axis=0).astype(dtype)
     table, ids = jax.lax.optimization_barrier((table, ids))  # or the reading as integers is hoisted out of the loop, a copy
     rows = jnp.take(jax.lax.bitcast_convert_type(table, jnp.uint16), ids, axis=0)
     return jax.lax.bitcast_convert_type(rows, table.dtype).astype(dtype)
