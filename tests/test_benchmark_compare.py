@@ -213,7 +213,6 @@ def compare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *options: str) -> d
     out, work = tmp_path / "out.json", tmp_path / "work"
     arguments = [str(folder), "--vox-python", "other-python", "--frames", "10", "--json", str(out), "--work", str(work), *options]
     monkeypatch.setattr(sys, "argv", ["compare", *arguments])
-    monkeypatch.setattr(beside_vox, "TOKENIZER_FILES", ())
     program.main()
     return dict(json.loads(out.read_text()))
 
