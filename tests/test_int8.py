@@ -21,7 +21,7 @@ from qwen3_jax.checkpoint.mapping import flatten
 from qwen3_jax.checkpoint.table import ALIGNMENT, TABLE
 from qwen3_jax.engine.plan import plan
 from qwen3_jax.model.encode import encode_codes, encode_x_vector
-from qwen3_jax.model.int8 import int8_matmul
+from qwen3_jax.model.int8 import as_int8, int8_matmul
 from qwen3_jax.model.model import load
 from qwen3_jax.service import SpeechService
 from qwen3_jax.testing import write_checkpoint
@@ -59,7 +59,7 @@ def test_a_weight_is_at_most_half_a_step_off() -> None:
 def test_every_piece_of_a_large_matrix_is_rounded(monkeypatch: pytest.MonkeyPatch, dtype: type) -> None:
     weight = matrix(50, 64).astype(dtype)
     whole = rounded(weight)
-    monkeypatch.setattr("qwen3_jax.checkpoint.int8._STEP", 7 * 64)
+    monkeypatch.setattr("qwen3_jax.checkpoint.int8._PIECE", 7 * 64)
     for found, expected in zip(rounded(weight), whole, strict=True):
         np.testing.assert_array_equal(found, expected)
 
@@ -159,8 +159,12 @@ def test_converted_before_is_converted_while_loading(
     arrays = converted.describe(folder)["arrays"]
     assert arrays[MATRIX][0] == "int8" and converted.identity(folder) != converted.identity(checkpoint("base"))
     convert(str(checkpoint("base")), tmp_path / "wide")
-    expected = load(checkpoint("base"), stored=INT8).params
-    assert same(load(folder).params, expected) and same(load(tmp_path / "wide", stored=INT8).params, expected)
+    expected = load(checkpoint("base"), stored=INT8)
+    assert same(load(tmp_path / "wide", stored=INT8).params, expected.params)
+    small = load(folder)
+    text, rounded_text = (model.params["talker"]["model"].pop("text_embedding") for model in (expected, small))
+    assert same(small.params, expected.params) and rounded_text["weight"].dtype == INT8  # on the disk; in memory it is not there anyway
+    np.testing.assert_array_equal(jax.jit(as_int8)(text["weight"]), rounded_text["weight"] * rounded_text["scale"][:, None])
     kept = Qwen3TTS.from_pretrained(folder)  # as int8 by itself
     assert "int8" in repr(kept) and "int8" in repr(tts)
     frames = [each.generate(TEXT, voice=voice, seed=1, max_frames=FRAMES).frames for each in (kept, tts)]

@@ -213,7 +213,7 @@ def load(
 
 def _table(file: Path, wanted: Any, map_table: bool) -> np.ndarray:
     """The text embedding: in its file, or read."""
-    header = published.header(file)
+    header = published.header(file, (TABLE,))
     if TABLE not in header or header[TABLE].shape != tuple(wanted.shape):
         raise MisshapedTensor(f"{file} does not hold {TABLE!r} {list(wanted.shape)}: convert again")
     source = header[TABLE]

@@ -11,7 +11,8 @@ import numpy as np
 from qwen3_jax.checkpoint.mapping import ConversionError
 
 LARGEST = 127  # -128 is not used, so that a row and its negative round alike
-_STEP = 1 << 20  # elements rounded at a time: the float32 copies stay in the cache of a core
+STEP = np.float32(1 / LARGEST)  # multiplied, not divided by: XLA would multiply, and model/int8.py must get the same scales
+_PIECE = 1 << 20  # elements rounded at a time: the float32 copies stay in the cache of a core
 
 
 class NotFinite(ConversionError):
@@ -41,7 +42,7 @@ def quantise(weight: np.ndarray, into: np.ndarray, scale: np.ndarray, name: str)
     Raises:
         NotFinite: a weight is NaN or infinite.
     """
-    rows = max(1, _STEP // weight.shape[1])
+    rows = max(1, _PIECE // weight.shape[1])
     for begin in range(0, len(weight), rows):
         part = slice(begin, begin + rows)
         wide = weight[part].astype(np.float32)
@@ -49,7 +50,7 @@ def quantise(weight: np.ndarray, into: np.ndarray, scale: np.ndarray, name: str)
         if not np.isfinite(largest).all():
             row = begin + int(np.flatnonzero(~np.isfinite(largest))[0])
             raise NotFinite(f"tensor {name!r} has NaN or infinity in row {row}, so it cannot be rounded to int8: fetch the file again")
-        scale[part] = largest / np.float32(LARGEST)
+        scale[part] = largest * STEP
         # A scale that underflows to 0 would divide by 0: such a row is zeros in float32, too.
         step = np.where(scale[part] > 0, scale[part], np.float32(1))
         np.rint(wide / step[:, None], out=wide)

@@ -3,10 +3,11 @@
 Activations stay float32, so int8 costs the rounding of the weights only: at most half a scale step each.
 """
 
-import jax
+import jax.numpy as jnp
 
+from qwen3_jax.checkpoint.int8 import LARGEST, STEP
 from qwen3_jax.model.products import widened
-from qwen3_jax.shapes import F32, I8, Array
+from qwen3_jax.shapes import F32, I8, Array, Float
 
 
 def int8_matmul(x: F32[Array, "*rest I"], weight: I8[Array, "O I"], scale: F32[Array, " O"]) -> F32[Array, "*rest O"]:
@@ -15,4 +16,11 @@ def int8_matmul(x: F32[Array, "*rest I"], weight: I8[Array, "O I"], scale: F32[A
     On a CPU the rows of a small batch give bit for bit what each gives alone.
     """
     y = widened(x, weight)
-    return y * jax.numpy.expand_dims(scale, tuple(range(y.ndim - 1)))
+    return y * jnp.expand_dims(scale, tuple(range(y.ndim - 1)))
+
+
+def as_int8(rows: Float[Array, "*rest H"]) -> F32[Array, "*rest H"]:
+    """Rows of a table as they would be if it had been rounded to int8, a scale a row; number for number what checkpoint/int8.py makes."""
+    rows = rows.astype(jnp.float32)
+    scale = jnp.max(jnp.abs(rows), axis=-1, keepdims=True) * STEP
+    return jnp.clip(jnp.rint(rows / jnp.where(scale > 0, scale, 1)), -LARGEST, LARGEST) * scale
