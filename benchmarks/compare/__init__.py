@@ -1,0 +1,1 @@
+"""This project beside others, same weights, same request, one run: ``python -m benchmarks.compare``."""
