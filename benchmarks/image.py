@@ -172,12 +172,13 @@ LIFE = """
 mount --make-rprivate /
 mount --bind {root} {root}
 mount -o remount,ro,bind {root}
+mount -t proc proc /proc
 mount -t proc proc {root}/proc
 mount --rbind /dev {root}/dev
 for folder in {volumes}; do mount -t tmpfs -o uid={uid},gid={gid},mode=755 tmpfs {root}$folder; done
 mount -t tmpfs -o mode=1777 tmpfs {root}/tmp
 ip link set lo up
-exec python3 {script} --live {root}
+exec {python} {script} --live {root}
 """
 SPEAK = """
 import json, sys, urllib.request
@@ -292,7 +293,7 @@ def main() -> None:
         tell("MB of what stands for FROM, of all", f"{before / 1e6:.0f}, {after / 1e6:.0f}")
         check(bound is None or after < bound, f"{after} bytes: at most {bound}")
         uid, gid = steps.user.split(":")
-        script = LIFE.format(root=root, volumes=" ".join(steps.volumes), uid=uid, gid=gid, script=Path(__file__).absolute())
+        script = LIFE.format(root=root, volumes=" ".join(steps.volumes), uid=uid, gid=gid, python=sys.executable, script=Path(__file__).absolute())
         run(["unshare", "--mount", "--net", "--pid", "--fork", "--kill-child", "sh", "-euc", script])
     finally:
         saved.unlink()
