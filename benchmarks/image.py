@@ -178,7 +178,7 @@ mount --rbind /dev {root}/dev
 for folder in {volumes}; do mount -t tmpfs -o uid={uid},gid={gid},mode=755 tmpfs {root}$folder; done
 mount -t tmpfs -o mode=1777 tmpfs {root}/tmp
 ip link set lo up
-exec {python} {script} --live {root}
+exec {again} --live {root}
 """
 SPEAK = """
 import json, sys, urllib.request
@@ -246,8 +246,8 @@ def live(root: Path, steps: Steps) -> None:
             tell("seconds of speech", spoken.stdout.strip())
             uploaded = container.ask("python", "-c", UPLOAD, key)
             check(uploaded.returncode == 0, uploaded.stderr + said.read_text())
-            folder = root / steps.environment["TTS_VOICES_DIR"].lstrip("/") / uploaded.stdout.strip()
-            check((folder / "reference.wav").is_file(), f"{folder}: the upload is not there")
+            kept = root / steps.environment["TTS_VOICES_DIR"].lstrip("/") / uploaded.stdout.strip()
+            check((kept / "reference.wav").is_file(), f"{kept}: the upload is not there")
             tell("uploaded voice", uploaded.stdout.strip())
         finally:
             server.terminate()
@@ -293,7 +293,8 @@ def main() -> None:
         tell("MB of what stands for FROM, of all", f"{before / 1e6:.0f}, {after / 1e6:.0f}")
         check(bound is None or after < bound, f"{after} bytes: at most {bound}")
         uid, gid = steps.user.split(":")
-        script = LIFE.format(root=root, volumes=" ".join(steps.volumes), uid=uid, gid=gid, python=sys.executable, script=Path(__file__).absolute())
+        again = f"{sys.executable} {Path(__file__).absolute()}"
+        script = LIFE.format(root=root, volumes=" ".join(steps.volumes), uid=uid, gid=gid, again=again)
         run(["unshare", "--mount", "--net", "--pid", "--fork", "--kill-child", "sh", "-euc", script])
     finally:
         saved.unlink()

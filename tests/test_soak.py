@@ -1,20 +1,27 @@
 """benchmarks/soak: it finds what it looks for; and a server stands three minutes of it (SOAK_MINUTES: more, or fewer)."""
 
+import asyncio
 import json
 import os
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
+from random import Random
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from benchmarks.soak import rude
 from benchmarks.soak.conditions import MORE_THREADS, RATIO, SoakFigures, as_json, judge
 from benchmarks.soak.process import Look, log_of, metrics_of
 from benchmarks.soak.quiet import END_SECONDS, Waits
 from benchmarks.soak.session import Session
+from benchmarks.soak.site import Site
 from benchmarks.soak.tally import Broken, Tally
 
 LOG = "2026-11-29 19:50:04,123 INFO server.ws.playback [5] utterance complete characters=4\n"
@@ -183,6 +190,28 @@ async def test_a_client_notices_what_must_not_be(transport: str, frames: list[An
         return
     await hear_all()
     assert tally.asked == tally.ends.total() == 1
+
+
+async def test_a_client_that_reads_nothing_counts_all_that_it_asks_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent, ended = bytearray(), asyncio.StreamReader()
+    ended.feed_eof()
+    transport = SimpleNamespace(pause_reading=lambda: None, resume_reading=lambda: None)
+
+    @asynccontextmanager
+    async def upgraded(*given: Any, **more: Any) -> AsyncIterator[tuple[asyncio.StreamReader, Any]]:
+        yield ended, SimpleNamespace(write=sent.extend, transport=transport)
+
+    class Draw(Random):
+        def uniform(self, a: float, b: float) -> float:
+            return 0.0  # seconds
+
+        def random(self) -> float:
+            return 0.0  # a session
+
+    monkeypatch.setattr(rude, "upgraded", upgraded)
+    tally = Tally()
+    await rude.slow_reader(Site(1, "key"), Draw(1), tally)
+    assert sent.count(b'"speak"') == tally.asked == tally.ends["gone"] > 0
 
 
 @pytest.mark.slow
