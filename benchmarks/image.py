@@ -100,10 +100,9 @@ def context(ignore: str, root: Path = ROOT) -> set[str]:
     for path in root.rglob("*"):
         place, out = path.relative_to(root), False
         for rule in rules:
-            pattern, back = rule.removeprefix("!"), rule.startswith("!")
-            parents = [str(place), *map(str, place.parents[:-1])]
-            if any(fnmatch.fnmatch(one, pattern.replace("**/", "*")) or (back is False and pattern == "*") for one in parents):
-                out = not back
+            pattern = rule.removeprefix("!").replace("**/", "*")
+            if any(fnmatch.fnmatch(str(one), pattern) for one in (place, *place.parents[:-1])):
+                out = not rule.startswith("!")
         if not out and path.is_file():
             files.add(str(place))
     return files
