@@ -25,6 +25,14 @@ def serve() -> None:
         sys.exit(f"error: {error}")
 
 
+def warm() -> None:
+    """Compile and download what a start needs. Errors as in ``serve``."""
+    try:
+        needed("server.warm", "server", "python -m server warm").main()
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+
+
 def demo(*, browser: bool) -> None:
     """Serve the voice that ships, and open its page. Errors as in ``serve``."""
     from server.ops import signals
@@ -45,6 +53,9 @@ def command(arguments: list[str]) -> None:
         print(needed("server.reference", "server", "python -m server --help").help_text())
     elif arguments == ["settings"]:
         print(needed("server.reference", "server", "python -m server settings").markdown(), end="")
+    elif arguments == ["warm"]:
+        restart_with_large_pages()
+        warm()
     elif arguments in (["demo"], ["demo", "--no-browser"]):
         restart_with_large_pages()
         demo(browser=len(arguments) == 1)
@@ -68,7 +79,7 @@ def _wrong(arguments: list[str]) -> str:
         return (
             f"no option {shorten(first)!r}: settings are environment variables, such as {shorten(name)}; python -m server --help lists them"
         )
-    return f"no command {shorten(repr(first))}: there are demo, key NAME, settings and --help; without a command it serves"
+    return f"no command {shorten(repr(first))}: there are demo, key NAME, settings, warm and --help; without a command it serves"
 
 
 if __name__ == "__main__":

@@ -144,6 +144,7 @@ def _unwatched(task: "asyncio.Task[None]") -> None:
 def _watch(context: Context) -> None:
     gauges = context.metrics
     gauges.watch("tts_active_slots", "Utterances that are spoken", lambda: context.engine.active)
+    gauges.watch("tts_slots", "Utterances that can be spoken at a time; 0 until the model is loaded", lambda: context.engine.slots)
     gauges.watch("tts_queue_depth", "Utterances that wait for their turn", lambda: context.engine.queued)
     gauges.watch("tts_runaway_retries", "Times that speech without end was made again", lambda: context.engine.runaways)
     gauges.watch("tts_not_finite", "Utterances that failed because the model computed NaN or infinity", lambda: context.engine.not_finite)

@@ -25,6 +25,7 @@ python -m server             serve, with the settings below
 python -m server demo        serve the voice that ships on this machine, and open the page (--no-browser: only print its address)
 python -m server key NAME    make an API key: the key goes to stderr, its line for the file of TTS_API_KEYS to stdout
 python -m server settings    print docs/settings.md
+python -m server warm        download and compile what a start needs, and end
 
 Every setting is an environment variable. What follows its name is the default."""
 

@@ -16,6 +16,7 @@ import httpx
 import pytest
 import soundfile
 
+from benchmarks import image
 from server.settings import Settings
 from tests.test_server_voices import CONSENT, sound, speech
 
@@ -36,7 +37,7 @@ def unit(name: str) -> str:
     return " ".join(line.split("=", 1)[1] for line in UNIT if line.startswith(f"{name}="))
 
 
-DOCKER = pairs(" ".join(line.removeprefix("ENV ") for line in DOCKERFILE if line.startswith("ENV ")))
+DOCKER = image.read((DEPLOY / "Dockerfile").read_text("utf-8")).environment
 SYSTEMD = pairs(unit("Environment")) | pairs((DEPLOY / "qwen3-tts.env").read_text("utf-8"))
 
 
@@ -54,15 +55,44 @@ def test_every_setting_exists_and_can_be_what_it_is(environment: dict[str, str],
 
 def test_the_image_makes_the_folders_that_its_user_writes_to() -> None:
     [user] = [line.split()[1] for line in DOCKERFILE if line.startswith("USER ")]
-    before = " ".join(DOCKERFILE[: DOCKERFILE.index(f"USER {user}")])
-    made = re.search(rf"install -d -o {user} ([^&]*)", before)
-    assert made is not None and re.search(rf"useradd .*{user}\b", before)
+    before = "\n".join(DOCKERFILE[: DOCKERFILE.index(f"USER {user}")])
+    uid, gid = user.split(":")  # numbers, which Kubernetes' runAsNonRoot can check
+    made = re.search(rf"install -d -o {uid} -g {gid} ([^&\n]*)", before)
+    assert made is not None and re.search(rf"useradd .*--uid {uid}\b", before) and uid == gid != "0"
     folders = made[1].split()
     assert set(re.findall(r'"(/[^"]+)"', next(line for line in DOCKERFILE if line.startswith("VOLUME")))) == set(folders)
     for name in WRITTEN:
         if name in DOCKER:
             assert any(Path(DOCKER[name]).is_relative_to(folder) for folder in folders), name
     assert not any(Path(DOCKER["TTS_VOICES_DIR"]).is_relative_to(line.split()[1]) for line in DOCKERFILE if line.startswith("WORKDIR"))
+
+
+def test_the_image_is_told_its_weights() -> None:
+    text = (DEPLOY / "Dockerfile").read_text("utf-8")
+    assert DOCKER["TTS_MODEL_ID"] == "", "the voice that ships"
+    given = image.read(text, {"MODEL": "org/name"})
+    assert given.environment["TTS_MODEL_ID"] == f"{given.folder}/model"
+    assert any(f'python -m convert "${{MODEL}}" {given.folder}/model' in rest for name, rest in given.done if name == "RUN")
+    with pytest.raises(ValueError, match="no such ARG"):
+        image.read(text, {"MODELS": "org/name"})
+    assert given.command == ["python", "-m", "server"]
+
+
+@pytest.mark.parametrize("line", ["ADD a b", "COPY --from=build a b", 'SHELL ["bash"]'])
+def test_a_step_that_cannot_be_proved_is_refused(line: str) -> None:
+    with pytest.raises(ValueError, match="not known here"):
+        image.read(f"FROM python:3.13-slim\n{line}\n")
+
+
+def test_the_context_has_what_is_copied_and_nothing_else(tmp_path: Path) -> None:
+    ignore = (ROOT / ".dockerignore").read_text("utf-8")
+    for name in ("server/a.py", "server/__pycache__/a.pyc", "voices/makima/reference.wav", "voices/mine/reference.wav", "keys"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    assert image.context(ignore, tmp_path) == {"server/a.py", "voices/makima/reference.wav"}
+    copied = {source for line in DOCKERFILE if line.startswith("COPY ") for source in line.split()[1:-1]}
+    taken = {line.removeprefix("!").split("/")[0] for line in ignore.splitlines() if line.startswith("!")}
+    assert copied == taken
 
 
 def test_systemd_makes_the_folders_that_the_service_writes_to() -> None:
@@ -118,6 +148,8 @@ def test_it_starts_speaks_and_takes_uploads(
     command = [sys.executable, "-m", "server"]
     if os.geteuid() == 0:  # without its capabilities root may write no more than others
         command = ["setpriv", "--bounding-set=-all", "--inh-caps=-all", *command]
+    warm = subprocess.run([*command, "warm"], cwd=tree, env=chosen, capture_output=True, text=True, check=False, timeout=READY_SECONDS)
+    assert warm.returncode == 0 and "warm" in warm.stderr.splitlines()[-1], warm.stderr
     said = tmp_path / "said"
     with said.open("wb") as stderr, subprocess.Popen(command, cwd=tree, env=chosen, stderr=stderr) as server:
         try:

@@ -199,7 +199,7 @@ LAYERS = [
     {"server.transport"},
     {"server.app"},
     {"server.run"},
-    {"server.demo"},
+    {"server.demo", "server.warm"},
     {"server.__main__"},
     # The program: it starts everything, convert and serve included (imported inside their commands), and nothing imports it.
     {"qwen3_jax.cli"},

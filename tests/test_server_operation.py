@@ -73,6 +73,7 @@ async def test_metrics(voices: Path) -> None:
         'tts_errors_total{code="CANCELLED"} 1.0',
         "tts_cancellations_total 1.0",
         "tts_active_slots 0.0",
+        "tts_slots 10.0",
         "tts_queue_depth 0.0",
         "tts_runaway_retries 2.0",
         "tts_engine_restarts 1.0",

@@ -34,16 +34,18 @@ from benchmarks.soak.tally import Tally
 
 WARM_SECONDS, ALONE_SECONDS = 15.0, 30.0  # pools, caches and heaps have their size before anything is compared
 SETTLE_SECONDS = 90.0  # for clients that read nothing: the server's longest limit is 60 s
-PROGRESS_SECONDS = 10.0
+PROGRESS_SECONDS, WATCH_SECONDS = 10.0, 5.0
 
 
 class Soak:
     """One run."""
 
-    def __init__(self, server: Server, seed: int, minutes: float, clients: int) -> None:
+    def __init__(self, server: Server, seed: int, minutes: float, clients: int, alone: float) -> None:
         self._server, self._seed, self._minutes, self._clients = server, seed, minutes, clients
+        self._alone = alone
         self._site, self._begun, self._phase = Site(server.port, server.loud), time.monotonic(), ""
         self._tally = Tally()
+        self._memory: list[tuple[float, float]] = []
 
     async def run(self, pool: ProcessPoolExecutor) -> SoakFigures:
         """All phases, one after the other."""
@@ -53,9 +55,11 @@ class Soak:
                 await speech(http, self._tally, "Yes.", voice=voice, response_format="pcm")
         await self._loud(pool, "warming up", WARM_SECONDS)
         before = await self._settled("settling")
-        self._phase, end = "the quiet one alone", time.monotonic() + ALONE_SECONDS
+        self._phase, end = "the quiet one alone", time.monotonic() + self._alone
         alone = await self._quiet("alone", lambda: time.monotonic() >= end)
+        watch = asyncio.create_task(self._watch())
         beside = await self._loud(pool, "load", 60 * self._minutes)
+        watch.cancel()
         after = await self._settled("settling again")
         metrics = await asyncio.to_thread(self._server.metrics)
         progress.cancel()
@@ -67,6 +71,7 @@ class Soak:
             metrics=metrics,
             before=before,
             after=after,
+            memory=self._memory,
             alone=alone,
             beside=beside,
             log=self._server.read_log(),
@@ -97,6 +102,13 @@ class Soak:
                 return look
             await asyncio.sleep(1)
 
+    async def _watch(self) -> None:
+        """The server's memory while it is loaded."""
+        begun = time.monotonic()
+        while True:
+            self._memory.append((round(time.monotonic() - begun, 1), round(self._server.memory(), 1)))
+            await asyncio.sleep(WATCH_SECONDS)
+
     async def _progress(self) -> None:
         while True:
             await asyncio.sleep(PROGRESS_SECONDS)
@@ -124,6 +136,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=10.0, help="of load; warming up, measuring alone and settling come besides")
     parser.add_argument("--seed", type=int, default=1, help="of all that clients choose; when it happens depends on the machine")
     parser.add_argument("--clients", type=int, default=len(load.KINDS), help="of the loud principal; the kinds take turns")
+    parser.add_argument("--alone", type=float, default=ALONE_SECONDS, help="seconds for which the quiet principal is measured alone")
     parser.add_argument("--strict", action="store_true", help="the status is 1, too, if the quiet principal waits too long")
     parser.add_argument("--out", type=Path, help="a new folder for server.log and figures.json")
     arguments = parser.parse_args()
@@ -133,7 +146,7 @@ def main() -> None:
         folder = arguments.out or Path(spare) / "soak"
         server = Server(folder.absolute())
         try:
-            figures = asyncio.run(Soak(server, arguments.seed, arguments.minutes, arguments.clients).run(pool))
+            figures = asyncio.run(Soak(server, arguments.seed, arguments.minutes, arguments.clients, arguments.alone).run(pool))
         finally:
             if server.process.poll() is None:
                 server.process.kill()

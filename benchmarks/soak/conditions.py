@@ -13,7 +13,9 @@ from benchmarks.soak.tally import Tally
 RATIO = 1.5  # first audio of the quiet principal beside the loud one, p95, over that of the quiet one alone
 MORE_THREADS = min(32, (os.cpu_count() or 1) + 4)  # workers of asyncio.to_thread, which begin when they are needed
 MORE_DESCRIPTORS = 4
-MORE_MEMORY, MORE_MEMORY_A_MINUTE = 64.0, 4.0  # MB: heaps that grow until they fit, and after that
+MORE_MEMORY = 128.0  # MB from before the load to after it: work spaces and caches of all slots at once, which stay the heap's
+FULL_SECONDS = 60.0  # of load, after which the heap has its size
+FLAT_MEMORY, FLAT_MEMORY_A_MINUTE = 24.0, 2.0  # MB from then on: one more work space of a step, and what fragments
 MORE_LINES_A_MINUTE = 200  # of the log, besides one for each utterance: the bound of refusals, and as many sessions that were cut
 
 
@@ -26,6 +28,7 @@ class SoakFigures:
     metrics: dict[str, float]
     before: Look
     after: Look
+    memory: list[tuple[float, float]]  # (seconds of load, resident MB), every few seconds
     alone: Waits
     beside: Waits
     log: Log
@@ -101,13 +104,24 @@ def _left_behind(figures: SoakFigures) -> list[Condition]:
     for name in ("slots", "queue", "sessions", "connections", "threads", "descriptors"):
         was, now, more = getattr(before, name), getattr(after, name), allowed.get(name, 0)
         conditions.append(Condition(name, now <= was + more, f"{was} -> {now}", f"+{more} at most"))
-    most = MORE_MEMORY + MORE_MEMORY_A_MINUTE * figures.minutes
     seen = f"{before.memory:.0f} -> {after.memory:.0f} MB"
-    conditions.append(Condition("memory", after.memory <= before.memory + most, seen, f"+{most:.0f} MB at most"))
+    conditions.append(Condition("memory", after.memory <= before.memory + MORE_MEMORY, seen, f"+{MORE_MEMORY:.0f} MB at most"))
+    conditions += _flat([sample for sample in figures.memory if sample[0] >= FULL_SECONDS])
     for name in ("voices", "temporary"):
         was, now = set(getattr(before, name)), set(getattr(after, name))
         conditions.append(Condition(f"files: {name}", was == now, _difference(was, now), "as before"))
     return conditions
+
+
+def _flat(samples: list[tuple[float, float]]) -> list[Condition]:
+    """Of a load that is long enough."""
+    if len(samples) < 2:
+        return []
+    (begun, first), (ended, _) = samples[0], samples[-1]
+    minutes, highest = (ended - begun) / 60, max(memory for _, memory in samples)
+    most = FLAT_MEMORY + FLAT_MEMORY_A_MINUTE * minutes
+    seen = f"{first:.0f} -> {highest:.0f} MB at most, in {minutes:.1f} minutes"
+    return [Condition("memory, from the second minute of load on", highest <= first + most, seen, f"+{most:.0f} MB at most")]
 
 
 def _difference(was: set[str], now: set[str]) -> str:

@@ -10,6 +10,7 @@ from benchmarks.soak.site import WAIT, Site, frame, handshake, opened, request, 
 from benchmarks.soak.tally import Broken, Tally
 
 LET_GO = 60.0  # seconds in which a session ends that did not read for some time; the server's own limit is 10 s
+SILENT_UTTERANCES = 2  # of a session that reads nothing
 FLOOD_BYTES = 20_000_000  # that a flood may write before the server has to have cut it
 
 
@@ -75,13 +76,14 @@ async def _read(reader: asyncio.StreamReader, number: int) -> None:
 
 async def slow_reader(site: Site, draw: Random, tally: Tally) -> None:
     """Speech that is not read as fast as it comes, or, from some point on, not at all."""
-    tally.ended("gone")  # it reads bytes, not messages
-    text = text_of(draw, 6)
+    text = text_of(draw, 6)  # of what it is told it reads bytes, not messages: its utterances are gone
     if draw.random() < 0.5:
         tally.deeds["slow sessions"] += 1
+        tally.ended("gone", SILENT_UTTERANCES)
         await _silent(site, draw, text)
         return
     tally.deeds["slow answers"] += 1
+    tally.ended("gone")
     body = json.dumps({"input": text, "voice": "heart", "response_format": "wav"}).encode()
     async with opened(site, request(site, "POST", SPEECH, body, Content_Type="application/json"), receive_buffer=4096) as (reader, _):
         with contextlib.suppress(TimeoutError, ConnectionError):
@@ -93,7 +95,7 @@ async def slow_reader(site: Site, draw: Random, tally: Tally) -> None:
 async def _silent(site: Site, draw: Random, text: str) -> None:
     """A session that reads nothing after ``ready``, with more audio than all buffers hold. Raises Broken: the server does not let go."""
     asked = frame(1, json.dumps({"type": "start", "sampleRate": 48_000, "encoding": "pcm32f"}).encode())
-    asked += frame(1, json.dumps({"type": "speak", "text": f"{text} " * 4}).encode()) * 2
+    asked += frame(1, json.dumps({"type": "speak", "text": f"{text} " * 4}).encode()) * SILENT_UTTERANCES
     async with upgraded(site, draw, known=True, receive_buffer=4096) as (reader, writer):
         writer.write(asked)
         await _read(reader, 200)
