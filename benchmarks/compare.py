@@ -1,6 +1,6 @@
 """This project beside the official package, same weights and request, one run. Prints a table; figures are this machine's.
 
-usage: python -m benchmarks.compare CHECKPOINT [--official-python PYTHON] [--dtype float32|bfloat16] [--json OUT]
+usage: python -m benchmarks.compare CHECKPOINT [--official-python PYTHON] [--dtype float32|bfloat16|int8] [--json OUT]
 
 CHECKPOINT: a published folder, or one that benchmarks.full_size made. PYTHON: an interpreter that has `qwen-tts` 0.1.1;
 without it the table has our rows only. "RTF + voice" adds the decoding of the reference, which this project does once per
@@ -37,7 +37,7 @@ from qwen3_jax.engine.inline import Inline
 from qwen3_jax.engine.slots import NEVER, Opening, Text
 from qwen3_jax.model.cache import empty
 from qwen3_jax.model.decode import decode, prime
-from qwen3_jax.model.model import Model, load
+from qwen3_jax.model.model import DTYPES, Model, load
 from qwen3_jax.model.sampling import Sampling
 from qwen3_jax.model.talker import Talker
 from qwen3_jax.runtime.allocation import TUNABLES
@@ -71,7 +71,7 @@ def bandwidth() -> float:
 def stages(model: Model, frames: int) -> dict[str, float]:
     """Milliseconds per frame of each part alone."""
     width = model.config.talker_config.hidden_size
-    dtype = jax.tree.leaves(model.params["talker"])[0].dtype
+    dtype = model.params["talker"]["model"]["norm"]["weight"].dtype
 
     def talker_step(params: Any, x: jax.Array, cache: Any) -> jax.Array:
         talker: Talker = nnx.merge(model.graphs.talker, params)
@@ -167,8 +167,8 @@ def official(python: str, folder: Path, dtype: str) -> dict[str, float]:
 
 def ours(folder: Path, dtype: str) -> dict[str, float]:
     """One measured run, in a process of its own (peak memory is a process's)."""
-    if dtype not in ("float32", "bfloat16"):
-        raise ValueError(f"dtype {dtype!r}: float32 or bfloat16")
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype {dtype!r}: float32, bfloat16 or int8")
     code = f"from benchmarks import compare; compare.print_ours({str(folder)!r}, {dtype!r})"
     env = os.environ | {"GLIBC_TUNABLES": TUNABLES}  # as `say` and `serve` start themselves
     done = subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.PIPE, text=True, env=env)
@@ -176,9 +176,16 @@ def ours(folder: Path, dtype: str) -> dict[str, float]:
     return result
 
 
+def load_as(folder: Path, dtype: str) -> Model:
+    """The checkpoint as `Qwen3TTS.from_pretrained` loads it."""
+    if dtype == "int8":
+        return load(folder, stored=jnp.dtype(dtype), lean=True)
+    return load(folder, dtype=jnp.dtype(dtype), lean=True)
+
+
 def print_ours(folder: str, dtype: str) -> None:
     """The child's part of ``ours``."""
-    model = load(Path(folder), dtype=jnp.dtype(dtype))
+    model = load_as(Path(folder), dtype)
     result = speak(model) | stages(model, AT_ONCE) | {"bandwidth": bandwidth()} | bytes_per_frame(model)
     result["peak_rss"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     print(json.dumps(result))

@@ -1,10 +1,11 @@
-"""Teacher-forced logits at full size against the official package, in float32 and in bfloat16. Prints a table.
+"""Teacher-forced logits at full size: float32, bfloat16 and int8 against the official float32. Prints a table.
 
-usage: python -m benchmarks.logits CHECKPOINT --official-python PYTHON
+usage: python -m benchmarks.logits CHECKPOINT [--official-python PYTHON]
 
-CHECKPOINT: a published folder, or one that benchmarks.full_size made. PYTHON: an interpreter that has `qwen-tts` 0.1.1.
-Error = RMS of the difference from the official float32 logits, over their RMS. In bfloat16 ours should not exceed 1.2 times
-the official package's own.
+CHECKPOINT: a published folder, or one that benchmarks.full_size made. PYTHON: an interpreter that has `qwen-tts` 0.1.1; without it the
+reference is our float32, which `convert verify` compares with the official one.
+Error = RMS of the difference from the float32 logits, over their RMS. In bfloat16 ours should not exceed 1.2 times the official
+package's own. "first": positions whose most likely entry is the reference's.
 """
 
 import argparse
@@ -29,7 +30,7 @@ OFFICIAL = Path(__file__).parent / "official.py"
 
 def ours(folder: Path, dtype: str) -> dict[str, np.ndarray]:
     """The same rows and codes through our talker and predictor."""
-    model = load(folder, dtype=jnp.dtype(dtype))
+    model = load(folder, stored=jnp.dtype(dtype)) if dtype == "int8" else load(folder, dtype=jnp.dtype(dtype))
     given = request(model.config.talker_config.hidden_size)
 
     @jax.jit
@@ -75,20 +76,25 @@ def error(logits: np.ndarray, reference: np.ndarray) -> float:
     return float(np.sqrt(np.mean((logits - reference) ** 2) / np.mean(reference**2)))
 
 
+def first(logits: np.ndarray, reference: np.ndarray) -> float:
+    return float(np.mean(logits.argmax(axis=-1) == reference.argmax(axis=-1)))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path)
-    parser.add_argument("--official-python", required=True)
+    parser.add_argument("--official-python")
     given = parser.parse_args()
-    reference = official(given.official_python, given.checkpoint, "float32")
-    table = Table(
-        "logits", "ours f32", "ours bf16", "official bf16", "ours / official", title="relative RMS error against the official float32"
-    )
-    half = official(given.official_python, given.checkpoint, "bfloat16")
-    ours_full, ours_half = ours(given.checkpoint, "float32"), ours(given.checkpoint, "bfloat16")
-    for part, expected in reference.items():
-        exact, low, theirs = (error(found[part], expected) for found in (ours_full, ours_half, half))
-        table.add_row(part, f"{exact:.1e}", f"{low:.2e}", f"{theirs:.2e}", f"{low / theirs:.2f}")
+    found = {f"ours {dtype}": ours(given.checkpoint, dtype) for dtype in ("float32", "bfloat16", "int8")}
+    name = "our float32"
+    reference = found["ours float32"]
+    if given.official_python:
+        name, reference = "the official float32", official(given.official_python, given.checkpoint, "float32")
+        found["official bfloat16"] = official(given.official_python, given.checkpoint, "bfloat16")
+    table = Table("", *(f"{part} {what}" for part in reference for what in ("error", "first")), title=f"against {name}")
+    for row, logits in found.items():
+        columns = ((f"{error(logits[part], expected):.2e}", f"{first(logits[part], expected):.1%}") for part, expected in reference.items())
+        table.add_row(row, *(cell for pair in columns for cell in pair))
     Console().print(table)
 
 

@@ -17,6 +17,7 @@ from convert.verify import Result, verify
 from qwen3_jax.checkpoint import converted as checkpoint
 from qwen3_jax.checkpoint import hub, published
 from qwen3_jax.checkpoint.atomic import check_free
+from qwen3_jax.checkpoint.int8 import without_scales
 from qwen3_jax.checkpoint.mapping import PARTS, flatten, make_plan
 from qwen3_jax.model import model
 from qwen3_jax.runtime import compilation
@@ -29,6 +30,7 @@ class Dtype(StrEnum):
 
     float32 = "float32"
     bfloat16 = "bfloat16"
+    int8 = "int8"
 
 
 class _DefaultIsConvert(TyperGroup):
@@ -47,7 +49,9 @@ app = typer.Typer(cls=_DefaultIsConvert, no_args_is_help=True, add_completion=Fa
 def convert_command(
     source: Annotated[str, typer.Argument(metavar="SRC", help="A folder in the published layout, or a hub id (org/name).")],
     destination: Annotated[Path, path_argument("The folder to make.", "DST")],
-    dtype: Annotated[Dtype | None, typer.Option(help="Of the talker; default: the file's. Codec and speaker encoder: float32.")] = None,
+    dtype: Annotated[
+        Dtype | None, typer.Option(help="Of the talker (int8: of its matrices). Default: the file's. The rest: float32.")
+    ] = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of the hub repository.")] = None,
 ) -> None:
     """Convert a published checkpoint. (The command's name may be left out.)"""
@@ -83,8 +87,12 @@ def convert(source: str, destination: Path, dtype: str | None = None, revision: 
         raise ValueError(f"{folder} is a converted checkpoint already; give the published folder it came from")
     config, codec, _ = model.read_configs(folder)
     sources = published.scan(folder)
-    _, abstract = model.abstract(config, codec, np.dtype(dtype) if dtype else published.talker_dtype(folder))
-    plan = make_plan({name: tensor.shape for name, tensor in sources.items()}, abstract)
+    kind = np.dtype(dtype) if dtype else published.talker_dtype(folder)
+    if kind == np.int8:
+        _, abstract = model.abstract(config, codec, np.dtype(np.float32), kind, published.table_dtype(folder))
+    else:
+        _, abstract = model.abstract(config, codec, kind)
+    plan = make_plan({name: tensor.shape for name, tensor in sources.items()}, without_scales(flatten(abstract)))
     with _progress() as bars:
         params = published.load_published(folder, abstract, device=jax.devices("cpu")[0], progress=_bar(bars, "reading", abstract))
     with console.status("writing"):
@@ -114,8 +122,9 @@ def _parts(params: dict[str, Any], sources: dict[str, list[str]], ignored: dict[
         paths = [path for path in flat if path.startswith(place)]
         if paths:
             sizes = sum(flat[path].size for path in paths), sum(flat[path].nbytes for path in paths)
-            tensors = sum(len(sources[path]) for path in paths)
-            table.add_row(place.rstrip("."), str(flat[paths[0]].dtype), f"{tensors:,}", *(f"{size:,}" for size in sizes))
+            tensors = sum(len(sources.get(path, ())) for path in paths)  # scales have none
+            dtypes = sorted({str(flat[path].dtype) for path in paths if flat[path].ndim > 1})
+            table.add_row(place.rstrip("."), ", ".join(dtypes), f"{tensors:,}", *(f"{size:,}" for size in sizes))
     for reason in dict.fromkeys(ignored.values()):
         table.add_row(f"left out: {reason}", "", f"{sum(other == reason for other in ignored.values()):,}", "", "", style="dim")
     return table

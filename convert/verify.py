@@ -22,7 +22,7 @@ from qwen3_jax.engine import Request, Segment
 from qwen3_jax.engine.inline import FRAMES as AT_ONCE
 from qwen3_jax.engine.inline import Inline
 from qwen3_jax.model import encode
-from qwen3_jax.model.model import Model, load
+from qwen3_jax.model.model import Model, is_int8, load
 from qwen3_jax.model.sampling import Sampling
 from qwen3_jax.shapes import F32, I32, Array
 from qwen3_jax.text import prompt
@@ -54,6 +54,8 @@ def verify(folder: Path, golden_file: Path) -> list[Result]:
         ValueError: a file that cannot be used, or a golden of another kind of checkpoint.
     """
     golden = read_golden(golden_file)
+    if is_int8(folder):
+        raise ValueError(f"{folder} holds weights rounded to int8, which differ too much: verify what it was converted from")
     model = load(folder, dtype=jnp.dtype(jnp.float32))
     with jax.default_matmul_precision("highest"):  # float32 on GPUs and TPUs too
         results = [*_encoders(model, golden), *_decoder(model, golden)]

@@ -28,6 +28,13 @@ app = typer.Typer(no_args_is_help=True, add_completion=False)
 
 ModelOption = Annotated[str, typer.Option("--model", envvar="TTS_MODEL_ID", help="A checkpoint's folder, a hub id, or embedded.")]
 DeviceOption = Annotated[str | None, typer.Option(envvar="TTS_DEVICE", help="cpu, gpu, tpu, or one of several: cuda:1.")]
+DtypeOption = Annotated[
+    str | None,
+    typer.Option(
+        envvar="TTS_DTYPE",
+        help="float32, bfloat16 or int8. Default: int8 if the folder was converted to it, else float32 on a CPU, bfloat16 elsewhere.",
+    ),
+]
 VoicesOption = Annotated[
     str | None,
     typer.Option(
@@ -77,7 +84,7 @@ def say(
     ] = None,
     split: Annotated[bool, Option("--split/--no-split", help="Speak a long text part by part, or as one prompt.")] = True,
     device: DeviceOption = None,
-    dtype: Annotated[str | None, Option(help="float32 or bfloat16.")] = None,
+    dtype: DtypeOption = None,
     voices_dir: VoicesOption = None,
     shipped_voices: ShippedOption = True,
 ) -> None:
@@ -200,7 +207,9 @@ def play(pieces: "SpeechStream") -> bool:
 @app.command()
 def info(
     model: Annotated[str | None, Option("--model", envvar="TTS_MODEL_ID", help="A checkpoint's folder, a hub id, or embedded.")] = None,
-    dtype: Annotated[str, Option(help="For the sizes: float32 or bfloat16.")] = "float32",
+    dtype: Annotated[
+        str | None, Option(help="For the sizes: float32, bfloat16 or int8. Default: int8 if the folder was converted to it, else float32.")
+    ] = None,
 ) -> None:
     """Versions and devices; with --model, what the checkpoint is and how large (from its configs: no weights are read)."""
     import jax
@@ -216,22 +225,26 @@ def info(
     console.print(table)
 
 
-def describe(checkpoint: str, dtype: str) -> Iterator[tuple[str, str]]:
+def describe(checkpoint: str, dtype: str | None) -> Iterator[tuple[str, str]]:
     """Rows about a checkpoint."""
     from jax import numpy as jnp
 
     from qwen3_jax.checkpoint.mapping import PARTS, flatten
     from qwen3_jax.model import model
 
-    config, codec, generation = model.read_configs(hub.local_folder(checkpoint))
+    folder = hub.local_folder(checkpoint)
+    config, codec, generation = model.read_configs(folder)
     yield "type", f"{config.tts_model_type}, {config.tts_model_size}, {codec.output_sample_rate} Hz"
     yield "languages", ", ".join(config.talker_config.languages)
     if config.talker_config.spk_id:
         yield "speakers", ", ".join(sorted(config.talker_config.spk_id))
     yield "longest speech", f"{generation.max_new_tokens * 0.08:.0f} s"
-    if dtype not in ("float32", "bfloat16"):
-        raise ValueError(f"--dtype {dtype}: use float32 or bfloat16")
-    leaves = flatten(model.abstract(config, codec, jnp.dtype(dtype))[1])
+    int8 = model.is_int8(folder)
+    dtype = dtype or ("int8" if int8 else "float32")
+    if dtype not in model.DTYPES:
+        raise ValueError(f"--dtype {dtype}: use float32, bfloat16 or int8")
+    yield "talker's matrices", f"{dtype}, a scale a row, under float32 arithmetic" if dtype == "int8" else dtype
+    leaves = flatten(model.abstract(config, codec, jnp.dtype("float32" if dtype == "int8" else dtype), jnp.dtype(dtype))[1])
     for place in PARTS.values():
         part: list[Any] = [leaf for path, leaf in leaves.items() if path.startswith(place)]
         if part:
@@ -285,11 +298,12 @@ def serve(
     host: Annotated[str | None, Option(help="Default: TTS_HOST, or 127.0.0.1.")] = None,
     port: Annotated[int | None, Option(help="Default: TTS_PORT, or 8000.")] = None,
     device: DeviceOption = None,
+    dtype: Annotated[str | None, Option(help="float32, bfloat16 or int8. Default: TTS_DTYPE, else as `say` has it.")] = None,
     voices_dir: Annotated[str | None, Option(help="Default: TTS_VOICES_DIR, else voices, if it exists; new voices go there.")] = None,
 ) -> None:
     """Serve /api/v1/speak. All other settings are TTS_* variables: `python -m server --help` lists them."""
     run = needed("server.run", "server", "serve").main
-    run(model_id=model, host=host, port=port, device=device, voices_dir=voices_dir)
+    run(model_id=model, host=host, port=port, device=device, dtype=dtype, voices_dir=voices_dir)
 
 
 @app.command()

@@ -152,6 +152,7 @@ class SpeechService:
         options: how the slots share the device.
         watch: when speech without end is taken back; None: never.
         warm: compile every program now.
+        dtype: as in ``Qwen3TTS.from_pretrained``, where that loads the checkpoint.
 
     Raises:
         ValueError: sizes that cannot be used or do not fit into memory.
@@ -159,10 +160,12 @@ class SpeechService:
 
     def __init__(
         self, tts: Qwen3TTS | str | Path, *, slots: int = SLOTS, columns: int = COLUMNS, frames: int = FRAMES,
-        options: Options | None = None, watch: Watch | None = WATCH, warm: bool = True,
+        options: Options | None = None, watch: Watch | None = WATCH, warm: bool = True, dtype: str | None = None,
     ) -> None:  # fmt: skip
         if isinstance(tts, (str, Path)):
-            tts = load_for(tts, rows=slots)
+            tts = load_for(tts, rows=slots, dtype=dtype)
+        elif dtype is not None:
+            raise ValueError(f"dtype {dtype!r}: the checkpoint is loaded already; give its folder, or the dtype to from_pretrained")
         self.tts, self._watch = tts, watch
         self.books = tts.model.config.talker_config.num_code_groups
         self._lock = threading.Lock()

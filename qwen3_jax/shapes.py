@@ -19,11 +19,13 @@ A single word has a space before it (``I32[Array, " B"]``), else linters take it
 checked when the product runs; the tests check every call (tests/shape_checks.py).
 """
 
-from jaxtyping import Array, Bool, Float, Integer, Key
+from jaxtyping import Array, Bool, Float, Integer, Key, Real
 from jaxtyping import Float32 as F32
 from jaxtyping import Float64 as F64
+from jaxtyping import Int8 as I8
 from jaxtyping import Int16 as I16
 from jaxtyping import Int32 as I32
 from jaxtyping import UInt32 as U32
 
-__all__ = ["F32", "F64", "I16", "I32", "U32", "Array", "Bool", "Float", "Integer", "Key"]  # Float: float32 or bfloat16, the model's dtype
+# Float: float32 or bfloat16, the model's dtype
+__all__ = ["F32", "F64", "I8", "I16", "I32", "U32", "Array", "Bool", "Float", "Integer", "Key", "Real"]

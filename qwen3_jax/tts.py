@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Unpack, overload
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -21,7 +20,7 @@ from qwen3_jax.engine.inline import Inline
 from qwen3_jax.model.checks import check_voice
 from qwen3_jax.model.decode import prime
 from qwen3_jax.model.encode import encode_codes, encode_x_vector
-from qwen3_jax.model.model import Model, load
+from qwen3_jax.model.model import DTYPES, Model, is_int8, load
 from qwen3_jax.model.sampling import Draw, Sampling
 from qwen3_jax.runtime import compilation
 from qwen3_jax.runtime.devices import device_of
@@ -76,7 +75,8 @@ class Qwen3TTS:
                 ``Qwen/Qwen3-TTS-12Hz-0.6B-Base`` (downloaded once into the hub's own cache), or ``embedded``, the small English voice
                 that ships.
             device: ``cpu``, ``gpu``, ``tpu``, or one of them with an index (``cuda:1``). Default: JAX's own choice.
-            dtype: ``float32`` or ``bfloat16`` for talker and predictor. Default: float32 on a CPU, else bfloat16.
+            dtype: of talker and predictor: ``float32``, ``bfloat16``, or ``int8``: float32 arithmetic with matrices rounded to int8, a
+                scale a row. Default: int8 if the folder was converted to it; else float32 on a CPU, and bfloat16 elsewhere.
             voices_dir: your folder of voices. Default: TTS_VOICES_DIR, else ``voices`` if it exists; the user's and those that ship are
                 there too.
 
@@ -87,9 +87,10 @@ class Qwen3TTS:
         return load_for(path, rows=1, device=device, dtype=dtype, voices_dir=voices_dir)
 
     def __repr__(self) -> str:
-        leaves = jax.tree.leaves(self.model.params["talker"])
-        [device] = leaves[0].devices()
-        dtype = next(leaf.dtype for leaf in leaves if leaf.ndim == 1)  # norms: matrices may be kept in another (see model.load)
+        talker = self.model.params["talker"]
+        [device] = talker["model"]["norm"]["weight"].devices()
+        int8 = talker["codec_head"]["weight"].dtype == jnp.int8
+        dtype = "int8" if int8 else talker["model"]["norm"]["weight"].dtype  # other matrices may be kept in another (see model.load)
         return f"Qwen3TTS({self._name!r}, {self.model_type}, {device.platform}:{device.id}, {dtype})"
 
     @property
@@ -303,12 +304,14 @@ def load_for(
     """
     compilation.use_persistent_cache()
     chosen = device_of(device)
-    if dtype is None:
-        dtype = "float32" if chosen.platform == "cpu" else "bfloat16"
-    if dtype not in ("float32", "bfloat16"):
-        raise ValueError(f"dtype {dtype!r}: use float32 or bfloat16 (float16 overflows in the code predictor)")
+    if dtype not in (None, *DTYPES):
+        raise ValueError(f"dtype {dtype!r}: use float32, bfloat16 or int8 (float16 overflows in the code predictor)")
     folder = hub.local_folder(path)
-    model = load(folder, dtype=jnp.dtype(dtype), device=chosen, stored=None if rows == 1 else jnp.dtype(dtype))
+    int8 = is_int8(folder)
+    if dtype is None:
+        dtype = "int8" if int8 else "float32" if chosen.platform == "cpu" else "bfloat16"
+    stored = jnp.dtype(dtype) if rows != 1 or int8 or dtype == "int8" else None
+    model = load(folder, dtype=jnp.dtype("float32" if dtype == "int8" else dtype), device=chosen, stored=stored, lean=True)
     try:
         tokenizer = Tokenizer.from_folder(folder, model.config)
     except FileNotFoundError:

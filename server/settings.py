@@ -41,8 +41,9 @@ class Settings(BaseSettings):
     """A folder, a hub id such as `Qwen/Qwen3-TTS-12Hz-0.6B-Base`, or `embedded`, the small voice that ships."""
     device: str | None = None
     """`cpu`, `gpu`, `tpu`, or one of several: `cuda:1`. Unset: JAX's choice."""
-    dtype: Literal["float32", "bfloat16"] | None = None
-    """Of the talker and the predictor. Unset: float32 on a CPU, else bfloat16."""
+    dtype: Literal["float32", "bfloat16", "int8"] | None = None
+    """Of the talker and the predictor; `int8` rounds their matrices, under float32 arithmetic. Unset: int8 if the folder was converted to
+    it, else float32 on a CPU and bfloat16 elsewhere."""
     slots: Annotated[int, Field(ge=1, le=256)] | None = None
     """Utterances spoken at a time, in one batch; more wait. Unset: 16; on a CPU as many of 10 as it can speak without gaps (timed at the
     first start), or 4 of a large model; in each case fewer if the memory ends."""

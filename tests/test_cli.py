@@ -26,7 +26,7 @@ WHOLE = b"".join(to_pcm16(tone(index)) for index in range(3))
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capsysbinary: pytest.CaptureFixture[bytes], tmp_path: Path) -> Run:
     """Run the program: exit status, stdout, stderr."""
-    for name in ("TTS_MODEL_ID", "TTS_VOICES_DIR", "TTS_DEFAULT_VOICE", "TTS_DEVICE"):
+    for name in ("TTS_MODEL_ID", "TTS_VOICES_DIR", "TTS_DEFAULT_VOICE", "TTS_DEVICE", "TTS_DTYPE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setattr(terminal.console, "_width", 200)  # the variable counts when the module is imported

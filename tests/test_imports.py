@@ -36,6 +36,7 @@ LAYERS = [
         "qwen3_jax.audio.headers",
         "qwen3_jax.checkpoint.hub",
     },
+    {"qwen3_jax.checkpoint.int8", "qwen3_jax.checkpoint.table"},
     {
         "qwen3_jax.runtime.compilation",
         "qwen3_jax.model.config",
@@ -64,7 +65,9 @@ LAYERS = [
         "qwen3_jax.checkpoint.converted",
         "qwen3_jax.model.checks",
         "qwen3_jax.codec.snake",
+        "qwen3_jax.model.products",
     },
+    {"qwen3_jax.model.int8"},
     {"qwen3_jax.model.layers", "qwen3_jax.audio.files", "qwen3_jax.voices.layers"},
     {"qwen3_jax.speech.arguments", "qwen3_jax.codec.conv", "qwen3_jax.model.predictor", "qwen3_jax.voices.choice"},
     {"qwen3_jax.codec.rvq", "qwen3_jax.codec.transformer", "qwen3_jax.model.x_vector", "qwen3_jax.model.talker"},

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qwen3_jax.model.layers import matmul, take
+from qwen3_jax.model.layers import take
 from qwen3_jax.model.model import Model, abstract
+from qwen3_jax.model.products import matmul
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 2), (3, 1), (16, 1), (1, 17), (2, 40)])

@@ -29,7 +29,7 @@ def mix(module: nnx.Module) -> None:
 
 @jax.custom_vjp
 def product(x: F32[Array, "N I"], weight: F32[Array, "O I"]) -> F32[Array, "N O"]:
-    """x W^T. Not as `layers.matmul` has it: with many rows, and for the gradients, W x^T only adds transposes."""
+    """x W^T. Not as `products.matmul` has it: with many rows, and for the gradients, W x^T only adds transposes."""
     return _forward(x, weight)[0]
 
 

@@ -1,6 +1,7 @@
 """A converted checkpoint: parameter tree <-> a folder with Orbax weights, the configs, the tokenizer and a fingerprint.
 
-    folder/ weights/                     Orbax, flat: one array per dotted path
+    folder/ weights/                     Orbax, flat: one array per dotted path, but for the text embedding
+            text_embedding.safetensors   which is read by rows (table.py); in format 1 it is among the weights
             config.json generation_config.json speech_tokenizer/config.json
             vocab.json merges.txt ...    whichever tokenizer files the source has
             fingerprint.json             written last: without it the folder does not load
@@ -19,14 +20,19 @@ from typing import Any
 import jax
 import numpy as np
 
+from qwen3_jax.checkpoint import published, table
 from qwen3_jax.checkpoint.atomic import new_folder
+from qwen3_jax.checkpoint.int8 import quantise, scale_of
 from qwen3_jax.checkpoint.mapping import ConversionError, MisshapedTensor, UnfilledTensor, UnmatchedTensor, flatten, unflatten
-from qwen3_jax.checkpoint.published import FILE, INDEX, Progress
+from qwen3_jax.checkpoint.published import FILE, INDEX, Parts, Progress, aligned_empty, everything
+from qwen3_jax.checkpoint.table import TABLE
 from qwen3_jax.text.tokenizer_files import TOKENIZER_FILES
 
-FORMAT = 1
+FORMAT = 2
+READS = (1, 2)
 FINGERPRINT = "fingerprint.json"
 WEIGHTS = "weights"
+TABLE_FILE = "text_embedding.safetensors"
 CONFIG_FILES = ("config.json", "generation_config.json", "speech_tokenizer/config.json")
 _STORED_CHUNK = 32 << 20  # bytes; the unit in which weights are written and read
 _GROUP = 32 << 20  # bytes restored at once: bounds the copies that are in flight
@@ -66,9 +72,12 @@ def save(folder: str | Path, params: Mapping[str, Any], source: str | Path) -> s
                 shutil.copyfile(Path(source) / name, temporary / name)
         # no compression: it saves a fifth and costs more than the disk does; the device-host limit bounds the copies made
         handler = ocp.PyTreeCheckpointHandler(use_compression=False, save_device_host_concurrent_gb=1)
+        if TABLE in flat:
+            table.write(temporary / TABLE_FILE, np.asarray(flat[TABLE]))
+        others = {path: array for path, array in flat.items() if path != TABLE}
         with ocp.Checkpointer(handler) as writer:
-            arguments = {path: ocp.SaveArgs(chunk_byte_size=_STORED_CHUNK) for path in flat}
-            writer.save(temporary / WEIGHTS, args=ocp.args.PyTreeSave(flat, save_args=arguments))
+            arguments = {path: ocp.SaveArgs(chunk_byte_size=_STORED_CHUNK) for path in others}
+            writer.save(temporary / WEIGHTS, args=ocp.args.PyTreeSave(others, save_args=arguments))
         digest = fingerprint(params, temporary)
         (temporary / FINGERPRINT).write_text(json.dumps(_description(flat, digest), indent=1), "utf-8")
     return digest
@@ -83,7 +92,7 @@ def _description(flat: Mapping[str, Any], digest: str) -> dict[str, Any]:
 
 def fingerprint(params: Mapping[str, Any], folder: str | Path) -> str:
     """sha256 (hex) over the configs in ``folder`` and every array's path, dtype, shape and bytes, in sorted order."""
-    digest = hashlib.sha256(f"qwen3-jax {FORMAT}\n".encode())
+    digest = hashlib.sha256(b"qwen3-jax 1\n")  # whatever the format: it is of the contents
     for name in CONFIG_FILES:
         if (Path(folder) / name).is_file():
             digest.update(f"{name}\n".encode() + (Path(folder) / name).read_bytes())
@@ -126,46 +135,95 @@ def describe(folder: str | Path) -> dict[str, Any]:
         version, _, _ = found["format"], found["sha256"], found["arrays"].items()
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise NotConverted(f"{file} cannot be read ({error!r}); remove the folder and convert again") from error
-    if version != FORMAT:
-        raise NotConverted(f"{folder} has format {version!r}, this version reads {FORMAT}; convert the published checkpoint again")
+    if version not in READS:
+        formats = " and ".join(map(str, READS))
+        raise NotConverted(f"{folder} has format {version!r}, this version reads {formats}; convert the published checkpoint again")
     return found
 
 
 def talker_dtype(folder: str | Path) -> np.dtype[Any]:
-    """The dtype in which a converted folder keeps its talker."""
-    return np.dtype(next(dtype for path, (dtype, _) in describe(folder)["arrays"].items() if path.startswith("talker.")))
+    """The dtype in which a converted folder keeps the talker's matrices."""
+    return _dtype(folder, lambda path: path.startswith("talker.") and path.endswith("_proj.weight"))
 
 
-def load(folder: str | Path, abstract: Mapping[str, Any], *, device: Any = None, progress: Progress | None = None) -> dict[str, Any]:
+def table_dtype(folder: str | Path) -> np.dtype[Any]:
+    """The dtype in which a converted folder keeps its text embedding."""
+    return _dtype(folder, lambda path: path == TABLE)
+
+
+def _dtype(folder: str | Path, wanted: Parts) -> np.dtype[Any]:
+    found = (dtype for path, (dtype, _) in describe(folder)["arrays"].items() if wanted(path))
+    return np.dtype(next(found, "float32"))  # that it is missing is told when it is read
+
+
+def load(
+    folder: str | Path, abstract: Mapping[str, Any], *, device: Any = None, progress: Progress | None = None, parts: Parts = everything,
+    map_table: bool = False,
+) -> dict[str, Any]:  # fmt: skip
     """Restore a converted checkpoint.
 
     Args:
         folder: made by ``save``.
-        abstract: nested dict whose leaves have ``shape`` and ``dtype``; arrays are cast to that dtype.
+        abstract: nested dict whose leaves have ``shape`` and ``dtype``; arrays are cast to that dtype, and rounded to int8 with
+            scales beside them (int8.py).
         device: a jax device or sharding; None is jax's default device.
         progress: called with (path, bytes) after each parameter.
+        parts: which paths are read; all are checked. The others are not in the tree.
+        map_table: leave the text embedding in its file, where that has the dtype asked for (table.py).
 
     Raises:
-        ConversionError: the folder is incomplete, of another format, or holds other arrays than ``abstract`` wants.
+        ConversionError: the folder is incomplete, of another format, holds other arrays than ``abstract`` wants, or one that has no int8.
     """
     import orbax.checkpoint as ocp  # see save
 
     folder = Path(folder).absolute()
-    wanted = flatten(abstract)
-    _compare(folder, describe(folder)["arrays"], wanted)
+    wanted, stored = flatten(abstract), describe(folder)["arrays"]
+    rounded = {path for path, leaf in wanted.items() if leaf.dtype == np.int8 and path in stored and stored[path][0] != "int8"}
+    scales = {scale_of(path) for path in rounded}
+    wanted = {path: leaf for path, leaf in wanted.items() if path not in scales}
+    _compare(folder, stored, wanted)
     device = jax.devices()[0] if device is None else device
     sharding = jax.sharding.SingleDeviceSharding(device) if isinstance(device, jax.Device) else device
     flat: dict[str, jax.Array] = {}
+
+    def put(path: str, array: Any) -> None:
+        flat[path] = jax.device_put(array, sharding)
+        if progress is not None:
+            progress(path, array.nbytes)
+
+    if TABLE in wanted and parts(TABLE) and (folder / TABLE_FILE).is_file():
+        put(TABLE, _table(folder / TABLE_FILE, wanted.pop(TABLE), map_table))
+    wanted = {path: leaf for path, leaf in wanted.items() if parts(path) and path not in flat}
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
         for group in _groups(wanted):
-            item = {path: jax.ShapeDtypeStruct(wanted[path].shape, wanted[path].dtype, sharding=sharding) for path in group}
-            arguments = {path: ocp.ArrayRestoreArgs(sharding=sharding, dtype=wanted[path].dtype) for path in group}
+            dtypes = {path: np.dtype(stored[path][0]) if path in rounded else wanted[path].dtype for path in group}
+            item = {path: jax.ShapeDtypeStruct(wanted[path].shape, dtypes[path], sharding=sharding) for path in group}
+            arguments = {path: ocp.ArrayRestoreArgs(sharding=sharding, dtype=dtypes[path]) for path in group}
             restored = reader.restore(folder / WEIGHTS, args=ocp.args.PyTreeRestore(item, restore_args=arguments, partial_restore=True))
-            flat.update(restored)
             for path, array in restored.items():
-                if progress is not None:
-                    progress(path, array.nbytes)
+                if path in rounded:
+                    weight, scale = aligned_empty(array.shape, np.dtype(np.int8)), aligned_empty(array.shape[:1], np.dtype(np.float32))
+                    quantise(np.asarray(array), weight, scale, path)
+                    put(scale_of(path), scale)
+                    put(path, weight)
+                else:
+                    put(path, array)
     return unflatten(flat, abstract)
+
+
+def _table(file: Path, wanted: Any, map_table: bool) -> np.ndarray:
+    """The text embedding: in its file, or read."""
+    header = published.header(file)
+    if TABLE not in header or header[TABLE].shape != tuple(wanted.shape):
+        raise MisshapedTensor(f"{file} does not hold {TABLE!r} {list(wanted.shape)}: convert again")
+    source = header[TABLE]
+    found = table.mapped(file, source.start, source.size, source.dtype)
+    assert found is not None, "`table.write` aligns it"
+    if map_table and source.dtype == wanted.dtype:
+        return found
+    array = aligned_empty(source.shape, np.dtype(wanted.dtype))
+    array[...] = found[-source.size :].reshape(source.shape)
+    return array
 
 
 def _compare(folder: Path, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:

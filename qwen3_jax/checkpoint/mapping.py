@@ -227,8 +227,12 @@ def _walk(tree: Mapping[Any, Any], prefix: str) -> Iterator[tuple[str, Any]]:
 
 
 def unflatten(flat: Mapping[str, Any], abstract: Mapping[Any, Any], prefix: str = "") -> dict[Any, Any]:
-    """{dotted path: leaf} -> nested dicts with the keys (and key types) of ``abstract``."""
-    return {
-        key: unflatten(flat, value, f"{prefix}{key}.") if isinstance(value, Mapping) else flat[f"{prefix}{key}"]
-        for key, value in abstract.items()
-    }
+    """{dotted path: leaf} -> nested dicts with the keys (and key types) of ``abstract``; what is not in ``flat`` is left out."""
+    tree: dict[Any, Any] = {}
+    for key, value in abstract.items():
+        if not isinstance(value, Mapping):
+            if (path := f"{prefix}{key}") in flat:
+                tree[key] = flat[path]
+        elif (below := unflatten(flat, value, f"{prefix}{key}.")) or not value:
+            tree[key] = below
+    return tree

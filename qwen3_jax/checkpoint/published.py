@@ -10,7 +10,7 @@ themselves plus that buffer; on an accelerator it is one tensor on the host. For
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -20,7 +20,9 @@ import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from qwen3_jax.checkpoint import table
 from qwen3_jax.checkpoint.atomic import new_folder
+from qwen3_jax.checkpoint.int8 import quantise, scale_of, without_scales
 from qwen3_jax.checkpoint.mapping import (
     ConversionError,
     DuplicateTensor,
@@ -32,6 +34,7 @@ from qwen3_jax.checkpoint.mapping import (
     target_of,
     unflatten,
 )
+from qwen3_jax.checkpoint.table import ALIGNMENT, TABLE
 
 FILE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -41,11 +44,16 @@ _OTHERS = {
     name: np.dtype(kind) for name, kind in {"F64": "f8", "I64": "i8", "I32": "i4", "U8": "u1", "BOOL": "?"}.items()
 }  # of no parameter
 _CODES = {dtype: code for code, dtype in DTYPES.items()}
-_ALIGNMENT = 64  # what the CPU backend asks of a buffer that it takes over
 _CHUNK = 16 << 20  # bytes read at a time when the dtype changes
 _DISAGREE = "index and shards are of different downloads, fetch both"
 
 Progress = Callable[[str, int], None]  # target path, bytes placed
+Parts = Callable[[str], bool]  # whether a path is read
+
+
+def everything(path: str) -> bool:
+    """Every path is read."""
+    return True
 
 
 class DamagedFile(ConversionError):
@@ -89,7 +97,7 @@ def _merge(found: dict[str, Source], more: Mapping[str, Source]) -> None:
 
 def _scan_part(folder: Path) -> dict[str, Source]:
     if (folder / FILE).is_file():  # as transformers does: a whole file goes before an index
-        return _header(folder / FILE)
+        return header(folder / FILE)
     if not (folder / INDEX).is_file():
         raise DamagedFile(f"{folder} has neither {FILE} nor {INDEX}; give a folder in the published layout, with {CODEC_FOLDER}/ inside")
     try:
@@ -101,7 +109,7 @@ def _scan_part(folder: Path) -> dict[str, Source]:
         if not (folder / shard).is_file():
             first = next(name for name in index if index[name] == shard)
             raise DamagedFile(f"{folder / INDEX} names the shard {shard!r} (for {first!r} and others), which is not there; fetch that file")
-        _merge(found, _header(folder / shard))
+        _merge(found, header(folder / shard))
     for name, shard in index.items():
         if name not in found or found[name].file.name != shard:
             where = f"it is in {found[name].file.name!r}" if name in found else "found in no shard"
@@ -112,7 +120,8 @@ def _scan_part(folder: Path) -> dict[str, Source]:
     return found
 
 
-def _header(file: Path) -> dict[str, Source]:
+def header(file: Path) -> dict[str, Source]:
+    """Every tensor of a safetensors file, by name. Raises DamagedFile."""
     try:
         with safe_open(file, framework="numpy"):  # checks the header: offsets without gaps, and as many bytes as it says
             pass
@@ -138,44 +147,74 @@ def talker_dtype(folder: str | Path) -> np.dtype[Any]:
     return next(source.dtype for name, source in scan(Path(folder)).items() if name.startswith("talker."))
 
 
+def table_dtype(folder: str | Path) -> np.dtype[Any]:
+    """The dtype in which a published folder keeps its text embedding."""
+    sources = scan(Path(folder))
+    return sources[TABLE].dtype if TABLE in sources else np.dtype(np.float32)  # that it is missing is told when it is read
+
+
 def load_published(
-    folder: str | Path, abstract: Mapping[str, Any], *, device: Any = None, progress: Progress | None = None
-) -> dict[str, Any]:
+    folder: str | Path, abstract: Mapping[str, Any], *, device: Any = None, progress: Progress | None = None, parts: Parts = everything,
+    map_table: bool = False,
+) -> dict[str, Any]:  # fmt: skip
     """Read a published folder into the tree ``abstract``, one tensor after the other.
 
     Args:
         folder: with model.safetensors (or index and shards) and speech_tokenizer/.
-        abstract: nested dict whose leaves have ``shape`` and ``dtype``; tensors are cast to that dtype.
+        abstract: nested dict whose leaves have ``shape`` and ``dtype``; tensors are cast to that dtype, and rounded to int8 with
+            scales beside them (int8.py).
         device: a jax device or sharding; None is jax's default device.
         progress: called with (path, bytes) after each parameter.
+        parts: which paths are read; all are checked. The others are not in the tree.
+        map_table: leave the text embedding in its file, where that has the dtype asked for (table.py).
 
     Returns:
         The tree with arrays in place of the leaves.
 
     Raises:
-        ConversionError: a file is damaged, or a tensor is unmatched, duplicate, unfilled or misshaped; it says which.
+        ConversionError: a file is damaged, a tensor is unmatched, duplicate, unfilled or misshaped, or has no int8; it says which.
     """
     sources = scan(Path(folder))
-    plan = make_plan({name: source.shape for name, source in sources.items()}, abstract)
+    wanted = without_scales(flatten(abstract))
+    plan = make_plan({name: source.shape for name, source in sources.items()}, wanted)
     device = jax.devices()[0] if device is None else device
     flat: dict[str, jax.Array] = {}
+
+    def put(path: str, array: np.ndarray) -> None:
+        flat[path] = jax.device_put(array, device).block_until_ready()  # blocking bounds what waits for an accelerator
+        if progress is not None:
+            progress(path, array.nbytes)
+
     with _Reader() as reader:
-        for path, leaf in flatten(abstract).items():
+        for path, leaf in wanted.items():
+            if not parts(path):
+                continue
+            source = sources[plan.sources[path][0]]
+            if map_table and path == TABLE and source.dtype == leaf.dtype:
+                flat_table = table.mapped(source.file, source.start, source.size, source.dtype)
+                if flat_table is not None:
+                    put(path, flat_table)
+                    continue
             array = aligned_empty(tuple(leaf.shape), np.dtype(leaf.dtype))
-            rows = array if path in plan.stacked else array[None]
-            for row, name in zip(rows, plan.sources[path], strict=True):
-                reader.fill(row, name, sources[name])
-            flat[path] = jax.device_put(array, device).block_until_ready()  # blocking bounds what waits for an accelerator
-            if progress is not None:
-                progress(path, array.nbytes)
+            if array.dtype == np.int8:
+                [name] = plan.sources[path]
+                scale = aligned_empty(array.shape[:1], np.dtype(np.float32))
+                for part, weight in reader.rows(name, sources[name]):
+                    quantise(weight, array[part], scale[part], name)
+                put(scale_of(path), scale)
+            else:
+                rows = array if path in plan.stacked else array[None]
+                for row, name in zip(rows, plan.sources[path], strict=True):
+                    reader.fill(row, name, sources[name])
+            put(path, array)
     return unflatten(flat, abstract)
 
 
 def aligned_empty(shape: Shape, dtype: np.dtype[Any]) -> np.ndarray:
     """An uninitialised array whose first byte is aligned so that the CPU backend need not copy it."""
     size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-    raw = np.empty(size + _ALIGNMENT, np.uint8)
-    offset = -raw.ctypes.data % _ALIGNMENT
+    raw = np.empty(size + ALIGNMENT, np.uint8)
+    offset = -raw.ctypes.data % ALIGNMENT
     return raw[offset : offset + size].view(dtype).reshape(shape)
 
 
@@ -195,10 +234,7 @@ class _Reader:
 
     def fill(self, row: np.ndarray, name: str, source: Source) -> None:
         """Read one tensor into ``row`` (contiguous, same shape), cast to its dtype."""
-        if source.file not in self._open:
-            self._open[source.file] = source.file.open("rb", buffering=0)
-        stream = self._open[source.file]
-        stream.seek(source.start)
+        stream = self._at(source)
         flat = row.reshape(-1)
         if flat.dtype == source.dtype:
             _read_exactly(stream, flat.view(np.uint8), name, source)
@@ -209,6 +245,23 @@ class _Reader:
             raw = self._buffer[: part.size * source.dtype.itemsize]
             _read_exactly(stream, raw, name, source)
             part[...] = raw.view(source.dtype)
+
+    def rows(self, name: str, source: Source) -> Iterator[tuple[slice, np.ndarray]]:
+        """The rows of one matrix in its file's dtype, as many at a time as the buffer holds; each until the next."""
+        stream, (height, width) = self._at(source), source.shape
+        step = max(1, _CHUNK // (width * source.dtype.itemsize))
+        for begin in range(0, height, step):
+            part = slice(begin, min(begin + step, height))
+            raw = self._buffer[: (part.stop - begin) * width * source.dtype.itemsize]
+            _read_exactly(stream, raw, name, source)
+            yield part, raw.view(source.dtype).reshape(-1, width)
+
+    def _at(self, source: Source) -> BinaryIO:
+        if source.file not in self._open:
+            self._open[source.file] = source.file.open("rb", buffering=0)
+        stream = self._open[source.file]
+        stream.seek(source.start)
+        return stream
 
 
 def _read_exactly(stream: BinaryIO, into: np.ndarray, name: str, source: Source) -> None:
@@ -275,12 +328,12 @@ def _values(plan: TensorPlan, flat: Mapping[str, Any], sources: Mapping[str, Sou
 
 
 def _write_file(stream: BinaryIO, sources: Mapping[str, Source], dtype: np.dtype[Any], value: Callable[[str], np.ndarray]) -> None:
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # transformers asks for it
+    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # transformers asks for it
     end = 0
     for name, source in sources.items():
         begin, end = end, end + source.size * dtype.itemsize
-        header[name] = {"dtype": _CODES[dtype], "shape": list(source.shape), "data_offsets": [begin, end]}
-    text = json.dumps(header, separators=(",", ":")).encode()
+        entries[name] = {"dtype": _CODES[dtype], "shape": list(source.shape), "data_offsets": [begin, end]}
+    text = json.dumps(entries, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     stream.write(len(text).to_bytes(8, "little") + text)
     for name in sources:

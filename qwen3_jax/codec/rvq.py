@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from qwen3_jax.codec.conv import Kernel
-from qwen3_jax.model.layers import matmul
+from qwen3_jax.model.products import matmul
 from qwen3_jax.shapes import F32, I32, Array
 
 _FLOOR = 1e-5

@@ -8,10 +8,11 @@ import os
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from qwen3_jax.checkpoint.mapping import flatten
+from qwen3_jax.checkpoint.table import TABLE
 from qwen3_jax.engine import programs
 from qwen3_jax.model.model import Model
 
@@ -63,12 +64,12 @@ def plan(model: Model, slots: int, columns: int, *, available: int | None = None
     """
     device = next(iter(jax.tree.leaves(model.params)[0].devices()))
     weights: dict[str, int] = {}
-    for leaf in jax.tree.leaves(model.params):
-        weights[leaf.dtype.name] = weights.get(leaf.dtype.name, 0) + leaf.nbytes
+    kept = {path: leaf for path, leaf in flatten(model.params).items() if path != TABLE or leaf.ndim == 2}  # else it lies in its file
+    for leaf in (*kept.values(), *jax.tree.leaves(() if model.later is None else model.later.shapes)):
+        weights[leaf.dtype.name] = weights.get(leaf.dtype.name, 0) + leaf.size * leaf.dtype.itemsize
     talker = model.params["talker"]
     if programs.copies(talker, slots):
-        narrow = (leaf for leaf in jax.tree.leaves(talker) if leaf.dtype != jnp.float32)  # the others are shared
-        weights["float32"] = weights.get("float32", 0) + sum(4 * leaf.size for leaf in narrow)
+        weights["float32"] = weights.get("float32", 0) + sum(4 * leaf.size for leaf in programs.narrow(talker).values())
     graphs, params = model.graphs, model.params
 
     def shapes() -> programs.State:

@@ -29,6 +29,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from qwen3_jax.checkpoint.mapping import flatten, unflatten
 from qwen3_jax.codec.decoder import DecoderState
 from qwen3_jax.engine.slots import RUNAWAY
 from qwen3_jax.model.cache import KVCache, LayerCache, empty, grow
@@ -93,15 +94,22 @@ class Made(NamedTuple):
 
 
 def copies(talker: Any, rows: int) -> bool:
-    """Whether the steps read a copy of the talker, in float32: of more than one row on a CPU, where narrower matrices pay for a single row
-    only (layers.matmul)."""
-    leaves = jax.tree.leaves(talker)
-    return rows > 1 and any(leaf.dtype != jnp.float32 for leaf in leaves) and all(it.platform == "cpu" for it in leaves[0].devices())
+    """Whether the steps read a copy of the talker, in float32: of more than one row on a CPU, where bfloat16 matrices pay for a single row
+    only (products.matmul). Not of int8 ones, which are chosen for their size."""
+    return rows > 1 and bool(narrow(talker)) and all(place.platform == "cpu" for place in jax.tree.leaves(talker)[0].devices())
+
+
+def narrow(talker: Any) -> dict[str, Any]:
+    """The talker's matrices that are widened for several rows. Its tables are read by rows, so they are not."""
+    leaves = flatten(talker)
+    return {path: leaf for path, leaf in leaves.items() if leaf.dtype not in (jnp.float32, jnp.int8) and "embedding" not in path}
 
 
 def for_rows(talker: Any, rows: int) -> Any:
     """The talker's parameters as the steps read them."""
-    return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), talker) if copies(talker, rows) else talker
+    if not copies(talker, rows):
+        return talker
+    return unflatten(flatten(talker) | {path: leaf.astype(jnp.float32) for path, leaf in narrow(talker).items()}, talker)
 
 
 def initial(talker: Talker, decoder: Any, rows: int, columns: int, text: int) -> State:

@@ -53,7 +53,7 @@ def evaluate(
     out: Annotated[Path, path_option("Where wavs, figures.json and index.html go.", metavar="FOLDER")] = Path("evaluation"),
     seed: Annotated[int, Option(help="Of the first sentence; then one more each.")] = 0,
     device: Annotated[str | None, Option(envvar="TTS_DEVICE", help="As for `say`.")] = None,
-    dtype: Annotated[str | None, Option(help="float32 or bfloat16.")] = None,
+    dtype: Annotated[str | None, Option(envvar="TTS_DTYPE", help="As for `say`.")] = None,
     voices_dir: Annotated[str | None, Option(envvar="TTS_VOICES_DIR", help="As for `say`.")] = None,
     shipped_voices: Annotated[bool, Option(envvar="TTS_SHIPPED_VOICES", help="As for `say`.")] = True,
 ) -> None:

@@ -277,7 +277,7 @@ def run_command(
         raise ValueError(f"--rate {rate}: must be above 0, such as {RATE:g}")
     dtype = dtype or ("float32" if all_devices()[0].platform == "cpu" else "bfloat16")
     if dtype not in ("float32", "bfloat16"):
-        raise ValueError(f"--dtype {dtype}: must be float32 or bfloat16")
+        raise ValueError(f"--dtype {dtype}: must be float32 or bfloat16{'; train first, and convert to int8' if dtype == 'int8' else ''}")
     folder, config = base_folder(source)
     found = clips.find(recordings)
     divided(found, held_out, seed)  # refuse before any work

@@ -11,18 +11,27 @@ from flax import nnx
 
 from qwen3_jax.model.cache import LayerCache, write
 from qwen3_jax.model.config import PredictorConfig, TalkerConfig
+from qwen3_jax.model.int8 import int8_matmul
+from qwen3_jax.model.products import matmul
 from qwen3_jax.shapes import I32, Array, Bool, Float
 
 
 class Linear(nnx.Module):
-    """y = x W^T + b, W [O I]."""
+    """y = x W^T + b, W [O I]; with a ``scale`` [O], W is int8 and stands for scale W."""
 
     def __init__(self, inputs: int, outputs: int, *, bias: bool = False) -> None:
         self.weight = nnx.Param(jnp.zeros((outputs, inputs)))
         self.bias = nnx.Param(jnp.zeros((outputs,))) if bias else None
+        self.scale: nnx.Param[jax.Array] | None = None
+
+    def quantise(self) -> None:
+        """Take a weight of int8 and its scales."""
+        outputs, inputs = self.weight.shape
+        self.weight = nnx.Param(jnp.zeros((outputs, inputs), jnp.int8))
+        self.scale = nnx.data(nnx.Param(jnp.zeros((outputs,))))  # nnx.data: it was None, which flax takes for static
 
     def __call__(self, x: Float[Array, "*rest I"]) -> Float[Array, "*rest O"]:
-        y = matmul(x, self.weight[...])
+        y = matmul(x, self.weight[...]) if self.scale is None else int8_matmul(x, self.weight[...], self.scale[...])
         return y if self.bias is None else y + over_last(self.bias[...], y)
 
 
@@ -31,64 +40,29 @@ def over_last(vector: Float[Array, " H"], x: Float[Array, "*rest H"]) -> Float[A
     return jnp.expand_dims(vector, tuple(range(x.ndim - 1)))
 
 
-def matmul(x: Float[Array, "*rest I"], weight: Float[Array, "O I"]) -> Float[Array, "*rest O"]:
-    """x W^T in the dtype of x, which may be wider than that of the weight.
-
-    As W x^T: XLA on a CPU packs the right factor anew for every product of more than one row. 126 MB of weights of 3072 x 1024, float32,
-    two cores (Zen 4), ms for 1 / 4 / 8 / 16 / 64 rows: as x W^T 3.8 / 8.4 / 10.0 / 12.6 / 33, as W x^T 4.1 / 4.4 / 5.1 / 6.7 / 26.
-    """
-    if weight.dtype != x.dtype:
-        return _widened(x, weight)
-    rows = x.reshape(-1, x.shape[-1])
-    # "highest": GPUs and TPUs would else multiply float32 in fewer bits; bfloat16 is not touched by it
-    found = jax.lax.dot_general(weight, rows, (((1,), (1,)), ((), ())), precision="highest")
-    # The barrier keeps XLA from making x W^T of it again.
-    return jax.lax.optimization_barrier(found).T.reshape(*x.shape[:-1], -1)
-
-
-_ROWS_ALONE = 16  # more rows than this are cheaper with the whole weight widened first
-
-
-def _widened(x: Float[Array, "*rest I"], weight: Float[Array, "O I"]) -> Float[Array, "*rest O"]:
-    """float32 x bfloat16 on a CPU, bit for bit as with a float32 weight, for half the bytes.
-
-    XLA fuses the widening into a product of one row only (30 GB/s of bfloat16, all that two cores read); for more rows it
-    writes the wide weight to memory first. So a few rows go one by one. What follows keeps XLA from fusing more than that:
-    ``0 * x`` is not nothing to it, since x may be NaN.
-    """
-    rows = x.reshape(-1, x.shape[-1])
-    if len(rows) > _ROWS_ALONE:
-        # Else nothing stops every weight from being widened before the first product: 1.8 GB at full size. Of a comparison, because
-        # 0 * NaN would reach every row.
-        return matmul(x, weight.astype(x.dtype) + 0 * (rows[0, 0] > 0).astype(x.dtype))
-    # Else what made the row (a transpose, an activation) is computed again for each of O outputs: up to six times slower.
-    rows = rows / (1 + 0 * rows)
-    products = []
-    for index in range(len(rows)):
-        # The barrier keeps XLA from hoisting the widening out of the decoding loop, or sharing it between rows.
-        narrow, row = jax.lax.optimization_barrier((weight, rows[index : index + 1]))
-        products.append(row @ narrow.astype(row.dtype).T)
-    return jnp.concatenate(products).reshape(*x.shape[:-1], -1)
-
-
 class Embedding(nnx.Module):
-    """Rows of a table [V H] by id."""
+    """Rows of a table [V H] by id. The table may lie in its file: then it is flat, with a few entries before it (checkpoint/table.py)."""
 
     def __init__(self, size: int, width: int) -> None:
         self.weight = nnx.Param(jnp.zeros((size, width)))
+        self.size, self.width = size, width
 
     def __call__(self, ids: I32[Array, " *rest"], dtype: jnp.dtype) -> Float[Array, "*rest H"]:
-        return take(self.weight[...], ids, dtype)
+        table = self.weight[...]
+        if table.ndim == 2:
+            return take(table, ids, dtype)
+        begins = table.size - self.size * self.width + self.width * ids
+        return take(table, begins[..., None] + jnp.expand_dims(jnp.arange(self.width), tuple(range(ids.ndim))), dtype)
 
 
 def take(table: Float[Array, "V H"], ids: I32[Array, " *rest"], dtype: jnp.dtype) -> Float[Array, "*rest H"]:
-    """Rows of ``table`` in ``dtype``, which may be wider than the table's.
+    """Rows of ``table`` in ``dtype``, whatever the table's.
 
-    Then read as integers: XLA's CPU compiler gathers no bfloat16; in a loop it would write the whole table in float32 first
+    A narrow one is read as integers: XLA's CPU compiler gathers no bfloat16; in a loop it would write the whole table in float32 first
     (0.13 GB for the predictor's).
     """
-    if table.dtype == dtype:
-        return jnp.take(table, ids, axis=0)
+    if table.dtype in (dtype, jnp.float32):
+        return jnp.take(table, ids, axis=0).astype(dtype)
     table, ids = jax.lax.optimization_barrier((table, ids))  # or the reading as integers is hoisted out of the loop, a copy
     rows = jnp.take(jax.lax.bitcast_convert_type(table, jnp.uint16), ids, axis=0)
     return jax.lax.bitcast_convert_type(rows, table.dtype).astype(dtype)

@@ -1,20 +1,28 @@
 """A checkpoint in memory: configs, module definitions (graphdefs) and one tree of parameters."""
 
+import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from qwen3_jax.checkpoint import converted as checkpoint
 from qwen3_jax.checkpoint import published
+from qwen3_jax.checkpoint.mapping import flatten, unflatten
+from qwen3_jax.checkpoint.published import Parts
 from qwen3_jax.codec import Codec
-from qwen3_jax.model.config import CodecConfig, GenerationConfig, ModelConfig, check_together
+from qwen3_jax.model.config import CodecConfig, GenerationConfig, ModelConfig, TalkerConfig, check_together
 from qwen3_jax.model.config_values import read
+from qwen3_jax.model.layers import Linear
 from qwen3_jax.model.talker import Talker
 from qwen3_jax.model.x_vector import SpeakerEncoder
 from qwen3_jax.runtime.devices import all_devices
+
+DTYPES = ("float32", "bfloat16", "int8")  # of talker and predictor; int8: of their matrices, under float32 arithmetic
 
 
 class Definition(nnx.GraphDef[Any]):
@@ -44,7 +52,8 @@ class Model(NamedTuple):
     """What every other part computes with.
 
     ``params`` = {"talker": ..., "codec": {"decoder": ..., "encoder": ...}, "speaker_encoder": ... (Base only)}; dotted
-    paths are the published tensor names. Codec and speaker encoder are in float32.
+    paths are the published tensor names. Codec and speaker encoder are in float32. What only cloning needs may be left in the folder
+    until then: ``later``.
     """
 
     config: ModelConfig
@@ -52,36 +61,93 @@ class Model(NamedTuple):
     generation: GenerationConfig
     graphs: Graphs
     params: dict[str, Any]
+    later: "Later | None" = None
+
+
+class Later:
+    """Parts of a checkpoint that are read from its folder each time that they are needed, and not kept: 0.2 GB at full size, 0.1 s."""
+
+    def __init__(self, folder: Path, shapes: dict[str, Any], read: Callable[[Parts], dict[str, Any]]) -> None:
+        self.shapes = shapes  # of the parts, as in Model.params
+        self._folder, self._read = folder, read
+        self._identity = checkpoint.identity(folder)
+
+    def __call__(self, *place: str) -> Any:
+        """The part at a place of Model.params, such as ``codec``, ``encoder``.
+
+        Raises:
+            ValueError: the folder is another one by now, or cannot be read.
+        """
+        try:
+            if checkpoint.identity(self._folder) != self._identity:
+                raise ValueError(f"{self._folder} was changed after the model was loaded, so it cannot clone voices: load it again")
+            tree = self._read(lambda path: path.startswith(".".join(place) + "."))
+        except OSError as error:
+            why = f"{self._folder} cannot be read any more ({error.strerror})"
+            raise ValueError(f"{why}, which cloning needs: load the model again") from error
+        return functools.reduce(lambda found, key: found[key], place, tree)
+
+
+def part(model: Model, *place: str) -> Any:
+    """The parameters of a part that only cloning needs. Errors as in ``Later``."""
+    found: Any = model.params
+    for key in place:
+        found = found.get(key)
+        if found is None:
+            assert model.later is not None, f"no parameters {'.'.join(place)}"
+            return model.later(*place)
+    return found
 
 
 def abstract(
-    config: ModelConfig, codec: CodecConfig, dtype: jnp.dtype = jnp.float32, stored: jnp.dtype | None = None
-) -> tuple[Graphs, dict[str, Any]]:
+    config: ModelConfig, codec: CodecConfig, dtype: jnp.dtype = jnp.float32, stored: jnp.dtype | None = None,
+    tables: jnp.dtype | None = None,
+) -> tuple[Graphs, dict[str, Any]]:  # fmt: skip
     """Module definitions and the tree of shapes and dtypes that a checkpoint of these configs fills.
 
     Args:
         config, codec: the checkpoint's.
         dtype: of the talker's activations, norms and biases.
-        stored: of its matrices and tables; default ``dtype``.
+        stored: of its matrices; default ``dtype``. int8: each matrix has a ``scale`` of one float32 a row beside it.
+        tables: of its embeddings; default ``stored``, or bfloat16 beside int8.
     """
+    stored = jnp.dtype(stored or dtype)
+    tables = jnp.dtype(tables or (jnp.bfloat16 if stored == jnp.int8 else stored))
     trees: dict[str, Any] = {}
     graphs: dict[str, Any] = {}
 
-    def split(name: str, build: Any, dtype: jnp.dtype, stored: jnp.dtype) -> Any:
+    def split(name: str, build: Any, vector: jnp.dtype, matrix: jnp.dtype, table: jnp.dtype) -> Any:
         graph, state = nnx.split(nnx.eval_shape(build))
         graphs[name] = Definition(graph)
-        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, stored if leaf.ndim > 1 else dtype), nnx.to_pure_dict(state))
+        tree = nnx.to_pure_dict(state)
+        return unflatten(
+            {
+                path: jax.ShapeDtypeStruct(leaf.shape, vector if leaf.ndim == 1 else table if "embedding" in path else matrix)
+                for path, leaf in flatten(tree).items()
+            },
+            tree,
+        )
 
-    trees["talker"] = split("talker", lambda: Talker(config.talker_config), dtype, stored or dtype)
+    float32 = (jnp.dtype(jnp.float32),) * 3
+    trees["talker"] = split("talker", lambda: _talker(config.talker_config, stored), jnp.dtype(dtype), stored, tables)
     whole = Codec
     trees["codec"] = {
-        "decoder": split("codec_decoder", lambda: whole(codec).decoder, jnp.float32, jnp.float32),
-        "encoder": split("codec_encoder", lambda: whole(codec).encoder, jnp.float32, jnp.float32),
+        "decoder": split("codec_decoder", lambda: whole(codec).decoder, *float32),
+        "encoder": split("codec_encoder", lambda: whole(codec).encoder, *float32),
     }
     graphs["speaker_encoder"] = None
     if config.tts_model_type == "base":
-        trees["speaker_encoder"] = split("speaker_encoder", lambda: SpeakerEncoder(config.speaker_encoder_config), jnp.float32, jnp.float32)
+        trees["speaker_encoder"] = split("speaker_encoder", lambda: SpeakerEncoder(config.speaker_encoder_config), *float32)
     return Graphs(**graphs), trees
+
+
+def _talker(config: TalkerConfig, stored: jnp.dtype) -> Talker:
+    talker = Talker(config)
+    if stored == jnp.int8:
+        for _, module in nnx.iter_modules(talker):
+            if isinstance(module, Linear):
+                module.quantise()
+    return talker
 
 
 def read_configs(folder: Path) -> tuple[ModelConfig, CodecConfig, GenerationConfig]:
@@ -103,25 +169,55 @@ def read_configs(folder: Path) -> tuple[ModelConfig, CodecConfig, GenerationConf
     return config, codec, read(GenerationConfig, generation) if generation.is_file() else GenerationConfig()
 
 
-def load(folder: Path, *, dtype: jnp.dtype = jnp.float32, device: jax.Device | None = None, stored: jnp.dtype | None = None) -> Model:
+def is_int8(folder: Path) -> bool:
+    """Whether a checkpoint's matrices are rounded to int8. Errors as in ``load``."""
+    return checkpoint.is_converted(folder) and checkpoint.talker_dtype(folder) == np.int8
+
+
+def load(
+    folder: Path, *, dtype: jnp.dtype = jnp.float32, device: jax.Device | None = None, stored: jnp.dtype | None = None, lean: bool = False
+) -> Model:
     """Load a converted checkpoint, or one in the published safetensors layout, onto ``device``.
 
     Args:
         folder: the checkpoint.
-        dtype: of the talker's arithmetic.
+        dtype: of the talker's arithmetic; with int8 float32.
         device: default: JAX's first.
-        stored: dtype in which the talker's matrices are kept. Default: ``dtype``; but on a CPU float32 arithmetic keeps
-            weights that were published in bfloat16 as they are, which changes no result and halves the bytes of a frame.
+        stored: dtype in which the talker's matrices are kept. Default: ``dtype``; but int8 ones stay int8, and on a CPU float32
+            arithmetic keeps weights that were published in bfloat16 as they are, which changes no result and halves the bytes of a frame.
+        lean: keep in memory what speaking needs only. What only cloning needs is read for each voice that is cloned (``part``), and on a
+            CPU the text embedding stays in its file.
 
     Raises:
         FileNotFoundError: no checkpoint there.
-        ValueError: a config or tensor that does not fit, which is named; or no device that JAX can start.
+        ValueError: a config or tensor that does not fit, which is named; other weights than int8 asked of an int8 folder; or no device
+            that JAX can start.
     """
     configs = read_configs(folder)
     source = checkpoint if checkpoint.is_converted(folder) else published
+    kept = source.talker_dtype(folder)
+    on_cpu = (device or all_devices()[0]).platform == "cpu"
     if stored is None:
-        on_cpu = (device or all_devices()[0]).platform == "cpu"
-        stored = jnp.dtype(jnp.bfloat16) if on_cpu and source.talker_dtype(folder) == jnp.bfloat16 else dtype
-    graphs, shapes = abstract(configs[0], configs[1], dtype, stored)
+        narrow = kept == jnp.int8 or (on_cpu and kept == jnp.bfloat16)
+        stored = kept if narrow else dtype
+    if kept == jnp.int8 != stored:
+        raise ValueError(
+            f"{folder} holds weights rounded to int8, and {jnp.dtype(stored).name} was asked for: leave the dtype out or give int8, or "
+            "convert the published checkpoint again with another --dtype"
+        )
+    if stored == jnp.int8:
+        dtype = jnp.dtype(jnp.float32)
+    in_file = lean and on_cpu
+    graphs, shapes = abstract(configs[0], configs[1], dtype, stored, source.table_dtype(folder) if stored == jnp.int8 else None)
+    if in_file:
+        table = shapes["talker"]["model"]["text_embedding"]
+        table["weight"] = jax.ShapeDtypeStruct(table["weight"].shape, source.table_dtype(folder))
     reader = checkpoint.load if source is checkpoint else published.load_published
-    return Model(*configs, graphs, reader(folder, shapes, device=device))
+    read = functools.partial(reader, folder, shapes, device=device, map_table=in_file)
+    if not lean:
+        return Model(*configs, graphs, read())
+    cloning = {key: value for key, value in shapes.items() if key == "speaker_encoder"}
+    cloning["codec"] = {"encoder": shapes["codec"]["encoder"]}
+    later = Later(folder, cloning, lambda parts: read(parts=parts))
+    params = read(parts=lambda path: not path.startswith(("codec.encoder.", "speaker_encoder.")))
+    return Model(*configs, graphs, params, later)

@@ -13,7 +13,7 @@ from flax import nnx
 
 from qwen3_jax.codec.conv import Kernel
 from qwen3_jax.model.config import SpeakerEncoderConfig
-from qwen3_jax.model.layers import matmul
+from qwen3_jax.model.products import matmul
 from qwen3_jax.shapes import F32, I32, Array, Bool
 
 _VARIANCE_FLOOR = 1e-12
