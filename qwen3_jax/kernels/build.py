@@ -20,7 +20,18 @@ FOLDER = Path(__file__).parent
 LIBRARY, RECORD = "int8_matmul.so", "int8_matmul.json"
 SOURCES = ("int8_matmul.cc", "int8_float.inc", "int8_vnni.inc")
 # The compiler's default processor: the library chooses by itself among the instruction sets of the machine that it finds itself on.
-OPTIONS = ("-x", "c++", "-std=c++17", "-O3", "-fPIC", "-shared", "-fvisibility=hidden", "-fno-exceptions", "-fno-rtti", "-ffp-contract=fast")
+OPTIONS = (
+    "-x",
+    "c++",
+    "-std=c++17",
+    "-O3",
+    "-fPIC",
+    "-shared",
+    "-fvisibility=hidden",
+    "-fno-exceptions",
+    "-fno-rtti",
+    "-ffp-contract=fast",
+)
 LIMIT = 300.0  # seconds for the compiler
 
 

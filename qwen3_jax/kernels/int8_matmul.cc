@@ -43,19 +43,44 @@ constexpr int64_t kRowBlock = 16;  // rows whose x stays in the second-level cac
 
 inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
+// In a register: compilers else read a vector from memory again for each product with it.
 #if defined(__x86_64__)
+#define KEEP(vector) asm("" : "+x"(vector))
+#elif defined(__aarch64__)
+#define KEEP(vector) asm("" : "+w"(vector))
+#else
+#define KEEP(vector)
+#endif
+
+#if defined(__x86_64__)
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
+#else
 #pragma GCC push_options
 #pragma GCC target("avx2,fma")
+#endif
 #define NAMESPACE avx2
 #define LANES 8
 #define WIDEN(from) _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from))))
 #include "int8_float.inc"
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
 #pragma GCC pop_options
+#endif
 
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,fma"))), apply_to = function)
+#else
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,fma")
+#endif
 #include "int8_vnni.inc"
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
 #pragma GCC pop_options
+#endif
 #endif
 
 #if defined(__aarch64__)
@@ -159,9 +184,9 @@ int64_t threads_of(const XLA_FFI_CallFrame* frame) {
 }
 
 void multiply_together(const InstructionSet& set, const Product& product, const XLA_FFI_CallFrame* frame) {
-  // A chunk is about 10 microseconds of work: 64 kB of weights of one row, fewer of more rows, and a multiple of every tile.
+  // A chunk is about 10 microseconds of work: 128 kB of weights for one row, less for more rows, and a multiple of every tile.
   int64_t rows = smaller(product.rows, kRowBlock);
-  int64_t chunk = (64 << 10) / (product.inputs * (1 + rows / 4) + 1) / 8 * 8 + 8;
+  int64_t chunk = (128 << 10) / (product.inputs * (1 + rows / 4) + 1) / 8 * 8 + 8;
   int64_t chunks = (product.outputs + chunk - 1) / chunk;
   int64_t helpers = chunks < 4 ? 0 : smaller(threads_of(frame), chunks / 2) - 1;
   Job* job = helpers > 0 ? claim(1 + helpers) : nullptr;
