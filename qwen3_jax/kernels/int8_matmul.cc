@@ -97,15 +97,24 @@ inline float32x4_t widen(const int8_t* from) {
 #define LANES 4
 #include "int8_float.inc"
 
+#if defined(__x86_64__)
+bool has_vnni() {
+  return __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+         __builtin_cpu_supports("avx512vl");
+}
+bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+#endif
+bool always() { return true; }
+
 const InstructionSet kSets[] = {  // best first
 #if defined(__x86_64__)
-    {"AVX-512 VNNI", [] { return bool(__builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")); }, vnni::prepare, vnni::multiply},
-    {"AVX2", [] { return bool(__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")); }, nullptr, avx2::multiply},
+    {"AVX-512 VNNI", has_vnni, vnni::prepare, vnni::multiply},
+    {"AVX2", has_avx2, nullptr, avx2::multiply},
 #endif
 #if defined(__aarch64__)
-    {"NEON", [] { return true; }, nullptr, baseline::multiply},
+    {"NEON", always, nullptr, baseline::multiply},
 #else
-    {"plain C++", [] { return true; }, nullptr, baseline::multiply},
+    {"plain C++", always, nullptr, baseline::multiply},
 #endif
 };
 
