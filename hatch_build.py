@@ -1,14 +1,15 @@
 """The wheel's build hook: compiles the kernels where there is a C++ compiler, and leaves them out, with one line, where there is none."""
 
 import importlib.util
+import re
 import shutil
+import sysconfig
 import tempfile
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
-from packaging.tags import platform_tags
 
 KERNELS = Path("qwen3_jax", "kernels")
 
@@ -38,7 +39,7 @@ class Kernels(BuildHookInterface[Any]):
             self.app.display_warning(f"qwen3-jax is built without its int8 kernel, and several rows at once are slower in int8: {why}")
             return
         build_data["pure_python"] = False
-        build_data["tag"] = f"py3-none-{list(platform_tags())[-1]}"  # no interpreter's ABI, and of libc the oldest parts only
+        build_data["tag"] = f"py3-none-{re.sub('[-.]', '_', sysconfig.get_platform())}"  # no interpreter's ABI
         if version != "editable":
             build_data["force_include"] |= {str(folder / name): str(KERNELS / name) for name in (build.LIBRARY, build.RECORD)}
 

@@ -300,7 +300,7 @@ def test_what_cannot_be_used_is_said_once_and_xla_goes_on(
 def test_the_variable_turns_it_off_or_chooses(library: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(kernel, "_TARGET", "tests_int8_matmul")
     for word in ("off", "OFF", "0"):
-        assert kernel.load(library, word) == kernel.Kernel(None, f"{kernel.VARIABLE} is off")
+        assert kernel.load(library, word) == kernel.Int8Kernel(None, f"{kernel.VARIABLE} is off")
     with pytest.raises(ValueError, match=rf"{kernel.VARIABLE}='MMX': use off, or an instruction set .*: .*{SETS[-1][:4]}"):
         kernel.load(library, "MMX")
     monkeypatch.setattr(kernel, "_kernel", None)

@@ -17,7 +17,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
-LIBRARY, RECORD = "int8_matmul.so", "int8_matmul.json"
+LIBRARY, RECORD = "libint8.so", "libint8.json"  # a name that no module has: Python would import the library
 SOURCES = ("int8_matmul.cc", "int8_float.inc", "int8_vnni.inc")
 # The compiler's default processor: the library chooses by itself among the instruction sets of the machine that it finds itself on.
 OPTIONS = (
@@ -47,7 +47,7 @@ def build(sources: Path = FOLDER, folder: Path = FOLDER) -> None:
     """
     if sys.platform == "win32":
         raise CannotBuild("Windows is not supported")
-    include, compiler = headers(), find_compiler()
+    compiler, include = find_compiler(), headers()
     with tempfile.TemporaryDirectory(dir=folder) as place:
         made = Path(place) / LIBRARY
         command = [*compiler, *OPTIONS, "-I", str(include), "-o", str(made), str(sources / SOURCES[0])]

@@ -25,17 +25,17 @@ _AGAIN = "install qwen3-jax again"
 _lock = threading.Lock()
 
 
-class Kernel(NamedTuple):
+class Int8Kernel(NamedTuple):
     """What computes products with int8 weights on a CPU."""
 
     instructions: str | None  # the instruction set of the kernel; None: XLA computes them
     why_not: str = ""
 
 
-_kernel: Kernel | None = None  # what this process has found
+_kernel: Int8Kernel | None = None  # what this process has found
 
 
-def in_use() -> Kernel:
+def in_use() -> Int8Kernel:
     """The kernel of this process. The first call loads it.
 
     Raises:
@@ -50,7 +50,7 @@ def in_use() -> Kernel:
         return _kernel
 
 
-def load(folder: Path, chosen: str = "") -> Kernel:
+def load(folder: Path, chosen: str = "") -> Int8Kernel:
     """Load the library of ``folder`` and register it.
 
     Args:
@@ -61,24 +61,24 @@ def load(folder: Path, chosen: str = "") -> Kernel:
         ValueError: ``chosen`` is none of those.
     """
     if _off(chosen):
-        return Kernel(None, f"{VARIABLE} is off")
+        return Int8Kernel(None, f"{VARIABLE} is off")
     library = folder / LIBRARY
     if not library.exists():
-        return Kernel(None, "built without a compiler")
+        return Int8Kernel(None, "built without a compiler")
     if (why := _trouble_with(folder)) is not None:
-        return Kernel(None, f"{library} {why}: {_AGAIN}")
+        return Int8Kernel(None, f"{library} {why}: {_AGAIN}")
     try:
         code = ctypes.CDLL(str(library))
         choose, handler = code.qwen3_int8_choose, code.qwen3_int8_matmul
         choose.restype, choose.argtypes = ctypes.c_char_p, [ctypes.c_char_p]
         jax.ffi.register_ffi_target(_TARGET, jax.ffi.pycapsule(handler), platform="cpu")
     except (OSError, AttributeError, RuntimeError, ValueError) as error:  # another system's; or of another version of XLA's interface
-        return Kernel(None, f"{library} cannot be used ({' '.join(str(error).split())}): {_AGAIN}")
+        return Int8Kernel(None, f"{library} cannot be used ({' '.join(str(error).split())}): {_AGAIN}")
     name = choose(chosen.encode() or None)
     if name is None:
         there = ", ".join(known for known in ("AVX-512 VNNI", "AVX2", "NEON", "plain C++") if choose(known.encode()))
         raise ValueError(f"{VARIABLE}={chosen!r}: use off, or an instruction set of this processor that the kernel has: {there}")
-    return Kernel(name.decode())
+    return Int8Kernel(name.decode())
 
 
 def multiply(x: F32[Array, "R I"], weight: I8[Array, "O I"], scale: F32[Array, " O"]) -> F32[Array, "R O"]:
