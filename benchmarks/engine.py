@@ -1,6 +1,6 @@
 """Many streams at once through the engine: first audio, gaps, underruns, throughput. One run; prints a table and a plot.
 
-usage: python -m benchmarks.engine [--model CHECKPOINT] [--streams 1,10] [--seconds 8] [--slots N] [--dtype float32|bfloat16]
+usage: python -m benchmarks.engine [--model CHECKPOINT] [--streams 1,10] [--seconds 8] [--slots N] [--dtype float32|bfloat16|int8]
                                    [--columns 512] [--frames N] [--json OUT]
 
 CHECKPOINT: any Base checkpoint that loads (default: the one that ships); no tokenizer is needed, since the engine takes ids. The text is
@@ -154,7 +154,7 @@ def step_bytes(model: Model, slots: int, columns: int) -> int:
     read += books * size(predictor["model"]["layers"]) + size(predictor["lm_head"])
     read += size(model.params["codec"]["decoder"])
     config = model.config.talker_config
-    width = 4 if talker["codec_head"]["weight"].dtype == jnp.float32 else 2
+    width = talker["model"]["norm"]["weight"].dtype.itemsize  # of the arithmetic, and so of the cache
     return read + 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * columns * slots * width
 
 

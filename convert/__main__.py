@@ -88,10 +88,7 @@ def convert(source: str, destination: Path, dtype: str | None = None, revision: 
     config, codec, _ = model.read_configs(folder)
     sources = published.scan(folder)
     kind = np.dtype(dtype) if dtype else published.talker_dtype(folder)
-    if kind == np.int8:
-        _, abstract = model.abstract(config, codec, np.dtype(np.float32), kind, published.table_dtype(folder))
-    else:
-        _, abstract = model.abstract(config, codec, kind)
+    _, abstract = model.abstract(config, codec, np.dtype(np.float32) if kind == np.int8 else kind, kind)
     plan = make_plan({name: tensor.shape for name, tensor in sources.items()}, without_scales(flatten(abstract)))
     with _progress() as bars:
         params = published.load_published(folder, abstract, device=jax.devices("cpu")[0], progress=_bar(bars, "reading", abstract))

@@ -257,6 +257,7 @@ def test_tables_of_transcripts(recordings: Path, tmp_path: Path) -> None:
         ({"rate": float("nan")}, "--rate nan"),
         ({"held_out": 3}, "held-out 3: must be from 0 to 2"),
         ({"dtype": "float16"}, "--dtype float16"),
+        ({"dtype": "int8"}, "--dtype int8: must be float32 or bfloat16; train first, and convert to int8"),
     ],
 )
 def test_options_that_make_no_sense(base: Path, recordings: Path, tmp_path: Path, options: dict[str, Any], message: str) -> None:

@@ -35,7 +35,7 @@ WEIGHTS = "weights"
 TABLE_FILE = "text_embedding.safetensors"
 CONFIG_FILES = ("config.json", "generation_config.json", "speech_tokenizer/config.json")
 _STORED_CHUNK = 32 << 20  # bytes; the unit in which weights are written and read
-_GROUP = 32 << 20  # bytes restored at once: bounds the copies that are in flight
+_GROUP = 256 << 20  # bytes restored at once: bounds the copies in flight; 1.1 GB in 2.9 s, by 32 MB 4.4 s
 
 
 class NotConverted(ConversionError):
@@ -213,7 +213,7 @@ def load(
 
 def _table(file: Path, wanted: Any, map_table: bool) -> np.ndarray:
     """The text embedding: in its file, or read."""
-    header = published.header(file)
+    header = published.header(file, (TABLE,))
     if TABLE not in header or header[TABLE].shape != tuple(wanted.shape):
         raise MisshapedTensor(f"{file} does not hold {TABLE!r} {list(wanted.shape)}: convert again")
     source = header[TABLE]

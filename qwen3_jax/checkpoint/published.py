@@ -10,7 +10,7 @@ themselves plus that buffer; on an accelerator it is one tensor on the host. For
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -41,7 +41,7 @@ INDEX = "model.safetensors.index.json"
 CODEC_FOLDER = "speech_tokenizer"
 DTYPES = {"F32": np.dtype(np.float32), "BF16": np.dtype(ml_dtypes.bfloat16), "F16": np.dtype(np.float16)}
 _OTHERS = {
-    name: np.dtype(kind) for name, kind in {"F64": "f8", "I64": "i8", "I32": "i4", "U8": "u1", "BOOL": "?"}.items()
+    name: np.dtype(kind) for name, kind in {"I8": "i1", "F64": "f8", "I64": "i8", "I32": "i4", "U8": "u1", "BOOL": "?"}.items()
 }  # of no parameter
 _CODES = {dtype: code for code, dtype in DTYPES.items()}
 _CHUNK = 16 << 20  # bytes read at a time when the dtype changes
@@ -120,8 +120,8 @@ def _scan_part(folder: Path) -> dict[str, Source]:
     return found
 
 
-def header(file: Path) -> dict[str, Source]:
-    """Every tensor of a safetensors file, by name. Raises DamagedFile."""
+def header(file: Path, others: Collection[str] = ()) -> dict[str, Source]:
+    """Every tensor of a safetensors file, by name. ``others``: names whose dtype may be any. Raises DamagedFile."""
     try:
         with safe_open(file, framework="numpy"):  # checks the header: offsets without gaps, and as many bytes as it says
             pass
@@ -132,7 +132,8 @@ def header(file: Path) -> dict[str, Source]:
         entries = json.loads(stream.read(length))
     entries.pop("__metadata__", None)
     for name, entry in entries.items():
-        if entry["dtype"] not in DTYPES | _OTHERS or (entry["dtype"] in _OTHERS and not isinstance(target_of(name), Ignored)):
+        any_dtype = name in others or (entry["dtype"] in _OTHERS and isinstance(target_of(name), Ignored))
+        if entry["dtype"] not in (DTYPES | _OTHERS if any_dtype else DTYPES):
             raise DamagedFile(
                 f"{file}: tensor {name!r} has dtype {entry['dtype']}, expected one of {', '.join(DTYPES)}; use the unquantized checkpoint"
             )

@@ -15,7 +15,7 @@ import numpy as np
 
 TABLE = "talker.model.text_embedding.weight"
 ALIGNMENT = 64  # what the CPU backend asks of a buffer that it takes over
-_CODES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
+_CODES = {"int8": "I8", "float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 
 
 def mapped(file: Path, start: int, size: int, dtype: np.dtype[Any]) -> np.ndarray | None:

@@ -15,6 +15,7 @@ from qwen3_jax.audio.recording import LOUDEST
 from qwen3_jax.audio.samples import SAMPLE_RATE, mel_spectrogram
 from qwen3_jax.model.frame import bucket
 from qwen3_jax.model.model import Model, part
+from qwen3_jax.runtime.allocation import give_back
 from qwen3_jax.shapes import F32, I32, Array
 
 SECOND_BUCKETS = (4, 8, 16, 32, 64)  # one trace each
@@ -43,6 +44,7 @@ def encode_codes(model: Model, wave: F32[np.ndarray, " F"]) -> I32[np.ndarray, "
     valid = np.array([len(wave)], np.int32)
     codes = _codes(model.graphs.codec_encoder, part(model, "codec", "encoder"), _padded(wave, 1), valid)
     found = np.asarray(codes[0, : -(-len(wave) // model.codec_config.encode_downsample_rate)])
+    _read_no_more(model)
     if (found < 0).any():
         raise FloatingPointError(f"the codec's encoder computed NaN or infinity from a clip whose samples are finite: {_DAMAGED}")
     return found
@@ -61,9 +63,16 @@ def encode_x_vector(model: Model, wave: F32[np.ndarray, " F"]) -> F32[np.ndarray
     mel = mel_spectrogram(wave)
     length = np.array([len(mel)], np.int32)
     found = np.asarray(_x_vector(model.graphs.speaker_encoder, part(model, "speaker_encoder"), _padded(mel, _HOP), length)[0])
+    _read_no_more(model)
     if not np.isfinite(found).all():
         raise FloatingPointError(f"the speaker encoder computed NaN or infinity from a clip whose samples are finite: {_DAMAGED}")
     return found
+
+
+def _read_no_more(model: Model) -> None:
+    """The part that was read for this clip, and its work space, are free again: 0.5 GB at full size, which the heap would keep half of."""
+    if model.later is not None:
+        give_back()
 
 
 def _check(wave: F32[np.ndarray, " F"]) -> None:

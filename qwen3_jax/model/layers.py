@@ -11,9 +11,9 @@ from flax import nnx
 
 from qwen3_jax.model.cache import LayerCache, write
 from qwen3_jax.model.config import PredictorConfig, TalkerConfig
-from qwen3_jax.model.int8 import int8_matmul
+from qwen3_jax.model.int8 import as_int8, int8_matmul
 from qwen3_jax.model.products import matmul
-from qwen3_jax.shapes import I32, Array, Bool, Float
+from qwen3_jax.shapes import I32, Array, Bool, Float, Real
 
 
 class Linear(nnx.Module):
@@ -45,9 +45,23 @@ class Embedding(nnx.Module):
 
     def __init__(self, size: int, width: int) -> None:
         self.weight = nnx.Param(jnp.zeros((size, width)))
-        self.size, self.width = size, width
+        self.scale: nnx.Param[jax.Array] | None = None
+        self.size, self.width, self.rounds = size, width, False
+
+    def quantise(self, *, stored: bool) -> None:
+        """Take a table of int8 and its scales; not ``stored``: take a wider one, and round the rows that are read."""
+        if stored:
+            self.weight = nnx.Param(jnp.zeros((self.size, self.width), jnp.int8))
+            self.scale = nnx.data(nnx.Param(jnp.zeros((self.size,))))
+        self.rounds = not stored
 
     def __call__(self, ids: I32[Array, " *rest"], dtype: jnp.dtype) -> Float[Array, "*rest H"]:
+        rows = self._rows(ids, dtype)
+        if self.scale is not None:
+            return rows * jnp.take(self.scale[...], ids)[..., None]
+        return as_int8(rows) if self.rounds else rows
+
+    def _rows(self, ids: I32[Array, " *rest"], dtype: jnp.dtype) -> Float[Array, "*rest H"]:
         table = self.weight[...]
         if table.ndim == 2:
             return take(table, ids, dtype)
@@ -55,7 +69,7 @@ class Embedding(nnx.Module):
         return take(table, begins[..., None] + jnp.expand_dims(jnp.arange(self.width), tuple(range(ids.ndim))), dtype)
 
 
-def take(table: Float[Array, "V H"], ids: I32[Array, " *rest"], dtype: jnp.dtype) -> Float[Array, "*rest H"]:
+def take(table: Real[Array, "V ..."], ids: I32[Array, "..."], dtype: jnp.dtype) -> Float[Array, "..."]:
     """Rows of ``table`` in ``dtype``, whatever the table's.
 
     A narrow one is read as integers: XLA's CPU compiler gathers no bfloat16; in a loop it would write the whole table in float32 first
@@ -64,6 +78,8 @@ def take(table: Float[Array, "V H"], ids: I32[Array, " *rest"], dtype: jnp.dtype
     if table.dtype in (dtype, jnp.float32):
         return jnp.take(table, ids, axis=0).astype(dtype)
     table, ids = jax.lax.optimization_barrier((table, ids))  # or the reading as integers is hoisted out of the loop, a copy
+    if table.dtype == jnp.int8:
+        return jnp.take(table, ids, axis=0).astype(dtype)
     rows = jnp.take(jax.lax.bitcast_convert_type(table, jnp.uint16), ids, axis=0)
     return jax.lax.bitcast_convert_type(rows, table.dtype).astype(dtype)
 

@@ -14,6 +14,7 @@ from qwen3_jax.checkpoint import converted as checkpoint
 from qwen3_jax.checkpoint import published
 from qwen3_jax.checkpoint.mapping import flatten, unflatten
 from qwen3_jax.checkpoint.published import Parts
+from qwen3_jax.checkpoint.table import TABLE
 from qwen3_jax.codec import Codec
 from qwen3_jax.model.config import CodecConfig, GenerationConfig, ModelConfig, TalkerConfig, check_together
 from qwen3_jax.model.config_values import read
@@ -101,49 +102,55 @@ def part(model: Model, *place: str) -> Any:
 
 def abstract(
     config: ModelConfig, codec: CodecConfig, dtype: jnp.dtype = jnp.float32, stored: jnp.dtype | None = None,
-    tables: jnp.dtype | None = None,
+    text: jnp.dtype | None = None,
 ) -> tuple[Graphs, dict[str, Any]]:  # fmt: skip
     """Module definitions and the tree of shapes and dtypes that a checkpoint of these configs fills.
 
     Args:
         config, codec: the checkpoint's.
         dtype: of the talker's activations, norms and biases.
-        stored: of its matrices; default ``dtype``. int8: each matrix has a ``scale`` of one float32 a row beside it.
-        tables: of its embeddings; default ``stored``, or bfloat16 beside int8.
+        stored: of its matrices and tables; default ``dtype``. int8: of its matrices and its text embedding, each with a ``scale`` of one
+            float32 a row beside it; its other tables are bfloat16 then.
+        text: of its text embedding, if other than that. A wider one beside int8 is rounded when it is read.
     """
-    stored = jnp.dtype(stored or dtype)
-    tables = jnp.dtype(tables or (jnp.bfloat16 if stored == jnp.int8 else stored))
+    dtype, stored = jnp.dtype(dtype), jnp.dtype(stored or dtype)
+    text = jnp.dtype(text or stored)
     trees: dict[str, Any] = {}
     graphs: dict[str, Any] = {}
 
-    def split(name: str, build: Any, vector: jnp.dtype, matrix: jnp.dtype, table: jnp.dtype) -> Any:
+    def split(name: str, build: Any, dtype_of: Callable[[str, int], jnp.dtype]) -> Any:
         graph, state = nnx.split(nnx.eval_shape(build))
         graphs[name] = Definition(graph)
         tree = nnx.to_pure_dict(state)
-        return unflatten(
-            {
-                path: jax.ShapeDtypeStruct(leaf.shape, vector if leaf.ndim == 1 else table if "embedding" in path else matrix)
-                for path, leaf in flatten(tree).items()
-            },
-            tree,
-        )
+        leaves = flatten(tree).items()
+        return unflatten({path: jax.ShapeDtypeStruct(leaf.shape, dtype_of(path, leaf.ndim)) for path, leaf in leaves}, tree)
 
-    float32 = (jnp.dtype(jnp.float32),) * 3
-    trees["talker"] = split("talker", lambda: _talker(config.talker_config, stored), jnp.dtype(dtype), stored, tables)
+    def of_talker(path: str, axes: int) -> jnp.dtype:
+        if axes == 1:
+            return dtype
+        if f"talker.{path}" == TABLE:
+            return text
+        return jnp.dtype(jnp.bfloat16) if stored == jnp.int8 and "embedding" in path else stored
+
+    def float32(path: str, axes: int) -> jnp.dtype:
+        return jnp.dtype(jnp.float32)
+
+    trees["talker"] = split("talker", lambda: _talker(config.talker_config, stored, text), of_talker)
     whole = Codec
     trees["codec"] = {
-        "decoder": split("codec_decoder", lambda: whole(codec).decoder, *float32),
-        "encoder": split("codec_encoder", lambda: whole(codec).encoder, *float32),
+        "decoder": split("codec_decoder", lambda: whole(codec).decoder, float32),
+        "encoder": split("codec_encoder", lambda: whole(codec).encoder, float32),
     }
     graphs["speaker_encoder"] = None
     if config.tts_model_type == "base":
-        trees["speaker_encoder"] = split("speaker_encoder", lambda: SpeakerEncoder(config.speaker_encoder_config), *float32)
+        trees["speaker_encoder"] = split("speaker_encoder", lambda: SpeakerEncoder(config.speaker_encoder_config), float32)
     return Graphs(**graphs), trees
 
 
-def _talker(config: TalkerConfig, stored: jnp.dtype) -> Talker:
+def _talker(config: TalkerConfig, stored: jnp.dtype, text: jnp.dtype) -> Talker:
     talker = Talker(config)
     if stored == jnp.int8:
+        talker.model.text_embedding.quantise(stored=text == jnp.int8)
         for _, module in nnx.iter_modules(talker):
             if isinstance(module, Linear):
                 module.quantise()
@@ -208,10 +215,8 @@ def load(
     if stored == jnp.int8:
         dtype = jnp.dtype(jnp.float32)
     in_file = lean and on_cpu
-    graphs, shapes = abstract(configs[0], configs[1], dtype, stored, source.table_dtype(folder) if stored == jnp.int8 else None)
-    if in_file:
-        table = shapes["talker"]["model"]["text_embedding"]
-        table["weight"] = jax.ShapeDtypeStruct(table["weight"].shape, source.table_dtype(folder))
+    text = source.table_dtype(folder) if in_file or stored == jnp.int8 else None
+    graphs, shapes = abstract(configs[0], configs[1], dtype, stored, text)
     reader = checkpoint.load if source is checkpoint else published.load_published
     read = functools.partial(reader, folder, shapes, device=device, map_table=in_file)
     if not lean:

@@ -33,6 +33,12 @@ def restart_with_large_pages(tunables: str = TUNABLES) -> None:
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
+def give_back() -> None:
+    """On Linux with glibc, give what is free back to the system, at once and all of it."""
+    if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:
+        trim(0)
+
+
 def settle(size: int = 96 << 20) -> None:
     """On Linux, give back what is free, and have the heap grow by ``size`` bytes, with pages behind them, for what comes later.
 
@@ -46,8 +52,7 @@ def settle(size: int = 96 << 20) -> None:
     if sys.platform != "linux":
         return
     libc = ctypes.CDLL(None, use_errno=True)
-    if (trim := getattr(libc, "malloc_trim", None)) is not None:  # glibc's
-        trim(0)
+    give_back()
     _large_pages(libc, True)
     piece = 16 << 20  # below the size from which a block is given back by itself
     pieces = [np.ones(piece, np.uint8) for _ in range(size // piece)]
