@@ -332,8 +332,8 @@ def test_the_predictor_gives_the_same_logits_with_and_without(
     """All its books of three frames: five layers and fifteen heads."""
     model = load(checkpoint("base"), stored=jnp.dtype(jnp.int8))
     random, width = np.random.RandomState(0), model.config.talker_config.hidden_size
-    hidden, embedding = (random.standard_normal((3, width)).astype(np.float32) for _ in range(2))
-    rest = random.randint(0, 64, (3, 15)).astype(np.int32)
+    hidden, embedding = (jnp.asarray(random.standard_normal((3, width)), jnp.float32) for _ in range(2))
+    rest = jnp.asarray(random.randint(0, 64, (3, 15)), jnp.int32)
 
     def logits() -> np.ndarray:
         def run(params: Any) -> jax.Array:
