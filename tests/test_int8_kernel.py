@@ -151,7 +151,7 @@ def test_it_works_in_loops_under_vmap_and_in_any_shape(instructions: str) -> Non
     np.testing.assert_array_equal(mapped, shaped)
     small = scale * 1e-3
     turns = jax.jit(lambda x, turns: jax.lax.fori_loop(0, turns, lambda _, x: int8_matmul(x, weight, small), x))
-    by_hand = x
+    by_hand = np.asarray(x)
     for _ in range(3):
         by_hand = compiled(by_hand, weight, small)
     np.testing.assert_array_equal(turns(x, 3), by_hand)
