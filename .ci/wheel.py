@@ -83,6 +83,9 @@ def package(newcomer: Newcomer) -> None:
     check(newcomer.run("qwen3-jax", "--version")[0] == f"qwen3-jax {version}", "--version is not the version that is installed")
     listed = newcomer.run("qwen3-jax", "voices")[0]
     check(all(name in listed for name in ("makima", "heart")), f"voices that ship are missing:\n{listed}")
+    compiler = any(shutil.which(name) for name in ("c++", "g++", "clang++"))
+    told = newcomer.run("qwen3-jax", "info")[0]
+    check(("built without a compiler" in told) != compiler, f"a compiler {'is' if compiler else 'is not'} here, and info says:\n{told}")
     if places["quart"] is None:
         told = newcomer.run("qwen3-jax", "serve", status=2)[1]
         check(told.count("\n") == 1 and "pip install '.[server]'" in told, f"not one line that says what to install:\n{told}")

@@ -8,9 +8,10 @@ ROOT = Path(__file__).parent.parent
 # Lowest first. Modules of one row do not import each other.
 LAYERS = [
     {
-        f"qwen3_jax.{room}" for room in ("text", "audio", "checkpoint", "model", "runtime", "speech", "voices")
+        f"qwen3_jax.{room}" for room in ("text", "audio", "checkpoint", "kernels", "model", "runtime", "speech", "voices")
     },  # only what the rooms are for
     {
+        "qwen3_jax.kernels.build",
         "qwen3_jax.runtime.allocation",
         "qwen3_jax.runtime.extras",
         "qwen3_jax.checkpoint.folders",
@@ -39,6 +40,7 @@ LAYERS = [
     {"qwen3_jax.checkpoint.int8", "qwen3_jax.checkpoint.table"},
     {
         "qwen3_jax.runtime.compilation",
+        "qwen3_jax.kernels.int8_matmul",
         "qwen3_jax.model.config",
         "qwen3_jax.audio.recording",
         "qwen3_jax.speech.word_features",
