@@ -69,7 +69,7 @@ class Talk:
 
 
 @dataclass
-class Listener:
+class Utterance:
     """Who hears one utterance."""
 
     session: int
@@ -89,13 +89,13 @@ class Listener:
 
 
 @dataclass
-class Heard:
+class FirstAudio:
     """What all sessions of one replica, or of several, have heard."""
 
     first: list[float] = field(default_factory=list)  # seconds from asking
     gaps: int = 0
 
-    def add(self, other: "Heard") -> None:
+    def add(self, other: "FirstAudio") -> None:
         self.first += other.first
         self.gaps += other.gaps
 
@@ -111,16 +111,16 @@ class Simulation:
     """One replica."""
 
     def __init__(self, times: Times, sessions: int, talk: Talk, seed: int) -> None:
-        self.heard = Heard()
+        self.heard = FirstAudio()
         self._talk, self._draw, self._clock = talk, np.random.default_rng(seed), HeldClock()
         device = TimedDevice(times, self._clock, self._clock.until, samples=1)
         self._scheduler = Scheduler(device, Options(buffer_ms=30_000, max_waiting=MOST), self._clock)
         begins = self._draw.uniform(0, talk.think + talk.spoken, sessions)
         self._next = [(float(at), number) for number, at in enumerate(begins)]  # when a session asks
-        self._listeners: dict[Handle, Listener] = {}
+        self._utterances: dict[Handle, Utterance] = {}
         heapq.heapify(self._next)
 
-    def run(self) -> Heard:
+    def run(self) -> FirstAudio:
         """To the end of the time."""
         clock = self._clock
         while clock.now < self._talk.seconds:
@@ -136,21 +136,21 @@ class Simulation:
         seconds = min(LONGEST, max(SHORTEST, self._draw.lognormal(math.log(MEDIAN), SIGMA)))
         request = Request((segment(round(seconds / FRAME_SECONDS)),), Sampling(), 0, notify=self._news, owner=session)
         handle = Handle(request, lambda: None, at)
-        self._listeners[handle] = Listener(session, at)
+        self._utterances[handle] = Utterance(session, at)
         self._scheduler.submit(handle)
 
     def _news(self, handles: list[Handle]) -> None:
         for handle in handles:
-            listener = self._listeners[handle]
-            if listener.take(handle, self._clock.now):
-                del self._listeners[handle]
-                self._count(listener)
-                heapq.heappush(self._next, (listener.until + self._draw.exponential(self._talk.think), listener.session))
+            utterance = self._utterances[handle]
+            if utterance.take(handle, self._clock.now):
+                del self._utterances[handle]
+                self._count(utterance)
+                heapq.heappush(self._next, (utterance.until + self._draw.exponential(self._talk.think), utterance.session))
 
-    def _count(self, listener: Listener) -> None:
-        if listener.first is not None and listener.asked >= WARM * self._talk.seconds:
-            self.heard.first.append(listener.first - listener.asked)
-            self.heard.gaps += listener.gap > 0.001
+    def _count(self, utterance: Utterance) -> None:
+        if utterance.first is not None and utterance.asked >= WARM * self._talk.seconds:
+            self.heard.first.append(utterance.first - utterance.asked)
+            self.heard.gaps += utterance.gap > 0.001
 
 
 class Replica:
@@ -160,8 +160,8 @@ class Replica:
         self._times, self._talk = times, talk
         self.heard = lru_cache(None)(self._simulate)
 
-    def _simulate(self, sessions: int) -> Heard:
-        return Simulation(self._times, sessions, self._talk, seed=sessions).run() if sessions else Heard()
+    def _simulate(self, sessions: int) -> FirstAudio:
+        return Simulation(self._times, sessions, self._talk, seed=sessions).run() if sessions else FirstAudio()
 
 
 def placed(sessions: int, replicas: int, seed: int = 0) -> list[int]:
@@ -180,9 +180,9 @@ def placed(sessions: int, replicas: int, seed: int = 0) -> list[int]:
     return of
 
 
-def cluster(replica: Replica, loads: Sequence[int]) -> Heard:
+def cluster(replica: Replica, loads: Sequence[int]) -> FirstAudio:
     """What all sessions of replicas with these loads hear."""
-    heard = Heard()
+    heard = FirstAudio()
     for load in loads:
         heard.add(replica.heard(load))
     return heard
@@ -205,7 +205,7 @@ def carried(replica: Replica, replicas: int, talk: Talk, most: int) -> int:
 # Step times
 
 
-class Config(msgspec.Struct):
+class CacheShape(msgspec.Struct):
     """Of a published talker, what its cache needs."""
 
     num_hidden_layers: int
@@ -219,7 +219,7 @@ def bound(size: str, bandwidth: float, slots: int, share: float, columns: int = 
     tensors = {**read_tensor_list(REFERENCE / f"{size}.tensors.tsv"), **read_tensor_list(REFERENCE / "Tokenizer-12Hz.tensors.tsv")}
     whole = msgspec.json.decode((REFERENCE / f"{size}.config.json").read_bytes(), type=dict[str, msgspec.Raw] | None)
     assert whole is not None
-    config = msgspec.json.decode(whole["talker_config"], type=Config)
+    config = msgspec.json.decode(whole["talker_config"], type=CacheShape)
 
     def bytes_of(*beginnings: str) -> int:
         return sum(BFLOAT16 * math.prod(it.shape) for name, it in tensors.items() if name.startswith(beginnings))

@@ -1,9 +1,9 @@
 """What Ray Serve costs beside plain hypercorn, and what the end of a replica means (extra ``ray``); and both beside benchmarks/capacity.py.
 
-usage: python -m benchmarks.ray_serve [--sessions 30] [--replicas 2] [--seconds 30] [--think 8] [--step 20] [--kill 200] [--json OUT]
+usage: python -m benchmarks.ray_serve [--sessions 30] [--replicas 0,1,2] [--seconds 30] [--think 8] [--step 20] [--kill 200] [--json OUT]
 
 The same server, with an engine that takes a device's time and computes nothing (tests/timed_engine.py), is asked by the same sessions:
-alone under hypercorn, as one replica on Ray Serve, and as ``--replicas``. A session hears an utterance to its end, thinks for an
+alone under hypercorn (0 replicas), and as so many replicas on Ray Serve. A session hears an utterance to its end, thinks for an
 exponential time, and asks for the next one; utterances are as long as those of benchmarks/capacity.py, in whole words.
 
     first audio  from ``speak`` to the first frame, ms
@@ -41,7 +41,7 @@ from rich.table import Table
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidMessage
 
-from benchmarks.capacity import LONGEST, MEDIAN, SHORTEST, SIGMA, Heard, Replica, Talk, cluster, placed
+from benchmarks.capacity import LONGEST, MEDIAN, SHORTEST, SIGMA, FirstAudio, Replica, Talk, cluster, placed
 from qwen3_jax.engine.options import FRAME_SECONDS
 from tests.serve_ray import times_of
 from tests.serving import make_voices
@@ -55,7 +55,7 @@ SETTINGS = {"TTS_AUTH": "off", "TTS_MAX_SESSIONS": "1000", "TTS_MAX_CONNECTIONS"
 
 
 @dataclass
-class Figures:
+class CallerFigures:
     """What all sessions of an arm heard; seconds."""
 
     first: list[float] = field(default_factory=list)
@@ -108,7 +108,7 @@ def processor_seconds(server: psutil.Process) -> Counter[str]:
     return spent
 
 
-class Session:
+class Caller:
     """One client."""
 
     def __init__(self, port: int, seed: int) -> None:
@@ -121,7 +121,7 @@ class Session:
         await self.connection.send(json.dumps({"type": "start", "language": "English"}))
         await self.connection.recv()  # started
 
-    async def converse(self, talk: Talk, end: float, figures: Figures) -> None:
+    async def converse(self, talk: Talk, end: float, figures: CallerFigures) -> None:
         """Until ``end``."""
         await asyncio.sleep(float(self.draw.uniform(0, talk.think + talk.spoken)))
         while time.monotonic() < end:
@@ -130,7 +130,7 @@ class Session:
             await asyncio.sleep(min(self.draw.exponential(talk.think), max(0.0, end - time.monotonic())))
         await self.connection.close()
 
-    async def speak(self, words: int, figures: Figures) -> None:
+    async def speak(self, words: int, figures: CallerFigures) -> None:
         """Ask, and hear it to its end. Raises ConnectionClosed."""
         asked = time.monotonic()
         await self.connection.send(json.dumps({"type": "speak", "text": " ".join(["word"] * words)}))
@@ -152,7 +152,7 @@ class Session:
 
 async def load(port: int, process: psutil.Process, sessions: int, talk: Talk) -> dict[str, float]:
     """One arm's figures."""
-    figures, clients = Figures(), [Session(port, number) for number in range(sessions)]
+    figures, clients = CallerFigures(), [Caller(port, number) for number in range(sessions)]
     for one in clients:
         await one.connect()
     before, begun = processor_seconds(process), time.monotonic()
@@ -162,7 +162,7 @@ async def load(port: int, process: psutil.Process, sessions: int, talk: Talk) ->
     return first_audio(figures) | {"cores": sum(cores.values())} | {f"cores_{kind}": value for kind, value in cores.items()}
 
 
-def first_audio(heard: Figures | Heard) -> dict[str, float]:
+def first_audio(heard: CallerFigures | FirstAudio) -> dict[str, float]:
     """In milliseconds, and utterances with a gap."""
     p50, p95 = (1000 * float(np.quantile(heard.first, share)) for share in (0.5, 0.95))
     return {"first_p50_ms": p50, "first_p95_ms": p95, "utterances": len(heard.first), "gaps": heard.gaps}
@@ -170,9 +170,9 @@ def first_audio(heard: Figures | Heard) -> dict[str, float]:
 
 async def kill(port: int, process: psutil.Process, sessions: int) -> dict[str, float]:
     """One replica dies. Seconds until its sessions know, and until they have heard something again."""
-    figures, clients, room = Figures(), [Session(port, number) for number in range(sessions)], asyncio.Semaphore(12)
+    figures, clients, room = CallerFigures(), [Caller(port, number) for number in range(sessions)], asyncio.Semaphore(12)
 
-    async def greet(one: Session) -> None:
+    async def greet(one: Caller) -> None:
         async with room:
             await one.connect()
             await one.speak(1, figures)
@@ -181,7 +181,7 @@ async def kill(port: int, process: psutil.Process, sessions: int) -> dict[str, f
     marks = {mark(child.pid): child for child in process.children(recursive=True)}
     victim = clients[0].mark
     lost, others = ([one for one in clients if (one.mark == victim) is dies] for dies in (True, False))
-    beside, know = Figures(), []
+    beside, know = CallerFigures(), []
     speaking = asyncio.gather(*(one.speak(20, beside) for one in others[:8]))
     listening = [asyncio.create_task(one.connection.wait_closed()) for one in lost]
     await asyncio.sleep(1.0)  # in the middle of their speech
@@ -192,7 +192,7 @@ async def kill(port: int, process: psutil.Process, sessions: int) -> dict[str, f
     await asyncio.gather(*listening)
     again: list[float] = []
 
-    async def come_back(one: Session) -> None:
+    async def come_back(one: Caller) -> None:
         while True:
             try:
                 await greet(one)
@@ -204,7 +204,7 @@ async def kill(port: int, process: psutil.Process, sessions: int) -> dict[str, f
 
     await asyncio.gather(*map(come_back, lost))
     await speaking
-    await asyncio.gather(*(one.speak(1, Figures()) for one in others))
+    await asyncio.gather(*(one.speak(1, CallerFigures()) for one in others))
     return {
         "sessions": sessions,
         "lost": len(lost),
@@ -220,7 +220,7 @@ async def kill(port: int, process: psutil.Process, sessions: int) -> dict[str, f
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sessions", type=int, default=30)
-    parser.add_argument("--replicas", type=int, default=2)
+    parser.add_argument("--replicas", default="0,1,2", type=lambda text: [int(part) for part in text.split(",")])
     parser.add_argument("--seconds", type=float, default=30.0)
     parser.add_argument("--think", type=float, default=8.0)
     parser.add_argument("--step", type=float, default=20.0, help="milliseconds of a frame of ten slots")
@@ -231,7 +231,8 @@ def main() -> None:
     table = Table("", "first audio p50, p95", "simulated", "with a gap", "cores of one utterance", "proxy", "replica", "rest")
     table.title = f"{given.sessions} sessions, {talk.duty:.0%} of the time they are spoken to; steps of {given.step:g} ms for ten slots"
     results: dict[str, object] = {}
-    for name, count in (("hypercorn", 0), ("Ray Serve, 1 replica", 1), (f"Ray Serve, {given.replicas} replicas", given.replicas)):
+    for count in given.replicas:
+        name = f"Ray Serve, {count} replica{'s'[: count > 1]}" if count else "hypercorn"
         with server(count, given.step) as (port, process):
             found = asyncio.run(load(port, process, given.sessions, talk))
             if given.kill and count > 1:

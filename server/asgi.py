@@ -6,7 +6,7 @@ before the application is that server's: connections, heads of requests, compres
 
 from typing import Any
 
-from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, ASGISendEvent, Scope
+from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, ASGISendEvent, Scope, WebsocketScope
 from quart import Quart
 
 from server.context import Context
@@ -47,7 +47,7 @@ class Bounded:
         finally:
             connection.forget()
 
-    def refused(self, scope: Scope, code: int, reason: str, why: str) -> None:
+    def refused(self, scope: WebsocketScope, code: int, reason: str, why: str) -> None:
         """A line in the log, as ``server.ws.frames`` has it."""
         self.context.access.refused(route=scope["path"], status=code, reason=reason, address=address_of(scope.get("client")), why=why)
 
@@ -55,7 +55,9 @@ class Bounded:
 class _Inbound:
     """One WebSocket. After the first message that is too much, its client is told, and nothing goes either way."""
 
-    def __init__(self, bounds: Bounded, connection: Connection, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
+    def __init__(
+        self, bounds: Bounded, connection: Connection, scope: WebsocketScope, receive: ASGIReceiveCallable, send: ASGISendCallable
+    ) -> None:
         self._bounds, self._connection, self._scope, self._receive, self._send = bounds, connection, scope, receive, send
         self._closed: int | None = None
 

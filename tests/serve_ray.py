@@ -5,6 +5,8 @@ the environment's. ``scale N`` on stdin changes the number of replicas; the end 
 """
 
 import asyncio
+import os
+import secrets
 import sys
 import tempfile
 from functools import partial
@@ -30,9 +32,8 @@ def alone(port: int, voices: Path, times: Times) -> None:
 
 def on_ray(port: int, voices: Path, replicas: int, times: Times) -> None:
     """On a cluster of one node, until stdin ends."""
-    import os
-
     os.environ |= {"TTS_VOICES_DIR": str(voices), "TTS_SHIPPED_VOICES": "false", "RAY_USAGE_STATS_ENABLED": "0"}
+    os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}  # else Ray writes one into the user's home
 
     import ray
     from ray import serve

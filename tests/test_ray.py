@@ -33,6 +33,7 @@ LIMIT = 120.0  # seconds; for hangs
 SESSIONS, SPEAK_AT_ONCE = 200, 12
 SHORT, LONG = "Yes.", " ".join(["word"] * 25)  # 0.3 and 8 s
 needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="the extra ray is not installed")
+imports_ray = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of Ray's own classes
 
 
 class Cluster:
@@ -232,6 +233,7 @@ async def test_a_replica_that_is_not_needed_any_more_finishes_what_it_speaks_and
 
 
 @needs_ray
+@imports_ray
 def test_the_config_file_names_settings_that_exist(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     import yaml
     from ray.serve.schema import ServeDeploySchema
@@ -250,6 +252,7 @@ def test_the_config_file_names_settings_that_exist(monkeypatch: pytest.MonkeyPat
 
 
 @needs_ray
+@imports_ray
 def test_without_a_key_nothing_is_deployed_because_serve_may_listen_anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
     from deploy.ray import app
 
@@ -267,6 +270,7 @@ def look(taken: list[int], slots: int = 10, sessions: float = 0, target: int = 2
 
 
 @needs_ray
+@imports_ray
 @pytest.mark.parametrize(
     ("seen", "wanted"),
     [

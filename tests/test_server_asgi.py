@@ -38,7 +38,7 @@ class Connection:
         self.inbound: asyncio.Queue[Message] = asyncio.Queue()
         self.outbound: asyncio.Queue[Message] = asyncio.Queue()
         self.inbound.put_nowait({"type": "websocket.connect"} if kind == "websocket" else {"type": "http.request", "body": b""})
-        self.task = asyncio.create_task(app(self.scope, self.inbound.get, self.outbound.put))  # type: ignore[arg-type]  # as ASGI has it
+        self.task = asyncio.create_task(app(self.scope, self.inbound.get, self.outbound.put))
 
     async def sent(self) -> Message:
         return await asyncio.wait_for(self.outbound.get(), LIMIT)

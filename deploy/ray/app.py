@@ -36,11 +36,11 @@ log = logging.getLogger("server.ray")
 class Arguments(BaseModel):
     """What ``serve run deploy.ray.app:app name=value`` takes. A Serve config file's ``deployments`` can set these and all others."""
 
-    min_replicas: int = Field(1, ge=0)
-    max_replicas: int = Field(4, ge=1)
-    cpus: float = Field(1.0, ge=0)
+    min_replicas: int = Field(default=1, ge=0)
+    max_replicas: int = Field(default=4, ge=1)
+    cpus: float = Field(default=1.0, ge=0)
     """Of a replica."""
-    gpus: float = Field(0.0, ge=0)
+    gpus: float = Field(default=0.0, ge=0)
     """Of a replica."""
 
 
