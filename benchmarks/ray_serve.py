@@ -1,14 +1,15 @@
 """What Ray Serve costs beside plain hypercorn, and what the end of a replica means (extra ``ray``); and both beside benchmarks/capacity.py.
 
-usage: python -m benchmarks.ray_serve [--sessions 30] [--replicas 0,1,2] [--seconds 30] [--think 8] [--step 20] [--kill 200] [--json OUT]
+usage: python -m benchmarks.ray_serve [--sessions 60] [--replicas 0,1,2] [--seconds 30] [--think 8] [--step 20] [--kill 200] [--json OUT]
 
 The same server, with an engine that takes a device's time and computes nothing (tests/timed_engine.py), is asked by the same sessions:
 alone under hypercorn (0 replicas), and as so many replicas on Ray Serve. A session hears an utterance to its end, thinks for an
 exponential time, and asks for the next one; utterances are as long as those of benchmarks/capacity.py, in whole words.
 
     first audio  from ``speak`` to the first frame, ms
-    cores        processor time of all processes of the server over the seconds of audio that they sent: what one utterance takes of a core
-                 while it is spoken; of these, the processes that have the sockets (proxy), that speak (replica), and Ray's others (rest)
+    cores        processor time of the processes that have the sockets (proxy) and that speak (replica), over the seconds of audio that they
+                 sent: what one utterance takes of a core while it is spoken, with what those processes take anyhow
+    others       processor time of Ray's other processes over the time that has passed: cores
     simulated    first audio of so many sessions and replicas, by benchmarks/capacity.py, whose host takes no time
 
 ``--kill N``: N sessions, one replica is killed (SIGKILL): when its sessions know, when they speak again, and what the others hear.
@@ -157,9 +158,10 @@ async def load(port: int, process: psutil.Process, sessions: int, talk: Talk) ->
         await one.connect()
     before, begun = processor_seconds(process), time.monotonic()
     await asyncio.gather(*(one.converse(talk, begun + talk.seconds, figures) for one in clients))
-    spent = processor_seconds(process)
-    cores = {kind: (spent[kind] - before[kind]) / figures.audio for kind in ("proxy", "replica", "rest")}
-    return first_audio(figures) | {"cores": sum(cores.values())} | {f"cores_{kind}": value for kind, value in cores.items()}
+    spent, taken = processor_seconds(process), time.monotonic() - begun
+    proxy, replica, others = (spent[kind] - before[kind] for kind in ("proxy", "replica", "rest"))
+    cores = {"proxy": proxy / figures.audio, "replica": replica / figures.audio, "others": others / taken, "spoken": figures.audio / taken}
+    return first_audio(figures) | cores
 
 
 def first_audio(heard: CallerFigures | FirstAudio) -> dict[str, float]:
@@ -219,7 +221,7 @@ async def kill(port: int, process: psutil.Process, sessions: int) -> dict[str, f
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sessions", type=int, default=30)
+    parser.add_argument("--sessions", type=int, default=60)
     parser.add_argument("--replicas", default="0,1,2", type=lambda text: [int(part) for part in text.split(",")])
     parser.add_argument("--seconds", type=float, default=30.0)
     parser.add_argument("--think", type=float, default=8.0)
@@ -228,7 +230,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     talk, replica = Talk(given.think, 0.3, given.seconds), Replica(times_of(given.step / 1000), Talk(given.think, 0.3, 300.0))
-    table = Table("", "first audio p50, p95", "simulated", "with a gap", "cores of one utterance", "proxy", "replica", "rest")
+    table = Table("", "first audio p50, p95", "simulated", "with a gap", "spoken at once", "cores each: proxy", "replica", "others")
     table.title = f"{given.sessions} sessions, {talk.duty:.0%} of the time they are spoken to; steps of {given.step:g} ms for ten slots"
     results: dict[str, object] = {}
     for count in given.replicas:
@@ -240,8 +242,8 @@ def main() -> None:
         expected = first_audio(cluster(replica, placed(given.sessions, max(1, count))))
         results[name] = {"served": found, "simulated": expected}
         times = [f"{of['first_p50_ms']:.0f}, {of['first_p95_ms']:.0f} ms" for of in (found, expected)]
-        shares = (f"{found[key]:.3f}" for key in ("cores", "cores_proxy", "cores_replica", "cores_rest"))
-        table.add_row(name, *times, f"{found['gaps']:.0f} of {found['utterances']:.0f}", *shares)
+        shares = (f"{found[key]:.4f}" for key in ("proxy", "replica", "others"))
+        table.add_row(name, *times, f"{found['gaps']:.0f} of {found['utterances']:.0f}", f"{found['spoken']:.1f}", *shares)
     console = Console(width=140)
     console.print(table)
     if "kill" in results:
