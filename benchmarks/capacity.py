@@ -1,6 +1,6 @@
 """How many sessions a replica, and a cluster of N, carries: the real scheduler on a clock that stands still until a device has worked.
 
-usage: python -m benchmarks.capacity [--measure] [--replicas 1,2,4,8] [--target 0.3] [--seconds 120] [--think 8] [--json OUT]
+usage: python -m benchmarks.capacity [--measure] [--replicas 1,2,4,8] [--target 0.3] [--seconds 60] [--think 8] [--json OUT]
 
 What is simulated: ``qwen3_jax.engine.scheduler`` as it is, on a device that takes a step's time (tests/timed_device.py). What is assumed:
 
@@ -47,7 +47,7 @@ MEDIAN, SIGMA, SHORTEST, LONGEST = 3.2, 0.6, 0.4, 20.0  # of an utterance, secon
 GAPS = 0.01  # of utterances
 STREAM_CORES = 0.005  # two cores of Zen 4, 2026-11-30, benchmarks/ray_serve.py, hypercorn
 WARM = 0.25  # of the simulated time, which does not count
-MOST = 1024  # sessions of a replica that are tried
+MOST = 512  # sessions of a replica that are tried
 
 
 @dataclass(frozen=True)
@@ -274,7 +274,7 @@ def main() -> None:
     parser.add_argument("--only", default="", help="kinds whose names have this in them")
     parser.add_argument("--replicas", default="1,2,4,8", type=lambda text: [int(part) for part in text.split(",")])
     parser.add_argument("--target", type=float, default=0.3, help="seconds, first audio, p95")
-    parser.add_argument("--seconds", type=float, default=120.0, help="that are simulated")
+    parser.add_argument("--seconds", type=float, default=60.0, help="that are simulated")
     parser.add_argument("--think", type=float, default=8.0, help="mean seconds between two utterances of a session")
     parser.add_argument("--slots", type=int, default=16, help="of an accelerator")
     parser.add_argument("--share", type=float, default=1.0, help="of the bandwidth bound that an accelerator reaches")

@@ -33,6 +33,7 @@ def alone(port: int, voices: Path, times: Times) -> None:
 def on_ray(port: int, voices: Path, replicas: int, times: Times) -> None:
     """On a cluster of one node, until stdin ends."""
     os.environ |= {"TTS_VOICES_DIR": str(voices), "TTS_SHIPPED_VOICES": "false", "RAY_USAGE_STATS_ENABLED": "0"}
+    os.environ |= {f"RAY_SERVE_PROXY_{what}_CHECK_TIMEOUT_S": "60" for what in ("READY", "HEALTH")}  # on a machine that others use, too
     os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}  # else Ray writes one into the user's home
 
     import ray

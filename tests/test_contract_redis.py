@@ -143,6 +143,7 @@ async def test_two_processes_count_what_a_principal_asks_for_together(
 ) -> None:
     """Without Redis each counts by itself, and nobody waits for it twice."""
     monkeypatch.setattr("server.ops.shared_limits.RETRY_SECONDS", 0.0)
+    caplog.set_level("INFO", "server.ops.shared_limits")
     ones = [FakeEngine(frames=1) for _ in range(2)]
     chosen = {"redis_url": redis.url, "limit_utterances": 2}
     async with running(voices, ones[0], **chosen) as one, running(voices, ones[1], **chosen) as other:
