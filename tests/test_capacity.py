@@ -15,11 +15,11 @@ def test_who_is_alone_waits_for_the_prompt_and_one_frame() -> None:
 
 
 def test_a_device_carries_no_more_than_it_makes() -> None:
-    slow = Replica(Times({1: 0.04, 2: 0.04}, 0.01), TALK)  # four seconds of audio a second
+    slow = Replica(Times({8: 0.04}, 0.005), TALK)  # sixteen seconds of audio a second
     most = carried(slow, 1, TALK, 64)
-    assert 2 < most < 4 / TALK.duty
+    assert 4 < most < 16 / TALK.duty
     assert not slow.heard(64).good(TALK.target)
-    assert carried(slow, 2, TALK, 128) > 1.5 * most
+    assert carried(slow, 2, TALK, 128) > most
 
 
 def test_all_slots_speak_at_once_without_gaps_on_a_device_that_can() -> None:
