@@ -80,6 +80,7 @@ def create_app(settings: Settings | None = None, make_engine: MakeEngine = facto
         for task in background:
             task.cancel()
         await bus.close()
+        await context.limits.close()
         await ears.close()
         context.auth.close()
         context.access.summarise()

@@ -141,8 +141,8 @@ class Settings(BaseSettings):
     resume_after: Annotated[float, Field(ge=0, le=10)] = 2.0
     """Seconds of silence after speech that did not interrupt; then the answer that was held goes on."""
     redis_url: SecretStr | None = None
-    """`redis://host:port/0`: where Listen and Speak are in different processes, what is heard in one interrupts the other. Needs the extra
-    `redis`. Unset: one process."""
+    """`redis://host:port/0`, for several processes: what is heard in one interrupts what is spoken in another, and limits a minute or hour
+    are counted together (docs/scaling.md). Needs the extra `redis`. Unset: one process."""
 
     auth: Literal["auto", "off"] = "auto"
     """`auto`: clients need a token as soon as there is any key below; without one, only this machine is served. `off`: everybody is."""

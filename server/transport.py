@@ -139,7 +139,7 @@ class BoundedSocket(ASGIWebsocketConnection):
         self.queue = asyncio.Queue(INBOUND)
 
 
-class _Proxied:
+class Proxied:
     """Hypercorn's ProxyFixMiddleware; the Host that really came stays known, for a browser's page can make up X-Forwarded-Host."""
 
     def __init__(self, app: ASGIFramework, hops: int) -> None:
@@ -230,7 +230,7 @@ async def serve(
         loop.call_later(CLOSE_SECONDS if told_why else QUICK_SECONDS, config.cut)
 
     try:
-        served = _Proxied(app, settings.proxies) if settings.proxies else app
+        served = Proxied(app, settings.proxies) if settings.proxies else app
         await hypercorn_serve(served, config, shutdown_trigger=until_the_end)
     finally:
         if stop is None:

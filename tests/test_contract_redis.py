@@ -1,4 +1,4 @@
-"""Two server processes' worth of contracts over a real Redis, which goes away and comes back."""
+"""Two server processes' worth of contracts, and of limits, over a real Redis, which goes away and comes back."""
 
 import asyncio
 import shutil
@@ -135,6 +135,35 @@ async def test_redis_goes_away_and_comes_back(voices: Path, redis: Redis, clock:
         assert (await utterance(connection))[1]["type"] == "complete"
     assert "tts_bus_lost_total 3.0" in ears.context.metrics.render().decode()
     assert len([record for record in caplog.records if "Redis is away" in record.message]) == 2, "once for each process"
+
+
+@needs_redis
+async def test_two_processes_count_what_a_principal_asks_for_together(
+    voices: Path, redis: Redis, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Without Redis each counts by itself, and nobody waits for it twice."""
+    monkeypatch.setattr("server.ops.shared_limits.RETRY_SECONDS", 0.0)
+    caplog.set_level("INFO", "server.ops.shared_limits")
+    ones = [FakeEngine(frames=1) for _ in range(2)]
+    chosen = {"redis_url": redis.url, "limit_utterances": 2}
+    async with running(voices, ones[0], **chosen) as one, running(voices, ones[1], **chosen) as other:
+        async with client(one.url) as first, client(other.url) as second:
+            for connection, expected in ((first, "complete"), (second, "complete"), (first, "error"), (second, "error")):
+                await say(connection, type="speak", text=TEXT)
+                _, end = await utterance(connection)
+                assert (end["type"], end.get("code")) == (expected, "RATE_LIMITED" if expected == "error" else None)
+                assert expected == "complete" or 0 < end["retryAfterMs"] <= 120_000
+            redis.stop()
+            for connection in (first, second):
+                await say(connection, type="speak", text=TEXT)
+                assert (await utterance(connection))[1]["type"] == "complete"
+            redis.start()
+            someone = other.context.auth.anonymous("192.0.2.1")
+            async with asyncio.timeout(LIMIT):
+                while not any("Redis answers" in record.message for record in caplog.records):
+                    await other.context.limits.count(someone, "characters")
+                    await asyncio.sleep(0.01)
+    assert len([record for record in caplog.records if "Redis does not answer" in record.message]) == 2, "once for each process"
 
 
 @needs_redis

@@ -410,10 +410,10 @@ async def test_uploads_have_a_limit(voices: Path) -> None:
 
 
 @pytest.mark.usefixtures("one_moment")
-def test_what_is_too_much_is_not_counted() -> None:
+async def test_what_is_too_much_is_not_counted() -> None:
     limits = Quotas(Settings(limit_characters=10))
     someone = Authenticator(Settings()).anonymous("1.2.3.4")
-    limits.count(someone, "characters", 6)
+    await limits.count(someone, "characters", 6)
     with pytest.raises(Limited, match="more than 10 characters in one minute"):
-        limits.count(someone, "characters", 5)
-    limits.count(someone, "characters", 4)
+        await limits.count(someone, "characters", 5)
+    await limits.count(someone, "characters", 4)

@@ -17,6 +17,7 @@ from qwen3_jax.runtime.extras import needed
 from server.contracts.bus import BusDown, Receive
 from server.contracts.contract import SpeechEvent
 from server.ops.metrics import Metrics
+from server.ops.shared_limits import NO_ADDRESS
 
 PREFIX = "qwen3-jax:contract:"
 RETRY_SECONDS = 1.0  # between two tries to connect
@@ -52,7 +53,7 @@ class RedisBus:
         try:
             self._client = self._redis.Redis.from_url(url, socket_timeout=ASK_SECONDS, socket_connect_timeout=ASK_SECONDS, retry=None)
         except ValueError as error:  # it may hold a password
-            raise ValueError("TTS_REDIS_URL is no address of Redis: use redis://, rediss:// or unix://") from error
+            raise ValueError(NO_ADDRESS) from error
         self._failures = (self._redis.RedisError, OSError)  # TimeoutError is one
         self._origin = uuid.uuid4().hex
         self._channels: dict[str, tuple[str, str]] = {}  # name -> contract

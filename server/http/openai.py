@@ -102,8 +102,8 @@ def install(app: Quart, context: Context) -> None:
         name = wanted.voice.named if isinstance(wanted.voice, VoiceObject) else wanted.voice or ""
         voice, language = await speech.voice(context, name, principal.id), speech.language(context, wanted.language)
         speech.check_engine(context, principal)
-        context.limits.count(principal, "characters", len(text))
-        context.limits.count(principal, "utterances")
+        await context.limits.count(principal, "characters", len(text))
+        await context.limits.count(principal, "utterances")
         try:
             encoding, tempo = encoder(wanted.response_format), None if wanted.speed == 1 else Tempo(wanted.speed)
         except Unavailable as error:

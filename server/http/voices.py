@@ -118,7 +118,7 @@ def install(app: Quart, context: Context) -> None:
     @app.post("/api/v1/voices")
     @authenticated(context)
     async def upload(principal: Principal) -> ResponseReturnValue:
-        context.limits.count(principal, "uploads")
+        await context.limits.count(principal, "uploads")
         if context.engine.presets is not None:
             raise HttpError(409, "VOICES_FIXED", f"this model speaks in its own voices: {', '.join(context.engine.presets) or 'none'}")
         with context.limits.place(principal, "upload"):

@@ -13,6 +13,7 @@ from limits.strategies import SlidingWindowCounterRateLimiter
 
 from server.ops.auth import Principal
 from server.ops.crowd import Crowd
+from server.ops.shared_limits import SharedWindows
 from server.settings import Settings
 
 What = Literal["connects", "utterances", "characters", "uploads", "interrupts"]
@@ -34,9 +35,16 @@ class Overloaded(Limited):
 
 
 class Quotas:
-    """The counts of one process; ``newcomers`` are the sessions of clients that have not said who they are."""
+    """The counts of one process; ``newcomers`` are the sessions of clients that have not said who they are.
+
+    Windows are shared with other processes where ``TTS_REDIS_URL`` says so; sessions and places are those of this process.
+
+    Raises:
+        MissingExtra: TTS_REDIS_URL is set, and the package redis is not installed.
+    """
 
     def __init__(self, settings: Settings) -> None:
+        self._shared = None if settings.redis_url is None else SharedWindows(settings.redis_url.get_secret_value())
         self._windows = SlidingWindowCounterRateLimiter(MemoryStorage())
         self._items: dict[What, RateLimitItem] = {
             "connects": RateLimitItemPerMinute(settings.limit_connects, namespace="connects"),
@@ -50,17 +58,30 @@ class Quotas:
         self._work: Counter[tuple[Work, str]] = Counter()
         self.newcomers = Crowd(max(NEWCOMERS, round(NEWCOMERS_SHARE * settings.max_sessions)))
 
-    def count(self, principal: Principal, what: What, amount: int = 1) -> None:
+    async def count(self, principal: Principal, what: What, amount: int = 1) -> None:
         """Take note of a use.
 
         Raises:
             Limited: it would be too much; then nothing is counted.
         """
         item = self._items[what]
-        if amount and not self._windows.hit(item, principal.bucket, cost=amount):
-            wait = self._windows.get_window_stats(item, principal.bucket).reset_time - time.time()
+        wait = None if self._shared is None or not amount else await self._shared.wait(item, principal.bucket, amount)
+        if wait is None:
+            wait = self._wait(item, principal.bucket, amount)
+        if wait:
             unit = "hour" if item.GRANULARITY.name == "hour" else "minute"
             raise Limited(f"more than {item.amount} {what} in one {unit}", max(1, math.ceil(wait * 1000)))
+
+    def _wait(self, item: RateLimitItem, bucket: str, amount: int) -> float:
+        """Count a use in this process. Returns the seconds to wait, if it would be too much and is not counted, else 0."""
+        if not amount or self._windows.hit(item, bucket, cost=amount):
+            return 0.0
+        return max(0.001, self._windows.get_window_stats(item, bucket).reset_time - time.time())
+
+    async def close(self) -> None:
+        """The server ends."""
+        if self._shared is not None:
+            await self._shared.close()
 
     @contextmanager
     def session(self, principal: Principal) -> Iterator[None]:

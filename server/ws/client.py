@@ -62,7 +62,7 @@ class Client:
             with contextlib.suppress(Unauthorized):  # it is asked again below, after the connection has been counted
                 principal = await auth.authenticate(token)
         try:
-            self._context.limits.count(principal or somebody, "connects")
+            await self._context.limits.count(principal or somebody, "connects")
         except Limited as error:
             raise _limited(error) from error
         if principal is not None:

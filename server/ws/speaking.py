@@ -42,7 +42,7 @@ class Speaking:
             message = msgspec.structs.replace(message, word_times=True)
         if len(message.text) > SLICE:
             message = await self._normalised(message)
-        self._context.limits.count(principal, "characters", len(message.text.strip(AROUND)))
+        await self._context.limits.count(principal, "characters", len(message.text.strip(AROUND)))
         try:
             utterance, settled, new = self._machine.speak(message)
         except Late:
@@ -56,7 +56,7 @@ class Speaking:
         """The first piece of an answer of the server's. Raises Rejection, Limited or Denied."""
         message = Speak(text=text, request_id=request_id, continue_=True, word_times=self.word_times)
         principal, language = await self._admitted(message)
-        self._context.limits.count(principal, "characters", len(text.strip(AROUND)))
+        await self._context.limits.count(principal, "characters", len(text.strip(AROUND)))
         utterance, settled = self._machine.answer(message)
         await self._begin(utterance, settled, language, principal)
         return utterance
@@ -77,7 +77,7 @@ class Speaking:
     async def _begin(self, utterance: SessionUtterance, settled: str, language: str, principal: Principal) -> None:
         message = utterance.message
         try:
-            self._context.limits.count(principal, "utterances")
+            await self._context.limits.count(principal, "utterances")
         except Limited:
             self._machine.ended(utterance)
             raise

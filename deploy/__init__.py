@@ -1,0 +1,1 @@
+"""How the server is run for good. Only ``deploy.ray`` is Python."""

@@ -1,0 +1,1 @@
+"""The server on Ray Serve (extra ``ray``): ``serve run deploy.ray.app:app``."""
