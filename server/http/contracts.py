@@ -26,7 +26,7 @@ def install(app: Quart, context: Context) -> None:
     @app.post("/api/v1/contracts/<path:contract_id>/interrupt")
     @authenticated(context)
     async def interrupt(principal: Principal, contract_id: str) -> ResponseReturnValue:
-        context.limits.count(principal, "interrupts")
+        await context.limits.count(principal, "interrupts")
         body = await request.get_data()
         try:
             asked = reading.convert(reading.decode(body), InterruptRequest) if body.strip() else InterruptRequest()
