@@ -210,7 +210,7 @@ def test_what_is_not_a_voice_file_is_named(tmp_path: Path) -> None:
         ({"voice": 5}, "voice of type int: give a Voice, a name, a voice's folder, a recording or a saved voice"),
         ({"voice": "ryan"}, "voice 'ryan': there is no voice of that name .*there is: emma, george, heart, makima"),
         ({"transcript": "Words."}, "transcript: it says what a recording says"),
-        ({"temperature": 0}, "temperature = 0: must be above 0"),
+        ({"temperature": -0.5}, "temperature = -0.5: must be above 0"),
         ({"sampling": {}}, "sampling of type dict: give a Sampling, or its fields by name"),
         ({"language": None}, "language of type NoneType"),
         ({"text": None}, "text of type NoneType: must be a string"),
