@@ -4,6 +4,7 @@ Of the work space only the parts that grow with the batch are counted: the logit
 columns, see codec/conv.py). XLA's own plan of a step is exact, but known only after minutes of compiling.
 """
 
+import math
 import os
 from typing import NamedTuple
 
@@ -14,6 +15,7 @@ from flax import nnx
 
 from qwen3_jax.engine import programs
 from qwen3_jax.model.model import Model
+from qwen3_jax.runtime.devices import name_of_place
 
 SHARE = 0.9  # of the memory may be planned; the rest is for programs and the allocator's gaps
 
@@ -61,10 +63,11 @@ def plan(model: Model, slots: int, columns: int, *, available: int | None = None
         slots, columns: of the engine.
         available: bytes; default: what the device says it has.
     """
-    device = next(iter(jax.tree.leaves(model.params)[0].devices()))
+    first = jax.tree.leaves(model.params)[0]
+    device, parts = min(first.devices(), key=lambda one: one.id), len(first.devices())
     weights: dict[str, int] = {}
-    for leaf in jax.tree.leaves(model.params):
-        weights[leaf.dtype.name] = weights.get(leaf.dtype.name, 0) + leaf.nbytes
+    for leaf in jax.tree.leaves(model.params):  # of weights that are split over several devices, those of one
+        weights[leaf.dtype.name] = weights.get(leaf.dtype.name, 0) + math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
     talker = model.params["talker"]
     if programs.copies(talker, slots):
         narrow = (leaf for leaf in jax.tree.leaves(talker) if leaf.dtype != jnp.float32)  # the others are shared
@@ -76,11 +79,12 @@ def plan(model: Model, slots: int, columns: int, *, available: int | None = None
         return programs.initial(talker, decoder, slots, columns, columns)
 
     state = jax.eval_shape(shapes)
-    cache, codec = _bytes(state.caches), _bytes((state.codec, state.mark.codec))
+    whole, codec = _bytes(state.caches), _bytes((state.codec, state.mark.codec))
+    cache, other = whole // parts, _bytes(state) - whole - codec  # the heads of a split cache are shared out evenly
     return Plan(
-        weights, cache, codec, _bytes(state) - cache - codec, _bytes(state) // slots, _work(model, slots), slots, columns,
+        weights, cache, codec, other, (cache + codec + other) // slots, _work(model, slots), slots, columns,
         state.caches[0].k.dtype.name,
-        memory(device) if available is None else available, f"{device.platform}:{device.id}",
+        memory(device) if available is None else available, name_of_place(first),
     )  # fmt: skip
 
 
@@ -99,9 +103,9 @@ def require(planned: Plan) -> None:
 
 
 def memory(device: jax.Device) -> int:
-    """Bytes that the device has for us."""
+    """Bytes that the device has for us; of several CPU devices (XLA_FLAGS), each has its share of the host's."""
     stats = device.memory_stats() or {}
-    return stats.get("bytes_limit") or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return stats.get("bytes_limit") or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // device.client.local_device_count()
 
 
 def _work(model: Model, slots: int) -> int:
