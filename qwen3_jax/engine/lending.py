@@ -71,15 +71,15 @@ class Lending:
             self.reach.members.append((wake, check))
         return member
 
-    def leave(self, member: Member) -> bool:
-        """A scheduler ends. Returns whether none is left, so that nobody serves those who wait."""
+    def leave(self, member: Member) -> list[Handle]:
+        """A scheduler ends. If none is left, those who wait leave the line, and are returned: nobody serves them."""
         with self.lock:
             if member in self._members:
                 index = self._members.index(member)
                 del self._members[index], self.reach.members[index]
-            left = bool(self._members)
+            waiting = [] if self._members else self.line.drop(lambda _: True)
         self.reach.wake()
-        return not left
+        return waiting
 
     def held(self) -> Counter[Hashable]:
         """Slots by owner."""

@@ -113,7 +113,7 @@ class Scheduler:
 
     def fail_all(self, error: EngineError) -> None:
         """The device is lost: everybody who is here is told, and nobody is left; those in line, if no other device is."""
-        waiting = self.line.drop(lambda _: True) if self.lending.leave(self._member) else []
+        waiting = self.lending.leave(self._member)
         self._flights.clear()
         self._end_displaced()
         for handle in [*waiting, *(slot.handle for slot in self.slots if slot.handle is not None)]:
