@@ -25,8 +25,8 @@ from qwen3_jax.testing import write_checkpoint
 from tests.test_engine import until
 
 FRAMES = 6
+SLOW = pytest.mark.slow  # they compile for a minute
 TEXT = "Hello there, this is a text."
-ATTRIBUTES = ("codes", "hidden", "pcm")
 GREEDY = Sampling(do_sample=False, subtalker_dosample=False)
 
 
@@ -46,25 +46,34 @@ def load(folder: Path) -> Callable[..., Qwen3TTS]:
     return get
 
 
-SLOW = pytest.mark.slow  # a minute of compiling
+VOICE = Voice(np.random.default_rng(1).normal(0, 1, 48).astype(np.float32), None, None)
 
 
-@pytest.fixture(scope="module")
-def voice(load: Callable[..., Qwen3TTS]) -> Voice:
-    """With the codes of its reference, so that the codec begins where those end."""
-    noise = np.random.default_rng(1).normal(0, 0.1, 84_000).astype(np.float32)
-    return load(device="cpu:0").create_voice((noise, 24_000), "Good evening.")
+def said(tts: Qwen3TTS) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A few greedy frames: codes, hidden states, samples."""
+    part = tts.prompts.one(TEXT, VOICE, "english", None, streaming_text=None, seed=5, sampling=GREEDY, max_frames=FRAMES)
+    inline = Inline(tts.model, slots=1, first=4, each=4, hidden=True)
+    packets = [*iter(partial(inline.next, inline.submit(Request((Segment(part.prompt, FRAMES),), GREEDY, 5))), None)]
+    hidden = [packet.hidden for packet in packets if packet.hidden is not None]
+    return np.concatenate([packet.codes for packet in packets]), np.concatenate(hidden), np.concatenate([packet.pcm for packet in packets])
 
 
-def test_every_device_says_the_same(load: Callable[..., Qwen3TTS], voice: Voice) -> None:
-    """Alone, and in a list that two devices share."""
-    expected = load(device="cpu:0").generate(TEXT, voice=voice, seed=5, max_frames=FRAMES)
-    tts = load(device="cpu:1")
-    assert tts.devices == ("cpu:1",)
-    shared = load(devices=["cpu:0", "cpu:1"]).generate([TEXT] * 2, voice=voice, seed=[5, 5], max_frames=FRAMES)
-    for speech in (tts.generate(TEXT, voice=voice, seed=5, max_frames=FRAMES), *shared):
-        np.testing.assert_array_equal(speech.frames, expected.frames)
-        np.testing.assert_array_equal(speech.pcm, expected.pcm)
+def test_every_device_says_the_same(load: Callable[..., Qwen3TTS]) -> None:
+    first, second = load(device="cpu:0"), load(device="cpu:1")
+    assert (first.devices, second.devices) == (("cpu:0",), ("cpu:1",))
+    for one, other in zip(said(first), said(second), strict=True):
+        assert len(one)
+        np.testing.assert_array_equal(one, other)
+
+
+@SLOW
+def test_a_list_of_texts_is_shared_out(load: Callable[..., Qwen3TTS]) -> None:
+    how: dict[str, Any] = {"voice": VOICE, "max_frames": FRAMES}
+    alone = [load(device="cpu:0").generate(f"Text {seed}.", seed=seed, **how) for seed in range(2)]
+    shared = load(devices=["cpu:0", "cpu:1"]).generate([f"Text {seed}." for seed in range(2)], seed=[0, 1], **how)
+    for one, other in zip(alone, shared, strict=True):
+        np.testing.assert_array_equal(one.frames, other.frames)
+        assert one.seed == other.seed
 
 
 def test_weights_are_read_once_and_lie_on_every_device(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,8 +93,11 @@ def test_weights_are_read_once_and_lie_on_every_device(folder: Path, monkeypatch
 
 
 @SLOW
-def test_a_service_speaks_on_all_of_them_and_lives_on_when_one_dies(load: Callable[..., Qwen3TTS], voice: Voice) -> None:
+def test_a_service_speaks_on_all_of_them_and_lives_on_when_one_dies(load: Callable[..., Qwen3TTS]) -> None:
+    """In voices with the codes of their references, so that the codec begins where those end."""
     tts = load(devices=["cpu:0", "cpu:1"])
+    noise = np.random.default_rng(1).normal(0, 0.1, 84_000).astype(np.float32)
+    voice = tts.create_voice((noise, 24_000), "Good evening.")
     how: dict[str, Any] = {"voice": voice, "seed": 5, "max_frames": 40, "sampling": Sampling(temperature=0.9)}
     # A consumer that takes nothing pauses its slot after ten frames.
     with SpeechService(tts, slots=1, columns=192, warm=False, options=Options(buffer_ms=800, stall_seconds=600)) as service:
@@ -154,35 +166,28 @@ def _physical() -> int:
 # Tensor parallelism
 
 
-def test_weights_that_are_split_say_the_same(load: Callable[..., Qwen3TTS], voice: Voice) -> None:
+def test_weights_that_are_split_say_the_same(load: Callable[..., Qwen3TTS]) -> None:
     """float32 sums come in another order: greedy codes are equal, hidden states within rounding."""
     whole, split = load(device="cpu:0"), load(tensor_parallel=4)
     layer = split.model.params["talker"]["model"]["layers"][0]
     shapes = {name: layer["self_attn"][f"{name}_proj"]["weight"].addressable_shards[0].data.shape for name in ("q", "k", "v", "o")}
     assert shapes == {"q": (16, 48), "k": (16, 48), "v": (16, 48), "o": (48, 16)}
     assert len(layer["mlp"]["up_proj"]["weight"].addressable_shards) == 4
-    said = []
-    for tts in (whole, split):
-        part = tts.prompts.one(TEXT, voice, "english", None, streaming_text=None, seed=5, sampling=GREEDY, max_frames=FRAMES)
-        inline = Inline(tts.model, slots=1, first=4, each=4, hidden=True)
-        handle = inline.submit(Request((Segment(part.prompt, FRAMES),), GREEDY, 5, part.codec_state))
-        said.append([*iter(partial(inline.next, handle), None)])
-    codes, hidden, pcm = ([np.concatenate([getattr(packet, name) for packet in packets]) for packets in said] for name in ATTRIBUTES)
-    np.testing.assert_array_equal(codes[0], codes[1])
-    np.testing.assert_allclose(hidden[0], hidden[1], atol=2e-5)
-    np.testing.assert_allclose(pcm[0], pcm[1], atol=2e-5)
+    (codes, hidden, pcm), (codes4, hidden4, pcm4) = said(whole), said(split)
+    np.testing.assert_array_equal(codes, codes4)
+    np.testing.assert_allclose(hidden, hidden4, atol=2e-5)
+    np.testing.assert_allclose(pcm, pcm4, atol=2e-5)
 
 
 @SLOW
-def test_a_split_engine_compiles_nothing_after_its_warm_up(load: Callable[..., Qwen3TTS], voice: Voice) -> None:
+def test_a_split_engine_compiles_nothing_after_its_warm_up(load: Callable[..., Qwen3TTS]) -> None:
     tts = load(tensor_parallel=4)
-    tts.prepare(voice)
     with SpeechService(tts, slots=2, columns=128) as service:
         engine: Any = service.engine
         device = engine._scheduler.device
         compiled: list[str] = []
         jax.monitoring.register_event_duration_secs_listener(lambda event, _, **__: compiled.append(event))
-        streams = [service.speak(TEXT, voice=voice, seed=seed, max_frames=12) for seed in range(3)]
+        streams = [service.speak(TEXT, voice=VOICE, seed=seed, max_frames=12) for seed in range(3)]
         first = [next(stream) for stream in streams[:2]]
         cache = device._speaking.state.caches[0]
         assert cache.k.addressable_shards[0].data.shape[1] == 1, f"split by heads: {CACHE}"
