@@ -62,7 +62,7 @@ class Qwen3TTS:
         self, model: Model, tokenizer: Tokenizer | None, folder: Path, voices_dir: str | Path | None = None, name: str | None = None,
         others: Sequence[Model] = (),
     ) -> None:  # fmt: skip
-        self.models = (model, *others)  # the same weights, on a device each
+        self.models: tuple[Model, ...] = (model, *others)  # the same weights, on a device each
         self.works_on: Callable[[], int] = lambda: 0  # which of them computes what has no slot: single texts, voices
         self._name = folder.name if name is None else name  # as the caller knows it
         self._choice = voice_choice.of(self, voices_dir)
@@ -105,6 +105,11 @@ class Qwen3TTS:
     def model(self) -> Model:
         """The checkpoint in memory."""
         return self.models[self.works_on()]
+
+    @model.setter
+    def model(self, model: Model) -> None:
+        at = self.works_on()
+        self.models = (*self.models[:at], model, *self.models[at + 1 :])
 
     @property
     def devices(self) -> tuple[str, ...]:
