@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, add_completion=False)
 
 ModelOption = Annotated[str, typer.Option("--model", envvar="TTS_MODEL_ID", help="A checkpoint's folder, a hub id, or embedded.")]
-DeviceOption = Annotated[str | None, typer.Option(envvar="TTS_DEVICE", help="cpu, gpu, tpu, or one of several: cuda:1.")]
+DeviceOption = Annotated[
+    str | None, typer.Option(envvar="TTS_DEVICE", help="cpu, gpu, tpu, or one of several: cuda:1. `serve` also takes several, or `all`.")
+]
 DtypeOption = Annotated[
     str | None,
     typer.Option(
@@ -94,6 +96,7 @@ def say(
 
         from qwen3_jax import Qwen3TTS
         from qwen3_jax.audio.files import FORMATS, check_name, write_sound
+        from qwen3_jax.runtime.devices import one_of
         from qwen3_jax.voices.choice import find_voice
         from qwen3_jax.voices.layers import VoiceLayers
 
@@ -112,7 +115,7 @@ def say(
         check_says_something(words, model, language, normalize)
         layers = VoiceLayers.of(voices_dir, shipped=shipped_voices)
         with errors.status("loading the model"):
-            tts = Qwen3TTS.from_pretrained(model, device=device, dtype=dtype)
+            tts = Qwen3TTS.from_pretrained(model, device=one_of(device), dtype=dtype)
         if reference:
             speaker: Voice | str | None = tts.create_voice(reference, transcript, x_vector_only_mode=x_vector_only_mode)
         else:

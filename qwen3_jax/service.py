@@ -13,16 +13,18 @@ same text gives the same audio whether it comes at once or in pieces.
 
 import logging
 import threading
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from qwen3_jax.engine import Engine, Handle, JaxDevice, Options, Request, Segment, Watch
+from qwen3_jax.engine import Engine, Handle, JaxDevice, Options, Pool, Request, Segment, Watch
 from qwen3_jax.engine.device import COLUMNS, FRAMES
+from qwen3_jax.engine.engine import Build
 from qwen3_jax.engine.requests import Notify, Priority
+from qwen3_jax.model.model import Model
 from qwen3_jax.model.sampling import Sampling
 from qwen3_jax.runtime import compilation
 from qwen3_jax.speech.part import SpokenPart, request_of
@@ -40,11 +42,12 @@ WAIT = partial(Handle.next, timeout=TIMEOUT)
 log = logging.getLogger(__name__)
 
 
-def _warm(device: JaxDevice) -> None:
-    """Compile, and on a CPU take all programs from the cache then: a step of ten slots takes 40 to 46 ms as compiled, 35 to 38 as read."""
+def _warm(device: JaxDevice, alone: bool = True) -> None:
+    """Compile, and on a CPU take all programs from the cache then: a step of ten slots takes 40 to 46 ms as compiled, 35 to 38 as read.
+    Not where other devices of this process use them."""
     before = compilation.compiled()
     device.warm_up()
-    if device.on_cpu and compilation.compiled() > before:
+    if alone and device.on_cpu and compilation.compiled() > before:
         jax.clear_caches()
         device.warm_up()
 
@@ -146,41 +149,53 @@ class SpeechService:
 
     Args:
         tts: the checkpoint, or what ``Qwen3TTS.from_pretrained`` takes: then its weights are kept as so many slots read them.
-        slots: utterances that are spoken at a time; more wait in line.
+        slots: utterances that are spoken at a time on each device; more wait in line.
         columns: positions of a slot (prompt, and a frame each): the longest part of a text. A multiple of 64.
         frames: most frames of a step.
         options: how the slots share the device.
         watch: when speech without end is taken back; None: never.
         warm: compile every program now.
-        dtype: as in ``Qwen3TTS.from_pretrained``, where that loads the checkpoint.
+        dtype, devices, tensor_parallel: as of ``Qwen3TTS.from_pretrained``, where ``tts`` is a path. A checkpoint that lies on several
+            devices is spoken by all of them: each has its slots, and all have one line (engine/pool.py).
 
     Raises:
-        ValueError: sizes that cannot be used or do not fit into memory.
+        ValueError: sizes that cannot be used or do not fit into memory; devices of a checkpoint that is loaded already.
     """
 
     def __init__(
         self, tts: Qwen3TTS | str | Path, *, slots: int = SLOTS, columns: int = COLUMNS, frames: int = FRAMES,
         options: Options | None = None, watch: Watch | None = WATCH, warm: bool = True, dtype: str | None = None,
+        devices: str | Sequence[str] | None = None, tensor_parallel: int = 1,
     ) -> None:  # fmt: skip
         if isinstance(tts, (str, Path)):
-            tts = load_for(tts, rows=slots, dtype=dtype)
+            tts = load_for(tts, rows=slots, dtype=dtype, devices=devices, tensor_parallel=tensor_parallel)
         elif dtype is not None:
             raise ValueError(f"dtype {dtype!r}: the checkpoint is loaded already; give its folder, or the dtype to from_pretrained")
+        elif devices is not None or tensor_parallel > 1:
+            raise ValueError(f"devices = {devices!r} of a checkpoint that is loaded already: give them to from_pretrained")
         self.tts, self._watch = tts, watch
         self.books = tts.model.config.talker_config.num_code_groups
         self._lock = threading.Lock()
 
-        def build(slots: int, on_cpu: bool) -> JaxDevice:
-            model = tts.model
+        alone = len(tts.models) == 1
+
+        def build(model: Model, slots: int, on_cpu: bool) -> JaxDevice:
             if on_cpu:
                 model = model._replace(params=jax.device_put(model.params, jax.devices("cpu")[0]))
-            device = JaxDevice(model, slots=slots, columns=columns, frames=frames)
+            device = JaxDevice(model, slots=slots, columns=columns, frames=frames, pooled=not alone)
             log.info("memory: %s", device.plan)
             if warm:
-                _warm(device)
+                _warm(device, alone)
             return device
 
-        self.engine = Engine(build, slots=slots, options=options)
+        builds: dict[str, Build] = {name: partial(build, model) for name, model in zip(tts.devices, tts.models, strict=True)}
+        self.engine: Engine | Pool
+        if alone:
+            [(name, one)] = builds.items()
+            self.engine = Engine(one, slots=slots, options=options, name=name)
+        else:
+            self.engine = pool = Pool(builds, slots=slots, options=options)
+            tts.works_on = lambda: pool.first_running
 
     def speak(
         self, text: str, *, voice: Voice | str | None = None, language: str = AUTO, instruct: str | None = None,

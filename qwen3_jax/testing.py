@@ -57,7 +57,7 @@ _DECODING: dict[str, Any] = _ATTENTION | {
 GOLDEN_SEEDS = {"base": 101, "custom_voice": 102, "voice_design": 103}  # of the checkpoints behind tests/golden
 
 
-def tiny_config(kind: str = "base", size: str = "tiny") -> dict[str, Any]:
+def tiny_config(kind: str = "base", size: str = "tiny", kv_heads: int = 2) -> dict[str, Any]:
     """``config.json`` of a talker of 3 layers and hidden size 48; in the ``size`` 0b6 the code predictor is as wide, as published."""
     custom = kind == "custom_voice"
     return {
@@ -70,7 +70,7 @@ def tiny_config(kind: str = "base", size: str = "tiny") -> dict[str, Any]:
             "enc_se_channels": 8, "enc_res2net_scale": 4,
         },
         "talker_config": {
-            "hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2,
+            "hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": kv_heads,
             "head_dim": 16, "rope_theta": 1000000,
             "rope_scaling": {"interleaved": True, "mrope_section": [4, 2, 2], "rope_type": "default", "type": "default"},
             "max_position_embeddings": 32768, "vocab_size": 3072, "text_vocab_size": _TEXT_VOCABULARY, "text_hidden_size": 32,
@@ -82,8 +82,8 @@ def tiny_config(kind: str = "base", size: str = "tiny") -> dict[str, Any]:
             "spk_is_dialect": {name: dialect for name, (_, dialect) in _SPEAKERS.items()} if custom else {},
             "code_predictor_config": {
                 "hidden_size": 48 if size == "0b6" else 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
-                "num_key_value_heads": 2, "head_dim": 16, "rope_theta": 1000000, "rope_scaling": None, "max_position_embeddings": 65536,
-                "vocab_size": 2048, "num_code_groups": 16, "rms_norm_eps": 1e-6,
+                "num_key_value_heads": kv_heads, "head_dim": 16, "rope_theta": 1000000, "rope_scaling": None,
+                "max_position_embeddings": 65536, "vocab_size": 2048, "num_code_groups": 16, "rms_norm_eps": 1e-6,
             },
         },
     }  # fmt: skip
@@ -204,10 +204,11 @@ def random_tensor(name: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
 
 
 def write_checkpoint(
-    folder: Path, kind: str = "base", seed: int = 0, *, size: str = "tiny", with_tokenizer: bool = True, transformers: Transformers = "4.57"
-) -> Path:
+    folder: Path, kind: str = "base", seed: int = 0, *, size: str = "tiny", with_tokenizer: bool = True,
+    transformers: Transformers = "4.57", kv_heads: int = 2,
+) -> Path:  # fmt: skip
     """Make a tiny random checkpoint (about 6 MB, float32) in the published layout. Returns ``folder``."""
-    config, codec = written(tiny_config(kind, size), transformers), written(tiny_codec_config(), transformers)
+    config, codec = written(tiny_config(kind, size, kv_heads), transformers), written(tiny_codec_config(), transformers)
     parsed = parse(CodecConfig, codec)
     _, tree = abstract(parse(ModelConfig, config), parsed)
     main, speech = "model.safetensors", "speech_tokenizer/model.safetensors"

@@ -6,29 +6,33 @@ tts.generate("Hello there.", voice="makima", temperature=0.5, seed=1)
 for pcm in tts.stream("Hello there.", voice="reference.wav", transcript="What the reference says."): ...
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Unpack, overload
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from qwen3_jax.audio import samples as audio
 from qwen3_jax.checkpoint import hub
 from qwen3_jax.checkpoint.converted import identity
+from qwen3_jax.checkpoint.sharding import check_split, put
+from qwen3_jax.codec import DecoderState
 from qwen3_jax.engine.inline import Inline
 from qwen3_jax.model.checks import check_voice
 from qwen3_jax.model.decode import prime
 from qwen3_jax.model.encode import encode_codes, encode_x_vector
-from qwen3_jax.model.model import DTYPES, Model, is_int8, load
+from qwen3_jax.model.model import DTYPES, Model, is_int8, load, read_configs
 from qwen3_jax.model.sampling import Draw, Sampling
 from qwen3_jax.runtime import compilation
-from qwen3_jax.runtime.devices import device_of
+from qwen3_jax.runtime.devices import name_of_place, places_of
+from qwen3_jax.shapes import I32
 from qwen3_jax.speech.arguments import column, sampling_of
 from qwen3_jax.speech.part import request_of
 from qwen3_jax.speech.prepared import PreparedVoices
 from qwen3_jax.speech.prompts import PartPrompts
-from qwen3_jax.speech.utterance import Speech, SpeechStream, batch, stream
+from qwen3_jax.speech.utterance import Speech, SpeechStream, batch_on, stream
 from qwen3_jax.text.prompt import AUTO
 from qwen3_jax.text.tokenizer import Tokenizer
 from qwen3_jax.voices import choice as voice_choice
@@ -55,19 +59,22 @@ class Qwen3TTS:
     """A Qwen3-TTS-12Hz checkpoint, ready to speak. Made by ``from_pretrained``."""
 
     def __init__(
-        self, model: Model, tokenizer: Tokenizer | None, folder: Path, voices_dir: str | Path | None = None, name: str | None = None
-    ) -> None:
-        self.model = model
+        self, model: Model, tokenizer: Tokenizer | None, folder: Path, voices_dir: str | Path | None = None, name: str | None = None,
+        others: Sequence[Model] = (),
+    ) -> None:  # fmt: skip
+        self.models: tuple[Model, ...] = (model, *others)  # the same weights, on a device each
+        self.works_on: Callable[[], int] = lambda: 0  # which of them computes what has no slot: single texts, voices
         self._name = folder.name if name is None else name  # as the caller knows it
         self._choice = voice_choice.of(self, voices_dir)
         self._folder = folder
-        self.prepared = PreparedVoices(lambda codes: prime(self.model, codes), PREPARED_VOICES)
+        self.prepared = PreparedVoices(self._prime, PREPARED_VOICES)
         self.prompts = PartPrompts(lambda: self.model, tokenizer, folder, self.prepared)
 
     @classmethod
     def from_pretrained(
-        cls, path: str | Path = hub.EMBEDDED, *, device: str | None = None, dtype: str | None = None, voices_dir: str | Path | None = None
-    ) -> "Qwen3TTS":
+        cls, path: str | Path = hub.EMBEDDED, *, device: str | None = None, dtype: str | None = None, voices_dir: str | Path | None = None,
+        devices: str | Sequence[str] | None = None, tensor_parallel: int = 1,
+    ) -> "Qwen3TTS":  # fmt: skip
         """Load a checkpoint.
 
         Args:
@@ -79,19 +86,37 @@ class Qwen3TTS:
                 scale a row. Default: int8 if the folder was converted to it; else float32 on a CPU, and bfloat16 elsewhere.
             voices_dir: your folder of voices. Default: TTS_VOICES_DIR, else ``voices`` if it exists; the user's and those that ship are
                 there too.
+            devices: instead of ``device``: ``all``, or names of several of one kind (``cuda:0,cuda:1``, or a list). The weights are read
+                once and put on each; a list of texts, and a SpeechService, are spoken by all of them.
+            tensor_parallel: devices that one set of the talker's weights is split over. The same codes but for float32 rounding.
 
         Raises:
             FileNotFoundError: no checkpoint there, and none to be had.
             ValueError: a checkpoint, device or dtype that cannot be used.
         """
-        return load_for(path, rows=1, device=device, dtype=dtype, voices_dir=voices_dir)
+        how: dict[str, Any] = {"devices": devices, "tensor_parallel": tensor_parallel}
+        return load_for(path, rows=1, device=device, dtype=dtype, voices_dir=voices_dir, **how)
 
     def __repr__(self) -> str:
         talker = self.model.params["talker"]
-        [device] = talker["model"]["norm"]["weight"].devices()
         int8 = talker["codec_head"]["weight"].dtype == jnp.int8
         dtype = "int8" if int8 else talker["model"]["norm"]["weight"].dtype  # other matrices may be kept in another (see model.load)
-        return f"Qwen3TTS({self._name!r}, {self.model_type}, {device.platform}:{device.id}, {dtype})"
+        return f"Qwen3TTS({self._name!r}, {self.model_type}, {', '.join(self.devices)}, {dtype})"
+
+    @property
+    def model(self) -> Model:
+        """The checkpoint in memory."""
+        return self.models[self.works_on()]
+
+    @model.setter
+    def model(self, model: Model) -> None:
+        at = self.works_on()
+        self.models = (*self.models[:at], model, *self.models[at + 1 :])
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """Where its weights are, for each set of them: ``cuda:0``, or ``tpu:0+tpu:1`` where they are split over two devices."""
+        return tuple(name_of_place(jax.tree.leaves(model.params)[0]) for model in self.models)
 
     @property
     def sample_rate(self) -> int:
@@ -164,6 +189,11 @@ class Qwen3TTS:
         """
         check_voice(self.model.config, voice)
         self.prepared.state(voice)
+
+    def _prime(self, codes: I32[np.ndarray, "T K"]) -> DecoderState:
+        """Of several devices each puts the one state, which is the host's, where it needs it."""
+        state = prime(self.model, codes)
+        return state if len(self.models) == 1 else jax.device_get(state)
 
     @overload
     def generate(
@@ -238,7 +268,7 @@ class Qwen3TTS:
         ]
         rows = zip(texts, *columns, strict=True)
         spoken = [list(self.prompts.of(line, self._chosen(given, transcript), *rest, **how)) for line, given, *rest in rows]
-        made = batch(self.model, [request_of(parts, max_frames=max_frames) for parts in spoken])
+        made = batch_on([self.model] if len(spoken) == 1 else self.models, [request_of(parts, max_frames=max_frames) for parts in spoken])
         return made if many else made[0]
 
     def stream(
@@ -294,8 +324,9 @@ class Qwen3TTS:
 
 
 def load_for(
-    path: str | Path, *, rows: int | None, device: str | None = None, dtype: str | None = None, voices_dir: str | Path | None = None
-) -> Qwen3TTS:
+    path: str | Path, *, rows: int | None, device: str | None = None, dtype: str | None = None, voices_dir: str | Path | None = None,
+    devices: str | Sequence[str] | None = None, tensor_parallel: int = 1,
+) -> Qwen3TTS:  # fmt: skip
     """`Qwen3TTS.from_pretrained`, with the weights kept as batches of so many rows read them.
 
     Args:
@@ -303,17 +334,24 @@ def load_for(
             checkpoint, bfloat16 ones under float32 arithmetic.
     """
     compilation.use_persistent_cache()
-    chosen = device_of(device)
     if dtype not in (None, *DTYPES):
         raise ValueError(f"dtype {dtype!r}: use float32, bfloat16 or int8 (float16 overflows in the code predictor)")
+    places = places_of(device, devices, tensor_parallel)
+    chosen = places[0] if isinstance(places[0], jax.Device) else places[0].devices.flat[0]
     folder = hub.local_folder(path)
     int8 = is_int8(folder)
     if dtype is None:
         dtype = "int8" if int8 else "float32" if chosen.platform == "cpu" else "bfloat16"
-    stored = jnp.dtype(dtype) if rows != 1 or int8 or dtype == "int8" else None
+    if tensor_parallel > 1:
+        if int8 or dtype == "int8":
+            raise ValueError(f"tensor_parallel = {tensor_parallel}: weights of int8 are not split over devices; use bfloat16 or float32")
+        check_split(read_configs(folder)[0].talker_config, tensor_parallel)
+    alone = rows == 1 and tensor_parallel == 1
+    stored = None if alone and dtype != "int8" and not int8 else jnp.dtype(dtype)
     model = load(folder, dtype=jnp.dtype("float32" if dtype == "int8" else dtype), device=chosen, stored=stored, lean=True)
+    first, *others = [model if place is chosen else model._replace(params=put(model.params, place)) for place in places]
     try:
         tokenizer = Tokenizer.from_folder(folder, model.config)
     except FileNotFoundError:
         tokenizer = None  # such a checkpoint can be verified and measured; `PartPrompts.reader` says what is missing when text comes
-    return Qwen3TTS(model, tokenizer, folder, voices_dir, str(path))
+    return Qwen3TTS(first, tokenizer, folder, voices_dir, str(path), others)

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 from quart import Quart, Response, ResponseReturnValue, websocket
 
@@ -94,9 +95,11 @@ def create_app(settings: Settings | None = None, make_engine: MakeEngine = facto
     @app.get("/readyz")
     async def readyz() -> ResponseReturnValue:
         state = "draining" if context.draining.is_set() else engine.state
-        told: dict[str, str | float | None] = {"status": state, "listen": _deaf(ears)}
+        told: dict[str, Any] = {"status": state, "listen": _deaf(ears)}
         if state == "loading":
             told["loadingSeconds"] = round(context.loading_seconds(), 1)
+        if len(engine.devices) > 1:
+            told["devices"] = {name: one.state for name, one in engine.devices.items()}
         return told, 200 if state == "ready" or (state == "idle" and chosen.load == "lazy") else 503
 
     @app.get("/metrics")
@@ -150,6 +153,9 @@ def _watch(context: Context) -> None:
     gauges.watch("tts_runaway_retries", "Times that speech without end was made again", lambda: context.engine.runaways)
     gauges.watch("tts_not_finite", "Utterances that failed because the model computed NaN or infinity", lambda: context.engine.not_finite)
     gauges.watch("tts_engine_restarts", "Times that the engine died and was built again", lambda: context.engine.restarts)
+    gauges.watch_devices(
+        lambda: {name: (one.state == "running", one.slots, one.active, one.restarts) for name, one in context.engine.devices.items()}
+    )
     gauges.watch("tts_voice_failures", "Times that voices could not be listed, read or written", lambda: context.store.failures)
     gauges.watch("tts_sessions", "Open WebSocket sessions", lambda: len(context.sessions))
     gauges.watch("tts_contracts", "Conversations that sessions have joined", lambda: len(context.contracts))

@@ -40,13 +40,16 @@ class Settings(BaseSettings):
     model_id: str = EMBEDDED
     """A folder, a hub id such as `Qwen/Qwen3-TTS-12Hz-0.6B-Base`, or `embedded`, the small voice that ships."""
     device: str | None = None
-    """`cpu`, `gpu`, `tpu`, or one of several: `cuda:1`. Unset: JAX's choice."""
+    """`cpu`, `gpu`, `tpu`, or one of several: `cuda:1`; several of one kind: `cuda:0,cuda:1`; or `all`. Each speaks for `TTS_SLOTS`.
+    Unset: JAX's choice."""
+    tensor_parallel: Count = 1
+    """Devices that one set of weights is split over; they speak as one. It must divide the number of devices, and the model's heads."""
     dtype: Literal["float32", "bfloat16", "int8"] | None = None
     """Of the talker and the predictor; `int8` rounds their matrices, under float32 arithmetic. Unset: int8 if the folder was converted to
     it, else float32 on a CPU and bfloat16 elsewhere."""
     slots: Annotated[int, Field(ge=1, le=256)] | None = None
-    """Utterances spoken at a time, in one batch; more wait. Unset: 16; on a CPU as many of 10 as it can speak without gaps (timed at the
-    first start), or 4 of a large model; in each case fewer if the memory ends."""
+    """Utterances spoken at a time on each device, in one batch; more wait. Unset: 16; on a CPU as many of 10 as it can speak without gaps
+    (timed at the first start), or 4 of a large model; in each case fewer if the memory ends."""
     columns: Annotated[int, Field(ge=64, le=32_768, multiple_of=64)] = 1024
     """Length of a slot in tokens: the prompt plus one for each 80 ms. Memory use is logged at start."""
     load: Literal["start", "lazy"] = "start"

@@ -123,6 +123,9 @@ class FakeDevice:
         assert row.reason in (EOS, LENGTH) or (row.attempt and row.step == row.mark), "the segment has not ended"
         return self.rows[slot].whose
 
+    def lend(self, state: Any) -> Any:
+        return state
+
     def close(self, slot: int) -> None:
         self.rows.pop(slot, None)
         self.log.append(("close", slot))

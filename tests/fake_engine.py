@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from server.engines.base import EngineClosed, OutOfMemory, Refused, SpeechRequest, State
+from server.engines.base import DeviceStatus, EngineClosed, OutOfMemory, Refused, SpeechRequest, State
 from server.languages import LANGUAGES
 from server.settings import Settings
 from server.voices.store import StoredVoice, VoiceStore
@@ -78,6 +78,10 @@ class FakeEngine:
 
     runaways, restarts, not_finite = 2, 1, 3
     slots = 10
+
+    @property
+    def devices(self) -> dict[str, DeviceStatus]:
+        return {}
 
     def load(self) -> "asyncio.Future[None]":
         if self.loaded is None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from qwen3_jax.engine import Engine, Options, Watch
+from qwen3_jax.engine import Engine, Options, Pool, Watch
 from qwen3_jax.model.sampling import Sampling
 from qwen3_jax.service import SpeechService
 from qwen3_jax.speech.part import SpokenPart
@@ -39,9 +39,11 @@ class HeldDevice(FakeDevice):
 
 
 class FakeService(SpeechService):
-    """See the module's docstring. ``said`` has all texts with how they are to be spoken."""
+    """See the module's docstring. ``said`` has all texts with how they are to be spoken; ``count``: of devices."""
 
-    def __init__(self, tts: FakeTTS, slots: int = 2, options: Options | None = None) -> None:
+    engine: Any
+
+    def __init__(self, tts: FakeTTS, slots: int = 2, options: Options | None = None, count: int = 1) -> None:
         self.tts, self._watch, self.books = tts, Watch(), 5  # type: ignore[assignment]  # the part of Qwen3TTS that is used
         self.said: list[tuple[str, dict[str, Any]]] = []
         self.devices: list[HeldDevice] = []
@@ -50,7 +52,10 @@ class FakeService(SpeechService):
             self.devices.append(HeldDevice(slots))
             return self.devices[-1]
 
-        self.engine = Engine(build, slots=slots, options=options)
+        if count == 1:
+            self.engine = Engine(build, slots=slots, options=options, name="fake:0")
+        else:
+            self.engine = Pool({f"fake:{number}": build for number in range(count)}, slots=slots, options=options)
 
     @property
     def device(self) -> HeldDevice:

@@ -162,21 +162,21 @@ def test_the_last_slot_is_kept_for_an_owner_that_holds_none() -> None:
     stage = Stage(FakeDevice(slots=4, frames=1))
     loud = [stage.submit(long(seed, "loud")) for seed in range(40)]
     stage.rounds(6, 0.08)
-    assert Counter(stage.scheduler._held()) == {"loud": 4}, "an owner that is alone has them all"
+    assert Counter(stage.scheduler.lending.held()) == {"loud": 4}, "an owner that is alone has them all"
     quiet = stage.submit(request(5, seed=100, owner="quiet"))
     while not quiet.ended:
         stage.rounds(1, 0.08)
         heard(quiet)
     for number in range(3):
         stage.rounds(100, 0.08)
-        assert stage.scheduler._held() == {"loud": 3} and stage.scheduler.waiting
+        assert stage.scheduler.lending.held() == {"loud": 3} and stage.scheduler.waiting
         again = stage.submit(request(5, seed=101 + number, owner="quiet"))
         assert first_heard(stage, again, 0.08, 10) <= 4
         while not again.ended:
             stage.rounds(1, 0.08)
             heard(again)
     stage.rounds(round((KEPT_SECONDS + 1) / 0.08), 0.08)
-    assert stage.scheduler._held() == {"loud": 4}, "nobody else has spoken for a minute"
+    assert stage.scheduler.lending.held() == {"loud": 4}, "nobody else has spoken for a minute"
     for handle in loud:
         handle.cancel()
     stage.until_idle(0.08)

@@ -78,11 +78,14 @@ def test_the_public_names_are_frozen() -> None:
         "languages",
         "speakers",
         "voices",
+        "model",
         "model_type",
+        "devices",
         "sample_rate",
     }
     assert dir(qwen3_jax) == [*sorted(qwen3_jax.__all__), "__version__"]
-    assert list(inspect.signature(Qwen3TTS.from_pretrained).parameters) == ["path", "device", "dtype", "voices_dir"]
+    loaded = ["path", "device", "dtype", "voices_dir", "devices", "tensor_parallel"]
+    assert list(inspect.signature(Qwen3TTS.from_pretrained).parameters) == loaded
     request = [
         "text",
         "voice",

@@ -119,6 +119,9 @@ class TimedDevice:
     def keep(self, slot: int) -> Any:
         return None
 
+    def lend(self, state: Any) -> Any:
+        return state
+
     def close(self, slot: int) -> None:
         self._rows.pop(slot, None)
 

@@ -7,13 +7,14 @@
     handle.finish_reason, handle.error                     # eos, length, cancelled; or what went wrong
 
     scheduler.py   what to do next (admit, read prompts, step, deliver); pure Python, knows a device by its protocol only
-    line.py        whose turn it is: the slots, and the places in line, are shared out between the requests' owners
+    lending.py     whose turn it is, on one device or on several: the line, and the slots that each owner holds
+    line.py        the slots, and the places in line, are shared out between the requests' owners
     reserve.py     whether the last free slot may be taken
     patience.py    whether a request has waited long enough, and ends
     pace.py        how much each slot makes in a step
     news.py        which consumers are told after a round
     device.py      that protocol on JAX; programs.py holds the compiled functions
-    engine.py      the thread, its faults, restarts, draining
+    engine.py      the thread, its faults, restarts, draining; pool.py: one for each device of several
     loop.py        the hand-off to an event loop: one callback per step for all slots
     segment.py     what is said: one part of a text, in ids; requests.py has the request of several, and its handle
     plan.py        what the memory must hold
@@ -36,6 +37,7 @@ from qwen3_jax.engine.errors import (
     Stalled,
 )
 from qwen3_jax.engine.options import Options
+from qwen3_jax.engine.pool import Pool
 from qwen3_jax.engine.requests import Handle, Packet, Request
 from qwen3_jax.engine.segment import Segment, Watch
 
@@ -53,6 +55,7 @@ __all__ = [
     "NotFinite",
     "Options",
     "Packet",
+    "Pool",
     "Request",
     "Segment",
     "Stalled",

@@ -7,9 +7,11 @@ costs alone. A prompt is read into a state of one row, which takes its place in 
 and what moves rows, is compiled for each size. The KV caches grow in the same way, in the sizes of ``columns``.
 """
 
+import weakref
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -93,6 +95,7 @@ class JaxDevice:
         wide: whether batches of more rows than one read a float32 copy of narrow weights, on a CPU.
         hidden: hand out the talker's hidden states, too.
         together: a full launch's frames are decoded at once (see `programs.step`); requests are not watched then.
+        pooled: other devices may serve a request that has given its slot back here (pool.py), so what it goes on from is the host's.
 
     Raises:
         ValueError: sizes that cannot be used, or do not fit into memory (see plan.py).
@@ -103,6 +106,7 @@ class JaxDevice:
     def __init__(
         self, model: Model, *, slots: int, columns: int | Sequence[int] = COLUMNS, frames: int = FRAMES,
         rows: Sequence[int] | None = None, pieces: Sequence[int] = PIECES, wide: bool = True, hidden: bool = False, together: bool = False,
+        pooled: bool = False,
     ) -> None:  # fmt: skip
         self._lengths = (columns,) if isinstance(columns, int) else tuple(columns)
         for name, value, least in (("slots", slots, 1), ("columns", self._lengths[0], self.piece), ("frames", frames, 1)):
@@ -112,7 +116,7 @@ class JaxDevice:
             if length % self.piece:
                 raise ValueError(f"columns = {length}: must be a multiple of {self.piece}")
         self.slots, self.columns, self.frames = slots, self._lengths[-1], frames
-        self.model, self._hidden, self._together = model, hidden, together
+        self.model, self._hidden, self._together, self._pooled = model, hidden, together, pooled
         self._graphs = model.graphs
         self._decoder = model.params["codec"]["decoder"]
         self._place = jax.tree.leaves(self._decoder)[0].sharding
@@ -128,6 +132,7 @@ class JaxDevice:
         self._pad = np.int32(model.config.tts_pad_token_id)
         self._width = model.config.talker_config.hidden_size
         self._fresh = jax.device_put(init_state(model.codec_config.decoder_config, 1), self._place)
+        self._states: dict[int, tuple[weakref.ref[np.ndarray], DecoderState]] = {}  # the host's codec states that lie here, by identity
         self._reading: dict[int, _Reading] = {}
         self._batch: _Batch | None = None
         self._idle = 0  # launches in a row for which a smaller batch would have done
@@ -190,6 +195,9 @@ class JaxDevice:
 
     def keep(self, slot: int) -> DecoderState:
         return programs.keep(self._speaking.state, np.int32(self._speaking.row(slot)))
+
+    def lend(self, state: DecoderState) -> DecoderState:
+        return jax.device_get(state) if self._pooled else state  # of a device that fails, nobody could read it any more
 
     def close(self, slot: int) -> None:
         self._reading.pop(slot, None)
@@ -347,8 +355,7 @@ class JaxDevice:
     def _begun(self, opening: Opening) -> programs.NewRow:
         watch, text = opening.watch, opening.text
         hold, repeats = (NEVER, NEVER) if watch is None else (watch.hold, watch.repeats)
-        # A voice may have been prepared on the device that a CPU has taken over from.
-        codec = self._fresh if opening.codec_state is None else jax.device_put(opening.codec_state, self._place)
+        codec = self._fresh if opening.codec_state is None else self._here(opening.codec_state)
         return programs.NewRow(
             seed=np.array([opening.seed], np.uint32),
             segment=np.array([opening.segment], np.int32),
@@ -359,6 +366,16 @@ class JaxDevice:
             limits=programs.Limits(*(np.array([value], np.int32) for value in (hold, repeats, text.overdue, text.overdue_end))),
             codec=codec,
         )
+
+    def _here(self, state: DecoderState) -> DecoderState:
+        """A codec state on this device. One of the host's stays here as long as the host has it: a prepared voice is put here once."""
+        leaf: Any = state.position
+        if isinstance(leaf, jax.Array):
+            return jax.device_put(state, self._place)  # of the device that a CPU has taken over from, perhaps
+        key, states = id(leaf), self._states
+        if key not in states:
+            states[key] = weakref.ref(leaf, lambda _: states.pop(key, None)), jax.device_put(state, self._place)
+        return states[key][1]
 
     def _padded(self, ids: list[int]) -> np.ndarray:
         if len(ids) > self.columns:

@@ -2,7 +2,7 @@
 
 One thread calls the Scheduler. It is an executor's job, whose future is the owner that learns of its death: then every open request
 gets an error, and a new job builds the device again. Out of memory is no such fault, but a device planned too large: the slots are
-halved, as often as needed, and with one slot left the CPU takes over.
+halved, as often as needed, and with one slot left the CPU takes over. Where there are other devices (pool.py), that one ends instead.
 """
 
 import gc
@@ -17,6 +17,7 @@ from typing import Any
 import jax
 
 from qwen3_jax.engine.errors import Closed, DeviceFailed, DeviceOutOfMemory, EngineError
+from qwen3_jax.engine.lending import Lending
 from qwen3_jax.engine.options import Counters, Options
 from qwen3_jax.engine.requests import Handle, Request
 from qwen3_jax.engine.scheduler import Scheduler
@@ -30,7 +31,7 @@ Build = Callable[[int, bool], Device]  # (slots, on the CPU whatever was chosen)
 
 @dataclass(frozen=True)
 class Stats:
-    """A look at the engine. ``counters``: see scheduler.Counters."""
+    """A look at the engine. ``waiting``: in line, for any device; ``counters``: see options.Counters."""
 
     state: str
     slots: int
@@ -50,13 +51,20 @@ class Engine:
         slots: requests that speak at a time.
         options: how they share the device.
         clock: seconds; for tests.
+        name: of the device, for the log.
+        lending: that of several engines in this process, which share their line. Such an engine leaves alone what the others use: it
+            neither clears JAX's caches nor moves to the CPU.
 
     Raises:
         whatever ``build`` raises, when it is called here.
     """
 
-    def __init__(self, build: Build, *, slots: int, options: Options | None = None, clock: Callable[[], float] = time.monotonic) -> None:
-        self._build, self._options, self._clock = build, options or Options(), clock
+    def __init__(
+        self, build: Build, *, slots: int, options: Options | None = None, clock: Callable[[], float] = time.monotonic,
+        name: str = "device", lending: Lending | None = None,
+    ) -> None:  # fmt: skip
+        self._build, self._options, self._clock, self.name = build, options or Options(), clock, name
+        self._pooled, self._lending = lending is not None, lending or Lending(self._options)
         self._slots, self._on_cpu = slots, False
         self._lock = threading.Lock()
         self._wake = threading.Event()
@@ -88,7 +96,7 @@ class Engine:
 
     def check_line(self, owner: Hashable) -> None:
         """Raises Full if a request of the owner would be refused now."""
-        self._scheduler.line.check(owner)
+        self._lending.line.check(owner)
 
     def submit(self, request: Request) -> Handle:
         """Queue a request.
@@ -104,9 +112,9 @@ class Engine:
                 raise DeviceFailed("the engine is being restarted after a fault; try again in a few seconds")
             if self._state != "running":
                 raise Closed(f"the engine is {self._state}")
-            handle = Handle(request, self._wake.set, self._clock())
+            handle = Handle(request, self._lending.reach.wake, self._clock())
             self._scheduler.submit(handle)
-        self._wake.set()
+        handle.wake()
         return handle
 
     def stats(self) -> Stats:
@@ -122,6 +130,10 @@ class Engine:
             on_cpu=self._on_cpu,
             counters=asdict(self._counters),
         )
+
+    def devices(self) -> dict[str, Stats]:
+        """How things stand, by the name of the device."""
+        return {self.name: self.stats()}
 
     def close(self, grace: float = 0.0) -> None:
         """Take no more requests; let those that are here finish, for ``grace`` seconds at most; then end. Returns when all is over.
@@ -146,7 +158,8 @@ class Engine:
         self.close()
 
     def _new_scheduler(self) -> Scheduler:
-        return Scheduler(self._build(self._slots, self._on_cpu), self._options, self._clock, self._counters)
+        device = self._build(self._slots, self._on_cpu)
+        return Scheduler(device, self._options, self._clock, self._counters, lending=self._lending, wake=self._wake.set)
 
     # In the engine's thread
 
@@ -166,7 +179,7 @@ class Engine:
             if self._state == "restarting":
                 self._state = "running"
         self._end_restart()
-        log.warning("the engine serves again: %d slots%s", self._slots, " on the CPU" if self._on_cpu else "")
+        log.warning("the engine serves again: %s, %d slots%s", self.name, self._slots, " on the CPU" if self._on_cpu else "")
         self._serve()
 
     def _end_restart(self) -> None:
@@ -187,7 +200,7 @@ class Engine:
             return
         self.failure = error
         shortage = out_of_memory(error)
-        log.error("the engine's device failed", exc_info=error)
+        log.error("the engine's device failed: %s", self.name, exc_info=error)
         again = self._may_restart(shortage)
         with self._lock:
             if self._state == "closing":
@@ -202,7 +215,7 @@ class Engine:
             return
         self._scheduler.drop_device()
         self.failure = error.with_traceback(None)  # its frames hold arrays
-        if shortage:
+        if shortage and not self._pooled:
             jax.clear_caches()
         _collect()
         self._watch(self._executor.submit(self._rebuild))
@@ -214,7 +227,7 @@ class Engine:
         self._shortages += 1
         if self._slots > 1:
             self._slots //= 2
-        elif not self._on_cpu:
+        elif not self._on_cpu and not self._pooled:
             self._on_cpu = True
         else:
             return False

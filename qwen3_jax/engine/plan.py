@@ -4,6 +4,7 @@ Of the work space only the parts that grow with the batch are counted: the logit
 columns, see codec/conv.py). XLA's own plan of a step is exact, but known only after minutes of compiling.
 """
 
+import math
 import os
 from typing import NamedTuple
 
@@ -15,6 +16,7 @@ from qwen3_jax.checkpoint.mapping import flatten
 from qwen3_jax.checkpoint.table import TABLE
 from qwen3_jax.engine import programs
 from qwen3_jax.model.model import Model
+from qwen3_jax.runtime.devices import name_of_place
 
 SHARE = 0.9  # of the memory may be planned; the rest is for programs and the allocator's gaps
 
@@ -62,10 +64,13 @@ def plan(model: Model, slots: int, columns: int, *, available: int | None = None
         slots, columns: of the engine.
         available: bytes; default: what the device says it has.
     """
-    device = next(iter(jax.tree.leaves(model.params)[0].devices()))
+    first = jax.tree.leaves(model.params)[0]
+    device, parts = min(first.devices(), key=lambda one: one.id), len(first.devices())
     weights: dict[str, int] = {}
     kept = {path: leaf for path, leaf in flatten(model.params).items() if path != TABLE or leaf.ndim == 2}  # else it lies in its file
-    for leaf in (*kept.values(), *jax.tree.leaves(() if model.later is None else model.later.shapes)):
+    for leaf in kept.values():  # of weights that are split over several devices, those of one
+        weights[leaf.dtype.name] = weights.get(leaf.dtype.name, 0) + math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+    for leaf in jax.tree.leaves(() if model.later is None else model.later.shapes):
         weights[leaf.dtype.name] = weights.get(leaf.dtype.name, 0) + leaf.size * leaf.dtype.itemsize
     talker = model.params["talker"]
     if programs.copies(talker, slots):
@@ -77,11 +82,12 @@ def plan(model: Model, slots: int, columns: int, *, available: int | None = None
         return programs.initial(talker, decoder, slots, columns, columns)
 
     state = jax.eval_shape(shapes)
-    cache, codec = _bytes(state.caches), _bytes((state.codec, state.mark.codec))
+    whole, codec = _bytes(state.caches), _bytes((state.codec, state.mark.codec))
+    cache, other = whole // parts, _bytes(state) - whole - codec  # the heads of a split cache are shared out evenly
     return Plan(
-        weights, cache, codec, _bytes(state) - cache - codec, _bytes(state) // slots, _work(model, slots), slots, columns,
+        weights, cache, codec, other, (cache + codec + other) // slots, _work(model, slots), slots, columns,
         state.caches[0].k.dtype.name,
-        memory(device) if available is None else available, f"{device.platform}:{device.id}",
+        memory(device) if available is None else available, name_of_place(first),
     )  # fmt: skip
 
 
@@ -100,9 +106,9 @@ def require(planned: Plan) -> None:
 
 
 def memory(device: jax.Device) -> int:
-    """Bytes that the device has for us."""
+    """Bytes that the device has for us; of several CPU devices (XLA_FLAGS), each has its share of the host's."""
     stats = device.memory_stats() or {}
-    return stats.get("bytes_limit") or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return stats.get("bytes_limit") or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // device.client.local_device_count()
 
 
 def _work(model: Model, slots: int) -> int:

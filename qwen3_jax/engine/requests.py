@@ -132,7 +132,7 @@ class Handle(Iterator[Packet]):
         self.rest = Rest(state=request.codec_state, since=now)
         self.first_audio: float | None = None  # on the engine's clock, when the first packet was handed over
         self.check: Callable[[Request], None] | None = None  # the device's, as long as the request lives; refuses what may not be added
-        self._wake = wake  # tells the engine's thread that something has changed here
+        self.wake = wake  # tells the thread of the engine that serves it, or may, that something has changed here
         self._changed = threading.Condition()
         self._packets: deque[Packet] = deque()
         self._buffered = 0  # frames
@@ -150,7 +150,7 @@ class Handle(Iterator[Packet]):
                 return None
             packet = self._packets.popleft()
             self._buffered -= len(packet.codes)
-        self._wake()
+        self.wake()
         return packet
 
     def next(self, timeout: float) -> Packet | None:
@@ -215,7 +215,7 @@ class Handle(Iterator[Packet]):
             self._packets.clear()
             self._buffered = 0
             self._changed.notify_all()
-        self._wake()
+        self.wake()
 
     # Text as it is written
 
@@ -232,7 +232,7 @@ class Handle(Iterator[Packet]):
         with self._changed:
             self._require_open_segment()
             self._script.texts[-1].extend(int(token) for token in ids)
-        self._wake()
+        self.wake()
 
     def end_segment(self, max_frames: int, tokens: int | None = None) -> None:
         """The last segment's text is complete (tts_eos was the last id); it may have ``max_frames`` frames. ``tokens``: see Segment.
@@ -244,7 +244,7 @@ class Handle(Iterator[Packet]):
             self._require_open_segment()
             last = self._script.segments[-1]
             self._script.segments[-1] = replace(last, max_frames=max_frames, tokens=tokens, open=False)
-        self._wake()
+        self.wake()
 
     def add(self, segment: Segment) -> None:
         """One more segment after the last, which must not be open.
@@ -258,7 +258,7 @@ class Handle(Iterator[Packet]):
                 raise ValueError("a segment can follow only in an open request, after end_segment")
             self._script.segments.append(segment)
             self._script.texts.append(segment.prompt.trailing.tolist())
-        self._wake()
+        self.wake()
 
     def finish(self) -> None:
         """No segment follows.
@@ -270,7 +270,7 @@ class Handle(Iterator[Packet]):
             if self._open_segment:
                 raise ValueError("the last segment is open: end_segment first")
             self._script.open = False
-        self._wake()
+        self.wake()
 
     def _check(self, segment: Segment) -> None:
         if (check := self.check) is not None:

@@ -13,14 +13,9 @@ FEWEST = 4
 
 
 class Reserve:
-    """Of one engine; for its thread.
+    """Of the schedulers that share one Lending (lending.py); for one thread at a time."""
 
-    Args:
-        slots: how many there are.
-    """
-
-    def __init__(self, slots: int) -> None:
-        self._slots = slots
+    def __init__(self) -> None:
         self._last: dict[Hashable, float] = {}  # owner -> when it was last seen with a slot
 
     def note(self, held: Counter[Hashable], now: float) -> None:
@@ -29,11 +24,6 @@ class Reserve:
         for owner in [owner for owner, last in self._last.items() if now - last > KEPT_SECONDS]:
             del self._last[owner]
 
-    def open(self, held: Counter[Hashable]) -> int:
-        """Slots for anybody, held ones included."""
-        kept = self._slots >= FEWEST and any(owner not in held for owner in self._last)
-        return self._slots - kept
-
-    def below(self, held: Counter[Hashable]) -> int | None:
-        """Only owners that hold fewer slots than so many may have a free one; None: anybody."""
-        return 1 if held.total() >= self.open(held) else None
+    def kept(self, held: Counter[Hashable], slots: int) -> int:
+        """Of so many slots, those that only an owner that holds none may have."""
+        return int(slots >= FEWEST and any(owner not in held for owner in self._last))

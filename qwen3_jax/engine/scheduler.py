@@ -6,7 +6,7 @@ A round: drop who is gone -> give free slots away -> read at most one piece of p
 The step before: while the device makes one step, the host hands over the last one's audio, so nothing waits for copies. A row that has
 ended is found out one step late, which costs nothing: the device has stopped it itself. How long a launch is: see pace.py.
 
-Whose turn it is when a slot gets free: see line.py and reserve.py. An utterance keeps its slot only if nobody needs it more:
+Whose turn it is when a slot gets free: see lending.py, line.py and reserve.py. An utterance keeps its slot only if nobody needs it more:
 
 between two segments  it gives the slot to a request whose owner holds fewer slots: at once if that owner has at least two fewer; else if
                       its own listener has ``lead_ms`` in hand, or the other one has waited for ``turn_seconds`` or hears a pause already.
@@ -18,19 +18,18 @@ another slot. A segment that was left in its middle is made again from its begin
 over of it is dropped: that costs steps of one row, but no memory.
 """
 
-from collections import Counter, deque
-from collections.abc import Callable, Hashable
+from collections import deque
+from collections.abc import Callable
 
 import numpy as np
 
 from qwen3_jax.engine.errors import ConsumerFailed, EngineError, Full, NotFinite
-from qwen3_jax.engine.line import Line
+from qwen3_jax.engine.lending import Lending
 from qwen3_jax.engine.news import News
 from qwen3_jax.engine.options import FRAME_SECONDS, Counters, Options
 from qwen3_jax.engine.pace import Flight, Pace, PaceOf
 from qwen3_jax.engine.patience import SETTLES, End, end_in_line, end_in_slot, soonest
 from qwen3_jax.engine.requests import Handle, Packet, Rest
-from qwen3_jax.engine.reserve import Reserve
 from qwen3_jax.engine.segment import MOST
 from qwen3_jax.engine.slots import NEVER, RUNAWAY, Device, Frame, Opening, Outcome, Slot, text_of
 from qwen3_jax.model.frame import DAMAGED, LENGTH, NOT_FINITE, RUNNING
@@ -42,24 +41,27 @@ class Scheduler:
     """Lends the device's slots to requests, and gives the device its next piece of work.
 
     A request is submitted, waits in line, gets a slot, has its prompt read, speaks, and leaves the slot at its end. The engine's thread
-    calls ``run_round`` again and again; each call moves every request on by one step. Who gets a free slot is decided in line.py and
-    reserve.py, how many frames each slot makes in pace.py; this class does what they say.
+    calls ``run_round`` again and again; each call moves every request on by one step. Who gets a free slot is decided in lending.py, how
+    many frames each slot makes in pace.py; this class does what they say.
 
-    Only ``submit`` may be called from any thread (one call at a time). ``clock`` tells seconds, and never goes back.
+    Only ``submit`` may be called from any thread (one call at a time). ``clock`` tells seconds, and never goes back. ``lending``: that of
+    several schedulers, which share their line; ``wake`` tells this one's thread that there is something to do.
     """
 
     def __init__(
-        self, device: Device, options: Options, clock: Callable[[], float], counters: Counters | None = None, pace: PaceOf = Pace
-    ) -> None:
+        self, device: Device, options: Options, clock: Callable[[], float], counters: Counters | None = None, pace: PaceOf = Pace,
+        *, lending: Lending | None = None, wake: Callable[[], None] = lambda: None,
+    ) -> None:  # fmt: skip
         self.device, self.options, self.clock = device, options, clock
         self.counters = counters or Counters()
         self.slots = [Slot(index) for index in range(device.slots)]
-        self.reserve = Reserve(device.slots)
-        self.line: Line[Handle] = Line(options.patience, options.max_waiting)
+        self.lending = lending or Lending(options)
+        self.line = self.lending.line
         self._displaced: deque[Handle] = deque()  # no more than are submitted between two rounds
         self._flights: deque[Flight] = deque()
         self.news = News()  # no cycle: the device goes with whoever lets go of the scheduler
         self.pace = pace(device, self.slots, self._flights, options, self.counters, clock())
+        self._member = self.lending.join(self.slots, wake, device.check)
 
     def submit(self, handle: Handle) -> None:
         """From any thread (one at a time).
@@ -69,7 +71,7 @@ class Scheduler:
             ValueError: it can never fit.
         """
         self.device.check(handle.request)
-        handle.check = self.device.check
+        handle.check, handle.wake = self.lending.reach.check, self.lending.reach.wake
         try:
             displaced = self.line.enter(handle)
         except Full:
@@ -104,11 +106,14 @@ class Scheduler:
         if self._flights and (len(self._flights) > self.pace.ahead or not limit):
             self._collect(self._flights.popleft())
         self.news.tell(self._lose)
-        return 0.0 if read or self._flights or self._free_for_next() else soonest([*self.line], self.slots, self.options, now)
+        if read or self._flights:
+            return 0.0
+        delays = (self.lending.rest(self._member, now), soonest([*self.line], self.slots, self.options, now))
+        return min((delay for delay in delays if delay is not None), default=None)
 
     def fail_all(self, error: EngineError) -> None:
-        """The device is lost: everybody who is here is told, and nobody is left."""
-        waiting = self.line.drop(lambda _: True)
+        """The device is lost: everybody who is here is told, and nobody is left; those in line, if no other device is."""
+        waiting = self.lending.leave(self._member)
         self._flights.clear()
         self._end_displaced()
         for handle in [*waiting, *(slot.handle for slot in self.slots if slot.handle is not None)]:
@@ -147,41 +152,39 @@ class Scheduler:
 
     # Who gets a slot, and who gives his back
 
-    def _held(self) -> Counter[Hashable]:
-        """Slots by owner."""
-        return Counter(slot.handle.request.owner for slot in self.slots if slot.handle is not None)
-
     def _admit(self, now: float) -> None:
-        self.reserve.note(held := self._held(), now)
-        for slot in self.slots:
-            if slot.handle is None and (handle := self.line.pop(held, below=self.reserve.below(held))) is not None:
+        with self.lending.lock:
+            self.lending.begin(self._member, now)
+            for slot in [slot for slot in self.slots if slot.handle is None]:
+                if (handle := self.lending.take(self._member, now)) is None:
+                    break
                 self._give(slot, handle)
-                held = self._held()
-        for slot in self.slots:
-            if slot.waits(now, SETTLES) and (handle := self.line.pop(self._held())) is not None:
-                self._park(slot, now)
-                self._give(slot, handle)
-
-    def _free_for_next(self) -> bool:
-        held = self._held()
-        return held.total() < len(self.slots) and self.line.next(held, below=self.reserve.below(held)) is not None
+            for slot in self.slots:
+                if slot.waits(now, SETTLES) and (handle := self.lending.take_over(now)) is not None:
+                    self._hand_over(slot, handle, now)
 
     def _parts_with(self, slot: Slot, now: float) -> bool:
         """Between two segments: whether the slot has gone to a request whose owner holds fewer."""
         assert slot.handle is not None
-        held = self._held()
-        mine = held[slot.handle.request.owner]
-        other = self.line.next(held, below=mine)
-        if other is None or held.total() < self.reserve.open(held):
-            return False
-        fair = held[other.request.owner] + 2 <= mine
-        if not (fair or self.pace.lead(slot, now) > self.options.lead_ms / 1000 or now >= self._due(other)):
-            return False
-        if (handle := self.line.pop(held, below=mine)) is None:
-            return False
-        self._park(slot, now)
+        owner = slot.handle.request.owner
+        with self.lending.lock:
+            other, held = self.lending.poorer(owner, now)
+            if other is None:
+                return False
+            fair = held[other.request.owner] + 2 <= held[owner]
+            willing = fair or self.pace.lead(slot, now) > self.options.lead_ms / 1000 or now >= self._due(other)
+            if not willing or (handle := self.line.pop(held, below=held[owner])) is None:
+                return False
+            self._hand_over(slot, handle, now)
+            return True
+
+    def _hand_over(self, slot: Slot, handle: Handle, now: float) -> None:
+        try:
+            self._park(slot, now)
+        except BaseException:
+            self.line.back(handle)  # the device is lost, and nobody has the request
+            raise
         self._give(slot, handle)
-        return True
 
     def _due(self, handle: Handle) -> float:
         """When it has waited so long that a pause in another's speech is the lesser evil."""
@@ -194,7 +197,8 @@ class Scheduler:
         handle = slot.handle
         assert handle is not None
         queue = self.pace.queue
-        rest = Rest(released=slot.released, cut=slot.cut, pause=slot.pause, since=now, state=slot.before)
+        state = None if slot.before is None else self.device.lend(slot.before)
+        rest = Rest(released=slot.released, cut=slot.cut, pause=slot.pause, since=now, state=state)
         if slot.between:
             handle.rest = rest._replace(segment=slot.segment + 1)
         else:
@@ -206,10 +210,12 @@ class Scheduler:
             )
         self.counters.parked += 1
         self._release(slot)
+        handle.wake = self.lending.reach.wake
         self.line.back(handle)
 
     def _give(self, slot: Slot, handle: Handle) -> None:
         rest = handle.rest
+        handle.wake = self._member.wake
         slot.handle, slot.before = handle, rest.state
         slot.released, slot.cut, slot.pause = rest.released, rest.cut, rest.pause
         slot.left = MOST if handle.request.max_frames is None else handle.request.max_frames - rest.released + max(rest.heard, 0)

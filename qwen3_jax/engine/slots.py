@@ -108,6 +108,9 @@ class Device(Protocol):
     def keep(self, slot: int) -> DecoderState:
         """A copy of where the segment that has ended leaves the slot's codec (one row), for `open`."""
 
+    def lend(self, state: DecoderState) -> DecoderState:
+        """What `keep` returned, as `open` of whichever device may serve the request next takes it."""
+
     def launch(self, quotas: list[int], limit: int) -> Any:
         """Begin to make up to quotas[b] frames of each row, ``limit`` at most. A row whose frame is not finite is stopped before it."""
 

@@ -23,6 +23,7 @@ from qwen3_jax.evaluate import judges, speak
 from qwen3_jax.evaluate.judges import Figure
 from qwen3_jax.evaluate.report import Report, ReportRow, table, write
 from qwen3_jax.evaluate.texts import SENTENCES, held_out, read_sentences, wavs_and_sentences
+from qwen3_jax.runtime.devices import one_of
 from qwen3_jax.shapes import F32
 from qwen3_jax.terminal import console, errors, path_option, tell
 from qwen3_jax.voices.choice import find_voice
@@ -75,7 +76,7 @@ def evaluate(
         title = f"Speech in {judge.name}"
     else:
         with errors.status("loading the model"):
-            tts = Qwen3TTS.from_pretrained(str(model), device=device, dtype=dtype)
+            tts = Qwen3TTS.from_pretrained(str(model), device=one_of(device), dtype=dtype)
         about |= {"model": str(model), "jax": jax.__version__, "device": jax.devices()[0].device_kind, "machine": platform.machine()}
         if codec_only is not None:
             originals, texts = read_wavs(codec_only, limit)

@@ -2,7 +2,8 @@
 
 import base64
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -122,8 +123,22 @@ def stream(model: Model, request: Request, first: int, each: int) -> SpeechStrea
     return SpeechStream(inline.submit(request), *form(model), inline.next)
 
 
-def batch(model: Model, requests: list[Request]) -> list[Speech]:
-    """Speak requests side by side, in the caller's thread.
+def batch_on(models: Sequence[Model], requests: list[Request]) -> list[Speech]:
+    """Speak requests side by side: on one device in the caller's thread, on several in a thread each. Errors as in `batch`."""
+    count = min(len(models), len(requests))
+    if count <= 1:
+        return batch(models[0], requests)
+    shares = [range(at, len(requests), count) for at in range(count)]
+    spoken: dict[int, Speech] = {}
+    with ThreadPoolExecutor(count, "batch") as threads:
+        made = threads.map(lambda model, share: batch(model, [requests[number] for number in share], share), models, shares)
+        for share, speeches in zip(shares, made, strict=True):
+            spoken |= zip(share, speeches, strict=True)
+    return [spoken[number] for number in range(len(requests))]
+
+
+def batch(model: Model, requests: list[Request], numbers: Sequence[int] | None = None) -> list[Speech]:
+    """Speak requests side by side, in the caller's thread. ``numbers``: what an error calls them; default: from 0 on.
 
     Raises:
         ValueError: a request that does not fit, or that would make NaN.
@@ -132,7 +147,7 @@ def batch(model: Model, requests: list[Request]) -> list[Speech]:
     inline = Inline(model, slots=min(len(requests), BATCHES[-1]), first=FRAMES, each=FRAMES, ahead=True)
     handles = [inline.submit(request) for request in requests]
     spoken = []
-    for number, handle in enumerate(handles):
+    for number, handle in zip(numbers or range(len(handles)), handles, strict=True):
         try:
             packets = list(iter(partial(inline.next, handle), None))
         except FloatingPointError as error:

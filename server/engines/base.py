@@ -5,7 +5,7 @@ All methods are for the event loop's thread. An engine never sees sockets, and t
 
 import asyncio
 from collections.abc import AsyncIterator, Hashable, Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import msgspec
 import numpy as np
@@ -31,6 +31,15 @@ class Crowded(RuntimeError):
 
 class EngineClosed(RuntimeError):
     """The engine has been closed, and with it all that was under way."""
+
+
+class DeviceStatus(NamedTuple):
+    """One of the devices that speak. ``state``: ``running``, ``restarting``, ``closing``, ``closed``, or ``failed`` for good."""
+
+    state: str
+    slots: int
+    active: int  # utterances that it speaks
+    restarts: int
 
 
 class SpeechRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -132,6 +141,10 @@ class TtsEngine(Protocol):
     @property
     def restarts(self) -> int:
         """Times that the engine has died and was built again."""
+
+    @property
+    def devices(self) -> dict[str, DeviceStatus]:
+        """The devices that speak, by name; empty if it is not loaded, or tells nothing of them."""
 
     def load(self) -> "asyncio.Future[None]":
         """Begin to load, unless that has begun already."""

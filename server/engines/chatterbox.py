@@ -21,6 +21,7 @@ from tokenizers import Tokenizer
 from qwen3_jax.audio import samples as audio
 from qwen3_jax.checkpoint.converted import digest_files
 from qwen3_jax.checkpoint.hub import local_folder
+from qwen3_jax.runtime.devices import several
 from qwen3_jax.runtime.extras import needed
 from qwen3_jax.shapes import F32
 from qwen3_jax.voices.layers import decode
@@ -205,8 +206,10 @@ def part_of(folder: Path, name: str) -> Path:
 
 
 def load(settings: Settings, device: str | None) -> ChatterboxSynthesiser:
-    """The configured parts. Raises FileNotFoundError, or MissingExtra."""
+    """The configured parts. Raises FileNotFoundError, MissingExtra, or ValueError for several devices."""
     onnxruntime = needed("onnxruntime", "chatterbox", "TTS_ENGINE=chatterbox")
+    if several(settings.device) or settings.tensor_parallel > 1:
+        raise ValueError(f"TTS_DEVICE = {settings.device!r}: chatterbox speaks on one device: use cpu or cuda, and no TTS_TENSOR_PARALLEL")
     name = MODEL_ID if settings.model_id == type(settings).model_fields["model_id"].default else settings.model_id
     folder = local_folder(name, files=(*(f"onnx/{part}.onnx*" for part in PARTS), "tokenizer.json"))
     chosen, there = device or settings.device or "cuda", onnxruntime.get_available_providers()

@@ -23,12 +23,13 @@ from qwen3_jax.engine import Full, Handle, Options
 from qwen3_jax.engine.loop import LoopConsumer
 from qwen3_jax.model.sampling import greedy_at_zero
 from qwen3_jax.runtime.allocation import settle
+from qwen3_jax.runtime.devices import several
 from qwen3_jax.service import LiveText, SpeechService
 from qwen3_jax.speech.part import SpokenPart
 from qwen3_jax.tts import Qwen3TTS, load_for
 from qwen3_jax.voices.folder import VoiceGone
 from server.engines import prompts
-from server.engines.base import HELD_SECONDS, Crowded, EngineClosed, Refused, SpeechRequest, State
+from server.engines.base import HELD_SECONDS, Crowded, DeviceStatus, EngineClosed, Refused, SpeechRequest, State
 from server.engines.qwen3_cloner import Cloner
 from server.engines.qwen3_utterance import Qwen3Utterance
 from server.engines.slots import slots_for
@@ -115,6 +116,12 @@ class Qwen3Engine:
     @property
     def restarts(self) -> int:
         return 0 if self._service is None else self._service.engine.stats().restarts
+
+    @property
+    def devices(self) -> dict[str, DeviceStatus]:
+        if self._service is None:
+            return {}
+        return {name: DeviceStatus(one.state, one.slots, one.active, one.restarts) for name, one in self._service.engine.devices().items()}
 
     def load(self) -> "asyncio.Future[None]":
         if self.loaded is None:
@@ -311,11 +318,13 @@ def load(settings: Settings) -> SpeechService:
         ValueError: TTS_DEFAULT_LANGUAGE is a language that the checkpoint does not speak.
         Others as in ``Qwen3TTS.from_pretrained`` and ``SpeechService``.
     """
-    tts = load_for(settings.model_id, rows=settings.slots, device=settings.device, dtype=settings.dtype)
+    where: dict[str, Any] = {"devices" if several(settings.device) else "device": settings.device}
+    tts = load_for(settings.model_id, rows=settings.slots, dtype=settings.dtype, tensor_parallel=settings.tensor_parallel, **where)
     check_default(settings, _languages(tts))  # before a first start compiles for minutes
     tts.prepared.most = settings.voice_cache
     slots = settings.slots or slots_for(tts.model, settings.columns, tts.fingerprint)
-    log.info("preparing %d slots: programs that this machine has not compiled yet are compiled, and kept", slots)
+    on = f" on each of {', '.join(tts.devices)}" if len(tts.devices) > 1 else ""
+    log.info("preparing %d slots%s: programs that this machine has not compiled yet are compiled, and kept", slots, on)
     options = Options(
         buffer_ms=settings.max_buffer_ms,
         max_waiting=settings.max_queue,

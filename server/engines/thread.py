@@ -22,7 +22,7 @@ from qwen3_jax.engine.line import Line
 from qwen3_jax.shapes import F32
 from qwen3_jax.text.scripts import Letters
 from server.engines import prompts
-from server.engines.base import Crowded, OutOfMemory, Refused, SpeechRequest, State
+from server.engines.base import Crowded, DeviceStatus, OutOfMemory, Refused, SpeechRequest, State
 from server.engines.handle import ThreadHandle
 from server.languages import check_default
 from server.settings import Settings
@@ -115,6 +115,10 @@ class ThreadEngine:
 
     runaways = restarts = not_finite = 0
     slots = 1
+
+    @property
+    def devices(self) -> dict[str, DeviceStatus]:
+        return {}
 
     @property
     def queued(self) -> int:

@@ -73,6 +73,7 @@ class Status(msgspec.Struct, rename="camel"):
 
     status: str
     loading_seconds: float | msgspec.UnsetType = msgspec.UNSET  # while the model loads: how long it has been
+    devices: dict[str, str] | msgspec.UnsetType = msgspec.UNSET  # of several devices, the state of each, by its name
     listen: str | msgspec.UnsetType | None = msgspec.UNSET  # of ``/readyz``: what is missing for listening; null where nothing is
 
 

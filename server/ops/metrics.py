@@ -1,12 +1,36 @@
 """What ``/metrics`` tells (Prometheus); one registry per application."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _SECONDS = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.8, 1.2, 2.0, 5.0, 10.0, 30.0)
+
+
+_OF_DEVICES = (
+    ("tts_device_up", "1 if the device speaks, 0 while it is built again or after it has failed"),
+    ("tts_device_slots", "Utterances that the device can speak at a time"),
+    ("tts_device_active_slots", "Utterances that the device speaks"),
+    ("tts_device_restarts", "Times that the device failed and was built again"),
+)
+
+
+class _Devices(Collector):
+    """Gauges with a label for each device, which are known only when the model is loaded."""
+
+    def __init__(self, source: Callable[[], Mapping[str, Sequence[float]]]) -> None:
+        self._source = source
+
+    def collect(self) -> Iterable[Metric]:
+        families = [GaugeMetricFamily(name, text, labels=["device"]) for name, text in _OF_DEVICES]
+        for device, values in self._source().items():
+            for family, value in zip(families, values, strict=True):
+                family.add_metric([device], value)
+        return families
 
 
 class Metrics:
@@ -63,6 +87,10 @@ class Metrics:
         gauge = Gauge(name, text, registry=self._registry)
         gauge.set_function(source)
         self._gauges.append(gauge)
+
+    def watch_devices(self, source: Callable[[], Mapping[str, Sequence[float]]]) -> None:
+        """``source``: of each device by name, whether it speaks, its slots, those in use, its restarts."""
+        self._registry.register(_Devices(source))
 
     def render(self) -> bytes:
         """The page."""
