@@ -14,7 +14,7 @@ import numpy as np
 from qwen3_jax.engine import Engine, Full, Handle, Options, Packet, Request
 from qwen3_jax.engine.loop import LoopConsumer
 from qwen3_jax.model.sampling import Sampling
-from server.engines.base import Crowded, SpeechRequest, State
+from server.engines.base import Crowded, DeviceStatus, SpeechRequest, State
 from server.languages import LANGUAGES
 from server.settings import Settings
 from server.voices.store import StoredVoice, VoiceStore
@@ -71,6 +71,10 @@ class TimedEngine:
     @property
     def restarts(self) -> int:
         return self._engine.stats().restarts
+
+    @property
+    def devices(self) -> dict[str, DeviceStatus]:
+        return {}
 
     def load(self) -> "asyncio.Future[None]":
         if self.loaded is None:
