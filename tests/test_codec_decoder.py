@@ -6,14 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 from safetensors.numpy import load_file
 
-from qwen3_jax.codec import DecoderState, init_state
+from qwen3_jax.checkpoint.published import load_published
+from qwen3_jax.codec import DecoderState, init_state, prepare
 from qwen3_jax.codec.snake import sin_squared
-from qwen3_jax.model.model import Model
+from qwen3_jax.model.model import Model, abstract
 
 GOLDEN = load_file(Path(__file__).parent / "golden" / "base.safetensors")
 SAMPLES = 1920
@@ -64,6 +66,20 @@ def test_equals_published_package(run: Callable[..., Any], codes: np.ndarray, si
         pcm, state = run(codes[:, start : start + size], state)
         pieces.append(pcm[0])
     assert relative(np.concatenate(pieces), GOLDEN["dec_wav_full"]) < TOLERANCE
+
+
+def test_published_kernels_make_the_same(model: Callable[[str], Model], checkpoint: Callable[[str], Path], codes: np.ndarray) -> None:
+    """What is trained has the kernels as published; what `load` returns has them prepared."""
+    base = model("base")
+    graphs, shapes = abstract(base.config, base.codec_config, jnp.dtype(jnp.float32))
+    params = load_published(checkpoint("base"), shapes)["codec"]["decoder"]
+    state, pieces = init_state(base.codec_config.decoder_config, 2), []
+    for start in range(0, FRAMES, CHUNK):
+        pcm, state = decode(graphs.codec_decoder, params, codes[:, start : start + CHUNK].astype(np.int32), state)
+        pieces.append(pcm[0])
+    assert relative(np.concatenate(pieces), GOLDEN["dec_wav_full"]) < TOLERANCE
+    prepared = jax.tree.map(jnp.shape, base.params["codec"]["decoder"])
+    assert jax.tree.map(jnp.shape, prepare(params)) == prepared != jax.tree.map(jnp.shape, params)
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])

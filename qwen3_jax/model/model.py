@@ -9,7 +9,7 @@ from flax import nnx
 
 from qwen3_jax.checkpoint import converted as checkpoint
 from qwen3_jax.checkpoint import published
-from qwen3_jax.codec import Codec
+from qwen3_jax.codec import Codec, Decoder, prepare
 from qwen3_jax.model.config import CodecConfig, GenerationConfig, ModelConfig, check_together
 from qwen3_jax.model.config_values import read
 from qwen3_jax.model.talker import Talker
@@ -104,7 +104,7 @@ def read_configs(folder: Path) -> tuple[ModelConfig, CodecConfig, GenerationConf
 
 
 def load(folder: Path, *, dtype: jnp.dtype = jnp.float32, device: jax.Device | None = None, stored: jnp.dtype | None = None) -> Model:
-    """Load a converted checkpoint, or one in the published safetensors layout, onto ``device``.
+    """Load a converted checkpoint, or one in the published safetensors layout, onto ``device``; the codec's decoder is prepared for speed.
 
     Args:
         folder: the checkpoint.
@@ -124,4 +124,8 @@ def load(folder: Path, *, dtype: jnp.dtype = jnp.float32, device: jax.Device | N
         stored = jnp.dtype(jnp.bfloat16) if on_cpu and source.talker_dtype(folder) == jnp.bfloat16 else dtype
     graphs, shapes = abstract(configs[0], configs[1], dtype, stored)
     reader = checkpoint.load if source is checkpoint else published.load_published
-    return Model(*configs, graphs, reader(folder, shapes, device=device))
+    params = reader(folder, shapes, device=device)
+    params["codec"]["decoder"] = prepare(params["codec"]["decoder"])
+    prepared = nnx.eval_shape(lambda: Decoder(configs[1].decoder_config, prepared=True))
+    graphs = graphs._replace(codec_decoder=Definition(nnx.split(prepared)[0]))
+    return Model(*configs, graphs, params)
