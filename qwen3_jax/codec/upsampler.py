@@ -89,24 +89,23 @@ class PreparedBlock(nnx.Module):
         return y + over_last(kernel.bias[...], y), jnp.swapaxes(_window_at(reach, valid, 1)[:, 0], 1, 2)
 
 
-def prepare(block: Mapping[Any, Any]) -> dict[Any, Any]:
-    """The parameters of an UpsamplingBlock -> those of a PreparedBlock."""
-    snake, stretch, *units = (block["block"][index] for index in range(len(block["block"])))
-
-    def turned(conv: Mapping[str, Any], weight: jax.Array) -> dict[str, Any]:
-        return {"conv": {**conv["conv"], "weight": weight}}
-
-    def unit(given: Mapping[str, Any]) -> dict[str, Any]:
-        first, second = given["conv1"], given["conv2"]
-        return {
-            **given,
-            "conv1": turned(first, _points(first["conv"]["weight"])),
-            "conv2": turned(second, _axes(second["conv"]["weight"], (2, 1, 0))),
-        }
-
-    stretched = turned(stretch, _axes(stretch["conv"]["weight"], (0, 2, 1)))
-    return {"block": dict(enumerate([snake, stretched, *map(unit, units)]))}
+@jax.jit
+def prepare(blocks: dict[int, Any]) -> dict[int, Any]:
+    """The parameters of some UpsamplingBlocks -> those of PreparedBlocks. One program for all, since each one has to be compiled."""
+    return {index: {"block": _prepared(block["block"])} for index, block in blocks.items()}
 
 
-_points = jax.jit(toom_cook.prepare)
-_axes = jax.jit(jnp.transpose, static_argnums=1)
+def _prepared(layers: Mapping[int, Any]) -> dict[int, Any]:
+    snake, stretch, *units = (layers[index] for index in range(len(layers)))
+    stretched = _with(stretch, jnp.transpose(stretch["conv"]["weight"], (0, 2, 1)))
+    return dict(enumerate([snake, stretched, *map(_prepared_unit, units)]))
+
+
+def _prepared_unit(unit: Mapping[str, Any]) -> dict[str, Any]:
+    first, second = unit["conv1"], unit["conv2"]
+    first = _with(first, toom_cook.prepare(first["conv"]["weight"]))
+    return {**unit, "conv1": first, "conv2": _with(second, jnp.transpose(second["conv"]["weight"], (2, 1, 0)))}
+
+
+def _with(layer: Mapping[str, Any], weight: jax.Array) -> dict[str, Any]:
+    return {"conv": {**layer["conv"], "weight": weight}}
