@@ -64,4 +64,4 @@ def test_toom_cook(dilation: int, length: int) -> None:
     found = toom_cook.convolve(jnp.moveaxis(x, 0, -1), toom_cook.prepare(weight), dilation)
     assert found.shape == wanted.shape
     # of the RMS; plain float32 products make 4e-7
-    assert np.sqrt(np.mean(np.square(found - wanted))) < 1e-5 * np.sqrt(np.mean(np.square(wanted)))
+    assert np.sqrt(np.mean(np.square(found - wanted))) < 3e-6 * np.sqrt(np.mean(np.square(wanted)))

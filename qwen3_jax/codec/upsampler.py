@@ -38,7 +38,7 @@ class PreparedUnit(nnx.Module):
 
     def __init__(self, channels: int, dilation: int) -> None:
         self.act1 = SnakeBeta(channels)
-        self.conv1 = nnx.Dict(conv=Kernel((len(toom_cook.POINTS) + 1, channels, channels), channels))
+        self.conv1 = nnx.Dict(conv=Kernel((toom_cook.PRODUCTS, channels, channels), channels))
         self.act2 = SnakeBeta(channels)
         self.conv2 = nnx.Dict(conv=Kernel((1, channels, channels), channels))
         self.dilation = dilation
