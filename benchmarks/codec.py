@@ -24,12 +24,11 @@ from rich.table import Table
 
 from benchmarks.compare import bandwidth
 from qwen3_jax.codec import Decoder, DecoderState
-from qwen3_jax.codec.upsampler import PreparedBlock
 from qwen3_jax.model.model import Model, load
 from qwen3_jax.runtime.allocation import TUNABLES, restart_with_large_pages
 
 
-class Layer(NamedTuple):
+class DecoderPart(NamedTuple):
     """One call of the decoder."""
 
     name: str
@@ -38,7 +37,7 @@ class Layer(NamedTuple):
     operations: float
 
 
-def layers(model: Model, positions: int) -> Iterator[Layer]:
+def layers(model: Model, positions: int) -> Iterator[DecoderPart]:
     """The decoder's layers in their order, for this many positions (rows x frames)."""
     decoder, trees = _published(model)
     params = model.params["codec"]["decoder"]
@@ -46,14 +45,14 @@ def layers(model: Model, positions: int) -> Iterator[Layer]:
     def operations(tree: Any, count: int) -> float:
         return 2.0 * count * sum(leaf.size for leaf in jax.tree.leaves(tree) if leaf.ndim > 1)
 
-    def layer(name: str, path: tuple[Any, ...], count: int, call: Callable[..., Any]) -> Layer:
-        return Layer(name, call, _at(params, path), operations(_at(trees, path), count))
+    def layer(name: str, path: tuple[Any, ...], count: int, call: Callable[..., Any]) -> DecoderPart:
+        return DecoderPart(name, call, _at(params, path), operations(_at(trees, path), count))
 
     yield layer("pre_conv", ("pre_conv",), positions, lambda d, x, s: d.pre_conv(x, s.pre_conv))
     yield layer("transformer", ("pre_transformer",), positions, lambda d, x, s: d.pre_transformer(x, s.window, s.position, None))
-    for index, (stretch, _) in enumerate(decoder.upsample):
+    for index, rate in enumerate(model.codec_config.decoder_config.upsampling_ratios):
         yield layer(f"upsample {index}", ("upsample", index, 0), positions, lambda d, x, s, i=index: d.upsample[i][0](x))
-        positions *= stretch.rate
+        positions *= rate
         yield layer(
             f"ConvNeXt {index}", ("upsample", index, 1), positions, lambda d, x, s, i=index: d.upsample[i][1](x, s.convnext[i], None)
         )
@@ -64,18 +63,18 @@ def layers(model: Model, positions: int) -> Iterator[Layer]:
         stretched = operations(_at(trees, (*block, 1)), positions)
         positions *= rate
         inner = [operations(_at(trees, (*block, unit)), positions) for unit in (2, 3, 4)]
-        call = functools.partial(_block, index)
-        yield Layer(f"block {index}", call, _at(params, block), stretched + sum(inner))
+        yield DecoderPart(
+            f"block {index}",
+            functools.partial(_block, index),
+            _at(params, block),
+            stretched + sum(inner),
+        )
     last = len(decoder.decoder) - 1
     yield layer("last_conv", ("decoder", last), positions, lambda d, x, s: d.decoder[last](d.decoder[last - 1](x), s.last_conv))
 
 
-def _block(index: int, decoder: Decoder, x: Any, whole: DecoderState) -> Any:
-    block, state = decoder.decoder[index], whole.blocks[index - 1]
-    if not isinstance(block, PreparedBlock):
-        return block(x, state, None)
-    y, state = block(jnp.moveaxis(x, 0, -1), state, None)
-    return jnp.moveaxis(y, -1, 0), state
+def _block(index: int, decoder: Decoder, x: Any, state: DecoderState) -> Any:
+    return decoder.decoder[index](x, state.blocks[index - 1], None)
 
 
 def _published(model: Model) -> tuple[Decoder, Any]:
@@ -143,7 +142,7 @@ def main() -> None:
         size = sum(leaf.nbytes for leaf in jax.tree.leaves(layer.weights))
         bound = 1e3 * max(layer.operations / flops, size / stream)
         with jax.default_matmul_precision("highest"):
-            taken = milliseconds(lambda call=call, x=x: call(params, x, state), given.repeats)
+            taken = milliseconds(functools.partial(call, params, x, state), given.repeats)
             found = call(params, x, state)
         x = found[0] if isinstance(found, tuple) else found
         row(layer.name, layer.operations, size, *taken, bound)

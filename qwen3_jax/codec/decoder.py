@@ -70,9 +70,13 @@ class Decoder(nnx.Module):
         self.pre_transformer = WindowTransformer(cfg)
         width = cfg.latent_dim
         self.upsample = nnx.List([nnx.List([Upsample(width, width, rate), ConvNeXt(width)]) for rate in cfg.upsampling_ratios])
-        kinds = [PreparedBlock if prepared and i >= _AS_PUBLISHED else UpsamplingBlock for i in range(len(cfg.upsample_rates))]
-        blocks = [kind(cfg.decoder_dim // 2**i, rate) for i, (kind, rate) in enumerate(zip(kinds, cfg.upsample_rates, strict=True))]
-        self.decoder = nnx.List([CausalConv(cfg.latent_dim, cfg.decoder_dim, 7), *blocks, SnakeBeta(last), CausalConv(last, 1, 7)])
+        widths = [cfg.decoder_dim // 2**i for i in range(len(cfg.upsample_rates))]
+        blocks: list[Any] = [
+            PreparedBlock(width, rate) if prepared and _pays(i, width // 2) else UpsamplingBlock(width, rate)
+            for i, (width, rate) in enumerate(zip(widths, cfg.upsample_rates, strict=True))
+        ]
+        layers: list[Any] = [CausalConv(cfg.latent_dim, cfg.decoder_dim, 7), *blocks, SnakeBeta(last), CausalConv(last, 1, 7)]
+        self.decoder = nnx.List(layers)
 
     def initial(self, rows: int) -> DecoderState:
         """The state at the start of a stream; zeros everywhere."""
@@ -119,28 +123,29 @@ class Decoder(nnx.Module):
         first, *blocks, snake, last = self.decoder
         x, first_conv = first(x, state.first_conv, valid)
         block_states = []
-        last_channels = False
         for block, block_state in zip(blocks, state.blocks, strict=True):
-            if isinstance(block, PreparedBlock) and not last_channels:
-                x, last_channels = jnp.moveaxis(x, 0, -1), True
             x, block_state = block(x, block_state, valid)
             valid = scaled(valid, block.rate)
             block_states.append(block_state)
-        x = jnp.moveaxis(x, -1, 0) if last_channels else x
         x, last_conv = last(snake(x), state.last_conv, valid)
         # An infinite sample is a fault, not a loud one.
         pcm = jnp.where(jnp.isfinite(x[0]), jnp.clip(x[0], -1.0, 1.0), jnp.nan)
         return pcm, DecoderState(position, pre_conv, window, convnext, first_conv, block_states, last_conv)
 
 
-_AS_PUBLISHED = 1  # blocks that are not prepared: the first has so few positions that reading its kernels takes as long as its products
+LEAST_CHANNELS = 96  # of a prepared block: with fewer, other work than products takes most of the time
+
+
+def _pays(index: int, channels: int) -> bool:
+    """Whether a block is prepared. The first has few positions: reading its kernels takes as long as its products, and they would grow."""
+    return index > 0 and channels >= LEAST_CHANNELS
 
 
 def prepare(params: Mapping[Any, Any]) -> dict[Any, Any]:
-    """A decoder's parameters as published -> as ``Decoder(cfg, prepared=True)`` has them: 26 MB more at full size."""
+    """A decoder's parameters as published -> as ``Decoder(cfg, prepared=True)`` has them: 26 MB more at full size; narrow ones stay."""
     layers = params["decoder"]
-    blocks = upsampler.prepare({index: layers[index] for index in range(1 + _AS_PUBLISHED, len(layers) - 2)})
-    return {**params, "decoder": {**layers, **blocks}}
+    blocks = {i: layers[i] for i in range(1, len(layers) - 2) if _pays(i - 1, len(layers[i]["block"][1]["conv"]["bias"]))}
+    return {**params, "decoder": {**layers, **upsampler.prepare(blocks)}} if blocks else dict(params)
 
 
 def init_state(cfg: CodecDecoderConfig, rows: int) -> DecoderState:

@@ -41,7 +41,7 @@ def _scheme(taps: int, points: tuple[int, ...]) -> Transforms:
 
     def values(coefficients: int) -> F64[np.ndarray, "r {coefficients}"]:
         at_infinity = np.arange(coefficients) == coefficients - 1
-        return np.vstack([np.vander(np.float64(points), coefficients, increasing=True), at_infinity])
+        return np.vstack([np.vander(np.array(points, np.float64), coefficients, increasing=True), at_infinity])
 
     outputs, kernel, inputs = values(products - taps + 1).T, values(taps), np.linalg.inv(values(products)).T
     inputs[np.abs(inputs) < 1e-9] = 0

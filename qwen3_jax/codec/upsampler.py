@@ -1,7 +1,7 @@
-"""The decoder's upsampling blocks as a loaded checkpoint speaks: x [B T C] -> y [B T*rate C//2], with kernels prepared at loading.
+"""The decoder's upsampling blocks as a loaded checkpoint speaks: x [C B T] -> y [C//2 B T*rate], with kernels prepared at loading.
 
-They compute what UpsamplingBlock does, from the same state, in another layout: channels last. A convolution of 7 taps is computed in
-Toom and Cook's way, the outputs of a transposed convolution lie in their order, and no kernel is turned.
+They compute what UpsamplingBlock does, from the same state. Inside, channels are the last axis; XLA takes out the turns between two blocks.
+A convolution of 7 taps is computed in Toom and Cook's way. The outputs of a transposed convolution lie in their order. No kernel is turned.
 """
 
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from qwen3_jax.codec import toom_cook
-from qwen3_jax.codec.blocks import BlockState
+from qwen3_jax.codec.blocks import BlockState, scaled
 from qwen3_jax.codec.conv import Kernel
 from qwen3_jax.codec.snake import SnakeBeta
 from qwen3_jax.model.layers import over_last
@@ -60,7 +60,8 @@ class PreparedBlock(nnx.Module):
     def __init__(self, channels: int, rate: int) -> None:
         half, self.rate = channels // 2, rate
         stretch = nnx.Dict(conv=Kernel((channels, 2 * rate, half), half))
-        self.block = nnx.List([SnakeBeta(channels), stretch, *(PreparedUnit(half, dilation) for dilation in (1, 3, 9))])
+        layers: list[Any] = [SnakeBeta(channels), stretch, *(PreparedUnit(half, dilation) for dilation in (1, 3, 9))]
+        self.block = nnx.List(layers)
 
     def initial(self, rows: int) -> BlockState:
         """The state at the start of a stream."""
@@ -69,15 +70,15 @@ class PreparedBlock(nnx.Module):
         return BlockState(jnp.zeros((rows, half, self.rate), jnp.float32), tails)
 
     def __call__(
-        self, x: F32[Array, "B T C"], state: BlockState, valid: I32[Array, " B"] | None
-    ) -> tuple[F32[Array, "B T*{self.rate} C//2"], BlockState]:
-        x, overlap = self._stretch(self.block[0].over_last(x), state.overlap, valid)
-        valid = None if valid is None else valid * self.rate
+        self, x: F32[Array, "C B T"], state: BlockState, valid: I32[Array, " B"] | None
+    ) -> tuple[F32[Array, "C//2 B T*{self.rate}"], BlockState]:
+        x, overlap = self._stretch(self.block[0].over_last(jnp.moveaxis(x, 0, -1)), state.overlap, valid)
+        valid = scaled(valid, self.rate)
         tails = []
         for unit, tail in zip(self.block[2:], state.units, strict=True):
             x, tail = unit(x, tail, valid)
             tails.append(tail)
-        return x, BlockState(overlap, tails)
+        return jnp.moveaxis(x, -1, 0), BlockState(overlap, tails)
 
     def _stretch(
         self, x: F32[Array, "B T C"], tail: F32[Array, "B O r"], valid: I32[Array, " B"] | None
