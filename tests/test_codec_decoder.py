@@ -6,14 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 from safetensors.numpy import load_file
 
-from qwen3_jax.codec import DecoderState, init_state
+from qwen3_jax.codec import DecoderState, decoder, init_state
 from qwen3_jax.codec.snake import sin_squared
-from qwen3_jax.model.model import Model
+from qwen3_jax.model.model import Model, load
 
 GOLDEN = load_file(Path(__file__).parent / "golden" / "base.safetensors")
 SAMPLES = 1920
@@ -64,6 +65,32 @@ def test_equals_published_package(run: Callable[..., Any], codes: np.ndarray, si
         pcm, state = run(codes[:, start : start + size], state)
         pieces.append(pcm[0])
     assert relative(np.concatenate(pieces), GOLDEN["dec_wav_full"]) < TOLERANCE
+
+
+@pytest.fixture
+def prepared(model: Callable[[str], Model], checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> Model:
+    """The checkpoint as if its codec were wide enough for prepared blocks."""
+    monkeypatch.setattr(decoder, "LEAST_CHANNELS", 1)
+    return load(checkpoint("base"), dtype=jnp.dtype(jnp.float32))
+
+
+def test_prepared_blocks_make_the_same(run: Callable[..., Any], prepared: Model, codes: np.ndarray) -> None:
+    """As published, and as whole: rows advance by their own count, too."""
+    graph, params = prepared.graphs.codec_decoder, prepared.params["codec"]["decoder"]
+    assert [type(block).__name__ for block in nnx.merge(graph, params).decoder][1:5] == ["UpsamplingBlock", *["PreparedBlock"] * 3]
+    whole, end = run(codes)
+    state, pieces, at = init_state(prepared.codec_config.decoder_config, 2), ([], []), [0, 0]
+    for step in [[6, 0], [6, 3], *[[6, 6]] * 3, [0, 6], [0, 3]]:
+        chunk = np.stack([np.resize(codes[row, at[row] : at[row] + CHUNK], (CHUNK, 16)) for row in range(2)])
+        pcm, state = decode(graph, params, chunk.astype(np.int32), state, np.array(step, np.int32))
+        for row in range(2):
+            pieces[row].append(np.asarray(pcm[row, : step[row] * SAMPLES]))
+            at[row] += step[row]
+    assert at == [FRAMES, FRAMES]
+    assert relative(np.concatenate(pieces[0]), GOLDEN["dec_wav_full"]) < TOLERANCE
+    assert relative(np.stack([np.concatenate(row) for row in pieces]), whole) < TOLERANCE
+    for found, wanted in zip(jax.tree.leaves(state), jax.tree.leaves(end), strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-4 * max(1.0, float(np.abs(wanted).max())))
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])

@@ -2,11 +2,11 @@
 
 from flax import nnx
 
-from qwen3_jax.codec.decoder import Decoder, DecoderState, check_state, init_state
+from qwen3_jax.codec.decoder import Decoder, DecoderState, check_state, init_state, prepare
 from qwen3_jax.codec.encoder import Encoder
 from qwen3_jax.model.config import CodecConfig
 
-__all__ = ["Codec", "Decoder", "DecoderState", "Encoder", "check_state", "init_state"]
+__all__ = ["Codec", "Decoder", "DecoderState", "Encoder", "check_state", "init_state", "prepare"]
 
 
 class Codec(nnx.Module):

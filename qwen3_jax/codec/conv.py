@@ -43,7 +43,7 @@ def convolve(
     def shifted(lines: F32[Array, "*rest T"]) -> list[F32[Array, "*rest _"]]:
         return [lines[..., tap * dilation : tap * dilation + reach : stride] for tap in range(size)]
 
-    if outputs * size <= inputs:  # few outputs: every tap's product first, then the shifts, moves less than the columns would
+    if 1 < size <= inputs // outputs:  # few outputs: every tap's product first, then the shifts, moves less than the columns would
         taps = jnp.einsum("oik,ibt->kobt", weight, x)
         return functools.reduce(jnp.add, [line[tap] for tap, line in enumerate(shifted(taps))])
     columns = x[:, :, :reach:stride] if size == 1 else jnp.stack(shifted(x), axis=1)

@@ -9,28 +9,25 @@ Source of the formulas: `qwen-tts` 0.1.1, core/tokenizer_12hz/modeling_qwen3_tts
 """
 
 import functools
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from qwen3_jax.codec.conv import CausalConv, PointwiseConv, TransposedConv, Upsample, dense, over_channels
+from qwen3_jax.codec import upsampler
+from qwen3_jax.codec.blocks import BlockState, UpsamplingBlock, scaled
+from qwen3_jax.codec.conv import CausalConv, Upsample, dense, over_channels
 from qwen3_jax.codec.rvq import SplitDecoder
 from qwen3_jax.codec.snake import SnakeBeta
 from qwen3_jax.codec.transformer import WindowTransformer
+from qwen3_jax.codec.upsampler import PreparedBlock
 from qwen3_jax.model.cache import LayerCache
 from qwen3_jax.model.config import CodecDecoderConfig
 from qwen3_jax.model.layers import LayerNorm, Linear
 from qwen3_jax.shapes import F32, I32, Array
-
-
-class BlockState(NamedTuple):
-    """State of one upsampling block."""
-
-    overlap: F32[Array, "B O _"]  # see TransposedConv
-    units: list[F32[Array, "B O _"]]  # of each residual unit: 6 * dilation inputs, see CausalConv
 
 
 class DecoderState(NamedTuple):
@@ -63,61 +60,23 @@ class ConvNeXt(nnx.Module):
         return x + self.gamma[...][:, None, None] * dense(self.pwconv2, y), tail
 
 
-class ResidualUnit(nnx.Module):
-    """Snake, dilated convolution, Snake, 1x1 convolution; added to the input."""
-
-    def __init__(self, channels: int, dilation: int) -> None:
-        self.act1 = SnakeBeta(channels)
-        self.conv1 = CausalConv(channels, channels, 7, dilation=dilation)
-        self.act2 = SnakeBeta(channels)
-        self.conv2 = PointwiseConv(channels, channels)
-
-    def __call__(
-        self, x: F32[Array, "C B T"], tail: F32[Array, "B C P"], valid: I32[Array, " B"] | None
-    ) -> tuple[F32[Array, "C B T"], F32[Array, "B C P"]]:
-        y, tail = self.conv1(self.act1(x), tail, valid)
-        return x + self.conv2(self.act2(y)), tail
-
-
-class UpsamplingBlock(nnx.Module):
-    """Snake, transposed convolution to ``rate`` times the length and half the channels, three residual units."""
-
-    def __init__(self, channels: int, rate: int) -> None:
-        half, self.rate = channels // 2, rate
-        units = [ResidualUnit(half, dilation) for dilation in (1, 3, 9)]
-        self.block = nnx.List([SnakeBeta(channels), TransposedConv(channels, half, rate), *units])
-
-    def initial(self, rows: int) -> BlockState:
-        return BlockState(self.block[1].initial(rows), [unit.conv1.initial(rows) for unit in self.block[2:]])
-
-    def __call__(
-        self, x: F32[Array, "C B T"], state: BlockState, valid: I32[Array, " B"] | None
-    ) -> tuple[F32[Array, "C//2 B T*{self.rate}"], BlockState]:
-        x, overlap = self.block[1](self.block[0](x), state.overlap, valid)
-        valid = _scaled(valid, self.rate)
-        tails = []
-        for unit, tail in zip(self.block[2:], state.units, strict=True):
-            x, tail = unit(x, tail, valid)
-            tails.append(tail)
-        return x, BlockState(overlap, tails)
-
-
-def _scaled(valid: I32[Array, " B"] | None, rate: int) -> I32[Array, " B"] | None:
-    return None if valid is None else valid * rate
-
-
 class Decoder(nnx.Module):
-    """The speech tokenizer's decoder. See the module's docstring."""
+    """The speech tokenizer's decoder. See the module's docstring. ``prepared``: its parameters are those that `prepare` makes."""
 
-    def __init__(self, cfg: CodecDecoderConfig) -> None:
+    def __init__(self, cfg: CodecDecoderConfig, *, prepared: bool = False) -> None:
         last = cfg.decoder_dim // 2 ** len(cfg.upsample_rates)
         self.quantizer = SplitDecoder(cfg.num_quantizers, cfg.codebook_size, cfg.codebook_dim)
         self.pre_conv = CausalConv(cfg.codebook_dim, cfg.latent_dim, 3)
         self.pre_transformer = WindowTransformer(cfg)
         width = cfg.latent_dim
         self.upsample = nnx.List([nnx.List([Upsample(width, width, rate), ConvNeXt(width)]) for rate in cfg.upsampling_ratios])
-        blocks = [UpsamplingBlock(cfg.decoder_dim // 2**i, rate) for i, rate in enumerate(cfg.upsample_rates)]
-        self.decoder = nnx.List([CausalConv(cfg.latent_dim, cfg.decoder_dim, 7), *blocks, SnakeBeta(last), CausalConv(last, 1, 7)])
+        widths = [cfg.decoder_dim // 2**i for i in range(len(cfg.upsample_rates))]
+        blocks: list[Any] = [
+            PreparedBlock(width, rate) if prepared and _pays(i, width // 2) else UpsamplingBlock(width, rate)
+            for i, (width, rate) in enumerate(zip(widths, cfg.upsample_rates, strict=True))
+        ]
+        layers: list[Any] = [CausalConv(cfg.latent_dim, cfg.decoder_dim, 7), *blocks, SnakeBeta(last), CausalConv(last, 1, 7)]
+        self.decoder = nnx.List(layers)
 
     def initial(self, rows: int) -> DecoderState:
         """The state at the start of a stream; zeros everywhere."""
@@ -158,7 +117,7 @@ class Decoder(nnx.Module):
         x, window = self.pre_transformer(x, state.window, state.position, valid)
         convnext = []
         for (stretch, mix), tail in zip(self.upsample, state.convnext, strict=True):
-            valid = _scaled(valid, stretch.rate)
+            valid = scaled(valid, stretch.rate)
             x, tail = mix(stretch(x), tail, valid)
             convnext.append(tail)
         first, *blocks, snake, last = self.decoder
@@ -166,12 +125,27 @@ class Decoder(nnx.Module):
         block_states = []
         for block, block_state in zip(blocks, state.blocks, strict=True):
             x, block_state = block(x, block_state, valid)
-            valid = _scaled(valid, block.rate)
+            valid = scaled(valid, block.rate)
             block_states.append(block_state)
         x, last_conv = last(snake(x), state.last_conv, valid)
         # An infinite sample is a fault, not a loud one.
         pcm = jnp.where(jnp.isfinite(x[0]), jnp.clip(x[0], -1.0, 1.0), jnp.nan)
         return pcm, DecoderState(position, pre_conv, window, convnext, first_conv, block_states, last_conv)
+
+
+LEAST_CHANNELS = 96  # of a prepared block: with fewer, other work than products takes most of the time
+
+
+def _pays(index: int, channels: int) -> bool:
+    """Whether a block is prepared. The first has few positions: reading its kernels takes as long as its products, and they would grow."""
+    return index > 0 and channels >= LEAST_CHANNELS
+
+
+def prepare(params: Mapping[Any, Any]) -> dict[Any, Any]:
+    """A decoder's parameters as published -> as ``Decoder(cfg, prepared=True)`` has them: 26 MB more at full size; narrow ones stay."""
+    layers = params["decoder"]
+    blocks = {i: layers[i] for i in range(1, len(layers) - 2) if _pays(i - 1, len(layers[i]["block"][1]["conv"]["bias"]))}
+    return {**params, "decoder": {**layers, **upsampler.prepare(blocks)}} if blocks else dict(params)
 
 
 def init_state(cfg: CodecDecoderConfig, rows: int) -> DecoderState:

@@ -35,6 +35,13 @@ class SnakeBeta(nnx.Module):
         self.beta = nnx.Param(jnp.zeros((channels,)))
 
     def __call__(self, x: F32[Array, "C B T"]) -> F32[Array, "C B T"]:
-        rate = jnp.exp(self.alpha[...])[:, None, None]
-        height = (1.0 / (jnp.exp(self.beta[...]) + 1e-9))[:, None, None]
+        return self._bent(x, (1, 2))
+
+    def over_last(self, x: F32[Array, "B T C"]) -> F32[Array, "B T C"]:
+        """The same with the channels last."""
+        return self._bent(x, (0, 1))
+
+    def _bent(self, x: F32[Array, " *rest"], others: tuple[int, int]) -> F32[Array, " *rest"]:
+        rate = jnp.expand_dims(jnp.exp(self.alpha[...]), others)
+        height = jnp.expand_dims(1.0 / (jnp.exp(self.beta[...]) + 1e-9), others)
         return x + height * sin_squared(x * rate)

@@ -15,7 +15,7 @@ from qwen3_jax.checkpoint import published
 from qwen3_jax.checkpoint.mapping import flatten, unflatten
 from qwen3_jax.checkpoint.published import Parts
 from qwen3_jax.checkpoint.table import TABLE
-from qwen3_jax.codec import Codec
+from qwen3_jax.codec import Codec, Decoder, prepare
 from qwen3_jax.model.config import CodecConfig, GenerationConfig, ModelConfig, TalkerConfig, check_together
 from qwen3_jax.model.config_values import read
 from qwen3_jax.model.layers import Linear
@@ -193,7 +193,7 @@ def load(
         stored: dtype in which the talker's matrices are kept. Default: ``dtype``; but int8 ones stay int8, and on a CPU float32
             arithmetic keeps weights that were published in bfloat16 as they are, which changes no result and halves the bytes of a frame.
         lean: keep in memory what speaking needs only. What only cloning needs is read for each voice that is cloned (``part``), and on a
-            CPU the text embedding stays in its file.
+            CPU the text embedding stays in its file. Of int8, the codec's decoder is prepared for speed (codec/upsampler.py).
 
     Raises:
         FileNotFoundError: no checkpoint there.
@@ -225,4 +225,8 @@ def load(
     cloning["codec"] = {"encoder": shapes["codec"]["encoder"]}
     later = Later(folder, cloning, lambda parts: read(parts=parts))
     params = read(parts=lambda path: not path.startswith(("codec.encoder.", "speaker_encoder.")))
+    if stored == jnp.int8:  # it rounds anyway, so the codec may, a little; without it the codec is computed as published
+        params["codec"]["decoder"] = prepare(params["codec"]["decoder"])
+        prepared = nnx.eval_shape(lambda: Decoder(configs[1].decoder_config, prepared=True))
+        graphs = graphs._replace(codec_decoder=Definition(nnx.split(prepared)[0]))
     return Model(*configs, graphs, params, later)
