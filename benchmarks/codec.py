@@ -1,10 +1,10 @@
 """The codec's decoder, layer by layer: operations, bytes, time, and the parts of this machine's bounds that are reached. Prints a table.
 
-usage: python -m benchmarks.codec CHECKPOINT [--rows 1] [--frames 4] [--repeats 9]
+usage: python -m benchmarks.codec CHECKPOINT [--rows 1] [--frames 4] [--dtype int8] [--repeats 9]
 
 CHECKPOINT: a published or converted folder, or one that benchmarks.full_size made. Each layer is compiled and timed alone, then the whole
 decoder. Operations are those of the published formula, two for each weight and position. A layer that needs fewer products may reach more
-than the machine's peak, which is that of a float32 product of 1024 x 1024 matrices. Bytes are those of the weights. The bound of a layer is
+than the machine's peak, which is that of a float32 product of 2048 x 2048 matrices. Bytes are those of the weights. The bound of a layer is
 the longer one of the times that its operations and its bytes take.
 """
 
