@@ -236,6 +236,7 @@ def test_the_image_gets_all_that_the_wheel_is_built_from() -> None:
         "pyproject.toml",
         project["project"]["readme"],
         "LICENSE",
+        "hatch_build.py",  # Hatch's name for the build's own hook
         *wheel["packages"],
         *(path.split("/")[0] for path in wheel["force-include"]),
     }
