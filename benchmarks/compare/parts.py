@@ -1,5 +1,6 @@
 """Milliseconds of talker, predictor and codec, each alone; the bytes and operations that they need; what of each bound is reached."""
 
+import functools
 from typing import Any
 
 import jax
@@ -26,10 +27,11 @@ def parts(model: Model, bandwidth: float, peak: float) -> dict[str, dict[str, fl
     config = model.config.talker_config
     dtype = model.params["talker"]["model"]["norm"]["weight"].dtype  # of the arithmetic: matrices may be kept in another
 
-    @jax.jit
-    def step(params: Any, x: jax.Array, cache: Any) -> jax.Array:
+    @functools.partial(jax.jit, donate_argnames=("cache",))  # as in the engine: else the whole cache is copied
+    def step(params: Any, x: jax.Array, cache: Any) -> tuple[jax.Array, Any]:
         talker: Talker = nnx.merge(model.graphs.talker, params)
-        return talker.codec_head(talker.model(x, cache, jnp.full(1, POSITION))[0])
+        hidden, cache = talker.model(x, cache, jnp.full(1, POSITION))
+        return talker.codec_head(hidden), cache
 
     @jax.jit
     def predict(params: Any, hidden: jax.Array) -> jax.Array:
@@ -46,8 +48,13 @@ def parts(model: Model, bandwidth: float, peak: float) -> dict[str, dict[str, fl
     def codec() -> jax.Array:
         return decode(model.graphs.codec_decoder, decoder, codes, init_state(model.codec_config.decoder_config, 1))[0]
 
+    def talk() -> jax.Array:
+        nonlocal cache
+        logits, cache = step(model.params["talker"], x, cache)
+        return logits
+
     seconds = {
-        "talker": median_seconds(lambda: step(model.params["talker"], x, cache)),
+        "talker": median_seconds(talk),
         "predictor": median_seconds(lambda: predict(model.params["talker"], x[:, 0])),
         "codec": median_seconds(codec) / FRAMES,
     }

@@ -7,11 +7,14 @@ addition in a product with weights. Attention's own products, norms and activati
 from typing import Any, NamedTuple
 
 import jax
+from flax import nnx
 
+from qwen3_jax.codec import Decoder
 from qwen3_jax.model.config import CodecDecoderConfig
 from qwen3_jax.model.model import Model
 
 Tree = Any
+BOOKS = ("rvq_first", "rvq_rest")
 
 
 class Work(NamedTuple):
@@ -45,11 +48,15 @@ def predictor_work(predictor: Tree) -> Work:
 
 
 def codec_work(decoder: Tree, config: CodecDecoderConfig, frames: int) -> Work:
-    """One of ``frames`` that are decoded together: each kernel once for each position of its input, or of its output if that is shorter."""
+    """One of ``frames`` that are decoded together: each kernel once for each position of its input, or of its output if that is shorter.
+
+    Operations are those of the published formula, also where the kernels are prepared for fewer (codec/toom_cook.py).
+    """
+    kept, decoder = decoder, nnx.to_pure_dict(nnx.split(nnx.eval_shape(lambda: Decoder(config)))[1])
     first, *blocks, _, last = (decoder["decoder"][index] for index in sorted(decoder["decoder"]))
-    books = [decoder["quantizer"][name]["output_proj"] for name in ("rvq_first", "rvq_rest")]
+    books = [decoder["quantizer"][name]["output_proj"] for name in BOOKS]
     at_frames = [books, decoder["pre_conv"], decoder["pre_transformer"]]
-    read, positions, operations = [at_frames, decoder["upsample"], first, blocks, last], 1, 2 * weights(at_frames)
+    positions, operations = 1, 2 * weights(at_frames)
     for index, ratio in enumerate(config.upsampling_ratios):
         stretch, mix = decoder["upsample"][index][0], decoder["upsample"][index][1]
         operations += 2 * positions * weights(stretch)
@@ -62,7 +69,8 @@ def codec_work(decoder: Tree, config: CodecDecoderConfig, frames: int) -> Work:
         positions *= rate
         operations += 2 * positions * weights(units)
     operations += 2 * positions * weights(last)
-    return Work(size(read) / frames, operations)
+    read = size(kept) - size([kept["quantizer"][name]["vq"] for name in BOOKS])  # of those, a row for each code
+    return Work(read / frames, operations)
 
 
 def works(model: Model, cache: Tree, used: float, frames: int) -> dict[str, Work]:
