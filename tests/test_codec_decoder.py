@@ -69,15 +69,24 @@ def test_equals_published_package(run: Callable[..., Any], codes: np.ndarray, si
 
 @pytest.fixture
 def prepared(model: Callable[[str], Model], checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> Model:
-    """The checkpoint as if its codec were wide enough for prepared blocks."""
+    """The checkpoint in int8, as if its codec were wide enough for prepared blocks."""
     monkeypatch.setattr(decoder, "LEAST_CHANNELS", 1)
-    return load(checkpoint("base"), dtype=jnp.dtype(jnp.float32))
+    return load(checkpoint("base"), stored=jnp.dtype(jnp.int8), lean=True)
+
+
+def blocks(model: Model) -> list[str]:
+    """The decoder's, by what computes them."""
+    return [type(block).__name__ for block in nnx.merge(model.graphs.codec_decoder, model.params["codec"]["decoder"]).decoder][1:5]
+
+
+def test_without_int8_the_codec_is_computed_as_published(prepared: Model, checkpoint: Callable[[str], Path]) -> None:
+    assert blocks(prepared) == ["UpsamplingBlock", *["PreparedBlock"] * 3]
+    assert blocks(load(checkpoint("base"), lean=True)) == ["UpsamplingBlock"] * 4
 
 
 def test_prepared_blocks_make_the_same(run: Callable[..., Any], prepared: Model, codes: np.ndarray) -> None:
     """As published, and as whole: rows advance by their own count, too."""
     graph, params = prepared.graphs.codec_decoder, prepared.params["codec"]["decoder"]
-    assert [type(block).__name__ for block in nnx.merge(graph, params).decoder][1:5] == ["UpsamplingBlock", *["PreparedBlock"] * 3]
     whole, end = run(codes)
     state, pieces, at = init_state(prepared.codec_config.decoder_config, 2), ([], []), [0, 0]
     for step in [[6, 0], [6, 3], *[[6, 6]] * 3, [0, 6], [0, 3]]:
