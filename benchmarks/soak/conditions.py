@@ -15,7 +15,7 @@ MORE_THREADS = min(32, (os.cpu_count() or 1) + 4)  # workers of asyncio.to_threa
 MORE_DESCRIPTORS = 4
 MORE_MEMORY = 128.0  # MB from before the load to after it: work spaces and caches of all slots at once, which stay the heap's
 FULL_SECONDS = 60.0  # of load, after which the heap has its size
-FLAT_MEMORY, FLAT_MEMORY_A_MINUTE = 24.0, 2.0  # MB from then on: one more work space of a step, and what fragments
+FLAT_MEMORY, FLAT_MEMORY_A_MINUTE = 48.0, 4.0  # MB from then on: a work space of a step, encoders read for a clone, and what fragments
 MORE_LINES_A_MINUTE = 200  # of the log, besides one for each utterance: the bound of refusals, and as many sessions that were cut
 
 
