@@ -234,6 +234,11 @@ def test_heads_that_cannot_be_divided_are_named(load: Callable[..., Qwen3TTS]) -
         check_split(talker, 8)
 
 
+def test_int8_is_not_split(folder: Path) -> None:
+    with pytest.raises(ValueError, match="tensor_parallel = 2: weights of int8 are not split over devices; use bfloat16 or float32"):
+        Qwen3TTS.from_pretrained(folder, dtype="int8", tensor_parallel=2)
+
+
 def test_a_checkpoint_that_is_loaded_keeps_its_devices(load: Callable[..., Qwen3TTS]) -> None:
     with pytest.raises(ValueError, match="of a checkpoint that is loaded already: give them to from_pretrained"):
         SpeechService(load(device="cpu:0"), devices="all")

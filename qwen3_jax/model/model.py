@@ -207,7 +207,7 @@ def load(
     if stored is None:
         narrow = kept == jnp.int8 or (on_cpu and kept == jnp.bfloat16)
         stored = kept if narrow else dtype
-    if kept == jnp.int8 != stored:
+    if kept == jnp.int8 and stored != jnp.int8:
         raise ValueError(
             f"{folder} holds weights rounded to int8, and {jnp.dtype(stored).name} was asked for: leave the dtype out or give int8, or "
             "convert the published checkpoint again with another --dtype"
