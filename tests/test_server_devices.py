@@ -1,6 +1,7 @@
 """Several devices behind one server: capacity, a device that dies under its sessions, readiness, metrics, settings."""
 
 import asyncio
+import functools
 import threading
 from pathlib import Path
 from typing import Any
@@ -81,21 +82,33 @@ async def test_one_device_dies_in_mid_speech_and_other_sessions_lose_no_sample(v
 
 
 async def test_a_server_is_ready_while_one_device_speaks(voices: Path) -> None:
-    async with running(voices, several) as server, server.http_client() as http, client(server.url) as connection:
-        engine, error = server.context.engine, RuntimeError("the device is lost")
+    async with running(voices, several) as server, server.http_client() as http, client(server.url) as one, client(server.url) as other:
+        engine = server.context.engine
+
+        def lost(scheduler: object) -> bool:
+            """Whether the first device's engine has got over the end of that scheduler."""
+            first = engine._service.engine.engines[0]
+            return first.state == "failed" or (first._scheduler is not scheduler and first.state == "running")
+
         for _ in range(2):  # the second time it is lost for good
-            [first, _] = devices_of(server)
-            first.poison = error
-            while engine.devices["fake:0"].state == "running":
+            before, devices = engine._service.engine.engines[0]._scheduler, devices_of(server)
+            for device in devices:
+                device.gate = threading.Semaphore(0)
+            for connection in (one, other):
                 await say(connection, type="speak", text="Hello.")
-                await utterance(connection)
-            await until(lambda: engine.devices["fake:0"].state != "restarting")
+            await until(lambda: engine.active == DEVICES)  # so each device has a request
+            devices[0].poison = RuntimeError("the device is lost")
+            devices[0].gate.release()
+            await until(functools.partial(lost, before))
+            devices[1].gate.release(2 * LONG)
+            for connection in (one, other):
+                assert (await utterance(connection))[1]["type"] == "complete", "a request that nobody has heard is tried once more"
         answer = await http.get("/readyz")
         assert (answer.status_code, answer.json()["devices"]) == (200, {"fake:0": "failed", "fake:1": "running"})
         assert 'tts_device_up{device="fake:0"} 0.0' in (await http.get("/metrics")).text
         assert (engine.slots, engine.state) == (1, "ready")
-        await say(connection, type="speak", text="Hello.")
-        assert (await utterance(connection))[1]["type"] == "complete"
+        await say(one, type="speak", text="Hello.")
+        assert (await utterance(one))[1]["type"] == "complete"
 
 
 async def test_a_single_device_has_its_label_too(voices: Path) -> None:
