@@ -40,6 +40,17 @@ settings.register_profile("whatever the machine", deadline=None, suppress_health
 settings.load_profile("whatever the machine")
 
 
+# Files that take a minute and more, the longest first: none of them is left to one process at the end, and two that compile the same
+# programs (test_engine_device and test_service) do not do it side by side.
+LONGEST = ["soak", "devices", "training_codec", "docs", "five_types", "benchmark_compare", "tts", "engine_device", "int8", "embedded"]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The files in the order of LONGEST, then the others as they are."""
+    place = {f"test_{name}": number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(place)))
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _training_may_promote(request: pytest.FixtureRequest) -> Iterator[None]:
     """The training, and Optax in fine-tuning, add axes and mix dtypes silently; ``test_fusions`` runs their steps."""

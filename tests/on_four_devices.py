@@ -25,7 +25,6 @@ from qwen3_jax.testing import write_checkpoint
 from tests.test_engine import until
 
 FRAMES = 6
-SLOW = pytest.mark.slow  # they compile for a minute
 TEXT = "Hello there, this is a text."
 GREEDY = Sampling(do_sample=False, subtalker_dosample=False)
 
@@ -66,7 +65,6 @@ def test_every_device_says_the_same(load: Callable[..., Qwen3TTS]) -> None:
         np.testing.assert_array_equal(one, other)
 
 
-@SLOW
 def test_a_list_of_texts_is_shared_out(load: Callable[..., Qwen3TTS]) -> None:
     how: dict[str, Any] = {"voice": VOICE, "max_frames": FRAMES}
     alone = [load(device="cpu:0").generate(f"Text {seed}.", seed=seed, **how) for seed in range(2)]
@@ -92,7 +90,6 @@ def test_weights_are_read_once_and_lie_on_every_device(folder: Path, monkeypatch
     assert "cpu:0, cpu:1, cpu:2, cpu:3" in repr(tts)
 
 
-@SLOW
 def test_a_service_speaks_on_all_of_them_and_lives_on_when_one_dies(load: Callable[..., Qwen3TTS]) -> None:
     """In voices with the codes of their references, so that the codec begins where those end."""
     tts = load(devices=["cpu:0", "cpu:1"])
@@ -179,7 +176,6 @@ def test_weights_that_are_split_say_the_same(load: Callable[..., Qwen3TTS]) -> N
     np.testing.assert_allclose(pcm, pcm4, atol=2e-5)
 
 
-@SLOW
 def test_a_split_engine_compiles_nothing_after_its_warm_up(load: Callable[..., Qwen3TTS]) -> None:
     tts = load(tensor_parallel=4)
     with SpeechService(tts, slots=2, columns=128) as service:

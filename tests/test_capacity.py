@@ -14,6 +14,7 @@ def test_who_is_alone_waits_for_the_prompt_and_one_frame() -> None:
     assert heard.first == pytest.approx([0.03] * len(heard.first))
 
 
+@pytest.mark.slow
 def test_a_device_carries_no_more_than_it_makes() -> None:
     slow = Replica(Times({8: 0.04}, 0.005), TALK)  # sixteen seconds of audio a second
     most = carried(slow, 1, TALK, 64)

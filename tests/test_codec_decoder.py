@@ -58,7 +58,7 @@ def relative(found: np.ndarray, wanted: np.ndarray) -> float:
     return float(np.sqrt(np.mean(np.square(found - wanted, dtype=np.float64)) / np.mean(np.square(wanted, dtype=np.float64))))
 
 
-@pytest.mark.parametrize("size", [FRAMES, CHUNK, 1])
+@pytest.mark.parametrize("size", [FRAMES, pytest.param(CHUNK, marks=pytest.mark.slow), 1])
 def test_equals_published_package(run: Callable[..., Any], codes: np.ndarray, size: int) -> None:
     state, pieces = None, []
     for start in range(0, FRAMES, size):

@@ -45,10 +45,8 @@ def as_transformers_5_names_them(file: Path) -> None:
     save_file({renamed(name): array for name, array in load_file(file).items()}, file, {"format": "pt"})
 
 
-@pytest.mark.parametrize(
-    ("kind", "size"),
-    [pytest.param(*each, id="-".join(each), marks=() if each == ("custom_voice", "0b6") else pytest.mark.slow) for each in TYPES],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "size"), TYPES, ids=map("-".join, TYPES))
 def test_info_convert_say(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], kind: str, size: str
 ) -> None:

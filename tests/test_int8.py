@@ -195,6 +195,7 @@ def test_rounded_weights_are_not_taken_for_exact_ones(folder: Path, dtype: str) 
         verify(folder, Path(__file__).parent / "golden" / "base.safetensors")
 
 
+@pytest.mark.slow
 def test_codes_are_the_same_alone_and_in_company(tts: Qwen3TTS, voice: Voice) -> None:
     texts = [TEXT, "Good morning.", "And so on.", "One more line."]
     alone = [tts.generate(text, voice=voice, seed=number, max_frames=FRAMES).frames for number, text in enumerate(texts)]
@@ -253,6 +254,8 @@ def test_the_text_embedding_stays_in_its_file(tmp_path: Path, checkpoint: Callab
     np.testing.assert_array_equal(table[-expected.size :].reshape(expected.shape), expected)
     planned = [sum(plan(model, 1, 64).weights.values()) for model in (lean, whole)]
     assert planned[1] - planned[0] == expected.nbytes
+    if early != 40:
+        return  # each offset is a program of its own
     tts = [Qwen3TTS.from_pretrained(path) for path in (tmp_path / "c", source)]
     voice = tts[1].create_voice((WAVE, 24000))
     frames = [each.generate(TEXT, voice=voice, seed=1, max_frames=FRAMES).frames for each in tts]

@@ -109,6 +109,7 @@ def spoken(base: Model) -> Spoken:
 # the alignment
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("in_context", [False, True])
 @pytest.mark.parametrize("streaming_text", [False, True])
 def test_a_label_stands_at_the_row_from_which_its_frame_was_drawn(base: Model, in_context: bool, streaming_text: bool) -> None:

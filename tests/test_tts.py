@@ -138,8 +138,8 @@ def test_in_context_cloning_continues_the_reference(tts: Qwen3TTS, icl_voice: Vo
 
 
 def test_a_batch_equals_its_rows(tts: Qwen3TTS, voice: Voice, icl_voice: Voice) -> None:
-    texts, voices, languages = [TEXT, "A longer text, in another voice.", "Third"], [voice, icl_voice, voice], ["english", "auto", "French"]
-    batch = tts.generate(texts, voice=voices, language=languages, seed=[1, 2, 3], max_frames=FRAMES)
+    texts, voices, languages = [TEXT, "A longer text, in another voice."], [voice, icl_voice], ["english", "French"]
+    batch = tts.generate(texts, voice=voices, language=languages, seed=[1, 2], max_frames=FRAMES)
     for row, speech in enumerate(batch):
         alone = tts.generate(texts[row], voice=voices[row], language=languages[row], seed=row + 1, max_frames=FRAMES)
         np.testing.assert_array_equal(speech.frames, alone.frames)
@@ -254,6 +254,7 @@ def test_a_tts_says_what_it_is(checkpoint: Callable[[str], Path], tts: Qwen3TTS)
     assert repr(custom).endswith(f", custom_voice, {cpu}, bfloat16)")
 
 
+@pytest.mark.slow
 def test_a_long_text_is_spoken_part_by_part_without_a_seam(tts: Qwen3TTS, icl_voice: Voice) -> None:
     """The codes of each part are those of its own key, and the codec goes on where the last part ended, within a chunk as a rule."""
     assert len(split_text(LONG, "auto")) == 3
@@ -399,7 +400,7 @@ def test_of_a_batch_the_row_that_is_not_finite_is_named_and_a_stream_keeps_what_
     )
     np.testing.assert_array_equal(tts.generate(TEXT, voice=voice, seed=whole.seed, max_frames=FRAMES).frames, whole.frames)
     with pytest.raises(FloatingPointError, match="request 1: what the model computed is NaN or infinite"):
-        tts.generate([TEXT, "Hello%", TEXT], voice=voice, seed=whole.seed, max_frames=FRAMES)
+        tts.generate([TEXT, "Hello%"], voice=voice, seed=whole.seed, max_frames=FRAMES)
     stream = tts.stream("Hello%", voice=voice, seed=whole.seed, max_frames=FRAMES, chunk=1)
     with pytest.raises(FloatingPointError):
         list(stream)
@@ -446,6 +447,7 @@ def test_how_a_text_is_read_is_the_callers_choice_or_the_checkpoints(tts: Qwen3T
     assert rows() == whole and rows(streaming_text=True) == streamed
 
 
+@pytest.mark.slow
 def test_after_the_warmup_a_text_of_any_usual_length_compiles_nothing(tts: Qwen3TTS, voice: Voice, monkeypatch: pytest.MonkeyPatch) -> None:
     compiled: list[str] = []
     monkeypatch.setattr("qwen3_jax.tts.WARM_COLUMNS", (128, 256))
@@ -494,6 +496,7 @@ def test_bad_devices_and_dtypes_are_named(checkpoint: Callable[[str], Path], cha
         Qwen3TTS.from_pretrained(checkpoint("base"), **changes)
 
 
+@pytest.mark.slow
 def test_bfloat16_speaks(checkpoint: Callable[[str], Path], voice: Voice) -> None:
     tts = Qwen3TTS.from_pretrained(checkpoint("base"), dtype="bfloat16")
     speech = tts.generate(TEXT, voice=voice, seed=1, max_frames=4)
