@@ -4,9 +4,9 @@
     python -m benchmarks.image /var/tmp/image --build-arg MODEL=embedded --keep
 
 Needs root, mmdebstrap, util-linux, iproute2 and the package index. FROM is stood in for by Debian 13 with its own Python 3.13, which
-python:3.13-slim has as well, built from source. The server then runs as the image's user with no capabilities, on a root that can only be
-read, in a network of its own: `warm` (the init container), the command, its health check, `/readyz`, a sentence, an upload, SIGTERM.
-Prints what it found; the status is 1 if something did not hold.
+python:3.13-slim has as well, built from source; each stage has a root of its own. The server then runs as the image's user with no
+capabilities, on a root that can only be read, in a network of its own, on another port than 8000: `warm` (the init container), the command,
+its health check, `/readyz`, a sentence, an upload, SIGTERM. Prints what it found; the status is 1 if something did not hold.
 """
 
 import argparse
@@ -23,7 +23,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-STANDS_FOR = {"python:3.13-slim": ("trixie", ("python3", "python3-venv"))}  # FROM -> Debian's suite and packages
+STANDS_FOR = {  # FROM -> Debian's suite and packages
+    "python:3.13": ("trixie", ("python3", "python3-venv", "g++")),
+    "python:3.13-slim": ("trixie", ("python3", "python3-venv")),
+}
 INDEX = ("PIP_INDEX_URL", "PIP_CERT", "PIP_DEFAULT_TIMEOUT", "http_proxy", "https_proxy", "no_proxy")  # how this machine reaches the index
 BOUNDS = {"EXTRAS=server": 1_500_000_000}  # bytes of the whole image
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -32,11 +35,12 @@ LIMIT = 900.0  # seconds; for hangs
 
 @dataclass
 class Steps:
-    """A Dockerfile: what is done to the root, in order, and how a container of it is started."""
+    """A stage of a Dockerfile: what is done to the root, in order, and how a container of it is started."""
 
     base: str = ""
+    stages: dict[str, "Steps"] = field(default_factory=dict)  # those before it, by name
     arguments: dict[str, str] = field(default_factory=dict)
-    done: list[tuple[str, str]] = field(default_factory=list)  # (COPY, RUN or WORKDIR; the rest of the line)
+    done: list[tuple[str, str]] = field(default_factory=list)  # (COPY, ENV, RUN or WORKDIR; the rest of the line)
     environment: dict[str, str] = field(default_factory=dict)
     folder: str = "/"
     user: str = "0:0"
@@ -51,24 +55,31 @@ def read(text: str, build: dict[str, str] | None = None) -> Steps:
     Raises:
         ValueError: an instruction, or a form of one, that is not known here, or an argument that the file does not have.
     """
-    steps, left = Steps(), dict(build or {})
+    given, names, steps = build or {}, list[str](), Steps()
+    left = set(given)
     lines = "\n".join(line for line in text.splitlines() if not line.startswith("#")).replace("\\\n", " ")
     for line in filter(str.strip, lines.splitlines()):
         name, _, rest = line.partition(" ")
         rest = " ".join(rest.split())
         if name == "FROM":
-            steps.base = rest
+            base, _, stage = rest.partition(" AS ")
+            before = steps.stages | ({names[-1]: steps} if names else {})
+            steps = Steps(base, before)
+            names.append(stage)
         elif name == "ARG":
             key, _, value = rest.partition("=")
-            steps.arguments[key] = left.pop(key, value)
+            steps.arguments[key] = given.get(key, value)
+            left.discard(key)
         elif name in ("COPY", "RUN", "WORKDIR"):
-            if rest.startswith("--"):
-                raise ValueError(f"{line}: options of {name} are not known here")
+            option = rest.split()[0] if rest.startswith("--") else ""
+            if option and (name, option.partition("=")[2]) not in {("COPY", stage) for stage in steps.stages}:
+                raise ValueError(f"{line}: this option of {name} is not known here")
             steps.folder = rest if name == "WORKDIR" else steps.folder
             steps.done.append((name, rest))
         elif name == "ENV":
             pairs = (part.split("=", 1) for part in shlex.split(rest))
             steps.environment |= {key: substituted(value, steps.arguments) for key, value in pairs}
+            steps.done.append((name, json.dumps(steps.environment)))
         elif name == "USER":
             steps.user = rest
         elif name == "VOLUME":
@@ -80,7 +91,7 @@ def read(text: str, build: dict[str, str] | None = None) -> Steps:
         elif name != "EXPOSE":
             raise ValueError(f"{line}: {name} is not known here")
     if left:
-        raise ValueError(f"{', '.join(left)}: the Dockerfile has no such ARG")
+        raise ValueError(f"{', '.join(sorted(left))}: the Dockerfile has no such ARG")
     return steps
 
 
@@ -122,12 +133,17 @@ class Image:
         self.inside(["python3", "-m", "venv", "/usr/local"], {})  # python and pip in /usr/local/bin, as the official image has them
 
     def build(self) -> None:
-        """COPY, RUN and WORKDIR, one after the other."""
-        allowed, folder = context((ROOT / ".dockerignore").read_text("utf-8")), "/"
+        """COPY, ENV, RUN and WORKDIR, one after the other; before them the stages from which it copies."""
+        allowed, folder, environment = context((ROOT / ".dockerignore").read_text("utf-8")), "/", {}
         index = {name: os.environ[name] for name in INDEX if name in os.environ}
         for name, rest in self.steps.done:
             print(f"+ {name} {rest}", flush=True)
-            if name == "WORKDIR":
+            if name == "ENV":
+                environment = json.loads(rest)
+            elif name == "COPY" and rest.startswith("--from="):
+                option, source, target = rest.split()
+                self.copy_from(option.partition("=")[2], source, os.path.join(folder, target))
+            elif name == "WORKDIR":
                 folder = rest
                 self.path(rest).mkdir(parents=True, exist_ok=True)
             elif name == "COPY":
@@ -140,7 +156,17 @@ class Image:
                             place.parent.mkdir(parents=True, exist_ok=True)
                             shutil.copy(ROOT / file, place)
             else:
-                self.inside(["sh", "-c", f"cd {folder} && {rest}"], self.steps.arguments | index)
+                self.inside(["sh", "-c", f"cd {folder} && {rest}"], environment | self.steps.arguments | index)
+
+    def copy_from(self, name: str, source: str, target: str) -> None:
+        """A folder of another stage, which is built for it and then removed."""
+        stage = Image(self.root.with_name(f"{self.root.name}.{name}"), self.steps.stages[name])
+        try:
+            stage.base()
+            stage.build()
+            shutil.copytree(stage.path(source), self.path(target), symlinks=True, dirs_exist_ok=True)
+        finally:
+            shutil.rmtree(stage.root, ignore_errors=True)
 
     def inside(self, command: list[str], environment: dict[str, str]) -> None:
         """As root in the root, with this machine's names and certificates for the index."""
@@ -181,23 +207,25 @@ exec {again} --live {root}
 """
 SPEAK = """
 import json, sys, urllib.request
-request = urllib.request.Request("http://127.0.0.1:8000/v1/audio/speech", method="POST",
+request = urllib.request.Request("http://127.0.0.1:8123/v1/audio/speech", method="POST",
     data=json.dumps({"input": "Good evening, and welcome to the harbour.", "voice": "makima", "response_format": "wav"}).encode(),
     headers={"Authorization": f"Bearer {sys.argv[1]}", "Content-Type": "application/json"})
 sound = urllib.request.urlopen(request, timeout=600).read()
 print(f"{(len(sound) - 44) / 48000:.1f}")
 """
 UPLOAD = """
-import json, sys, urllib.request
-sound, line = open("voices/emma/reference.wav", "rb").read(), b"--x\\r\\nContent-Disposition: form-data; name="
+import json, pathlib, qwen3_jax, sys, urllib.request
+sound = pathlib.Path(qwen3_jax.__file__).with_name("embedded").joinpath("voices", "emma", "reference.wav").read_bytes()
+line = b"--x\\r\\nContent-Disposition: form-data; name="
 body = line + b'"audio"; filename="a.wav"\\r\\n\\r\\n' + sound + b"\\r\\n"
 for name, value in (("name", "Ann"), ("consent", "The speaker agrees.")):
     body += line + f'"{name}"\\r\\n\\r\\n{value}\\r\\n'.encode()
-request = urllib.request.Request("http://127.0.0.1:8000/api/v1/voices", method="POST", data=body + b"--x--\\r\\n",
+request = urllib.request.Request("http://127.0.0.1:8123/api/v1/voices", method="POST", data=body + b"--x--\\r\\n",
     headers={"Authorization": f"Bearer {sys.argv[1]}", "Content-Type": "multipart/form-data; boundary=x"})
 print(json.load(urllib.request.urlopen(request, timeout=600))["id"])
 """
-READY = 'import urllib.request; urllib.request.urlopen("http://127.0.0.1:8000/readyz", timeout=5)'
+READY = 'import urllib.request; urllib.request.urlopen("http://127.0.0.1:8123/readyz", timeout=5)'
+KERNEL = "from qwen3_jax.kernels.int8_matmul import in_use; print(in_use().instructions or in_use().why_not)"
 WRITE = 'import sys; open(f"{sys.argv[1]}/written", "w")'
 
 
@@ -206,7 +234,7 @@ class Container:
 
     def __init__(self, root: Path, steps: Steps) -> None:
         uid, gid = steps.user.split(":")
-        given = {"PATH": PATH, "LANG": "C.UTF-8", "TTS_API_KEYS": "/tmp/keys", **steps.environment}
+        given = {"PATH": PATH, "LANG": "C.UTF-8", "TTS_API_KEYS": "/tmp/keys", "TTS_PORT": "8123", **steps.environment}
         self.folder, self.environment, self.steps = steps.folder, [f"{name}={value}" for name, value in given.items()], steps
         confined = ["setpriv", "--clear-groups", "--no-new-privs", "--inh-caps=-all", "--bounding-set=-all"]
         self._before = ["chroot", str(root), "env", "-i", *self.environment, *confined, f"--reuid={uid}", f"--regid={gid}"]
@@ -223,6 +251,9 @@ def live(root: Path, steps: Steps) -> None:
     container = Container(root, steps)
     for folder, allowed in ((steps.folder, False), ("/usr/local", False), ("/tmp", True), *((one, True) for one in steps.volumes)):
         check((container.ask("python", "-c", WRITE, folder).returncode == 0) == allowed, f"{folder}: writing is allowed: {not allowed}")
+    kernel = container.ask("python", "-c", KERNEL)
+    check(kernel.returncode == 0 and kernel.stdout.startswith("AVX"), f"the int8 kernel is not used: {kernel.stdout}{kernel.stderr}")
+    tell("instructions of the int8 kernel", kernel.stdout.strip())
     made = container.ask("python", "-m", "server", "key", "a")
     (root / "tmp" / "keys").write_text(made.stdout)
     key = made.stderr.split()[-1]
@@ -288,7 +319,8 @@ def main() -> None:
         image.base()
         before = image.size()
         image.build()
-        after, bound = image.size(), BOUNDS.get(f"EXTRAS={steps.arguments['EXTRAS']}")
+        extras = next(one.arguments["EXTRAS"] for one in (steps, *steps.stages.values()) if "EXTRAS" in one.arguments)
+        after, bound = image.size(), BOUNDS.get(f"EXTRAS={extras}")
         tell("MB of what stands for FROM, of all", f"{before / 1e6:.0f}, {after / 1e6:.0f}")
         check(bound is None or after < bound, f"{after} bytes: at most {bound}")
         uid, gid = steps.user.split(":")

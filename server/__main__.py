@@ -1,5 +1,6 @@
 """``python -m server``: serve with the settings of the environment, in large pages; ``--help`` lists them and the other commands."""
 
+import os
 import sys
 
 from qwen3_jax.messages import shorten
@@ -33,6 +34,16 @@ def warm() -> None:
         sys.exit(f"error: {error}")
 
 
+def health() -> None:
+    """Status 0 if the server of this environment lives; else one line and status 1."""
+    from server.health import main  # light, for it is asked every few seconds
+
+    try:
+        main(os.environ)
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+
+
 def demo(*, browser: bool) -> None:
     """Serve the voice that ships, and open its page. Errors as in ``serve``."""
     from server.ops import signals
@@ -56,6 +67,8 @@ def command(arguments: list[str]) -> None:
     elif arguments == ["warm"]:
         restart_with_large_pages()
         warm()
+    elif arguments == ["health"]:
+        health()
     elif arguments in (["demo"], ["demo", "--no-browser"]):
         restart_with_large_pages()
         demo(browser=len(arguments) == 1)
@@ -79,7 +92,7 @@ def _wrong(arguments: list[str]) -> str:
         return (
             f"no option {shorten(first)!r}: settings are environment variables, such as {shorten(name)}; python -m server --help lists them"
         )
-    return f"no command {shorten(repr(first))}: there are demo, key NAME, settings, warm and --help; without a command it serves"
+    return f"no command {shorten(repr(first))}: there are demo, health, key NAME, settings, warm and --help; without a command it serves"
 
 
 if __name__ == "__main__":

@@ -5,7 +5,8 @@ import re
 from collections.abc import Iterator, Mapping
 
 from qwen3_jax.messages import shorten
-from server.settings import SERVICE_LINK, Settings
+from server.ops.address import SERVICE_LINK
+from server.settings import Settings
 
 _GONE = {  # settings of earlier versions, and what has taken their place
     "TTS_MAX_CHUNKS": "it is TTS_MAX_BUFFER_MS now, in milliseconds",

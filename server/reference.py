@@ -26,6 +26,7 @@ python -m server demo        serve the voice that ships on this machine, and ope
 python -m server key NAME    make an API key: the key goes to stderr, its line for the file of TTS_API_KEYS to stdout
 python -m server settings    print docs/settings.md
 python -m server warm        download and compile what a start needs, and end
+python -m server health      status 0 if the server of these settings lives, else 1: a container's health check
 
 Every setting is an environment variable. What follows its name is the default."""
 

@@ -9,12 +9,11 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from qwen3_jax.checkpoint.hub import EMBEDDED
 from qwen3_jax.voices.layers import DEFAULT_VOICE
-from server.ops.address import check_host, is_loopback
+from server.ops.address import HOST, PORT, check_host, is_loopback, port_of
 
 Seconds = Annotated[float, Field(gt=0, le=3600)]
 Count = Annotated[int, Field(ge=1)]
 Names = Annotated[tuple[str, ...], NoDecode]  # from the environment: separated by commas
-SERVICE_LINK = re.compile(r"(tcp|udp|sctp)://", re.I)  # TTS_PORT as Kubernetes sets it for a Service called tts
 LONG = ("jwt_public_key", "jwt_rsa_public_key")  # not secret
 
 
@@ -73,9 +72,9 @@ class Settings(BaseSettings):
     voice_aliases: Annotated[dict[str, str], NoDecode] = {}
     """Other names of voices: `alloy=makima,nova=anna`. OpenAI's names without an alias are voices of the same sex."""
 
-    host: str = "127.0.0.1"
+    host: str = HOST
     """The name or address of this machine to listen on; `0.0.0.0` or `::` for all. Other than loopback needs a key, or `TTS_AUTH=off`."""
-    port: Annotated[int, Field(ge=0, le=65535)] = 8000
+    port: Annotated[int, Field(ge=0, le=65535)] = PORT
     """The TCP port; 0 takes a free one, which the log names."""
     proxies: Annotated[int, Field(ge=0, le=10)] = 0
     """Trusted proxies in front, whose `X-Forwarded-For` is believed."""
@@ -199,7 +198,7 @@ class Settings(BaseSettings):
     @field_validator("port", mode="before")
     @classmethod
     def _no_service_link(cls, value: object) -> object:
-        return cls.model_fields["port"].default if isinstance(value, str) and SERVICE_LINK.match(value) else value
+        return port_of(value) if isinstance(value, str) else value
 
     @field_validator("host")
     @classmethod

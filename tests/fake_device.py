@@ -74,6 +74,7 @@ class FakeDevice:
     frames: int = 4
     columns: int = 1000
     piece: int = 8
+    alone: bool = False
     fail_at: int | None = None  # raises at this launch
     error: BaseException | None = None
     rows: dict[int, Row] = field(default_factory=dict)
@@ -180,6 +181,13 @@ class FakeDevice:
             row.reason = LENGTH
         elif row.held >= 4:
             row.reason = RUNAWAY
+
+    def launch_alone(self, slot: int, limit: int) -> Outcome:
+        row = self.rows[slot]
+        assert self.alone and row.step == 0 and not row.opening.carry
+        launched = self.launch([limit if other == slot else 0 for other in range(self.slots)], limit)
+        self.log.append(("alone", slot, limit))
+        return launched
 
     def collect(self, launched: Outcome) -> Outcome:
         self.pending -= 1

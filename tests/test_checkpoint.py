@@ -15,8 +15,8 @@ import pytest
 
 from qwen3_jax import __version__
 from qwen3_jax.checkpoint import converted as checkpoint
-from qwen3_jax.checkpoint.converted import NotConverted
-from qwen3_jax.checkpoint.mapping import MisshapedTensor, UnfilledTensor, UnmatchedTensor, flatten
+from qwen3_jax.checkpoint.converted import TABLE_FILE, NotConverted
+from qwen3_jax.checkpoint.mapping import ConversionError, MisshapedTensor, UnfilledTensor, UnmatchedTensor, flatten
 from tests.test_published import same
 
 Tree = dict[str, Any]
@@ -116,6 +116,26 @@ def test_an_incomplete_folder_does_not_load(tmp_path: Path, source: Path, conten
     assert checkpoint.is_converted(tmp_path / "c")  # and not mistaken for the published layout
     with pytest.raises(NotConverted, match=words):
         checkpoint.load(tmp_path / "c", abstract(params()))
+
+
+@pytest.mark.parametrize("sizes", [True, False], ids=["sizes", "no sizes"])
+@pytest.mark.parametrize("part", ["weights", TABLE_FILE])
+def test_weights_that_are_not_whole_are_named(tmp_path: Path, source: Path, part: str, sizes: bool) -> None:
+    made, folder = params() | {"talker": {"model": {"text_embedding": {"weight": jnp.ones((9, 5))}}}}, tmp_path / "c"
+    checkpoint.save(folder, made, source)
+    files = [path for path in folder.rglob("*") if path.is_file() and path.relative_to(folder).parts[0] == part]
+    file = max(files, key=lambda path: path.stat().st_size)
+    about, data = checkpoint.describe(folder), file.read_bytes()
+    if not sizes:  # as earlier versions wrote it
+        del about["files"]
+        (folder / "fingerprint.json").write_text(json.dumps(about))
+    for cut in (len(data) - 1, len(data) // 2, 0, None) if sizes else (len(data) // 2, 0):
+        file.unlink() if cut is None else file.write_bytes(data[:cut])
+        words = rf"{file.name} (has {cut} bytes|is missing), and was written with {len(data)}: .*; copy the folder or convert again"
+        with pytest.raises(ConversionError, match=words if sizes else r"cannot be read \(.+\); copy|is not a whole safetensors file"):
+            checkpoint.load(folder, abstract(made), map_table=True)
+    file.write_bytes(data)
+    assert same(made, checkpoint.load(folder, abstract(made), map_table=True))
 
 
 def test_another_format_does_not_load(tmp_path: Path, source: Path) -> None:

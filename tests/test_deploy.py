@@ -24,8 +24,9 @@ ROOT = Path(__file__).parent.parent
 DEPLOY = ROOT / "deploy"
 DOCKERFILE = (DEPLOY / "Dockerfile").read_text("utf-8").replace("\\\n", " ").splitlines()
 UNIT = [line for line in (DEPLOY / "qwen3-tts.service").read_text("utf-8").splitlines() if not line.startswith("#")]
+COPIES = [line for line in DOCKERFILE if line.startswith("COPY ") and "--from=" not in line]
 WRITTEN = ("TTS_VOICES_DIR", "XDG_CACHE_HOME", "JAX_COMPILATION_CACHE_DIR", "HF_HOME", "HOME")
-OTHERS = set(WRITTEN) - {"TTS_VOICES_DIR"}  # not ours
+OTHERS = {*WRITTEN, "PATH"} - {"TTS_VOICES_DIR"}  # not ours
 READY_SECONDS = 900.0  # for hangs
 
 
@@ -73,15 +74,28 @@ def test_the_image_is_told_its_weights() -> None:
     given = image.read(text, {"MODEL": "org/name"})
     assert given.environment["TTS_MODEL_ID"] == f"{given.folder}/model"
     assert any(f'python -m convert "${{MODEL}}" {given.folder}/model' in rest for name, rest in given.done if name == "RUN")
+    assert image.read(text, {"EXTRAS": "tpu,server"}).stages["build"].arguments == {"EXTRAS": "tpu,server"}
     with pytest.raises(ValueError, match="no such ARG"):
         image.read(text, {"MODELS": "org/name"})
     assert given.command == ["python", "-m", "server"]
 
 
-@pytest.mark.parametrize("line", ["ADD a b", "COPY --from=build a b", 'SHELL ["bash"]'])
+@pytest.mark.parametrize("line", ["ADD a b", "COPY --from=build a b", "RUN --mount=type=cache a", "COPY --chown=1 a b", 'SHELL ["bash"]'])
 def test_a_step_that_cannot_be_proved_is_refused(line: str) -> None:
     with pytest.raises(ValueError, match="not known here"):
         image.read(f"FROM python:3.13-slim\n{line}\n")
+
+
+def test_the_image_has_what_its_stage_with_a_compiler_made() -> None:
+    """The wheel's kernel, and no source tree beside it: Python would take that one, which has none."""
+    steps = image.read((DEPLOY / "Dockerfile").read_text("utf-8"))
+    build = steps.stages["build"]
+    assert "g++" in image.STANDS_FOR[build.base][1] and "g++" not in image.STANDS_FOR[steps.base][1]
+    [(venv, pip)] = [re.findall(r"-m venv (\S+) && (\S+) install", rest)[0] for name, rest in build.done if name == "RUN"]
+    assert pip == f"{venv}/bin/pip" and steps.environment["PATH"].startswith(f"{venv}/bin:")
+    assert [rest for name, rest in steps.done if name == "COPY"] == [f"--from=build {venv} {Path(venv).name}"]
+    assert str(Path(venv).parent) == steps.folder
+    assert [name for name, _ in steps.done].index("ENV") < [name for name, _ in steps.done].index("RUN"), "RUN finds the venv's Python"
 
 
 def test_the_context_has_what_is_copied_and_nothing_else(tmp_path: Path) -> None:
@@ -90,7 +104,7 @@ def test_the_context_has_what_is_copied_and_nothing_else(tmp_path: Path) -> None
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     assert image.context(ignore, tmp_path) == {"server/a.py", "voices/makima/reference.wav"}
-    copied = {source for line in DOCKERFILE if line.startswith("COPY ") for source in line.split()[1:-1]}
+    copied = {source for line in COPIES for source in line.split()[1:-1]}
     taken = {line.removeprefix("!").split("/")[0] for line in ignore.splitlines() if line.startswith("!")}
     assert copied == taken
 
@@ -105,6 +119,7 @@ def test_systemd_makes_the_folders_that_the_service_writes_to() -> None:
         assert any(Path(SYSTEMD[name]).is_relative_to(folder) for folder in folders), name
     assert int(unit("TimeoutStopSec")) > float(SYSTEMD["TTS_GRACE"])
     steps = (DEPLOY / "README.md").read_text("utf-8")
+    assert "pip install '.[server]'" in steps and "cp " not in steps, "a source tree in the working directory would hide the kernel"
     for path in (unit("EnvironmentFile"), unit("WorkingDirectory"), SYSTEMD["TTS_API_KEYS"], SYSTEMD["TTS_VOICES_DIR"]):
         assert path in steps, path
     assert unit("ExecStart").startswith(f"{unit('WorkingDirectory')}/.venv/bin/python -m server")
@@ -115,14 +130,14 @@ def test_systemd_makes_the_folders_that_the_service_writes_to() -> None:
 def test_it_starts_speaks_and_takes_uploads(
     environment: dict[str, str], arguments: dict[str, str], tmp_path: Path, checkpoint: Callable[[str], Path]
 ) -> None:
-    """The layout under another root: a source tree that is only read, no home, and the folders that the files say are made."""
+    """The layout under another root: packages that are only read, no home, and the folders that the files say are made."""
     root, tree = tmp_path / "root", tmp_path / "root" / "opt" / "qwen3-tts"
-    tree.mkdir(parents=True)
-    for line in DOCKERFILE:
-        if line.startswith("COPY "):
-            for source in line.split()[1:-1]:
-                copy = shutil.copytree if (ROOT / source).is_dir() else shutil.copy
-                copy(ROOT / source, tree / source)
+    packages = tree / "packages"  # for those of the environment, in which these are installed
+    packages.mkdir(parents=True)
+    for line in COPIES:
+        for source in line.split()[1:-1]:
+            copy = shutil.copytree if (ROOT / source).is_dir() else shutil.copy
+            copy(ROOT / source, packages / source)
     shutil.copytree(checkpoint("base"), root / "checkpoint")
     chosen = {name: f"{root}{value}" if value.startswith("/") else value for name, value in environment.items()}
     headers, key_file = {}, chosen.get("TTS_API_KEYS")
@@ -137,7 +152,7 @@ def test_it_starts_speaks_and_takes_uploads(
         port = taken.getsockname()[1]
     chosen |= arguments | {"TTS_PORT": str(port), "TTS_HOST": "127.0.0.1", "TTS_MODEL_ID": str(root / "checkpoint")}
     chosen |= {"TTS_SLOTS": "1", "TTS_COLUMNS": "320", "TTS_WARMUP": "first", "PATH": os.environ["PATH"]}
-    chosen["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if "site-packages" in path)
+    chosen["PYTHONPATH"] = os.pathsep.join([str(packages), *(path for path in sys.path if "site-packages" in path)])
     chosen.setdefault("HOME", str(root / "nobody"))
     for name in set(WRITTEN) - {"HOME"}:
         Path(chosen[name]).mkdir(parents=True, exist_ok=True)

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from qwen3_jax.checkpoint.mapping import flatten
 from qwen3_jax.codec import init_state
-from qwen3_jax.engine import Engine, Handle, JaxDevice, NotFinite, Options, Request, Segment, Watch
+from qwen3_jax.engine import Engine, Handle, JaxDevice, NotFinite, Options, Request, Segment, Watch, pace
 from qwen3_jax.engine.inline import Inline
 from qwen3_jax.engine.plan import plan
 from qwen3_jax.engine.scheduler import Scheduler
@@ -354,6 +354,32 @@ def test_a_slot_hands_no_nan_to_its_next_owner(base: Model, device: JaxDevice, a
         codes, pcm = heard(handle)
         np.testing.assert_array_equal(codes, alone[number][0])
         np.testing.assert_allclose(pcm, alone[number][1], atol=3e-5)
+
+
+def test_a_first_packet_that_is_made_alone_is_the_same(
+    base: Model, device: JaxDevice, alone: dict[int, tuple[np.ndarray, np.ndarray]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While two others speak, whichever it is."""
+    monkeypatch.setattr(pace, "CROWD", 2)
+    launch, made = device.launch_alone, list[int]()
+
+    def noted(slot: int, limit: int) -> Any:
+        made.append(slot)
+        return launch(slot, limit)
+
+    monkeypatch.setattr(device, "launch_alone", noted)
+    for last in range(3):
+        play, handles = Play(device), dict[int, Handle]()
+        for number in sorted(range(3), key=lambda number: number == last):
+            handles[number] = play.submit(replace(requests(base)[number], owner=number))
+            for _ in range(5):
+                play.run_round()
+        play.run()
+        assert len(made) == last + 1
+        for number, handle in handles.items():
+            codes, pcm = heard(handle)
+            np.testing.assert_array_equal(codes, alone[number][0])
+            np.testing.assert_allclose(pcm, alone[number][1], rtol=1e-4, atol=1e-5)
 
 
 def test_a_step_computes_the_rows_that_speak(base: Model, alone: dict[int, tuple[np.ndarray, np.ndarray]]) -> None:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from qwen3_jax.engine.errors import ConsumerFailed, Full, Stalled
 from qwen3_jax.engine.line import Line
 from qwen3_jax.engine.options import Options
+from qwen3_jax.engine.pace import SPARE
 from qwen3_jax.engine.requests import Handle, Request
 from qwen3_jax.engine.reserve import KEPT_SECONDS
 from qwen3_jax.model.sampling import Sampling
@@ -180,6 +181,60 @@ def test_the_last_slot_is_kept_for_an_owner_that_holds_none() -> None:
     for handle in loud:
         handle.cancel()
     stage.until_idle(0.08)
+
+
+@pytest.mark.parametrize("part", [0.1, 0.4, 0.6])
+def test_an_owner_without_a_slot_waits_for_no_step_but_the_one_under_way(part: float) -> None:
+    """A step of the batch takes 50 ms, one of a row 12.5. It comes after ``part`` of a step; a first packet has two frames."""
+    device = Paced(0.05, 0.0, slots=8, frames=1, alone=True)
+    stage = device.stage
+    loud = [stage.submit(long(seed, "loud")) for seed in range(6)]
+    stage.rounds(60, 0)
+    assert not [entry for entry in device.log if entry[0] == "alone"], "those of one owner begin together"
+    before = stage.now
+    for owner, most in (("quiet", 0.05 + 2 * device.row_seconds), ("loud", 3 * 0.05)):
+        while not (held := stage.scheduler.pace.hold(stage.now)):
+            stage.scheduler.run_round()
+        stage.now += held - (1 - SPARE - part) * 0.05  # from where a step ended to where the newcomer comes
+        asked = stage.now
+        handle = stage.submit(request(5, seed=100, owner=owner))
+        while not handle.buffered:
+            stage.rounds(1, 0)
+        assert handle.first_audio is not None and handle.first_audio - asked <= most - part * 0.05 + 0.001
+        while not handle.ended:
+            stage.rounds(1, 0)
+        assert heard(handle) == expected(handle.request)
+    assert [entry[0] for entry in device.log].count("alone") == 1
+    late = [slot for slot in stage.scheduler.slots if slot.handle and stage.scheduler.pace.lead(slot, stage.now) <= 0]
+    assert stage.now > before and not late, "nobody has heard silence"
+    stage.until_idle(0)
+    assert all(heard(one) == expected(one.request) for one in loud)
+
+
+@pytest.mark.parametrize("pieces", [1, 3])
+def test_a_prompt_is_read_while_all_others_are_so_far_ahead_that_nothing_is_launched(pieces: int) -> None:
+    device = Paced(0.01, 0.0, slots=8, alone=True)
+    stage = device.stage
+    loud = [stage.submit(request(2000, seed=seed, owner="loud")) for seed in range(6)]
+    stage.rounds(100, 0)
+    assert all(stage.scheduler.pace.lead(slot, stage.now) > 3 for slot in stage.scheduler.slots[:6])
+    quiet = stage.submit(request(5, seed=100, owner="quiet", rows=8 * pieces))
+    assert first_heard(stage, quiet, 0, 10) <= pieces + 3
+    for handle in [*loud, quiet]:
+        handle.cancel()
+    stage.until_idle(0)
+
+
+def test_a_newcomer_begins_with_the_others_where_a_listener_has_little_in_hand() -> None:
+    """A frame takes 79 of its 80 ms, so that nobody gets ahead."""
+    device = Paced(0.079, 0.0, slots=8, frames=1, alone=True)
+    stage = device.stage
+    loud = [stage.submit(long(seed, "loud")) for seed in range(6)]
+    stage.rounds(20, 0)
+    quiet = stage.submit(request(5, seed=100, owner="quiet"))
+    stage.until_idle(0)
+    assert not [entry for entry in device.log if entry[0] == "alone"]
+    assert all(heard(one) == expected(one.request) for one in [*loud, quiet])
 
 
 def test_sentences_of_one_owner_do_not_give_way_to_each_other() -> None:

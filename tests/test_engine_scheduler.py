@@ -36,8 +36,10 @@ class Stage:
         return handle
 
     def rounds(self, count: int, seconds: float = 0.01) -> None:
+        """Each with a launch, if there is anything to launch."""
         for _ in range(count):
-            self.scheduler.run_round()
+            while (delay := self.scheduler.run_round()) and self.scheduler._flights:
+                self.now += delay  # until then the launch is held
             self.now += seconds
 
     def until_idle(self, seconds: float = 0.01) -> None:
@@ -101,19 +103,18 @@ def test_packets_are_as_long_as_the_device_makes_in_a_call() -> None:
 
 def test_who_has_little_audio_in_hand_keeps_launches_short() -> None:
     """A frame takes 25 ms, so a launch of four frames would outlast the first packet's 80 ms."""
-    stage = Stage(options=Options(call_ms=110, buffer_ms=100_000))
+    device = Paced(0.025, 0.0)
+    device.stage = stage = Stage(device, Options(call_ms=110, buffer_ms=100_000))
     first = stage.submit(request(60))
     launch, leads, limits = stage.device.launch, [], []
 
-    def slow(quotas: list[int], limit: int) -> Any:
-        stage.now += 0.025 * limit
+    def noted(quotas: list[int], limit: int) -> Any:
         limits.append(limit)
         leads.extend(stage.scheduler.pace.lead(slot, stage.now) for slot in stage.scheduler.slots if slot.speaking)
         return launch(quotas, limit)
 
-    stage.device.launch = slow  # type: ignore[method-assign]
-    for _ in range(12):
-        stage.scheduler.run_round()
+    stage.device.launch = noted  # type: ignore[method-assign]
+    stage.rounds(12, seconds=0)
     assert limits[-1] == 4, "alone and far ahead"
     second, before = stage.submit(request(60, seed=2)), len(limits)
     stage.until_idle(seconds=0)
@@ -128,6 +129,7 @@ class Paced(FakeDevice):
     def __init__(self, frame: float, piece: float, **more: Any) -> None:
         super().__init__(**more)
         self.frame_seconds, self.piece_seconds, self.free_at, self.ends = frame, piece, 0.0, deque[float]()
+        self.row_seconds = frame / 4  # of a step of one row
         self.stage = Stage(self)
 
     def work(self, seconds: float) -> float:
@@ -141,6 +143,13 @@ class Paced(FakeDevice):
     def launch(self, quotas: list[int], limit: int) -> Any:
         self.ends.append(self.work(self.frame_seconds * limit))
         return super().launch(quotas, limit)
+
+    def launch_alone(self, slot: int, limit: int) -> Any:
+        batch, self.frame_seconds = self.frame_seconds, self.row_seconds
+        try:
+            return super().launch_alone(slot, limit)
+        finally:
+            self.frame_seconds = batch
 
     def collect(self, launched: Any) -> Any:
         self.stage.now = max(self.stage.now, self.ends.popleft())

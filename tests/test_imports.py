@@ -149,6 +149,7 @@ LAYERS = [
         "server.respond.base",
     },
     {
+        "server.health",
         "server.ws.protocol",
         "server.http.encode",
         "server.respond.conversation",

@@ -151,7 +151,10 @@ async def test_a_first_start_says_what_takes_so_long(
     ("arguments", "said"),
     [
         (["demo", "--browser"], "error: demo takes --no-browser or nothing, and '--browser' was given: python -m server demo --no-browser"),
-        (["sttings"], "error: no command 'sttings': there are demo, key NAME, settings, warm and --help; without a command it serves"),
+        (
+            ["sttings"],
+            "error: no command 'sttings': there are demo, health, key NAME, settings, warm and --help; without a command it serves",
+        ),
         (["key"], "error: key needs one NAME"),
         (["key", "a", "b"], "error: key needs one NAME"),
         (["--port", "9000"], "error: no option '--port': settings are environment variables, such as TTS_PORT; "),

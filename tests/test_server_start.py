@@ -16,11 +16,11 @@ import pytest
 from typer.testing import CliRunner
 
 from qwen3_jax import cli
-from server import reference
+from server import health, reference
 from server.app import create_app
 from server.environment import odd_variables
 from server.ops import signals
-from server.ops.address import is_loopback, listen, url_of
+from server.ops.address import WILDCARDS, is_loopback, listen, url_of
 from server.settings import Settings
 from server.transport import serve
 from tests.fake_engine import LIMIT, FakeEngine
@@ -249,6 +249,43 @@ def test_a_kubernetes_service_called_tts(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv("TTS_PORT", "http://10.0.0.1")
     with pytest.raises(ValueError, match="integer"):
         Settings()
+
+
+@pytest.mark.parametrize(
+    ("chosen", "asked"),
+    [
+        ({}, ("127.0.0.1", 8000)),
+        ({"TTS_PORT": "9000", "TTS_HOST": "0.0.0.0"}, ("127.0.0.1", 9000)),
+        ({"TTS_PORT": "", "TTS_HOST": "::"}, ("::1", 8000)),
+        ({"tts_port": "9001", "TTS_HOST": "[::1]"}, ("::1", 9001)),
+        ({"TTS_PORT": "tcp://10.0.0.1:8000", "TTS_HOST": "127.0.0.2"}, ("127.0.0.2", 8000)),
+    ],
+)
+def test_the_health_check_asks_where_the_server_listens(
+    chosen: dict[str, str], asked: tuple[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in chosen.items():
+        monkeypatch.setenv(name, value)
+    settings = Settings(auth="off")
+    assert health.place(chosen) == asked == (WILDCARDS.get(settings.host, settings.host), settings.port)
+
+
+async def test_the_health_check_of_a_container(voices: Path) -> None:
+    """A process, without JAX, and not by the proxy that the environment names."""
+
+    async def check(port: str, **more: str) -> tuple[int, str]:
+        command = (sys.executable, "-X", "importtime", "-m", "server", "health")
+        given = environment() | {"TTS_PORT": port, "http_proxy": "http://127.0.0.1:1", **more}
+        made = await asyncio.create_subprocess_exec(*command, cwd=ROOT, env=given, stderr=asyncio.subprocess.PIPE)
+        _, said = await asyncio.wait_for(made.communicate(), LIMIT)
+        assert made.returncode is not None and not re.search(r"\b(jax|numpy|pydantic)\b", said.decode())
+        return made.returncode, said.decode().splitlines()[-1]
+
+    async with running(voices, FakeEngine, wait=False, allowed_hosts=("tts.example",)) as server:
+        assert (await check(str(server.port)))[0] == 0
+    status, line = await check(str(server.port))
+    assert status == 1 and line.startswith(f"error: http://127.0.0.1:{server.port}/healthz does not answer: ")
+    assert await check("0") == (1, "error: TTS_PORT = 0: the health check needs a port that is known; set it")
 
 
 def test_the_settings_are_described_once() -> None:

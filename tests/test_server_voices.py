@@ -242,7 +242,9 @@ async def test_refused_uploads_say_why_and_leave_nothing(voices: Path) -> None:
     assert sorted(voices.iterdir()) == before
 
 
-async def test_a_full_disk_is_told_and_leaves_nothing(voices: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_full_disk_is_told_and_leaves_nothing(
+    voices: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     before = sorted(voices.iterdir())
 
     def full(path: Path, data: bytes) -> None:
@@ -257,6 +259,7 @@ async def test_a_full_disk_is_told_and_leaves_nothing(voices: Path, monkeypatch:
             await say(connection, type="speak", text="Hello.")
             assert (await utterance(connection))[1]["type"] == "complete"
     assert sorted(voices.iterdir()) == before
+    assert "No space left on device; make room there, or set TTS_VOICES_DIR" in caplog.text
 
 
 KILLED = """

@@ -125,9 +125,19 @@ class TimedDevice:
     def close(self, slot: int) -> None:
         self._rows.pop(slot, None)
 
+    @property
+    def alone(self) -> bool:
+        return len(self._times.step) > 1
+
     def launch(self, quotas: list[int], limit: int) -> _Launched:
+        return self._launch(quotas, limit, self.batch)
+
+    def launch_alone(self, slot: int, limit: int) -> _Launched:
+        return self._launch([limit if other == slot else 0 for other in range(self.slots)], limit, min(self._times.step))
+
+    def _launch(self, quotas: list[int], limit: int, size: int) -> _Launched:
         counts, reason = np.zeros(self.slots, np.int32), np.zeros(self.slots, np.int32)
-        self._work(limit * self._times.step[self.batch])
+        self._work(limit * self._times.step[size])
         for slot, quota in enumerate(quotas):
             if quota and (row := self._rows[slot]).reason == RUNNING:
                 counts[slot] = min(quota, row.frames - row.made)

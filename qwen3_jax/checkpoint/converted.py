@@ -26,6 +26,7 @@ from qwen3_jax.checkpoint.int8 import quantise, scale_of
 from qwen3_jax.checkpoint.mapping import ConversionError, MisshapedTensor, UnfilledTensor, UnmatchedTensor, flatten, unflatten
 from qwen3_jax.checkpoint.published import FILE, INDEX, Parts, Progress, aligned_empty, everything
 from qwen3_jax.checkpoint.table import TABLE
+from qwen3_jax.messages import shorten
 from qwen3_jax.text.tokenizer_files import TOKENIZER_FILES
 
 FORMAT = 2
@@ -79,7 +80,7 @@ def save(folder: str | Path, params: Mapping[str, Any], source: str | Path) -> s
             arguments = {path: ocp.SaveArgs(chunk_byte_size=_STORED_CHUNK) for path in others}
             writer.save(temporary / WEIGHTS, args=ocp.args.PyTreeSave(others, save_args=arguments))
         digest = fingerprint(params, temporary)
-        (temporary / FINGERPRINT).write_text(json.dumps(_description(flat, digest), indent=1), "utf-8")
+        (temporary / FINGERPRINT).write_text(json.dumps(_description(flat, digest) | {"files": _sizes(temporary)}, indent=1), "utf-8")
     return digest
 
 
@@ -88,6 +89,23 @@ def _description(flat: Mapping[str, Any], digest: str) -> dict[str, Any]:
 
     arrays = {path: [str(array.dtype), list(array.shape)] for path, array in sorted(flat.items())}
     return {"format": FORMAT, "qwen3_jax": __version__, "sha256": digest, "arrays": arrays}
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    """Bytes of every file of weights."""
+    files = (path for path in (folder / TABLE_FILE, *sorted((folder / WEIGHTS).rglob("*"))) if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
+
+
+def _check_files(folder: Path, written: Mapping[str, int]) -> None:
+    """Refuse files of weights that are not whole. A file that is cut short while it is in use ends the process all the same."""
+    there = _sizes(folder)
+    for name, size in written.items():
+        if there.get(name) != size:
+            how = f"has {there[name]} bytes" if name in there else "is missing"
+            raise NotConverted(
+                f"{folder / name} {how}, and was written with {size}: the copy is incomplete; copy the folder or convert again"
+            )
 
 
 def fingerprint(params: Mapping[str, Any], folder: str | Path) -> str:
@@ -122,7 +140,7 @@ def digest_files(folder: str | Path) -> str:
 
 
 def describe(folder: str | Path) -> dict[str, Any]:
-    """``fingerprint.json``: format, qwen3_jax (version that wrote it), sha256, arrays {path: [dtype, shape]}.
+    """``fingerprint.json``: format, qwen3_jax (version that wrote it), sha256, arrays {path: [dtype, shape]}, files {name: bytes}.
 
     Raises:
         NotConverted: the file is missing or cannot be read, or the format is another.
@@ -172,16 +190,19 @@ def load(
         map_table: leave the text embedding in its file, where that has the dtype asked for (table.py).
 
     Raises:
-        ConversionError: the folder is incomplete, of another format, holds other arrays than ``abstract`` wants, or one that has no int8.
+        ConversionError: the folder is incomplete, of another format, holds other arrays than ``abstract`` wants, or one that has no int8;
+            a file of weights is cut short or damaged.
     """
     import orbax.checkpoint as ocp  # see save
 
     folder = Path(folder).absolute()
-    wanted, stored = flatten(abstract), describe(folder)["arrays"]
+    wanted, about = flatten(abstract), describe(folder)
+    stored = about["arrays"]
     rounded = {path for path, leaf in wanted.items() if leaf.dtype == np.int8 and path in stored and stored[path][0] != "int8"}
     scales = {scale_of(path) for path in rounded}
     wanted = {path: leaf for path, leaf in wanted.items() if path not in scales}
     _compare(folder, stored, wanted)
+    _check_files(folder, about.get("files", {}))  # folders of before 2026-12 do not name them
     device = jax.devices()[0] if device is None else device
     sharding = jax.sharding.SingleDeviceSharding(device) if isinstance(device, jax.Device) else device
     flat: dict[str, jax.Array] = {}
@@ -199,7 +220,10 @@ def load(
             dtypes = {path: np.dtype(stored[path][0]) if path in rounded else wanted[path].dtype for path in group}
             item = {path: jax.ShapeDtypeStruct(wanted[path].shape, dtypes[path], sharding=sharding) for path in group}
             arguments = {path: ocp.ArrayRestoreArgs(sharding=sharding, dtype=dtypes[path]) for path in group}
-            restored = reader.restore(folder / WEIGHTS, args=ocp.args.PyTreeRestore(item, restore_args=arguments, partial_restore=True))
+            try:
+                restored = reader.restore(folder / WEIGHTS, args=ocp.args.PyTreeRestore(item, restore_args=arguments, partial_restore=True))
+            except (ValueError, OSError, LookupError) as error:  # Orbax and TensorStore have no errors of their own
+                raise NotConverted(f"{folder / WEIGHTS} cannot be read ({_line(error)}); copy the folder or convert again") from error
             for path, array in restored.items():
                 if path in rounded:
                     weight, scale = aligned_empty(array.shape, np.dtype(np.int8)), aligned_empty(array.shape[:1], np.dtype(np.float32))
@@ -209,6 +233,11 @@ def load(
                 else:
                     put(path, array)
     return unflatten(flat, abstract)
+
+
+def _line(error: Exception) -> str:
+    """The first line of what an error says."""
+    return shorten((str(error) or repr(error)).partition("\n")[0], 200)
 
 
 def _table(file: Path, wanted: Any, map_table: bool) -> np.ndarray:

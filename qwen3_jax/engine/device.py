@@ -176,8 +176,6 @@ class JaxDevice:
             reading.state = programs.begin(self._graphs.talker, self._wide, rows, new, columns=reading.columns)
         else:
             reading.state = programs.read(self._graphs.talker, self._wide, reading.state, rows, np.int32(at))
-        if not reading.pieces:
-            self._place_row(slot, self._reading.pop(slot))
 
     def write_text(self, slot: int, text: Text) -> None:
         numbers = [np.int32(value) for value in (len(text.ids), text.limit, text.overdue, text.overdue_end)]
@@ -206,27 +204,45 @@ class JaxDevice:
             if self._batch.count == 0 and self._sizes[0] == 1:
                 self._batch = None  # begun anew with the next row
 
+    @property
+    def alone(self) -> bool:
+        """Where each row costs, and the program of one row is compiled."""
+        return self._sizes[0] == 1 < self.slots
+
+    def launch_alone(self, slot: int, limit: int) -> _Launched:
+        reading = self._reading.pop(slot)
+        assert reading.state is not None and not (reading.pieces or reading.opening.carry), "its prompt is read; it begins"
+        reading.state, launched = self._step(reading.state, [limit], limit, {slot: 0})
+        self._place_row(slot, reading, limit)
+        return launched
+
     def launch(self, quotas: list[int], limit: int) -> _Launched:
+        for slot in [slot for slot, reading in self._reading.items() if not reading.pieces]:
+            self._place_row(slot, self._reading.pop(slot))
         batch = self._fitting()
         made = [0 if owner is None else quotas[owner] for owner in batch.owners]
         for owner, quota in zip(batch.owners, made, strict=True):
             if owner is not None and quota:
                 batch.ends[owner] = min(self.columns - 1, batch.ends[owner] + quota)
         self._widen(batch, max(end for owner, end in batch.ends.items() if owner in batch.owners) + 1)
-        batch.state, found = programs.step(
-            self._graphs.talker, self._talker if len(made) == 1 else self._wide, self._graphs.codec_decoder, self._decoder, batch.state,
+        batch.state, launched = self._step(
+            batch.state, made, limit, {owner: row for row, owner in enumerate(batch.owners) if owner is not None}
+        )
+        return launched
+
+    def _step(self, state: programs.State, made: list[int], limit: int, rows: dict[int, int]) -> tuple[programs.State, _Launched]:
+        state, found = programs.step(
+            self._graphs.talker, self._talker if len(made) == 1 else self._wide, self._graphs.codec_decoder, self._decoder, state,
             np.array(made, np.int32), np.int32(limit), self._pad, size=self.frames,
             hidden=self._hidden, together=self._together and limit == self.frames,
         )  # fmt: skip
-        for array in jax.tree.leaves(found):
-            array.copy_to_host_async()
-        return _Launched(found, {owner: row for row, owner in enumerate(batch.owners) if owner is not None})
+        jax.tree.map(lambda array: array.copy_to_host_async(), found)
+        return state, _Launched(found, rows)
 
     def collect(self, launched: _Launched) -> Outcome:
         made = jax.tree.map(np.asarray, launched.made)
         rows = [launched.rows.get(slot, 0) for slot in range(self.slots)]  # of a slot without a row nobody reads anything
-        frames = (None if of is None else of[:, rows] for of in (made.codes, made.pcm, made.hidden))
-        codes, pcm, hidden = frames
+        codes, pcm, hidden = (None if of is None else of[:, rows] for of in (made.codes, made.pcm, made.hidden))
         return Outcome(codes, pcm, made.counts[rows], made.reason[rows], made.held[rows], hidden)
 
     @property
@@ -275,6 +291,7 @@ class JaxDevice:
         self._reading[slot].columns = columns
         for _ in pieces:
             self.read(slot)
+        self._place_row(slot, self._reading.pop(slot))
 
     def _exercise(self, slot: int) -> None:
         """What is compiled for each size of the batch."""
@@ -291,11 +308,11 @@ class JaxDevice:
         assert self._batch is not None, "nobody speaks"
         return self._batch
 
-    def _place_row(self, slot: int, reading: _Reading) -> None:
-        """The prompt is read: the row takes its place."""
+    def _place_row(self, slot: int, reading: _Reading, made: int = 0) -> None:
+        """The prompt is read, and so many frames may have been made: the row takes its place."""
         one, carry = reading.state, reading.opening.carry
         assert one is not None
-        batch, end = self._batch, len(reading.opening.prompt.text) - 1
+        batch, end = self._batch, min(self.columns, len(reading.opening.prompt.text) + made) - 1
         if self._sizes[0] == 1 and (batch is None or (len(batch.owners) == 1 and batch.owners[0] in (None, slot))):
             if carry and batch is not None:
                 one = one._replace(codec=batch.state.codec)

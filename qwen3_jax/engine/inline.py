@@ -42,6 +42,12 @@ class Steady(Pace):
     def budget(self, now: float) -> int:
         return NEVER
 
+    def next(self, now: float) -> tuple[int | None, list[int], int]:
+        return None, *self.quotas(now)
+
+    def hold(self, now: float) -> float:
+        return 0.0
+
     def quotas(self, now: float) -> tuple[list[int], int]:
         quotas = [0 if not slot.speaking else self._each if slot.launched else self._first for slot in self.slots]
         return quotas, max(quotas)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from qwen3_jax.engine.errors import ConsumerFailed
 from qwen3_jax.engine.requests import Handle, Notify
 
 
@@ -15,8 +16,8 @@ class News:
         """There is news of it."""
         self._handles.append(handle)
 
-    def tell(self, lost: Callable[[list[Handle], BaseException], None]) -> None:
-        """Tell all consumers. ``lost`` is called with the handles whose ``notify`` raised, and what; it may add no news of them."""
+    def tell(self, lost: Callable[[list[Handle], ConsumerFailed], None]) -> None:
+        """Tell all consumers. ``lost`` is called with the handles whose ``notify`` raised, and why; it may add no news of them."""
         handles, self._handles = dict.fromkeys(self._handles), []
         by_consumer: dict[Notify, list[Handle]] = {}
         for handle in handles:
@@ -26,4 +27,6 @@ class News:
             try:
                 notify([*theirs])
             except BaseException as error:  # noqa: BLE001  # others' code: it ends their requests, not the engine
-                lost(theirs, error)
+                failure = ConsumerFailed(f"the function that is told of news of the request raised {type(error).__name__}: {error}")
+                failure.__cause__ = error
+                lost(theirs, failure)

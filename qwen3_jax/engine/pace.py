@@ -9,6 +9,10 @@ it ends, the sooner they have it.
 The first packet is one frame where the next one is made well within the 80 ms for which that lasts. On a device that is slower, or while
 prompts are read that take the time, it waits for as many as are heard until the next one comes (`first_packet`): later, but without a
 gap. Nor is a prompt read while a listener would hear all that he has before the round ends (`budget`).
+
+Where each row of a batch costs, an owner that holds no other slot does not wait for a step of the others: its first packet is made by a
+step of its own row, as long as every listener has enough in hand for that (`next`). And while a slot is free, a step is not launched much
+before the one before it ends, so that whoever comes meanwhile takes part in it (`hold`).
 """
 
 import math
@@ -21,6 +25,8 @@ from qwen3_jax.engine.slots import Device, Slot
 
 FIRST_MOST = 5  # frames that a first packet waits for, at most
 POSTPONED = 4  # rounds in a row in which no prompt is read for the sake of those who listen
+SPARE, LEAST_SPARE = 0.15, 0.004  # of a step, and seconds: so long before its end, as fast steps have it, the next one is launched
+CROWD = 4  # rows of a batch from which on a newcomer makes its first packet alone
 _RECENT, _MOST, _JITTER = 24, 0.9, 1.15  # of the last steps so many took no longer, and the next may take so much longer than those
 _FILLED = 0.7  # of a first packet's time the next one is expected in: one step in a thousand takes 1.4 to 1.5 times as long as nine in ten
 
@@ -35,6 +41,7 @@ class Flight(NamedTuple):
     at: float
     read: bool | None  # whether a piece of prompt was read before it; None: many, for nobody spoke
     rows: int  # of the batch
+    alone: bool = False  # a first packet, whole
 
 
 class Pace:
@@ -71,16 +78,17 @@ class Pace:
     @property
     def _step(self) -> float:
         """Seconds that a frame of the batch takes, as it is now; 0: not known."""
-        size = self._nearest([*self._seconds])
-        return self._seconds.get(size, 0.0) * self._times(size)
+        rows = self._device.batch
+        size = self._nearest([*self._seconds], rows)
+        return self._seconds.get(size, 0.0) * self._times(size, rows)
 
-    def _nearest(self, sizes: list[int]) -> int:
-        """Of the numbers of rows that have been timed, the one that tells most about the batch."""
-        return min(sizes, key=lambda size: abs(size - self._device.batch), default=0)
+    def _nearest(self, sizes: list[int], rows: int) -> int:
+        """Of the numbers of rows that have been timed, the one that tells most about ``rows``."""
+        return min(sizes, key=lambda size: abs(size - rows), default=0)
 
-    def _times(self, size: int) -> float:
-        """How often as long a step of the batch takes as one of so many rows, at most."""
-        return max(1.0, self._device.batch / size) if size else 1.0
+    def _times(self, size: int, rows: int) -> float:
+        """How often as long a step of ``rows`` takes as one of ``size``, at most."""
+        return max(1.0, rows / size) if size else 1.0
 
     ahead = 1  # launches that the device may work on while the host hands over the last one's audio
 
@@ -90,12 +98,52 @@ class Pace:
         return int(self.options.buffer_ms / 1000 / FRAME_SECONDS)
 
     def budget(self, now: float) -> int:
-        """Rows of prompt that a round may read while somebody speaks: none if a listener would have heard all before it ends; but such
-        rounds are no more than `POSTPONED` in a row."""
-        seconds = self._may_take(True)
-        short = any(0 < self._in_hand(slot, now) < seconds for slot in self.slots if slot.speaking and slot.released)
-        self._postponed = self._postponed + 1 if short and self._postponed < POSTPONED else 0
+        """Rows of prompt that may be read before the next launch while somebody speaks: none if a listener would have heard all before it
+        ends; but such launches are no more than `POSTPONED` in a row, and one where an owner without another slot waits."""
+        most = 1 if any(slot.reading and self._only(slot) for slot in self.slots) else POSTPONED
+        self._postponed = self._postponed + 1 if self._postponed < most and self._short(self._may_take(True), now) else 0
         return 0 if self._postponed else self._piece
+
+    def next(self, now: float) -> tuple[int | None, list[int], int]:
+        """The next launch: of which slot alone, if it is; frames that each row may make; and the most of them, 0: nothing to launch."""
+        first = self._alone(now)
+        if first is None:
+            return None, *self.quotas(now)
+        index, frames = first
+        return index, [frames if slot.index == index else 0 for slot in self.slots], frames
+
+    def _alone(self, now: float) -> tuple[int, int] | None:
+        """A slot that is launched at once, without the others, and the frames of its first packet. None: nobody's is."""
+        if not self._device.alone or self._device.batch < CROWD or len(self.flights) > self.ahead:
+            return None
+        for slot in self.slots:
+            if slot.speaking and not slot.launched and slot.handle and not slot.handle.first_audio and self._only(slot):
+                frames = min(self.first_packet(), self.allowance(slot, now), self._frames)
+                step = max(self._may_take(False), self._may_take(True))
+                if frames and not self._short(step + frames * self._may_take(False, 1), now, least=-math.inf):
+                    return slot.index, frames
+        return None
+
+    def hold(self, now: float) -> float:
+        """Seconds for which the next launch can wait for a newcomer, because the device is at work on the one before."""
+        if len(self.flights) != 1 or not any(slot.handle is None for slot in self.slots):
+            return 0.0
+        flight = self.flights[0]
+        known = sorted(self._recent[flight.rows, bool(flight.read)])
+        if not known:
+            return 0.0
+        step = flight.limit * known[len(known) // 4]
+        return max(0.0, max(flight.at, self._ready_at) + step - max(SPARE * step, LEAST_SPARE) - now)
+
+    def _only(self, slot: Slot) -> bool:
+        """Whether its owner holds no other slot."""
+        owner = slot.handle and slot.handle.request.owner
+        return not any(one.handle and one.handle.request.owner == owner for one in self.slots if one is not slot)
+
+    def _short(self, seconds: float, now: float, least: float = 0.0) -> bool:
+        """Whether a listener whose speech goes on has audio for less than so long, but for more than ``least``: it is late already."""
+        waits = [slot for slot in self.slots if slot.speaking and slot.released and (slot.flying or self.allowance(slot, now))]
+        return any(least < self._in_hand(slot, now) < seconds for slot in waits)
 
     def quotas(self, now: float) -> tuple[list[int], int]:
         """Frames that each row may make in the next launch, and the most of them; 0: nothing to launch."""
@@ -145,11 +193,13 @@ class Pace:
         late = reading * max(0.0, seconds / _JITTER - FRAME_SECONDS)
         return min(FIRST_MOST, max(1, math.ceil((seconds + late) / (_FILLED * FRAME_SECONDS))))
 
-    def _may_take(self, read: bool) -> float:
-        """Seconds of the next step, judged by the last ones like it. One that was late alone does not count."""
-        size = self._nearest([size for (size, after), taken in self._recent.items() if after == read and taken])
+    def _may_take(self, read: bool, rows: int | None = None) -> float:
+        """Seconds of the next step, of the batch or of so many rows, judged by the last ones like it. One that was late alone does not
+        count."""
+        rows = self._device.batch if rows is None else rows
+        size = self._nearest([size for (size, after), taken in self._recent.items() if after == read and taken], rows)
         known = sorted(self._recent[size, read])
-        return _JITTER * known[int(_MOST * (len(known) - 1))] * self._times(size) if known else 0.0
+        return _JITTER * known[int(_MOST * (len(known) - 1))] * self._times(size, rows) if known else 0.0
 
 
 PaceOf = Callable[[Device, list[Slot], deque[Flight], Options, Counters, float], Pace]

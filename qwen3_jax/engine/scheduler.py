@@ -1,10 +1,10 @@
 """What the engine does next. Pure Python: requests and a Device in, packets in the requests' queues out; one thread, no waiting.
 
-A round: drop who is gone -> give free slots away -> read at most one piece of prompt -> launch a step -> collect the step before it
--> tell the consumers, all of a step at once.
+A round: drop who is gone -> give free slots away -> read at most one piece of prompt -> launch a step, if it is time -> collect the step
+before it -> tell the consumers, all of a step at once.
 
 The step before: while the device makes one step, the host hands over the last one's audio, so nothing waits for copies. A row that has
-ended is found out one step late, which costs nothing: the device has stopped it itself. How long a launch is: see pace.py.
+ended is found out one step late, which costs nothing: the device has stopped it itself. How long a launch is, and when: see pace.py.
 
 Whose turn it is when a slot gets free: see lending.py, line.py and reserve.py. An utterance keeps its slot only if nobody needs it more:
 
@@ -31,7 +31,7 @@ from qwen3_jax.engine.pace import Flight, Pace, PaceOf
 from qwen3_jax.engine.patience import SETTLES, End, end_in_line, end_in_slot, soonest
 from qwen3_jax.engine.requests import Handle, Packet, Rest
 from qwen3_jax.engine.segment import MOST
-from qwen3_jax.engine.slots import NEVER, RUNAWAY, Device, Frame, Opening, Outcome, Slot, text_of
+from qwen3_jax.engine.slots import NEVER, RUNAWAY, Device, Frame, Opening, Outcome, Slot, frame_of, text_of
 from qwen3_jax.model.frame import DAMAGED, LENGTH, NOT_FINITE, RUNNING
 
 ROOM = 5.0  # seconds of audio that a consumer that was late must have taken before its utterance goes on
@@ -59,6 +59,7 @@ class Scheduler:
         self.line = self.lending.line
         self._displaced: deque[Handle] = deque()  # no more than are submitted between two rounds
         self._flights: deque[Flight] = deque()
+        self._asked = self._has_read = False  # since the last launch: whether a prompt might be read, and whether one was
         self.news = News()  # no cycle: the device goes with whoever lets go of the scheduler
         self.pace = pace(device, self.slots, self._flights, options, self.counters, clock())
         self._member = self.lending.join(self.slots, wake, device.check)
@@ -99,15 +100,17 @@ class Scheduler:
         for slot in self.slots:
             self._update(slot, now)
         spoken = any(slot.speaking for slot in self.slots)
-        read = self._read(self.pace.budget(now) if spoken else NEVER)
-        quotas, limit = self.pace.quotas(now)
-        if limit:
-            self._launch(quotas, limit, now, read if spoken else None)
+        read = self._read(spoken, now)
+        alone, quotas, limit = self.pace.next(now)
+        held = self.pace.hold(now) if limit and alone is None else 0.0
+        if limit and not held:
+            self._launch(quotas, limit, now, self._has_read if spoken and alone is None else None, alone)
+        self._asked = self._asked and limit > 0  # else the next round asks again, for no launch comes
         if self._flights and (len(self._flights) > self.pace.ahead or not limit):
             self._collect(self._flights.popleft())
         self.news.tell(self._lose)
-        if read or self._flights:
-            return 0.0
+        if read or self._flights or any(slot.reading for slot in self.slots):
+            return held
         delays = (self.lending.rest(self._member, now), soonest([*self.line], self.slots, self.options, now))
         return min((delay for delay in delays if delay is not None), default=None)
 
@@ -196,8 +199,7 @@ class Scheduler:
         """Back into the line. Whatever is not in its `Rest` is made again."""
         handle = slot.handle
         assert handle is not None
-        queue = self.pace.queue
-        state = None if slot.before is None else self.device.lend(slot.before)
+        queue, state = self.pace.queue, None if slot.before is None else self.device.lend(slot.before)
         rest = Rest(released=slot.released, cut=slot.cut, pause=slot.pause, since=now, state=state)
         if slot.between:
             handle.rest = rest._replace(segment=slot.segment + 1)
@@ -260,20 +262,26 @@ class Scheduler:
 
     # What the device does
 
-    def _read(self, budget: int) -> bool:
-        """Pieces of prompts, oldest request first, of ``budget`` rows: of one largest piece, or all of them if nobody speaks."""
+    def _read(self, spoken: bool, now: float) -> bool:
+        """Pieces of prompts, oldest request first: of one largest piece for each launch, or all of them if nobody speaks."""
         reading = sorted((slot for slot in self.slots if slot.reading), key=lambda slot: slot.handle.submitted if slot.handle else 0.0)
-        done = False
+        if not reading or (spoken and self._asked):
+            return False
+        self._asked = spoken
+        budget, done = self.pace.budget(now) if spoken else NEVER, False
         for slot in reading:
             while slot.pieces and slot.pieces[0] <= budget:
                 budget -= slot.pieces.popleft()
                 self.device.read(slot.index)
                 done = True
+        self._has_read |= done
         return done
 
-    def _launch(self, quotas: list[int], limit: int, now: float, read: bool | None) -> None:
-        launched, serials = self.device.launch(quotas, limit), [slot.serial for slot in self.slots]
-        flight = Flight(launched, serials, quotas, limit, now, read, self.device.batch)
+    def _launch(self, quotas: list[int], limit: int, now: float, read: bool | None, alone: int | None) -> None:
+        """A step of the batch, or of one slot ``alone``."""
+        launched = self.device.launch(quotas, limit) if alone is None else self.device.launch_alone(alone, limit)
+        rows, self._asked, self._has_read = self.device.batch if alone is None else 1, False, False
+        flight = Flight(launched, [slot.serial for slot in self.slots], quotas, limit, now, read, rows, alone is not None)
         for slot, quota in zip(self.slots, quotas, strict=True):
             slot.flying += quota
             slot.launched = quota or slot.launched
@@ -286,19 +294,19 @@ class Scheduler:
         for slot, serial, quota in zip(self.slots, flight.serials, flight.quotas, strict=True):
             if quota and slot.serial == serial and slot.handle is not None:  # else the row is not, or no longer, this request's
                 slot.flying -= quota
-                self._deliver(slot, outcome, now)
+                self._deliver(slot, outcome, now, whole=flight.alone)
 
-    def _deliver(self, slot: Slot, outcome: Outcome, now: float) -> None:
+    def _deliver(self, slot: Slot, outcome: Outcome, now: float, *, whole: bool) -> None:
         row, handle = slot.index, slot.handle
         assert handle is not None
         count, reason, held = int(outcome.counts[row]), int(outcome.reason[row]), int(outcome.held[row])
         slot.made += count
-        slot.held += [_frame(outcome, frame, row) for frame in range(count)]
+        slot.held += [frame_of(outcome, frame, row) for frame in range(count)]
         ready = len(slot.held) - (held if reason in (RUNNING, RUNAWAY, NOT_FINITE) else 0)
         again = min(slot.skip, ready)
         del slot.held[:again]
         slot.skip, ready = slot.skip - again, ready - again
-        begins = reason == RUNNING and not slot.released and self.pace.allowance(slot, now) > 0
+        begins = reason == RUNNING and not whole and not slot.released and self.pace.allowance(slot, now) > 0
         if ready >= (self.pace.first_packet() if begins else 1):
             self._put(slot, slot.held[:ready], now)
             del slot.held[:ready]
@@ -328,22 +336,21 @@ class Scheduler:
         slot.made -= len(slot.held)
         slot.held.clear()
         slot.attempts += 1
+        self.device.rewind(slot.index, handle.request.seed, slot.segment, slot.attempts)  # the next segment, too, follows what was heard
         if slot.attempts > handle.request.watch.retries:
             self.counters.runaways_ended += 1
-            self.device.rewind(slot.index, handle.request.seed, slot.segment, slot.attempts)  # the next segment follows what was heard
             slot.cut = True
             self._next_segment(slot, self.clock())
             return
         self.counters.runaways += 1
-        self.device.rewind(slot.index, handle.request.seed, slot.segment, slot.attempts)
         slot.serial += 1
         slot.flying = 0
 
     def _not_finite(self, slot: Slot) -> None:
         """The request ends; the slot is as good as any, for `Device.open` clears it."""
         assert slot.handle is not None
-        where = f"after {slot.released} frames, in segment {slot.segment}"
         self.counters.not_finite += 1
+        where = f"after {slot.released} frames, in segment {slot.segment}"
         self._end(slot.handle, "error", NotFinite(f"what the model computed is NaN or infinite {where}; {DAMAGED}"))
         self._release(slot)
 
@@ -382,10 +389,8 @@ class Scheduler:
 
     # Failing
 
-    def _lose(self, handles: list[Handle], error: BaseException) -> None:
+    def _lose(self, handles: list[Handle], failure: ConsumerFailed) -> None:
         """Nobody can be told of these any more."""
-        failure = ConsumerFailed(f"the function that is told of news of the request raised {type(error).__name__}: {error}")
-        failure.__cause__ = error
         self.line.drop(lambda one: one in handles)
         for slot in self.slots:
             if slot.handle in handles:
@@ -393,8 +398,3 @@ class Scheduler:
         for handle in handles:
             if not handle.ended:
                 self._end(handle, "error", failure)
-
-
-def _frame(outcome: Outcome, frame: int, row: int) -> Frame:
-    hidden = None if outcome.hidden is None else outcome.hidden[frame, row].copy()
-    return Frame(outcome.codes[frame, row].copy(), outcome.pcm[frame, row].copy(), hidden)

@@ -73,6 +73,12 @@ class Frame(NamedTuple):
     hidden: F32[np.ndarray, " H"] | None
 
 
+def frame_of(outcome: Outcome, frame: int, row: int) -> Frame:
+    """One of a launch, with arrays of its own."""
+    hidden = None if outcome.hidden is None else outcome.hidden[frame, row].copy()
+    return Frame(outcome.codes[frame, row].copy(), outcome.pcm[frame, row].copy(), hidden)
+
+
 class Device(Protocol):
     """The arrays of all slots and what can be done to them, in the order of the calls."""
 
@@ -80,6 +86,10 @@ class Device(Protocol):
     frames: int  # most of a launch
     columns: int  # positions of a slot
     piece: int  # rows of a prompt's largest piece
+
+    @property
+    def alone(self) -> bool:
+        """Whether one row costs less than the batch, so that ``launch_alone`` pays."""
 
     @property
     def batch(self) -> int:
@@ -113,6 +123,9 @@ class Device(Protocol):
 
     def launch(self, quotas: list[int], limit: int) -> Any:
         """Begin to make up to quotas[b] frames of each row, ``limit`` at most. A row whose frame is not finite is stopped before it."""
+
+    def launch_alone(self, slot: int, limit: int) -> Any:
+        """As ``launch``, of ``limit`` frames of one row whose prompt has been read and that has not been in a launch yet."""
 
     def collect(self, launched: Any) -> Outcome:
         """Wait for a launch."""

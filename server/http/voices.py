@@ -176,8 +176,9 @@ async def _storage(context: Context, done: str) -> AsyncIterator[None]:
         raise HttpError(404, "VOICE_NOT_FOUND", str(error)) from error
     except OSError as error:
         context.store.failures += 1
-        log.error("a voice could not be %s: %s; %s", done, error, "let the server's user write there, or set TTS_VOICES_DIR")
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        advice = "make room there" if full else "let the server's user write there"
+        log.error("a voice could not be %s: %s; %s, or set TTS_VOICES_DIR", done, error, advice)
         said = f"the voice could not be {done.split()[0]}; the server's log says why"
         raise HttpError(507 if full else 500, "STORAGE_FULL" if full else "STORAGE_FAILED", said) from error
 

@@ -3,8 +3,11 @@
 import errno
 import ipaddress
 import os
+import re
 import socket
 
+HOST, PORT = "127.0.0.1", 8000  # where the server listens unless it is told otherwise
+SERVICE_LINK = re.compile(r"(tcp|udp|sctp)://", re.I)  # TTS_PORT as Kubernetes sets it for a Service called tts
 BACKLOG = 100
 WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # every address -> one that a browser on this machine can open
 
@@ -19,6 +22,11 @@ def check_host(host: str) -> str:
     if ":" in plain and _address(plain) is None:
         raise ValueError("must be a name, an IPv4 address or an IPv6 address; the port is TTS_PORT's")
     return plain
+
+
+def port_of(value: str) -> str:
+    """TTS_PORT as the environment has it -> the port, as a number is written; unset, or set by Kubernetes for a Service: ours."""
+    return str(PORT) if not value or SERVICE_LINK.match(value) else value
 
 
 def is_loopback(host: str | None) -> bool:
