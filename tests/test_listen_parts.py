@@ -144,15 +144,54 @@ def test_what_may_be_speech_is_suspected_once_a_second_and_never_of_an_echo() ->
     for number in range(echo.LEARN_WINDOWS):  # the echo's first second
         events += turns.feed(noise(-40, number), 0.99, playing=True)
     for number in range(200):  # as loud as the echo, however much like speech; or louder, and none
-        events += turns.feed(noise(-40, number), 0.79, playing=True) + turns.feed(noise(-15, number), 0.2, playing=True)
+        events += turns.feed(noise(-40, number), 0.79, playing=True) + turns.feed(noise(-15, number), 0.05, playing=True)
     assert not events
     turns = Turns(Detection())
     for number in range(echo.LEARN_WINDOWS):
         events += turns.feed(noise(-66, number), 0.01, playing=True)
     for number in range(2 * echo.SUSPECT_REST):  # it grows louder as fast as it is learnt, so that it is never taken for echo
-        events += turns.feed(noise(-44 + 1.1 * echo.RISE_DB * number, number), 0.3, playing=True)
+        events += turns.feed(noise(-44 + 1.1 * echo.RISES[0][1] * number, number), 0.3, playing=True)
     assert events == [TurnEvent.SUSPECTED] * 2 and not turns.open, "it flickers no more than that"
     assert turns.feed(noise(60), 0.99, playing=True) == [TurnEvent.BEGAN]
+
+
+def test_a_consonant_without_voice_is_suspected_and_a_key_is_not() -> None:
+    """The beginning of "she" is as improbable as noise; what tells it from a key or a click is that it lasts."""
+    for lasts in (False, True):
+        turns, events = Turns(Detection()), list[TurnEvent]()
+        for number in range(echo.LEARN_WINDOWS):
+            events += turns.feed(noise(-66, number), 0.0, playing=True)
+        for number in range(4):
+            level = -40 if lasts or number % 2 else -66
+            sound = noise(level, number)
+            sound[:56] = sound[456:] = 0  # 25 ms of it, if it does not last
+            events += turns.feed(noise(level, number) if lasts else noise(-66, number) + sound, 0.0, playing=True)
+        assert events == [TurnEvent.SUSPECTED] * lasts and not turns.open
+
+
+@pytest.mark.parametrize(("seconds", "windows"), [(0.5, 2), (2.0, 1)])
+def test_speech_is_noticed_after_many_interruptions_as_after_none(seconds: float, windows: int) -> None:
+    """The user's speech is not learnt, little by little, as the echo: in turns that end while the answer sounds, and in longer ones."""
+    turns, needed, number = Turns(Detection()), list[int](), 0
+
+    def feed(level: float, probability: float, *, playing: bool) -> list[TurnEvent]:
+        nonlocal number
+        number += 1
+        return turns.feed(noise(level, number), probability, playing=playing)
+
+    for _ in range(20):
+        for _ in range(60):
+            assert not feed(-66, 0.01, playing=True)
+        needed.append(1)
+        while TurnEvent.BEGAN not in feed(-40, 0.9, playing=True):
+            needed[-1] += 1
+            assert needed[-1] < 5
+        for window in range(round(seconds * 31)):
+            feed(-18, 0.95, playing=window < 16)  # the answer is interrupted after half a second
+        for _ in range(30):
+            feed(-66, 0.01, playing=False)
+        assert not turns.open
+    assert max(needed) <= windows, needed
 
 
 def test_the_user_is_not_learnt_as_echo() -> None:
