@@ -26,6 +26,7 @@ from qwen3_jax.model.encode import encode_codes, encode_x_vector
 from qwen3_jax.model.model import DTYPES, Model, is_int8, load, read_configs
 from qwen3_jax.model.sampling import Draw, Sampling
 from qwen3_jax.runtime import compilation
+from qwen3_jax.runtime.allocation import give_back
 from qwen3_jax.runtime.devices import name_of_place, places_of
 from qwen3_jax.shapes import I32
 from qwen3_jax.speech.arguments import column, sampling_of
@@ -349,6 +350,7 @@ def load_for(
     alone = rows == 1 and tensor_parallel == 1
     stored = None if alone and dtype != "int8" and not int8 else jnp.dtype(dtype)
     model = load(folder, dtype=jnp.dtype("float32" if dtype == "int8" else dtype), device=chosen, stored=stored, lean=True)
+    give_back()  # what was read to be converted
     first, *others = [model if place is chosen else model._replace(params=put(model.params, place)) for place in places]
     try:
         tokenizer = Tokenizer.from_folder(folder, model.config)
