@@ -41,7 +41,7 @@ from qwen3_jax.voices.choice import Given, VoiceInfo
 from qwen3_jax.voices.voice import Voice
 
 FIRST_CHUNK, CHUNK = 1, 4  # frames per compiled call: first sound soon, then fewer calls
-WARM_COLUMNS = (128, 256, 512)  # positions that `warmup` compiles for
+WARM_COLUMNS = (256, 512)  # positions that `warmup` compiles for
 PREPARED_VOICES = 16  # kept ready for in-context cloning, 5 MB each
 
 
@@ -310,8 +310,7 @@ class Qwen3TTS:
         """
         Inline(self.model, slots=1, first=FIRST_CHUNK, each=CHUNK).device.warm_up(WARM_COLUMNS)
         if self.model_type == "base":
-            frame = np.zeros((17, self.model.config.talker_config.num_code_groups), np.int32)  # a whole piece, and a part of one
-            prime(self.model, frame)
+            prime(self.model, np.zeros((1, self.model.config.talker_config.num_code_groups), np.int32))
 
     def _chosen(self, given: Given, transcript: str | None = None) -> Voice | str | None:
         """The voice, as `PartPrompts.one` takes it."""
