@@ -26,6 +26,7 @@ from qwen3_jax.model.encode import encode_codes, encode_x_vector
 from qwen3_jax.model.model import DTYPES, Model, is_int8, load, read_configs
 from qwen3_jax.model.sampling import Draw, Sampling
 from qwen3_jax.runtime import compilation
+from qwen3_jax.runtime.allocation import give_back
 from qwen3_jax.runtime.devices import name_of_place, places_of
 from qwen3_jax.shapes import I32
 from qwen3_jax.speech.arguments import column, sampling_of
@@ -40,7 +41,7 @@ from qwen3_jax.voices.choice import Given, VoiceInfo
 from qwen3_jax.voices.voice import Voice
 
 FIRST_CHUNK, CHUNK = 1, 4  # frames per compiled call: first sound soon, then fewer calls
-WARM_COLUMNS = (128, 256, 512)  # positions that `warmup` compiles for
+WARM_COLUMNS = (256, 512)  # positions that `warmup` compiles for
 PREPARED_VOICES = 16  # kept ready for in-context cloning, 5 MB each
 
 
@@ -309,8 +310,7 @@ class Qwen3TTS:
         """
         Inline(self.model, slots=1, first=FIRST_CHUNK, each=CHUNK).device.warm_up(WARM_COLUMNS)
         if self.model_type == "base":
-            frame = np.zeros((17, self.model.config.talker_config.num_code_groups), np.int32)  # a whole piece, and a part of one
-            prime(self.model, frame)
+            prime(self.model, np.zeros((1, self.model.config.talker_config.num_code_groups), np.int32))
 
     def _chosen(self, given: Given, transcript: str | None = None) -> Voice | str | None:
         """The voice, as `PartPrompts.one` takes it."""
@@ -349,6 +349,7 @@ def load_for(
     alone = rows == 1 and tensor_parallel == 1
     stored = None if alone and dtype != "int8" and not int8 else jnp.dtype(dtype)
     model = load(folder, dtype=jnp.dtype("float32" if dtype == "int8" else dtype), device=chosen, stored=stored, lean=True)
+    give_back()  # what was read to be converted
     first, *others = [model if place is chosen else model._replace(params=put(model.params, place)) for place in places]
     try:
         tokenizer = Tokenizer.from_folder(folder, model.config)

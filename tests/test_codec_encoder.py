@@ -118,3 +118,17 @@ def test_damaged_weights_make_no_codes(model: Callable[[str], Model], waves: np.
 def test_what_is_no_clip_is_refused_by_name(model: Callable[[str], Model], call: Callable[..., object], wave: np.ndarray) -> None:
     with pytest.raises(ValueError, match=r"clip of shape \(.*\), .*: must be \[samples\], finite floats in \[-1, 1\]"):
         call(model("base"), wave)
+
+
+def test_windows_change_nothing(monkeypatch: pytest.MonkeyPatch, model: Callable[[str], Model], waves: np.ndarray) -> None:
+    base = model("base")
+    encoder = nnx.merge(base.graphs.codec_encoder, base.params["codec"]["encoder"]).encoder
+    valid = np.array([BUCKET - 700, 5000], np.int32)  # the second ends in the first of the windows
+    whole, steps = encoder(waves[None], valid)
+    monkeypatch.setattr("qwen3_jax.codec.encoder.WINDOW", 6)
+    cut, cut_steps = jax.jit(encoder.in_windows)(waves[None], valid)
+    np.testing.assert_array_equal(cut_steps, steps)
+    for row, length in enumerate(steps):
+        np.testing.assert_allclose(cut[:, row, :length], whole[:, row, :length], atol=2e-5)
+    lowered = jax.jit(encoder.in_windows).lower(waves[None], valid).as_text()
+    assert "while" in lowered  # it was cut

@@ -450,7 +450,7 @@ def test_how_a_text_is_read_is_the_callers_choice_or_the_checkpoints(tts: Qwen3T
 @pytest.mark.slow
 def test_after_the_warmup_a_text_of_any_usual_length_compiles_nothing(tts: Qwen3TTS, voice: Voice, monkeypatch: pytest.MonkeyPatch) -> None:
     compiled: list[str] = []
-    monkeypatch.setattr("qwen3_jax.tts.WARM_COLUMNS", (128, 256))
+    monkeypatch.setattr("qwen3_jax.tts.WARM_COLUMNS", (256, 512))
     tts.warmup()
 
     def count(event: str, _: float, **__: object) -> None:

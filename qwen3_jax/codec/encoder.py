@@ -8,6 +8,8 @@ zeros at the convolution's own input (the stride-2 convolution: with its last in
 Source of the formulas: `transformers` 4.57.3, models/mimi/modeling_mimi.py (MimiModel._encode_frame, MimiConv1d).
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -17,6 +19,8 @@ from qwen3_jax.codec.rvq import SplitEncoder
 from qwen3_jax.codec.transformer import EncoderTransformer
 from qwen3_jax.model.config import CodecEncoderConfig
 from qwen3_jax.shapes import F32, I32, Array
+
+WINDOW = 50  # steps of 960 samples, 2 s, that the convolutions work on at once: at full size 8 s took 400 MB
 
 
 def _ceil_div(a: I32[Array, " B"], b: int) -> I32[Array, " B"]:
@@ -74,6 +78,34 @@ class ConvEncoder(nnx.Module):
     def __call__(self, wave: F32[Array, "1 B F"], valid: I32[Array, " B"]) -> tuple[F32[Array, "H B T"], I32[Array, " B"]]:
         return self.through(self.order, wave, valid)
 
+    def in_windows(self, wave: F32[Array, "1 B F"], valid: I32[Array, " B"]) -> tuple[F32[Array, "H B T"], I32[Array, " B"]]:
+        """The same, WINDOW steps at a time, each with as much of its past as it sees: so a long clip takes no more work space."""
+        rate, reach = self._rate_and_reach()
+        size, length = WINDOW + reach, -(-wave.shape[2] // rate)
+        if length <= size:
+            return self(wave, valid)
+        count = -(-(length - reach) // WINDOW)
+        wave = jnp.pad(wave, ((0, 0), (0, 0), (0, (count * WINDOW + reach) * rate - wave.shape[2])))
+
+        def window(index: I32[Array, ""]) -> F32[Array, "H B _"]:
+            at = index * WINDOW * rate
+            return self(jax.lax.dynamic_slice_in_dim(wave, at, size * rate, 2), jnp.clip(valid - at, 0, size * rate))[0]
+
+        windows = jax.lax.map(window, jnp.arange(count))  # [count H B reach+WINDOW]; what reaches before a window is the one before's
+        rest = jnp.moveaxis(windows[..., reach:], 0, 2)
+        x = jnp.concatenate([windows[0, ..., :reach], rest.reshape(*rest.shape[:2], -1)], axis=2)
+        return x[..., :length], _ceil_div(valid, rate)
+
+    def _rate_and_reach(self) -> tuple[int, int]:
+        """Samples of a step, and steps back that a step sees."""
+        rate, reach = 1, 0
+        for name in self.order:
+            layer = self.layers[name]
+            for conv in layer.block.values() if isinstance(layer, ResidualBlock) else [layer]:
+                reach += conv.past * rate
+                rate *= conv.stride
+        return rate, math.ceil(reach / rate)
+
     @property
     def order(self) -> list[str]:
         """Names of the layers, first to last."""
@@ -110,7 +142,7 @@ class Encoder(nnx.Module):
             codes [B N K] int32, N = ceil(F / 1920); frames from ceil(valid / 1920) on are -1.
         """
         with jax.default_matmul_precision("highest"):  # as in the decoder
-            x, steps = self.encoder(wave[None], valid)
+            x, steps = self.encoder.in_windows(wave[None], valid)
             x, frames = self.downsample(self.encoder_transformer(x), steps)
             codes = self.quantizer(jnp.moveaxis(x, 0, -1))
         return jnp.where(jnp.arange(codes.shape[1])[None, :, None] < frames[:, None, None], codes, -1)

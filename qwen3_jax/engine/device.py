@@ -94,7 +94,8 @@ class JaxDevice:
             Small ones let others speak between two; large ones read the weights less often.
         wide: whether batches of more rows than one read a float32 copy of narrow weights, on a CPU.
         hidden: hand out the talker's hidden states, too.
-        together: a full launch's frames are decoded at once (see `programs.step`); requests are not watched then.
+        together: the codec is a program of its own (`programs.sound`), and decodes a full launch's frames at once; requests are not
+            watched then.
         pooled: other devices may serve a request that has given its slot back here (pool.py), so what it goes on from is the host's.
 
     Raises:
@@ -234,10 +235,20 @@ class JaxDevice:
         state, found = programs.step(
             self._graphs.talker, self._talker if len(made) == 1 else self._wide, self._graphs.codec_decoder, self._decoder, state,
             np.array(made, np.int32), np.int32(limit), self._pad, size=self.frames,
-            hidden=self._hidden, together=self._together and limit == self.frames,
+            hidden=self._hidden, silent=self._together,
         )  # fmt: skip
+        if self._together:
+            state, found = self._sounded(state, found, limit)
         jax.tree.map(lambda array: array.copy_to_host_async(), found)
         return state, _Launched(found, rows)
+
+    def _sounded(self, state: programs.State, made: programs.Made, limit: int) -> tuple[programs.State, programs.Made]:
+        """The step's frames with their samples: a full launch's at once, others one by one, so that there are two programs."""
+        frames, graph = self.frames if limit == self.frames else 1, self._graphs.codec_decoder
+        for at in range(0, limit, frames):
+            codec, reason, made = programs.sound(graph, self._decoder, state.codec, made, np.int32(at), frames=frames)
+            state = state._replace(codec=codec, reason=reason)
+        return state, made
 
     def collect(self, launched: _Launched) -> Outcome:
         made = jax.tree.map(np.asarray, launched.made)

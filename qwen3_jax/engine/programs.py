@@ -5,6 +5,7 @@
     insert       the row, its prompt read, takes its place in the batch
     write_text   a row's text has grown
     step         up to N frames of every row that may make some: talker, predictor and codec, in one loop
+    sound        frames that a step has made without the codec -> their samples
     rewind       back to before the frames that are held, with another key
     keep         a copy of where a row's codec is, to go on from in another place
     take, widen  the batch gets other rows, or more columns
@@ -289,7 +290,7 @@ def _watched(before: State, after: State, first: I32[Array, " B"], alive: Bool[A
     )
 
 
-@functools.partial(jax.jit, static_argnames=("talker_graph", "decoder_graph", "size", "hidden", "together"), donate_argnames=("state",))
+@functools.partial(jax.jit, static_argnames=("talker_graph", "decoder_graph", "size", "hidden", "silent"), donate_argnames=("state",))
 def step(
     talker_graph: Any,
     talker_params: Any,
@@ -302,11 +303,11 @@ def step(
     *,
     size: int,
     hidden: bool = False,
-    together: bool = False,
+    silent: bool = False,
 ) -> tuple[State, Made]:
     """Make up to ``quota`` frames of each row, ``limit`` (at most ``size``) at most. The caller sees to room in the cache. ``hidden``: hand
-    out the talker's normed hidden states, too. ``together``: the codec decodes a row's frames after the loop, all at once: a large codec's
-    weights are read once. Not for rows that are watched, whose mark is between two frames.
+    out the talker's normed hidden states, too. ``silent``: leave the samples to `sound`. Not for rows that are watched, whose mark is
+    between two frames.
 
     A row whose logits or samples are not finite ends with NOT_FINITE before that frame.
     """
@@ -333,7 +334,7 @@ def step(
         ids = jnp.where(before.step < before.text_length, jnp.take_along_axis(before.text, at[:, None], axis=1)[:, 0], pad_id)
         after, frame, drawn_from, alive = advance(talker, before, talker.text_rows(ids[:, None])[:, 0], made.counts < quota)
         pcm = made.pcm
-        if not together:
+        if not silent:
             after = _watched(before, after, frame[:, 0], alive)
             sound, codec = decoder(frame[:, None], before.codec)
             bad = alive & ~jnp.all(jnp.isfinite(sound), axis=1)
@@ -352,16 +353,34 @@ def step(
         )
 
     _, state, made = jax.lax.while_loop(going, one, (jnp.int32(0), state, made))
-    if together:
-        sound, codec = decoder(jnp.swapaxes(made.codes, 0, 1), state.codec, made.counts)
-        pcm = jnp.swapaxes(sound.reshape(rows, size, samples), 0, 1)
-        sounds = jnp.cumprod(jnp.all(jnp.isfinite(pcm), axis=2).astype(jnp.int32), axis=0).sum(
-            axis=0
-        )  # frames before one that is not finite
-        reason = jnp.where(sounds < made.counts, NOT_FINITE, state.reason)
-        state = state._replace(codec=codec, reason=reason)
-        made = made._replace(pcm=pcm, counts=jnp.minimum(sounds, made.counts))
     return state, made._replace(reason=state.reason, held=state.held)
+
+
+@functools.partial(jax.jit, static_argnames=("graph", "frames"), donate_argnames=("codec",))
+def sound(
+    graph: Any, params: Any, codec: DecoderState, made: Made, at: I32[Array, ""], *, frames: int
+) -> tuple[DecoderState, I32[Array, " B"], Made]:
+    """Decode the frames at, at + 1, ... of a silent step, all at once: a large codec's weights are read once.
+
+    Args:
+        graph, params: the codec's decoder, split.
+        codec: its states after the frame before.
+        made: of the step, and of the calls for the frames before.
+        at, frames: the first, and how many; at + frames <= N.
+
+    Returns:
+        The codec's states, the rows' reasons for State, and ``made`` with these samples. A row with a sample that is not finite ends with
+        NOT_FINITE before that frame.
+    """
+    valid = jnp.clip(made.counts - at, 0, frames)
+    codes = jnp.swapaxes(jax.lax.dynamic_slice_in_dim(made.codes, at, frames), 0, 1)
+    samples, codec = nnx.merge(graph, params)(codes, codec, valid)
+    new = jnp.swapaxes(samples.reshape(len(valid), frames, -1), 0, 1)
+    finite = jnp.cumprod(jnp.all(jnp.isfinite(new), axis=2).astype(jnp.int32), axis=0).sum(axis=0)  # frames before the first that is not
+    bad = finite < valid
+    reason = jnp.where(bad, NOT_FINITE, made.reason)
+    pcm = jax.lax.dynamic_update_slice_in_dim(made.pcm, new, at, 0)
+    return codec, reason, made._replace(pcm=pcm, counts=jnp.where(bad, at + finite, made.counts), reason=reason)
 
 
 @functools.partial(jax.jit, donate_argnames=("state",))

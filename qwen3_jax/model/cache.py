@@ -36,11 +36,13 @@ def empty(layers: int, rows: int, kv_heads: int, columns: int, head_dim: int, dt
 def write(cache: LayerCache, k: Float[Array, "B T J D"], v: Float[Array, "B T J D"], start: I32[Array, " B"]) -> LayerCache:
     """Write T new columns into each row, from that row's own ``start``; start + T <= S is the caller's promise."""
 
-    def put(row: Float[Array, "J S D"], new: Float[Array, "J T D"], at: I32[Array, ""]) -> Float[Array, "J S D"]:
-        return jax.lax.dynamic_update_slice(row, new, (0, at, 0))
+    def put(head: Float[Array, "S D"], new: Float[Array, "T D"], at: I32[Array, ""]) -> Float[Array, "S D"]:
+        return jax.lax.dynamic_update_slice(head, new, (at, 0))
 
-    # One row without vmap, which makes a scatter of it.
-    put_rows = jax.vmap(put) if len(start) > 1 else lambda rows, new, at: put(rows[0], new[0], at[0])[None]
+    # A scatter with an index for each head. One slice of one row XLA's CPU compiler fused into both of its readers, attention and the
+    # decoding loop, and then copied the whole cache five times a frame to keep both.
+    put_rows = jax.vmap(jax.vmap(put))
+    start = jnp.broadcast_to(start[:, None], cache.k.shape[:2])
     return LayerCache(
         put_rows(cache.k, jnp.swapaxes(k, 1, 2).astype(cache.k.dtype), start),
         put_rows(cache.v, jnp.swapaxes(v, 1, 2).astype(cache.v.dtype), start),

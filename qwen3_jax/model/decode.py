@@ -14,7 +14,7 @@ from qwen3_jax.model.frame import DAMAGED
 from qwen3_jax.model.model import Model
 from qwen3_jax.shapes import F32, I32, Array, Integer
 
-_PRIME = 16  # frames of reference decoded at a time: one trace for every length, and 150 MB of temporaries at full size
+_PRIME = 16  # frames of reference decoded at a time: one program for every length, and 150 MB of temporaries at full size
 
 
 @functools.partial(jax.jit, static_argnames=("graph",), donate_argnames=("state",))
@@ -24,7 +24,7 @@ def decode(graph: Any, decoder: Any, codes: I32[Array, "N B K"], state: DecoderS
 
 
 @functools.partial(jax.jit, static_argnames=("graph",), donate_argnames=("state",))
-def _remember(graph: Any, decoder: Any, codes: I32[Array, "B N K"], valid: I32[Array, " B"] | None, state: DecoderState) -> DecoderState:
+def _remember(graph: Any, decoder: Any, codes: I32[Array, "B N K"], valid: I32[Array, " B"], state: DecoderState) -> DecoderState:
     return nnx.merge(graph, decoder)(codes, state, valid)[1]
 
 
@@ -40,7 +40,7 @@ def prime(model: Model, reference: Integer[np.ndarray, "N K"]) -> DecoderState:
     for start in range(0, len(reference), _PRIME):
         piece = reference[start : start + _PRIME]
         codes = np.pad(piece, ((0, _PRIME - len(piece)), (0, 0)))[None]
-        valid = None if len(piece) == _PRIME else np.array([len(piece)], np.int32)  # whole pieces are cheaper to remember
+        valid = np.array([len(piece)], np.int32)
         state = _remember(model.graphs.codec_decoder, model.params["codec"]["decoder"], codes, valid, state)
     if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state)):
         raise FloatingPointError(f"what the codec's decoder computed for the reference is NaN or infinite; {DAMAGED}")

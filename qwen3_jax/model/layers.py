@@ -5,6 +5,9 @@ row contiguously (measured on 2 cores: 23 GB/s against 19 for [in, out]).
 Source of the formulas: `qwen-tts` 0.1.1, core/models/modeling_qwen3_tts.py (Qwen3TTSTalkerAttention and neighbours).
 """
 
+import functools
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -232,3 +235,14 @@ class DecoderLayer(nnx.Module):
         attended, cache = self.self_attn(self.input_layernorm(x), rope, cache, start, mask)
         x = x + attended
         return x + self.mlp(self.post_attention_layernorm(x)), cache
+
+
+def apply(module: nnx.Module, *arguments: Any) -> Any:
+    """``module(*arguments)``. Modules of one form are traced once: 28 layers of the talker took 0.9 s of every start."""
+    graph, state = nnx.split(module)
+    return _apply(graph, nnx.to_pure_dict(state), *arguments)
+
+
+@functools.partial(jax.jit, static_argnames=("graph",))
+def _apply(graph: Any, params: Any, *arguments: Any) -> Any:
+    return nnx.merge(graph, params)(*arguments)

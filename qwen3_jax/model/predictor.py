@@ -15,7 +15,7 @@ from flax import nnx
 
 from qwen3_jax.model.cache import KVCache, causal_mask, empty
 from qwen3_jax.model.config import PredictorConfig
-from qwen3_jax.model.layers import DecoderLayer, Linear, RMSNorm, rope_angles, take
+from qwen3_jax.model.layers import DecoderLayer, Linear, RMSNorm, apply, rope_angles, take
 from qwen3_jax.shapes import F32, I32, Array, Float
 
 # (logits, index of the drawn book, 1..15) -> codes
@@ -67,7 +67,7 @@ class Predictor(nnx.Module):
         mask = causal_mask(start, x.shape[1], cache[0].k.shape[2])
         written: KVCache = []
         for layer, layer_cache in zip(self.model.layers, cache, strict=True):
-            x, layer_cache = layer(x, rope, layer_cache, start, mask)
+            x, layer_cache = apply(layer, x, rope, layer_cache, start, mask)
             written.append(layer_cache)
         return self.model.norm(x), written
 

@@ -10,7 +10,7 @@ from flax import nnx
 
 from qwen3_jax.model.cache import KVCache, causal_mask
 from qwen3_jax.model.config import TalkerConfig
-from qwen3_jax.model.layers import DecoderLayer, Embedding, Linear, RMSNorm, rope_angles
+from qwen3_jax.model.layers import DecoderLayer, Embedding, Linear, RMSNorm, apply, rope_angles
 from qwen3_jax.model.predictor import Predictor
 from qwen3_jax.shapes import I32, Array, Float
 
@@ -42,7 +42,7 @@ class TalkerModel(nnx.Module):
         mask = causal_mask(start, x.shape[1], cache[0].k.shape[2])
         written: KVCache = []
         for layer, layer_cache in zip(self.layers, cache, strict=True):
-            x, layer_cache = layer(x, rope, layer_cache, start, mask)
+            x, layer_cache = apply(layer, x, rope, layer_cache, start, mask)
             written.append(layer_cache)
         return self.norm(x), written
 

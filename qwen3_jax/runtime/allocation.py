@@ -9,6 +9,7 @@ What is freed stays with the process up to a limit. glibc reads the settings whe
 
 import ctypes
 import errno
+import gc
 import os
 import sys
 
@@ -35,6 +36,7 @@ def restart_with_large_pages(tunables: str = TUNABLES) -> None:
 
 def give_back() -> None:
     """On Linux with glibc, give what is free back to the system, at once and all of it."""
+    gc.collect(0)  # JAX lets go of NumPy's memory that it took over when Python next collects garbage
     if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:
         trim(0)
 
