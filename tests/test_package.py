@@ -127,7 +127,7 @@ def test_each_extra_that_is_named_somewhere_exists() -> None:
     assert {"server", "finetune", "eval", "train", "cuda12", "dev", "audio", "chatterbox"} <= set(named)
     assert {name: file for name, file in named.items() if name not in EXTRAS} == {}
     assert "ARG EXTRAS=server\n" in (ROOT / "deploy" / "Dockerfile").read_text("utf-8")
-    assert "pip install '/opt/qwen3-tts[server]'" in (ROOT / "deploy" / "README.md").read_text("utf-8")
+    assert "bin/pip install '.[server]'" in (ROOT / "deploy" / "README.md").read_text("utf-8")
 
 
 def python(code: str, folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":

@@ -239,7 +239,7 @@ def _arrays(weights: Path, wanted: Mapping[str, Any]) -> Iterator[tuple[str, np.
 
     def opened(path: str) -> Any:
         store = {"driver": "ocdbt", "base": weights.as_uri(), "path": f"{path}/"}
-        return ts.open({"driver": "zarr", "kvstore": store}, context=context, open=True, read=True)
+        return ts.open({"driver": "zarr", "kvstore": store, "fill_missing_data_reads": False}, context=context, open=True, read=True)
 
     def reading(store: Any) -> tuple[np.ndarray, Any]:
         array = aligned_empty(tuple(store.shape), store.dtype.numpy_dtype)
