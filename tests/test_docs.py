@@ -41,6 +41,10 @@ def test_links_lead_somewhere(page: Path) -> None:
             assert anchor in anchors(there), f"{name(page)} links to {target}; there is {', '.join(sorted(anchors(there)))}"
 
 
+def test_no_page_has_the_marks_of_a_merge() -> None:
+    assert [name(page) for page in pages() if re.search(r"^(<{7} |={7}$|>{7} )", page.read_text("utf-8"), re.M)] == []
+
+
 def test_every_page_is_in_the_index() -> None:
     index = links(ROOT / "docs" / "README.md")
     assert {page.name for page in DOCS} - {"README.md"} <= set(index)

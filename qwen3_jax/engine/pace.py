@@ -16,8 +16,8 @@ before the one before it ends, so that whoever comes meanwhile takes part in it 
 """
 
 import math
-from collections import defaultdict, deque
-from collections.abc import Callable
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple
 
 from qwen3_jax.engine.options import FRAME_SECONDS, Counters, Options
@@ -99,8 +99,10 @@ class Pace:
 
     def budget(self, now: float) -> int:
         """Rows of prompt that may be read before the next launch while somebody speaks: none if a listener would have heard all before it
-        ends; but such launches are no more than `POSTPONED` in a row, and one where an owner without another slot waits."""
-        most = 1 if any(slot.reading and self._only(slot) for slot in self.slots) else POSTPONED
+        ends; but such launches are no more than `POSTPONED` in a row, and one where an owner of one slot waits for an owner of several."""
+        held = self._held()
+        poor = any(held[slot.handle.request.owner] == 1 for slot in self.slots if slot.reading and slot.handle)
+        most = 1 if poor and max(held.values()) > 1 else POSTPONED
         self._postponed = self._postponed + 1 if self._postponed < most and self._short(self._may_take(True), now) else 0
         return 0 if self._postponed else self._piece
 
@@ -116,8 +118,10 @@ class Pace:
         """A slot that is launched at once, without the others, and the frames of its first packet. None: nobody's is."""
         if not self._device.alone or self._device.batch < CROWD or len(self.flights) > self.ahead:
             return None
+        held = self._held()
         for slot in self.slots:
-            if slot.speaking and not slot.launched and slot.handle and not slot.handle.first_audio and self._only(slot):
+            handle = slot.handle
+            if handle and slot.speaking and not slot.launched and handle.first_audio is None and held[handle.request.owner] == 1:
                 frames = min(self.first_packet(), self.allowance(slot, now), self._frames)
                 step = max(self._may_take(False), self._may_take(True))
                 if frames and not self._short(step + frames * self._may_take(False, 1), now, least=-math.inf):
@@ -135,10 +139,9 @@ class Pace:
         step = flight.limit * known[len(known) // 4]
         return max(0.0, max(flight.at, self._ready_at) + step - max(SPARE * step, LEAST_SPARE) - now)
 
-    def _only(self, slot: Slot) -> bool:
-        """Whether its owner holds no other slot."""
-        owner = slot.handle and slot.handle.request.owner
-        return not any(one.handle and one.handle.request.owner == owner for one in self.slots if one is not slot)
+    def _held(self) -> Counter[Hashable]:
+        """Slots by owner."""
+        return Counter(slot.handle.request.owner for slot in self.slots if slot.handle is not None)
 
     def _short(self, seconds: float, now: float, least: float = 0.0) -> bool:
         """Whether a listener whose speech goes on has audio for less than so long, but for more than ``least``: it is late already."""
