@@ -95,8 +95,10 @@ async def test_speech_over_the_answer_stops_it_and_nothing_stale_is_heard(talker
         assert marks[:restart] == WORDS[:restart] and set(marks[restart:]) >= set(WORDS[1:-1])
         start, listened = fake.said[0], fake.listened[0]
         assert start["contractId"] == listened["contractId"] and listened["respond"] is True and start["interruption"] == "confirm"
-        await opened.click("#talk-end")
+        await opened.focus("#talk-end")
+        await opened.keyboard.press("Enter")
         assert await text_of(opened, "talk-button-said") == "Start"
+        assert await opened.evaluate("document.activeElement.id") == "talk-button", "a keyboard goes on from there"
         taken = fake.samples
         await wait_for_text(opened, "talk-state", "Press Start")
         await until(lambda: fake.listened[-1]["type"] == "stop")
@@ -233,6 +235,30 @@ async def test_without_permission_or_security_there_is_a_word_about_it(chromium:
             await wait_for_text(opened, "notices", "")
             assert await text_of(opened, "notices") == "", "a notice of a view goes with the view"
     assert not fake.listened
+
+
+@pytest.mark.parametrize("file", ["player-worklet.js", "microphone-worklet.js"])
+async def test_a_server_that_is_gone_is_no_fault_of_the_microphone(asker: Any, voices: Path, file: str) -> None:
+    fake = FakeTalk()
+    async with running(voices, FakeEngine(), change=fake.install) as server, page(asker, server.http, tap=False) as opened:
+        await opened.evaluate(
+            """(file) => {
+              const load = AudioWorklet.prototype.addModule;
+              AudioWorklet.prototype.addModule = async function (url) {
+                if (window.__gone !== false && String(url).endsWith(file)) throw new DOMException("it did not load", "AbortError");
+                return load.call(this, url);
+              };
+            }""",
+            file,
+        )
+        await opened.click("#talk-button")
+        await wait_for_text(opened, "notices", "The server does not answer. Start it, or check the network, then start again.")
+        assert await text_of(opened, "talk-button-said") == "Start"
+        await opened.evaluate("() => { window.__gone = false; }")
+        await opened.focus("#notices button:has-text('Try again')")
+        await opened.keyboard.press("Enter")
+        await wait_for_text(opened, "talk-state", "Say something.")
+        assert await opened.evaluate("document.activeElement.id") == "main"
 
 
 @pytest.mark.slow

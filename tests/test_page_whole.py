@@ -249,13 +249,15 @@ async def test_what_the_page_plays_is_understood(tmp_path: Path, voices: Path) -
     assert rate == RATE
     quiet = np.zeros(RATE // 2, np.float32)
     file = tmp_path / "question.wav"
-    soundfile.write(file, np.concatenate([quiet, spoken, np.tile(quiet, 240)]), RATE, subtype="PCM_16")
+    soundfile.write(file, np.concatenate([np.tile(quiet, 6), spoken, np.tile(quiet, 240)]), RATE, subtype="PCM_16")
     chosen: dict[str, Any] = {"model_id": "embedded", "shipped_voices": True, "warmup": "first", "limit": 10 * LIMIT, "change": serve_tap}
     async with (
         running(voices, factory.create, **chosen) as server,
         browser(f"--use-file-for-fake-audio-capture={file}%noloop") as chromium,
         page(chromium, server.http) as opened,
     ):
+        await server.context.ears.process.ready()  # or it is loaded while the user speaks
+        await server.context.ears.voice_activity()
         await opened.click("#talk-button")
         await wait_for(opened, "document.querySelector('#conversation .answer.over')")
         text = await opened.evaluate("document.querySelector('#conversation .answer p').textContent")

@@ -18,6 +18,19 @@ export class Refused extends Error {
 /** @param {string} path @returns {URL} relative to the page, so that a prefix of a proxy stays */
 export const address = (path) => new URL(path, document.baseURI);
 
+/**
+ * Load a module of the page's into the audio thread. Throws a NetworkError if the server does not hand it out.
+ * @param {AudioContext} context
+ * @param {string} file
+ */
+export async function addWorklet(context, file) {
+  try {
+    await context.audioWorklet.addModule(address(`page/${file}`));
+  } catch (error) {
+    throw new DOMException(String(error), "NetworkError"); // it is an AbortError, as of a microphone
+  }
+}
+
 /** @param {string} path @returns {string} of a WebSocket */
 export function socketAddress(path) {
   const url = address(path);

@@ -11,6 +11,9 @@ const ANSWER = 10_000; // milliseconds that a server, or a proxy before it, may 
 /** The window's event by which whoever hears from the server again tells every connection not to wait any longer. */
 export const BACK = "server-back";
 
+/** The window's event by which a connection that breaks, or cannot be made, has the server asked how it is. */
+export const LOST = "server-lost";
+
 /**
  * How long to wait before the next try: doubled each time, and spread so that many pages do not come at once.
  * @param {number} tries that have failed
@@ -120,6 +123,7 @@ export class Link extends Emitter {
       return;
     }
     this.emit("down", { ...words, code }, wasOpen);
+    dispatchEvent(new Event(LOST));
     if (this.#wanted) this.#timer = window.setTimeout(() => this.#connect(), backOff(this.#tries++, words.slower));
   }
 }

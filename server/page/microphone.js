@@ -1,7 +1,7 @@
 /** The microphone as pieces of float samples of one rate; it says when it is lost. */
 
 import { Emitter } from "./events.js";
-import { address } from "./http.js";
+import { addWorklet } from "./http.js";
 
 /** Events: `piece` (Float32Array, level), `lost`. */
 export class Microphone extends Emitter {
@@ -34,7 +34,7 @@ export class Microphone extends Emitter {
     const [track] = this.#stream.getAudioTracks();
     track.onended = () => this.#stream && this.emit("lost");
     this.#context = new AudioContext(); // at the device's rate: Firefox takes no other from a microphone
-    await this.#context.audioWorklet.addModule(address("page/microphone-worklet.js"));
+    await addWorklet(this.#context, "microphone-worklet.js");
     if (!this.#stream) return; // closed meanwhile
     const node = new AudioWorkletNode(this.#context, "microphone", { numberOfOutputs: 0, processorOptions: { rate: this.rate, size } });
     node.port.onmessage = ({ data }) => this.#stream && this.emit("piece", data.samples, data.level);

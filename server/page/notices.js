@@ -35,6 +35,8 @@ export function notice(key, title, said = "", action) {
 
 /** @param {string} key whose notice is not true any more */
 export function forget(key) {
-  shown.get(key)?.remove();
+  const gone = shown.get(key);
+  if (gone?.contains(document.activeElement)) at("main").focus({ preventScroll: true }); // a keyboard goes on from there
+  gone?.remove();
   shown.delete(key);
 }

@@ -1,7 +1,7 @@
 /** The loudspeaker's side of the page: one audio context, one worklet, whatever view speaks. */
 
 import { Emitter } from "./events.js";
-import { address } from "./http.js";
+import { addWorklet } from "./http.js";
 import { JitterBuffer } from "./jitter-buffer.js";
 
 export const RATE = 24000;
@@ -64,7 +64,7 @@ export class Player extends Emitter {
       this.#port = withoutWorklet(this.#context, (news) => this.#heard(news));
       return;
     }
-    await this.#context.audioWorklet.addModule(address("page/player-worklet.js"));
+    await addWorklet(this.#context, "player-worklet.js");
     const node = new AudioWorkletNode(this.#context, "player", { numberOfInputs: 0, outputChannelCount: [1] });
     node.port.onmessage = ({ data }) => this.#heard(data);
     node.connect(this.#context.destination);

@@ -2,7 +2,7 @@
 
 import { at } from "./dom.js";
 import { attempt } from "./http.js";
-import { BACK, backOff } from "./link.js";
+import { BACK, LOST, backOff } from "./link.js";
 
 const CALM = 30_000; // milliseconds between two questions while all is well
 const SOON = 1_000; // while the model loads
@@ -59,6 +59,7 @@ export async function askServer() {
 export function watchServer() {
   document.addEventListener("visibilitychange", () => document.visibilityState === "visible" && askServer());
   addEventListener("online", () => askServer());
+  addEventListener(LOST, () => state !== "gone" && askServer()); // then it is asked soon enough
   return askServer();
 }
 

@@ -343,6 +343,7 @@ export class TalkView {
     at("talk-button").setAttribute("aria-disabled", String(["opening", "listening", "thinking"].includes(state)));
     at("talk-view").toggleAttribute("data-running", this.#running);
     at("talk-view").toggleAttribute("data-compact", this.#running || !at("conversation").hidden);
+    if (!this.#running && at("talk-keys").contains(document.activeElement)) at("talk-button").focus();
     at("talk-levels").hidden = at("talk-keys").hidden = !this.#running;
     if (this.#running) return;
     for (const id of ["meter-you", "meter-voice"]) showLevel(at(id), 0);

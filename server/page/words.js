@@ -13,7 +13,7 @@ export function noMicrophoneHere() {
 }
 
 /**
- * Why getUserMedia failed.
+ * Why getUserMedia failed, or the page's part of it could not be loaded.
  * @param {any} error
  * @returns {Words}
  */
@@ -25,6 +25,8 @@ export function microphoneFault(error) {
     case "NotFoundError":
     case "OverconstrainedError":
       return { title: "There is no microphone.", said: "Plug one in, or choose one in the system's sound settings, then start again." };
+    case "NetworkError":
+      return { title: "The server does not answer.", said: "Start it, or check the network, then start again." };
     case "NotReadableError":
     case "AbortError":
       return { title: "The microphone cannot be opened.", said: "Another program may be using it: close that program, then start again." };
