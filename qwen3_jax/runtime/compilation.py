@@ -54,8 +54,8 @@ def _count(event: str, **_: str | int) -> None:
     _misses += event == _MISS
 
 
-def _tidy(event: str, seconds: float, **_: str | int) -> None:
-    if event == _LOADED and seconds > _LARGE:
+def _tidy(event: str, duration_secs: float, **_: str | int) -> None:
+    if event == _LOADED and duration_secs > _LARGE:
         give_back()
 
 
