@@ -123,12 +123,12 @@ def test_what_is_no_clip_is_refused_by_name(model: Callable[[str], Model], call:
 def test_windows_change_nothing(monkeypatch: pytest.MonkeyPatch, model: Callable[[str], Model], waves: np.ndarray) -> None:
     base = model("base")
     encoder = nnx.merge(base.graphs.codec_encoder, base.params["codec"]["encoder"]).encoder
-    valid = np.array([BUCKET - 700, 5000], np.int32)  # the second ends in the first of the windows
-    whole, steps = encoder(waves[None], valid)
+    wave, valid = jnp.asarray(waves[None]), jnp.array([BUCKET - 700, 5000], jnp.int32)  # the second ends in the first of the windows
+    whole, steps = encoder(wave, valid)
     monkeypatch.setattr("qwen3_jax.codec.encoder.WINDOW", 6)
-    cut, cut_steps = jax.jit(encoder.in_windows)(waves[None], valid)
+    cut, cut_steps = jax.jit(encoder.in_windows)(wave, valid)
     np.testing.assert_array_equal(cut_steps, steps)
     for row, length in enumerate(steps):
         np.testing.assert_allclose(cut[:, row, :length], whole[:, row, :length], atol=2e-5)
-    lowered = jax.jit(encoder.in_windows).lower(waves[None], valid).as_text()
+    lowered = jax.jit(encoder.in_windows).lower(wave, valid).as_text()
     assert "while" in lowered  # it was cut

@@ -9,6 +9,7 @@ Source of the formulas: `qwen-tts` 0.1.1, core/tokenizer_12hz/modeling_qwen3_tts
 """
 
 import functools
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -77,6 +78,7 @@ class Decoder(nnx.Module):
         ]
         layers: list[Any] = [CausalConv(cfg.latent_dim, cfg.decoder_dim, 7), *blocks, SnakeBeta(last), CausalConv(last, 1, 7)]
         self.decoder = nnx.List(layers)
+        self.samples = math.prod((*cfg.upsampling_ratios, *cfg.upsample_rates))  # of a frame
 
     def initial(self, rows: int) -> DecoderState:
         """The state at the start of a stream; zeros everywhere."""

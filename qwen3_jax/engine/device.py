@@ -23,6 +23,7 @@ from qwen3_jax.engine.pieces import columns_for, cut, lengths_that_need, silence
 from qwen3_jax.engine.plan import plan, require
 from qwen3_jax.engine.requests import Request
 from qwen3_jax.engine.slots import NEVER, Opening, Outcome, Text
+from qwen3_jax.model.decode import decode
 from qwen3_jax.model.frame import PromptRows
 from qwen3_jax.model.model import Model
 from qwen3_jax.model.sampling import Sampling, rules
@@ -94,8 +95,7 @@ class JaxDevice:
             Small ones let others speak between two; large ones read the weights less often.
         wide: whether batches of more rows than one read a float32 copy of narrow weights, on a CPU.
         hidden: hand out the talker's hidden states, too.
-        together: the codec is a program of its own (`programs.sound`), and decodes a full launch's frames at once; requests are not
-            watched then.
+        together: the codec is a program of its own, and decodes a full launch's frames at once; requests are not watched then.
         pooled: other devices may serve a request that has given its slot back here (pool.py), so what it goes on from is the host's.
 
     Raises:
@@ -246,7 +246,9 @@ class JaxDevice:
         """The step's frames with their samples: a full launch's at once, others one by one, so that there are two programs."""
         frames, graph = self.frames if limit == self.frames else 1, self._graphs.codec_decoder
         for at in range(0, limit, frames):
-            codec, reason, made = programs.sound(graph, self._decoder, state.codec, made, np.int32(at), frames=frames)
+            codes, valid = programs.piece(made, np.int32(at), frames=frames)
+            samples, codec = decode(graph, self._decoder, codes, state.codec, valid)
+            reason, made = programs.sound(made, samples, np.int32(at))
             state = state._replace(codec=codec, reason=reason)
         return state, made
 

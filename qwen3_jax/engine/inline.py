@@ -17,6 +17,7 @@ from qwen3_jax.engine.requests import Handle, Packet, Request
 from qwen3_jax.engine.scheduler import Scheduler
 from qwen3_jax.engine.segment import MOST
 from qwen3_jax.engine.slots import NEVER, Device, Slot
+from qwen3_jax.model.decode import TOGETHER
 from qwen3_jax.model.model import Model
 
 BATCHES = (1, 2, 4, 8, 16, 32)  # sizes of a batch; a program each
@@ -31,7 +32,7 @@ COLUMNS = (
     32768,
 )  # of the KV caches, which grow; for each there is a step, so most sentences need one
 PIECES = (16, 32, 48, 64, 80, 96, 128, 160, 192, 256, 512)  # of a prompt; at full size on two cores each row that pads it costs 5 ms
-FRAMES = 4  # of a launch: the program that all calls share, as long as they ask for no more at once
+FRAMES = TOGETHER  # of a launch: the program that all calls share, as long as they ask for no more at once
 
 
 class Steady(Pace):

@@ -5,16 +5,15 @@
     insert       the row, its prompt read, takes its place in the batch
     write_text   a row's text has grown
     step         up to N frames of every row that may make some: talker, predictor and codec, in one loop
-    sound        frames that a step has made without the codec -> their samples
+    piece, sound frames that a step has made without the codec: to `model.decode.decode`, and their samples from there
     rewind       back to before the frames that are held, with another key
     keep         a copy of where a row's codec is, to go on from in another place
     take, widen  the batch gets other rows, or more columns
 
 Everything about a row is traced, so one compiled step serves any mixture of requests. There is one program for each size of the batch,
 see device.py. The codec decodes frame by frame inside the loop: so a row's codes and samples do not depend on the load or the size of
-packets at all, and on the size of the batch and the place in it only in float32 rounding (a row at the edge of a tile is summed in another
-order; 3e-6 of a sample). (Timed for 10 rows of the small codec on two cores: 22 to 27 ms a frame one by one in the loop, 29 to 30 ms for
-four at once.)
+packets at all, and on the size of the batch and the place in it only in float32 rounding (3e-6 of a
+sample: a row at the edge of a tile is summed in another order).
 
 A row that may not go on still computes: its results are dropped, and what it writes to its cache's next column is overwritten by the
 operation that makes the column visible (see model/cache.py). So a paused row needs no care.
@@ -306,18 +305,16 @@ def step(
     silent: bool = False,
 ) -> tuple[State, Made]:
     """Make up to ``quota`` frames of each row, ``limit`` (at most ``size``) at most. The caller sees to room in the cache. ``hidden``: hand
-    out the talker's normed hidden states, too. ``silent``: leave the samples to `sound`. Not for rows that are watched, whose mark is
-    between two frames.
+    out the talker's normed hidden states, too. ``silent``: without the codec, for rows that are not watched (a mark has its state).
 
     A row whose logits or samples are not finite ends with NOT_FINITE before that frame.
     """
     talker: Talker = nnx.merge(talker_graph, talker_params)
     decoder = nnx.merge(decoder_graph, decoder_params)
     rows = quota.shape[0]
-    samples = jax.eval_shape(decoder, jnp.zeros((rows, 1, talker.books), jnp.int32), state.codec)[0].shape[1]
     made = Made(
         codes=jnp.full((size, rows, talker.books), -1, jnp.int32),
-        pcm=jnp.zeros((size, rows, samples), jnp.float32),
+        pcm=jnp.zeros((size, rows, decoder.samples), jnp.float32),
         counts=jnp.zeros(rows, jnp.int32),
         reason=state.reason,
         held=state.held,
@@ -356,31 +353,23 @@ def step(
     return state, made._replace(reason=state.reason, held=state.held)
 
 
-@functools.partial(jax.jit, static_argnames=("graph", "frames"), donate_argnames=("codec",))
-def sound(
-    graph: Any, params: Any, codec: DecoderState, made: Made, at: I32[Array, ""], *, frames: int
-) -> tuple[DecoderState, I32[Array, " B"], Made]:
-    """Decode the frames at, at + 1, ... of a silent step, all at once: a large codec's weights are read once.
+@functools.partial(jax.jit, static_argnames=("frames",))
+def piece(made: Made, at: I32[Array, ""], *, frames: int) -> tuple[I32[Array, "{frames} B K"], I32[Array, " B"]]:
+    """The frames at, at + 1, ... of a silent step, and how many of them each row has, as `decode` takes them."""
+    return jax.lax.dynamic_slice_in_dim(made.codes, at, frames), jnp.clip(made.counts - at, 0, frames)
 
-    Args:
-        graph, params: the codec's decoder, split.
-        codec: its states after the frame before.
-        made: of the step, and of the calls for the frames before.
-        at, frames: the first, and how many; at + frames <= N.
 
-    Returns:
-        The codec's states, the rows' reasons for State, and ``made`` with these samples. A row with a sample that is not finite ends with
-        NOT_FINITE before that frame.
-    """
-    valid = jnp.clip(made.counts - at, 0, frames)
-    codes = jnp.swapaxes(jax.lax.dynamic_slice_in_dim(made.codes, at, frames), 0, 1)
-    samples, codec = nnx.merge(graph, params)(codes, codec, valid)
-    new = jnp.swapaxes(samples.reshape(len(valid), frames, -1), 0, 1)
+@jax.jit
+def sound(made: Made, samples: F32[Array, "B _"], at: I32[Array, ""]) -> tuple[I32[Array, " B"], Made]:
+    """Put the samples of the frames at, at + 1, ... in; also returned: the rows' reasons, for State. A row with a sample that is not finite
+    ends with NOT_FINITE before that frame."""
+    rows, size = samples.shape[0], made.pcm.shape[2]
+    new = jnp.swapaxes(samples.reshape(rows, -1, size), 0, 1)
     finite = jnp.cumprod(jnp.all(jnp.isfinite(new), axis=2).astype(jnp.int32), axis=0).sum(axis=0)  # frames before the first that is not
-    bad = finite < valid
+    bad = finite < jnp.clip(made.counts - at, 0, len(new))
     reason = jnp.where(bad, NOT_FINITE, made.reason)
     pcm = jax.lax.dynamic_update_slice_in_dim(made.pcm, new, at, 0)
-    return codec, reason, made._replace(pcm=pcm, counts=jnp.where(bad, at + finite, made.counts), reason=reason)
+    return reason, made._replace(pcm=pcm, counts=jnp.where(bad, at + finite, made.counts), reason=reason)
 
 
 @functools.partial(jax.jit, donate_argnames=("state",))

@@ -14,18 +14,15 @@ from qwen3_jax.model.frame import DAMAGED
 from qwen3_jax.model.model import Model
 from qwen3_jax.shapes import F32, I32, Array, Integer
 
-_PRIME = 16  # frames of reference decoded at a time: one program for every length, and 150 MB of temporaries at full size
+TOGETHER = 4  # frames that are decoded at once where nobody waits: more gained nothing
 
 
 @functools.partial(jax.jit, static_argnames=("graph",), donate_argnames=("state",))
-def decode(graph: Any, decoder: Any, codes: I32[Array, "N B K"], state: DecoderState) -> tuple[F32[Array, "B F"], DecoderState]:
-    """The samples of every row's next N frames."""
-    return nnx.merge(graph, decoder)(jnp.swapaxes(codes, 0, 1), state)
-
-
-@functools.partial(jax.jit, static_argnames=("graph",), donate_argnames=("state",))
-def _remember(graph: Any, decoder: Any, codes: I32[Array, "B N K"], valid: I32[Array, " B"], state: DecoderState) -> DecoderState:
-    return nnx.merge(graph, decoder)(codes, state, valid)[1]
+def decode(
+    graph: Any, decoder: Any, codes: I32[Array, "N B K"], state: DecoderState, valid: I32[Array, " B"] | None = None
+) -> tuple[F32[Array, "B F"], DecoderState]:
+    """The samples of every row's next N frames, of which ``valid`` are real. Default: all."""
+    return nnx.merge(graph, decoder)(jnp.swapaxes(codes, 0, 1), state, valid)
 
 
 def prime(model: Model, reference: Integer[np.ndarray, "N K"]) -> DecoderState:
@@ -36,12 +33,14 @@ def prime(model: Model, reference: Integer[np.ndarray, "N K"]) -> DecoderState:
         FloatingPointError: the decoder computed NaN or infinity.
     """
     reference = checks.reference(model.config, reference)
-    state = init_state(model.codec_config.decoder_config, 1)
-    for start in range(0, len(reference), _PRIME):
-        piece = reference[start : start + _PRIME]
-        codes = np.pad(piece, ((0, _PRIME - len(piece)), (0, 0)))[None]
-        valid = np.array([len(piece)], np.int32)
-        state = _remember(model.graphs.codec_decoder, model.params["codec"]["decoder"], codes, valid, state)
+    graph, decoder = model.graphs.codec_decoder, model.params["codec"]["decoder"]
+    place = jax.tree.leaves(decoder)[0].sharding  # all arguments there, as those of the engine: it is the same program
+    state = jax.device_put(init_state(model.codec_config.decoder_config, 1), place)
+    for start in range(0, len(reference), TOGETHER):
+        piece = reference[start : start + TOGETHER].astype(np.int32)
+        codes = np.pad(piece, ((0, TOGETHER - len(piece)), (0, 0)))[:, None]
+        codes, valid = jax.device_put((codes, np.array([len(piece)], np.int32)), place)
+        _, state = decode(graph, decoder, codes, state, valid)
     if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state)):
         raise FloatingPointError(f"what the codec's decoder computed for the reference is NaN or infinite; {DAMAGED}")
     return state

@@ -118,8 +118,8 @@ def abstract(
     trees: dict[str, Any] = {}
     graphs: dict[str, Any] = {}
 
-    def split(name: str, build: Any, dtype_of: Callable[[str, int], jnp.dtype]) -> Any:
-        graph, state = nnx.split(nnx.eval_shape(build))
+    def split(name: str, module: nnx.Module, dtype_of: Callable[[str, int], jnp.dtype]) -> Any:
+        graph, state = nnx.split(module)
         graphs[name] = Definition(graph)
         tree = nnx.to_pure_dict(state)
         leaves = flatten(tree).items()
@@ -135,15 +135,15 @@ def abstract(
     def float32(path: str, axes: int) -> jnp.dtype:
         return jnp.dtype(jnp.float32)
 
-    trees["talker"] = split("talker", lambda: _talker(config.talker_config, stored, text), of_talker)
-    whole = Codec
+    trees["talker"] = split("talker", nnx.eval_shape(lambda: _talker(config.talker_config, stored, text)), of_talker)
+    whole = nnx.eval_shape(lambda: Codec(codec))
     trees["codec"] = {
-        "decoder": split("codec_decoder", lambda: whole(codec).decoder, float32),
-        "encoder": split("codec_encoder", lambda: whole(codec).encoder, float32),
+        "decoder": split("codec_decoder", whole.decoder, float32),
+        "encoder": split("codec_encoder", whole.encoder, float32),
     }
     graphs["speaker_encoder"] = None
     if config.tts_model_type == "base":
-        trees["speaker_encoder"] = split("speaker_encoder", lambda: SpeakerEncoder(config.speaker_encoder_config), float32)
+        trees["speaker_encoder"] = split("speaker_encoder", nnx.eval_shape(lambda: SpeakerEncoder(config.speaker_encoder_config)), float32)
     return Graphs(**graphs), trees
 
 
