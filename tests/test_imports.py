@@ -94,7 +94,7 @@ LAYERS = [
         "qwen3_jax.engine.reserve",
     },
     {"qwen3_jax.engine.programs", "qwen3_jax.engine.pace", "qwen3_jax.engine.patience", "qwen3_jax.engine.lending"},
-    {"qwen3_jax.engine.pieces", "qwen3_jax.engine.plan", "qwen3_jax.engine.scheduler"},
+    {"qwen3_jax.engine.batch", "qwen3_jax.engine.pieces", "qwen3_jax.engine.plan", "qwen3_jax.engine.scheduler"},
     {"qwen3_jax.engine.engine"},
     {"qwen3_jax.engine.device", "qwen3_jax.engine.pool"},
     {"qwen3_jax.engine.inline"},

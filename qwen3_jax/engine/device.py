@@ -10,7 +10,7 @@ and what moves rows, is compiled for each size. The KV caches grow in the same w
 import weakref
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -19,6 +19,7 @@ import numpy as np
 
 from qwen3_jax.codec.decoder import DecoderState, check_state, init_state
 from qwen3_jax.engine import programs
+from qwen3_jax.engine.batch import Batch
 from qwen3_jax.engine.pieces import columns_for, cut, lengths_that_need, silence
 from qwen3_jax.engine.plan import plan, require
 from qwen3_jax.engine.requests import Request
@@ -60,23 +61,6 @@ class _Launched:
 
     made: programs.Made
     rows: dict[int, int]
-
-
-@dataclass
-class _Batch:
-    """The rows that speak."""
-
-    state: programs.State
-    owners: list[int | None]  # the slot of each row; None: it is free
-    columns: int
-    ends: dict[int, int] = field(default_factory=dict)  # of each slot, the last column that it may have written
-
-    def row(self, slot: int) -> int:
-        return self.owners.index(slot)
-
-    @property
-    def count(self) -> int:
-        return sum(owner is not None for owner in self.owners)
 
 
 class JaxDevice:
@@ -135,7 +119,7 @@ class JaxDevice:
         self._fresh = jax.device_put(init_state(model.codec_config.decoder_config, 1), self._place)
         self._states: dict[int, tuple[weakref.ref[np.ndarray], DecoderState]] = {}  # the host's codec states that lie here, by identity
         self._reading: dict[int, _Reading] = {}
-        self._batch: _Batch | None = None
+        self._batch: Batch | None = None
         self._idle = 0  # launches in a row for which a smaller batch would have done
 
     def check(self, request: Request) -> None:
@@ -225,7 +209,7 @@ class JaxDevice:
         for owner, quota in zip(batch.owners, made, strict=True):
             if owner is not None and quota:
                 batch.ends[owner] = min(self.columns - 1, batch.ends[owner] + quota)
-        self._widen(batch, max(end for owner, end in batch.ends.items() if owner in batch.owners) + 1)
+        batch.widen(self._length(max(end for owner, end in batch.ends.items() if owner in batch.owners) + 1))
         batch.state, launched = self._step(
             batch.state, made, limit, {owner: row for row, owner in enumerate(batch.owners) if owner is not None}
         )
@@ -294,7 +278,7 @@ class JaxDevice:
                 self._idle = SHRINKS
                 self._exercise(0)
             if length < self._lengths[-1]:
-                self._widen(self._speaking, length + 1)
+                self._speaking.widen(self._length(length + 1))
             self._batch = None
         self._reading.clear()
 
@@ -317,7 +301,7 @@ class JaxDevice:
     # The batch
 
     @property
-    def _speaking(self) -> _Batch:
+    def _speaking(self) -> Batch:
         assert self._batch is not None, "nobody speaks"
         return self._batch
 
@@ -329,50 +313,33 @@ class JaxDevice:
         if self._sizes[0] == 1 and (batch is None or (len(batch.owners) == 1 and batch.owners[0] in (None, slot))):
             if carry and batch is not None:
                 one = one._replace(codec=batch.state.codec)
-            self._batch = _Batch(one, [slot], reading.columns, {slot: end})
+            self._batch = Batch(one, [slot], reading.columns, {slot: end})
             return
         if batch is None:
-            batch = self._batch = _Batch(self._start(self._sizes[0], reading.columns), [None] * self._sizes[0], reading.columns)
+            batch = self._batch = Batch(self._start(self._sizes[0], reading.columns), [None] * self._sizes[0], reading.columns)
         if slot not in batch.owners:
             if None not in batch.owners:
-                self._resize(batch, self._sizes[self._sizes.index(len(batch.owners)) + 1])
+                batch.resize(self._sizes[self._sizes.index(len(batch.owners)) + 1])
             batch.owners[batch.owners.index(None)] = slot
-        self._widen(batch, reading.columns)
+        batch.widen(self._length(reading.columns))
         if reading.columns < batch.columns:
             one = one._replace(caches=[programs.widen(layer, columns=batch.columns) for layer in one.caches])
         batch.state = programs.insert(batch.state, one, np.int32(batch.row(slot)), np.bool_(carry))
         batch.ends[slot] = end
 
-    def _fitting(self) -> _Batch:
+    def _fitting(self) -> Batch:
         """The batch, smaller if so few rows have spoken for a while."""
         batch = self._speaking
         at = self._sizes.index(len(batch.owners))
         self._idle = self._idle + 1 if at and batch.count <= self._sizes[at - 1] else 0
         while self._idle > SHRINKS and at and batch.count <= self._sizes[at - 1]:  # step by step: each pair of sizes is a program
             at -= 1
-            self._resize(batch, self._sizes[at])
+            batch.resize(self._sizes[at])
         return batch
 
-    def _resize(self, batch: _Batch, size: int) -> None:
-        """The same rows in a batch of another size. Layer by layer, so that there is one more layer than before at most."""
-        owners = [owner for owner in batch.owners if owner is not None]
-        rows = np.array([*map(batch.row, owners), *[0] * (size - len(owners))], np.int32)
-        caches = batch.state.caches
-        batch.state = batch.state._replace(caches=[])
-        batch.state = programs.take(batch.state, rows)
-        for layer in range(len(caches)):
-            caches[layer] = programs.take(caches[layer], rows)
-        batch.state = batch.state._replace(caches=caches)
-        batch.owners = [*owners, *[None] * (size - len(owners))]
-
-    def _widen(self, batch: _Batch, columns: int) -> None:
-        """Room for so many columns at least."""
-        length = next(length for length in self._lengths if length >= columns)
-        if length > batch.columns:
-            caches = batch.state.caches
-            for layer in range(len(caches)):
-                caches[layer] = programs.widen(caches[layer], columns=length)
-            batch.columns = length
+    def _length(self, columns: int) -> int:
+        """The next size of KV caches that has room for so many columns."""
+        return next(length for length in self._lengths if length >= columns)
 
     def _start(self, rows: int, columns: int) -> programs.State:
         graphs = self._graphs
