@@ -21,11 +21,11 @@ export const address = (path) => new URL(path, document.baseURI);
 /**
  * Load a module of the page's into the audio thread. Throws a NetworkError if the server does not hand it out.
  * @param {AudioContext} context
- * @param {string} file
+ * @param {string} path
  */
-export async function addWorklet(context, file) {
+export async function addWorklet(context, path) {
   try {
-    await context.audioWorklet.addModule(address(`page/${file}`));
+    await context.audioWorklet.addModule(address(path));
   } catch (error) {
     throw new DOMException(String(error), "NetworkError"); // it is an AbortError, as of a microphone
   }

@@ -34,7 +34,7 @@ export class Microphone extends Emitter {
     const [track] = this.#stream.getAudioTracks();
     track.onended = () => this.#stream && this.emit("lost");
     this.#context = new AudioContext(); // at the device's rate: Firefox takes no other from a microphone
-    await addWorklet(this.#context, "microphone-worklet.js");
+    await addWorklet(this.#context, "page/microphone-worklet.js");
     if (!this.#stream) return; // closed meanwhile
     const node = new AudioWorkletNode(this.#context, "microphone", { numberOfOutputs: 0, processorOptions: { rate: this.rate, size } });
     node.port.onmessage = ({ data }) => this.#stream && this.emit("piece", data.samples, data.level);

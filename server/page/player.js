@@ -64,7 +64,7 @@ export class Player extends Emitter {
       this.#port = withoutWorklet(this.#context, (news) => this.#heard(news));
       return;
     }
-    await addWorklet(this.#context, "player-worklet.js");
+    await addWorklet(this.#context, "page/player-worklet.js");
     const node = new AudioWorkletNode(this.#context, "player", { numberOfInputs: 0, outputChannelCount: [1] });
     node.port.onmessage = ({ data }) => this.#heard(data);
     node.connect(this.#context.destination);
