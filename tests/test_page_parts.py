@@ -100,6 +100,22 @@ async def test_the_arithmetic_of_the_page(chromium: Any, voices: Path) -> None:
             }"""
         )
         assert placed == [["Well", 0, 4], ["well,", 7, 12], ["Done", 13, 17]]
+        order = await opened.evaluate(
+            """async () => {
+              const { Conversation } = await import("/page/conversation.js");
+              const list = document.createElement("ol"), conversation = new Conversation(list);
+              conversation.heard("1");
+              conversation.answer("a", "one ");
+              conversation.answer("b", "two");
+              conversation.heard("2");
+              conversation.over("b", null);
+              conversation.answer("c", "of nobody's question");
+              conversation.over("c", null);
+              conversation.heard("3");
+              return [...list.children].map((turn) => turn.querySelector("p").textContent.trim());
+            }"""
+        )
+        assert order == ["1", "one", "2", "two", "of nobody's question", "3"], "a question may come after its answer: two sockets"
 
 
 BUFFER = """async () => {

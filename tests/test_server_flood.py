@@ -5,13 +5,13 @@ import contextlib
 import errno
 import json
 import socket
+import tracemalloc
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pytest
 import soundfile
 from hypercorn.protocol import ws_stream
@@ -323,8 +323,9 @@ async def test_bodies_that_do_not_end_take_little_memory_and_no_places(voices: P
     most = PLACES["upload"][1]
     monkeypatch.setattr(bodies, "REST_SECONDS", 0.1)
     async with running(voices, FakeEngine(), limit_uploads=100) as server, server.http_client() as http:
-        before = psutil.Process().memory_info().rss
         async with contextlib.AsyncExitStack() as stack:
+            tracemalloc.start()
+            stack.callback(tracemalloc.stop)
             for number in range(most + 2):
                 reader, writer = await asyncio.open_connection("127.0.0.1", server.port, local_addr=("127.0.0.2", 0))
                 stack.callback(_hang_up, reader, writer)
@@ -341,7 +342,7 @@ async def test_bodies_that_do_not_end_take_little_memory_and_no_places(voices: P
                 await asyncio.wait_for(writer.drain(), LIMIT)
             made = await http.post("/api/v1/voices", files={"audio": ("a.wav", sound(speech()))}, data=CONSENT)
             assert made.status_code == 201, made.text
-            assert psutil.Process().memory_info().rss - before < 40_000_000, "of 108 MB"
+            assert tracemalloc.get_traced_memory()[0] < 40_000_000, "of 108 MB"
         await until(lambda: not server.context.limits._work)
 
 

@@ -83,6 +83,8 @@ export class Conversation {
   #list;
   /** @type {Map<string, Answer>} */
   #answers = new Map();
+  /** @type {Answer|null} */
+  #early = null; // its question comes by another socket, and has not come yet
 
   /** @param {HTMLElement} list */
   constructor(list) {
@@ -92,12 +94,15 @@ export class Conversation {
   clear() {
     this.#list.replaceChildren();
     this.#answers.clear();
+    this.#early = null;
     this.#list.hidden = true;
   }
 
   /** @param {string} text that the user has said */
   heard(text) {
-    this.#add(make("li", { class: "turn mine" }, make("span", { class: "who" }, "You"), make("p", {}, text)));
+    const answered = this.#early?.element.classList.contains("over") ? null : this.#early;
+    this.#early = null;
+    this.#add(make("li", { class: "turn mine" }, make("span", { class: "who" }, "You"), make("p", {}, text)), answered?.element);
   }
 
   /**
@@ -107,8 +112,10 @@ export class Conversation {
   answer(id, piece) {
     let answer = this.#answers.get(id);
     if (!answer || answer.element.classList.contains("over")) {
+      const again = answer !== undefined;
       answer = new Answer();
       this.#answers.set(id, answer);
+      if (!again && !this.#list.lastElementChild?.classList.contains("mine")) this.#early = answer;
       this.#add(answer.element);
     }
     answer.text += piece;
@@ -161,10 +168,13 @@ export class Conversation {
     answer.stop();
   }
 
-  /** @param {HTMLElement} turn */
-  #add(turn) {
+  /**
+   * @param {HTMLElement} turn
+   * @param {HTMLElement} [answered] before which it stands; otherwise it is the last one
+   */
+  #add(turn, answered) {
     this.#list.hidden = false;
-    this.#list.append(turn);
+    this.#list.insertBefore(turn, answered ?? null);
     this.#down();
   }
 
