@@ -36,7 +36,8 @@ def test_unknown_fields_and_unknown_types_are_ignored() -> None:
     ("frame", "said"),
     [
         ("not json", "malformed"),
-        ("[1]", "object"),
+        ("[1]", r"\[1\] is no JSON object: send one in braces"),
+        ('"speak"', "is no JSON object"),
         ("{}", "type"),
         ('{"type": 1}', "type"),
         ('{"type": "speak"}', "text"),

@@ -56,8 +56,10 @@ def said(error: BaseException) -> str:
 
 def explained(error: msgspec.ValidationError, value: Any, kind: Any) -> msgspec.ValidationError:
     """msgspec's error in words; itself where it is not about a field that is known."""
+    if not isinstance(value, dict):
+        return msgspec.ValidationError(f"{shorten(repr(value))} is no JSON object: send one in braces, with each field by its name")
     found = _PLACE.search(str(error))
-    if found is None or not isinstance(value, dict):
+    if found is None:
         return error
     name = found["missing"] or found["field"]
     meant = fields_of(kind, value.get("type")).get(name)
