@@ -202,7 +202,7 @@ def load(
     scales = {scale_of(path) for path in rounded}
     wanted = {path: leaf for path, leaf in wanted.items() if path not in scales}
     _compare(folder, stored, wanted)
-    _check_files(folder, about.get("files", {}))  # folders of before 2026-12 do not name them
+    _check_files(folder, about.get("files", {}))  # earlier versions did not name them
     device = jax.devices()[0] if device is None else device
     sharding = jax.sharding.SingleDeviceSharding(device) if isinstance(device, jax.Device) else device
     flat: dict[str, jax.Array] = {}

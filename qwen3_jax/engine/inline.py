@@ -21,16 +21,7 @@ from qwen3_jax.model.decode import TOGETHER
 from qwen3_jax.model.model import Model
 
 BATCHES = (1, 2, 4, 8, 16, 32)  # sizes of a batch; a program each
-COLUMNS = (
-    256,
-    512,
-    1024,
-    2048,
-    4096,
-    8192,
-    16384,
-    32768,
-)  # of the KV caches, which grow; for each there is a step, so most sentences need one
+COLUMNS = (256, 512, 1024, 2048, 4096, 8192, 16384, 32768)  # of the KV caches, which grow; a step each: most sentences need the first
 PIECES = (16, 32, 48, 64, 80, 96, 128, 160, 192, 256, 512)  # of a prompt; at full size on two cores each row that pads it costs 5 ms
 FRAMES = TOGETHER  # of a launch: the program that all calls share, as long as they ask for no more at once
 

@@ -12,8 +12,8 @@
 
 Everything about a row is traced, so one compiled step serves any mixture of requests. There is one program for each size of the batch,
 see device.py. The codec decodes frame by frame inside the loop: so a row's codes and samples do not depend on the load or the size of
-packets at all, and on the size of the batch and the place in it only in float32 rounding (3e-6 of a
-sample: a row at the edge of a tile is summed in another order).
+packets at all, and on the size of the batch and the place in it only in float32 rounding (3e-6 of a sample: a row at the edge of a tile
+is summed in another order).
 
 A row that may not go on still computes: its results are dropped, and what it writes to its cache's next column is overwritten by the
 operation that makes the column visible (see model/cache.py). So a paused row needs no care.

@@ -35,7 +35,7 @@ def restart_with_large_pages(tunables: str = TUNABLES) -> None:
 
 
 def give_back() -> None:
-    """On Linux with glibc, give what is free back to the system, at once and all of it."""
+    """Free what Python's youngest garbage holds. On Linux with glibc, give what is free back to the system, at once and all of it."""
     gc.collect(0)  # JAX lets go of NumPy's memory that it took over when Python next collects garbage
     if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:
         trim(0)
