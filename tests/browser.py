@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import pytest_asyncio
 import soundfile
 from quart import Quart, Response, ResponseReturnValue
 
@@ -167,6 +168,17 @@ async def browser_hearing(file: Path, *parts: float) -> AsyncIterator[Any]:
     soundfile.write(file, microphone(*parts), RATE, subtype="PCM_16")
     async with browser(f"--use-file-for-fake-audio-capture={file}%noloop") as started:
         yield started
+
+
+def user(*parts: float) -> Any:
+    """A module's fixture: `browser_hearing` these parts."""
+
+    @pytest_asyncio.fixture(scope="module", loop_scope="module")
+    async def listening(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Any]:
+        async with browser_hearing(tmp_path_factory.mktemp("microphone") / "said.wav", *parts) as started:
+            yield started
+
+    return listening
 
 
 def floats(data: bytes) -> np.ndarray:

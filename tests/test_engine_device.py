@@ -17,11 +17,12 @@ from hypothesis import strategies as st
 
 from qwen3_jax.checkpoint.mapping import flatten
 from qwen3_jax.codec import init_state
-from qwen3_jax.engine import Engine, Handle, JaxDevice, NotFinite, Options, Request, Segment, Watch, pace
+from qwen3_jax.engine import Engine, Handle, JaxDevice, NotFinite, Options, Request, Segment, Watch, pace, programs
 from qwen3_jax.engine.inline import Inline
 from qwen3_jax.engine.plan import plan
 from qwen3_jax.engine.scheduler import Scheduler
 from qwen3_jax.model.decode import decode, prime
+from qwen3_jax.model.frame import NOT_FINITE, RUNNING
 from qwen3_jax.model.model import Model, abstract
 from qwen3_jax.model.sampling import Sampling
 from qwen3_jax.text.prompt import Prompt
@@ -643,3 +644,22 @@ def test_narrow_weights_are_copied_where_rows_are_many(base: Model) -> None:
     assert plan(base, 1, 64).weights == plan(base, 2, 64).weights
     before, after = (plan(narrow, slots, 64).weights["float32"] for slots in (1, 2))
     assert after - before == sum(2 * leaf.nbytes for path, leaf in flatten(talker).items() if leaf.ndim > 1 and "embedding" not in path)
+
+
+def test_a_row_whose_samples_are_not_finite_ends_there_in_whatever_pieces_it_is_decoded() -> None:
+    """Row 0 breaks in its third frame of four, row 1 has two frames and goes on."""
+    sounds = np.zeros((4, 2, 3), np.float32)
+    sounds[2, 0, 1] = np.nan
+    codes = np.arange(4 * 2 * 5, dtype=np.int32).reshape(4, 2, 5)
+    for frames in (4, 1):
+        counts, reason, held = np.array([4, 2], np.int32), np.full(2, RUNNING, np.int32), np.zeros(2, np.int32)
+        made = jax.tree.map(jnp.asarray, programs.Made(codes, np.ones_like(sounds), counts, reason, held, None))
+        for at in range(0, 4, frames):
+            piece, valid = programs.piece(made, jnp.int32(at), frames=frames)
+            np.testing.assert_array_equal(piece, codes[at : at + frames])
+            assert (np.asarray(valid) <= frames).all()
+            samples = jnp.asarray(sounds[at : at + frames].swapaxes(0, 1).reshape(2, -1))
+            _, made = programs.sound(made, samples, jnp.int32(at))
+        np.testing.assert_array_equal(made.counts, [2, 2])
+        np.testing.assert_array_equal(made.reason, [NOT_FINITE, RUNNING])
+        np.testing.assert_array_equal(np.asarray(made.pcm)[:2], sounds[:2])

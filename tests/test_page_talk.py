@@ -1,17 +1,15 @@
 """The page's Talk view in a headless Chromium with a WAV file as its microphone, against small sockets that speak the contract."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import pytest_asyncio
 
 from qwen3_jax.runtime.extras import MissingExtra
 from server.listen.ears import Ears
-from tests.browser import browser_hearing, heard, needs_chromium, page, text_of, wait_for, wait_for_text
+from tests.browser import heard, needs_chromium, page, text_of, user, wait_for, wait_for_text
 from tests.fake_engine import FRAME, FakeEngine, pcm16
 from tests.fake_talk import FRAMES, WORDS, FakeTalk
 from tests.serving import running, until
@@ -37,18 +35,8 @@ MANY = """async () => {
 }"""
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def talker(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Any]:
-    """A browser whose user says something, and 2.5 s later, when the answer is under way, something else."""
-    async with browser_hearing(tmp_path_factory.mktemp("microphone") / "barge-in.wav", 0.6, 1.0, 2.5, 1.2, 12.0) as started:
-        yield started
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def asker(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Any]:
-    """A browser whose user says one thing only."""
-    async with browser_hearing(tmp_path_factory.mktemp("microphone") / "question.wav", 0.6, 1.0, 30.0) as started:
-        yield started
+talker = user(0.6, 1.0, 2.5, 1.2, 12.0)  # something, and 2.5 s later, when the answer is under way, something else
+asker = user(0.6, 1.0, 30.0)  # one thing only
 
 
 def answer_of(samples: np.ndarray) -> np.ndarray:

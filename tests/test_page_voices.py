@@ -1,15 +1,13 @@
 """The page's Voices view in a headless Chromium, against the real server and its store of voices."""
 
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import pytest_asyncio
 import soundfile
 
-from tests.browser import browser_hearing, needs_chromium, page, text_of, wait_for, wait_for_text
+from tests.browser import needs_chromium, page, text_of, user, wait_for, wait_for_text
 from tests.fake_engine import FakeEngine
 from tests.serving import running
 from tests.test_server_voices import speech
@@ -22,11 +20,7 @@ IN_REACH = """() => {
 }"""
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def speaker(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Any]:
-    """A browser whose user speaks all the time."""
-    async with browser_hearing(tmp_path_factory.mktemp("microphone") / "speech.wav", 0.0, 12.0, 5.0) as started:
-        yield started
+speaker = user(0.0, 12.0, 5.0)  # all the time
 
 
 async def cards(opened: Any) -> list[str]:

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import pytest_asyncio
 import soundfile
 import soxr
 from quart import Quart
@@ -23,13 +22,13 @@ from server.respond.base import Said
 from tests.browser import (
     RATE,
     browser,
-    browser_hearing,
     heard,
     needs_chromium,
     page,
     serve_tap,
     text_of,
     trimmed,
+    user,
     wait_for,
     wait_for_text,
 )
@@ -114,18 +113,8 @@ async def conversing(voices: Path) -> AsyncIterator[tuple[Server, Talkative]]:
         yield server, responder
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def talker(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Any]:
-    """A browser whose user says something, and 3 s later, when the answer is under way, something else."""
-    async with browser_hearing(tmp_path_factory.mktemp("microphone") / "barge-in.wav", 0.6, 1.0, 3.0, 1.2, 30.0) as started:
-        yield started
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def asker(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Any]:
-    """A browser whose user says one thing only."""
-    async with browser_hearing(tmp_path_factory.mktemp("microphone") / "question.wav", 0.6, 1.0, 60.0) as started:
-        yield started
+talker = user(0.6, 1.0, 3.0, 1.2, 30.0)  # something, and 3 s later, when the answer is under way, something else
+asker = user(0.6, 1.0, 60.0)  # one thing only
 
 
 def places(samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
