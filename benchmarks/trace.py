@@ -2,7 +2,8 @@
 
 usage: python -m benchmarks.trace --model CHECKPOINT [--slots 10] [--columns 512] [--frames 4] [--dtype ...] [--rows 15] [--keep DIR]
 
-Operations are XLA's, after fusion; loops and branches are left out, for what they run is there. On a CPU several threads run them, so their
+Operations are XLA's, after fusion; loops and branches are left out, for what they run is there. A second table adds them up by kind (CPU:
+ffi_call: products with int8 weights; ynn_fusion, dot: float32 products and convolutions). On a CPU several threads run them, so their
 sum may exceed the step's time, and writing the trace slows the step itself. ``--keep`` leaves the whole trace for XProf or Perfetto.
 """
 
@@ -48,6 +49,15 @@ def operations(folder: Path) -> dict[str, tuple[int, float]]:
     return dict(found)
 
 
+def by_kind(found: dict[str, tuple[int, float]]) -> dict[str, tuple[int, float]]:
+    """The same, of all operations whose names differ in their number only."""
+    kinds: defaultdict[str, tuple[int, float]] = defaultdict(lambda: (0, 0.0))
+    for name, (count, spent) in found.items():
+        before = kinds[name.partition(".")[0]]
+        kinds[name.partition(".")[0]] = (before[0] + count, before[1] + spent)
+    return dict(kinds)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True)
@@ -79,10 +89,14 @@ def main() -> None:
     total = sum(spent for _, spent in found.values())
     title = f"{given.model}, {given.slots} slots, {taken / steps:.1f} ms a step while traced"
     table = Table("operation", "times a step", "ms a step", "share", title=title)
-    for name, (count, spent) in sorted(found.items(), key=lambda item: -item[1][1])[: given.rows]:
-        table.add_row(name, f"{count / steps:.1f}", f"{spent / steps:.2f}", f"{100 * spent / total:.1f} %")
+    kinds = by_kind(found)
+    kinds_table = Table("kind", "times a step", "ms a step", "share")
+    for rows, to in ((found, table), (kinds, kinds_table)):
+        for name, (count, spent) in sorted(rows.items(), key=lambda item: -item[1][1])[: given.rows]:
+            to.add_row(name, f"{count / steps:.1f}", f"{spent / steps:.2f}", f"{100 * spent / total:.1f} %")
     console.print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}, {given.dtype}; {len(found)} operations")
     console.print(table)
+    console.print(kinds_table)
 
 
 if __name__ == "__main__":
