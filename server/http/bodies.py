@@ -112,7 +112,7 @@ class Forms(FormDataParser):
         )
         try:
             with opened:
-                pieces = _Pieces(body, f"--{boundary}--".encode())
+                pieces = _FormPieces(body, f"--{boundary}--".encode())
                 form = await parser.parse(pieces, boundary.encode(), content_length or 0)  # type: ignore[arg-type]  # it iterates
                 if not pieces.ended:  # Quart would leave out the field that is cut
                     raise HttpError(400, "FORM_CUT_SHORT", f"the form does not end with --{boundary}--: send all of it")
@@ -129,7 +129,7 @@ class Forms(FormDataParser):
             raise HttpError(400, "FORM_UNREADABLE", f"the form cannot be read: {shorten(str(error))}") from error
 
 
-class _Pieces:
+class _FormPieces:
     """A form's bytes, in pieces of at most `PIECE`; ``ended`` once its last boundary has been among them."""
 
     def __init__(self, body: Body, end: bytes) -> None:

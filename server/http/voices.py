@@ -203,7 +203,7 @@ async def _form() -> tuple[FileStorage, dict[str, str]]:
             message = f"the field {field} is a file: send it as text, with curl -F '{field}=<FILE'"
             raise HttpError(422, "FIELD_IS_FILE", message, param=field)
     if "audio" in form:
-        raise HttpError(422, "AUDIO_IS_TEXT", "the field audio is text: send it as a file, with curl -F audio=@FILE", param="audio")
+        raise HttpError(400, "AUDIO_MISSING", "the field audio is text: send it as a file, with curl -F audio=@FILE", param="audio")
     if "audio" not in files:
         raise HttpError(
             400, "AUDIO_MISSING", "the field audio is missing: send multipart/form-data with a file of that name", param="audio"
