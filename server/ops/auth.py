@@ -22,7 +22,7 @@ from server.settings import Settings
 ANONYMOUS = "anonymous"
 MAX_TOKEN = 8192  # characters
 LEAST_SECRET = 32  # bytes (RFC 7518, 3.2)
-UNREADABLE = (jwt.PyJWTError, UnicodeError, OverflowError, RecursionError)  # half of a surrogate pair; numbers beyond floats; nested JSON
+UNREADABLE = (jwt.PyJWTError, UnicodeError, OverflowError, RecursionError)  # older PyJWT lets the last one, of nested JSON, through
 LEEWAY = 10.0  # seconds by which clocks may differ
 log = logging.getLogger(__name__)
 
