@@ -61,9 +61,9 @@ def command(arguments: list[str]) -> None:
         restart_with_large_pages()
         serve()
     elif arguments in (["--help"], ["-h"], ["help"]):
-        print(needed("server.reference", "server", "python -m server --help").help_text())
+        _print(needed("server.reference", "server", "python -m server --help").help_text() + "\n")
     elif arguments == ["settings"]:
-        print(needed("server.reference", "server", "python -m server settings").markdown(), end="")
+        _print(needed("server.reference", "server", "python -m server settings").markdown())
     elif arguments == ["warm"]:
         restart_with_large_pages()
         warm()
@@ -76,6 +76,14 @@ def command(arguments: list[str]) -> None:
         make_key(arguments[1])
     else:
         sys.exit(f"error: {_wrong(arguments)}")
+
+
+def _print(text: str) -> None:
+    """Write it to stdout, as far as its reader goes on reading: ``head`` and ``less`` do not."""
+    try:
+        print(text, end="", flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for Python's own flush at its end
 
 
 def _wrong(arguments: list[str]) -> str:

@@ -48,6 +48,9 @@ def create_app(settings: Settings | None = None, make_engine: MakeEngine = facto
     chosen = settings or Settings()
     store = VoiceStore(VoiceLayers.of(chosen.voices_dir, shipped=chosen.shipped_voices))
     log.info("voices: %s; new ones go to %s", store.layers, store.layers.destination or "no folder: set TTS_VOICES_DIR")
+    if not store.writable:
+        fix = "let the server's user write there, or set TTS_VOICES_DIR to another folder"
+        log.warning("new voices cannot be kept in %s, so uploads will fail: %s", store.layers.destination, fix)
     engine = make_engine(chosen, store)
     context = Context(chosen, engine, store, Authenticator(chosen), Quotas(chosen), Metrics(), respond.create(chosen))
     app = Quart("server", static_folder=None)

@@ -6,19 +6,26 @@ The environment (``TTS_HOST``, ``TTS_PORT``) -> where the server listens -> the 
 import http.client
 from collections.abc import Mapping
 
+from qwen3_jax.messages import shorten
 from server.ops.address import HOST, WILDCARDS, check_host, port_of, url_of
 
-LIMIT = 5.0  # seconds
+LIMIT, MOST_PORT = 5.0, 65535  # seconds; TCP's highest
 
 
 def place(environment: Mapping[str, str]) -> tuple[str, int]:
     """Address and port at which the server can be asked, by the same rules as `server.settings`.
 
     Raises:
-        ValueError: the port is no number, or 0, which stands for one that only the server's log names.
+        ValueError: a setting that the server would refuse, or the port 0, which stands for one that only the server's log names.
     """
     chosen = {name.upper(): value for name, value in environment.items() if value}
-    host, port = check_host(chosen.get("TTS_HOST", HOST)), int(port_of(chosen.get("TTS_PORT", "")))
+    given, told = chosen.get("TTS_HOST", HOST), port_of(chosen.get("TTS_PORT", "")).strip()
+    try:
+        host = check_host(given)
+    except ValueError as error:
+        raise ValueError(f"TTS_HOST = {shorten(repr(given))}: {error}") from error
+    if not (told.isdecimal() and (port := int(told)) <= MOST_PORT):
+        raise ValueError(f"TTS_PORT = {shorten(repr(told))}: must be a whole number from 0 to {MOST_PORT}")
     if port == 0:
         raise ValueError("TTS_PORT = 0: the health check needs a port that is known; set it")
     return WILDCARDS.get(host, host), port

@@ -78,7 +78,7 @@ def main(prepare: Callable[[Quart, str], None] | None = None, **chosen: object) 
         app = create_app(settings)
         if prepare is not None:
             prepare(app, url_of(listener.getsockname()))
-        log.info("loading model %s", described(settings.model_id))
+        log.info("loading model %s", described(settings.model_id) if settings.engine == "qwen3" else settings.engine)
         try:
             with asyncio.Runner(loop_factory=_loop) as runner:
                 runner.run(serve(app, settings, listener=listener))

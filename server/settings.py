@@ -57,8 +57,8 @@ class Settings(BaseSettings):
     """Which programs are compiled before `/readyz` answers 200: `all`, or `first`, those for the default voice's first words."""
 
     voices_dir: str | Path | None = None
-    """A folder of voices, or a bucket that fsspec knows (`s3://bucket/voices`), above the user's; uploads go there.
-    Unset: `./voices` if it exists; else uploads go to the user's folder."""
+    """A folder of voices, or a bucket that fsspec knows (`s3://bucket/voices`, with the package s3fs), above the user's; uploads go
+    there. Unset: `./voices` if it exists; else uploads go to the user's folder."""
     shipped_voices: bool = True
     """Whether the voices that ship are there too, below all others. They are only read."""
     default_voice: str = DEFAULT_VOICE
@@ -237,6 +237,13 @@ class Settings(BaseSettings):
         if any(not (sign and name.strip() and voice.strip()) for name, sign, voice in pairs):
             raise ValueError("must be pairs such as alloy=makima,nova=anna")
         return {name.strip(): voice.strip() for name, _, voice in pairs}
+
+    @field_validator("supabase_url")
+    @classmethod
+    def _project(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"https://[^\s/?#]+[^\s?#]*", value):
+            raise ValueError("must be the https address of a project: https://PROJECT.supabase.co")
+        return value
 
     @field_validator("responder_url")
     @classmethod

@@ -126,7 +126,9 @@ def test_each_extra_that_is_named_somewhere_exists() -> None:
                 named |= dict.fromkeys(names.split(","), file)
     assert {"server", "finetune", "eval", "train", "cuda12", "dev", "audio", "chatterbox"} <= set(named)
     assert {name: file for name, file in named.items() if name not in EXTRAS} == {}
-    assert "ARG EXTRAS=server\n" in (ROOT / "deploy" / "Dockerfile").read_text("utf-8")
+    rows = re.findall(r"^\| `([a-z0-9]+)` \|", (ROOT / "docs" / "installing.md").read_text("utf-8"), re.M)
+    assert set(rows) == set(EXTRAS), "each has a row in docs/installing.md"
+    assert "ARG EXTRAS=server,redis\n" in (ROOT / "deploy" / "Dockerfile").read_text("utf-8")
     assert "bin/pip install '.[server]'" in (ROOT / "deploy" / "README.md").read_text("utf-8")
 
 

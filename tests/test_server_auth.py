@@ -1,5 +1,8 @@
 """Who may ask, and how much: JWT of three kinds, API keys, browsers' origins, deadlines, limits, and voices of others."""
 
+import base64
+import hashlib
+import hmac
 import json
 import subprocess
 import sys
@@ -76,11 +79,62 @@ async def test_what_is_not_valid_is_refused(made: str | None) -> None:
     assert await who(chosen, token(aud="us", iss="we")) == "jwt:user"
 
 
+def signed(header: str, claims: str) -> str:
+    """A token of any JSON, which PyJWT would not make."""
+
+    def part(value: bytes) -> str:
+        return base64.urlsafe_b64encode(value).rstrip(b"=").decode()
+
+    body = f"{part(header.encode())}.{part(claims.encode())}"
+    return f"{body}.{part(hmac.digest(SECRET.encode(), body.encode(), hashlib.sha256))}"
+
+
+ODD_TOKENS = {
+    "nested header": signed("[" * 3000, "{}"),
+    "nested claims": signed('{"alg": "HS256"}', "[" * 3000),
+    "end beyond floats": signed('{"alg": "HS256"}', '{"sub": "user", "exp": 1' + "0" * 400 + "}"),
+    "endless": signed('{"alg": "HS256"}', '{"sub": "user", "exp": Infinity}'),
+    "no end": signed('{"alg": "HS256"}', '{"sub": "user", "exp": NaN}'),
+    "nobody": signed('{"alg": "HS256"}', '{"sub": " ", "exp": 9000000000}'),
+    "half a surrogate pair": signed('{"alg": "HS256"}', '{"sub": "\\ud800", "exp": 9000000000}'),
+}
+
+
+@pytest.mark.parametrize("made", ODD_TOKENS.values(), ids=ODD_TOKENS)
+async def test_odd_tokens_are_refused_on_every_route(made: str, voices: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert await who(Settings(jwt_secret=SECRET), signed('{"alg": "HS256"}', '{"sub": "user", "exp": 9000000000}')) == "jwt:user"
+    async with running(voices, FakeEngine(), jwt_secret=SECRET) as server:
+        async with server.http_client() as http:
+            answer = await http.get("/v1/models", headers={"Authorization": f"Bearer {made}"})
+            assert (answer.status_code, answer.json()["error"]["code"]) == (401, "UNAUTHORIZED")
+        async with client(server.url) as connection:
+            await say(connection, type="start", authToken=made)
+            assert (await hear(connection))["code"] == "UNAUTHORIZED"
+            assert await closed(connection) == 4401
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
+def test_a_secret_that_can_be_guessed_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    Authenticator(Settings(jwt_secret=SECRET))
+    assert not caplog.records
+    Authenticator(Settings(jwt_secret="short"))
+    assert "TTS_JWT_SECRET has 5 bytes" in caplog.text and "openssl rand -base64 32" in caplog.text and "short" not in caplog.text
+
+
+async def test_over_http_the_refusal_names_the_header(voices: Path) -> None:
+    async with running(voices, FakeEngine(), jwt_secret=SECRET) as server, server.http_client() as http:
+        answer = await http.get("/v1/models", params={"token": token()})
+    assert (answer.status_code, answer.json()["error"]["message"]) == (401, "no token: send the header Authorization: Bearer TOKEN")
+
+
+@pytest.mark.parametrize("name", ["", " ", "a:b", "#a", "a\nb", " a", "a ", "\x1b[2J"])
+def test_a_name_that_the_file_would_not_give_back_gets_no_key(name: str) -> None:
+    with pytest.raises(ValueError, match="letters without a colon are taken"):
+        new_key(name)
+
+
 async def test_a_public_key_is_no_secret() -> None:
     """The classic confusion: HS256 with the RSA key's own PEM as its secret."""
-    import base64
-    import hashlib
-    import hmac
 
     def part(value: Any) -> bytes:
         return base64.urlsafe_b64encode(json.dumps(value).encode()).rstrip(b"=")

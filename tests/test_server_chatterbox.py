@@ -198,6 +198,11 @@ def test_a_missing_part_is_named(folder: Path) -> None:
         chatterbox.load(Settings(engine="chatterbox", model_id=str(folder)), None)
 
 
+def test_a_model_that_is_nowhere_is_told_by_its_own_files(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"TTS_ENGINE=chatterbox: .*none is no folder here.*onnx/speech_encoder.onnx.*TTS_MODEL_ID"):
+        chatterbox.load(Settings(engine="chatterbox", model_id=str(tmp_path / "none")), None)
+
+
 def test_tokens_are_chosen_as_published_or_drawn() -> None:
     draw = np.random.default_rng(0)
     logits = np.array([1.0, 1.1, -1.0])

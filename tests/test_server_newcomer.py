@@ -47,6 +47,13 @@ async def test_the_websocket_opened_as_a_page(voices: Path) -> None:
             pass
 
 
+async def test_a_method_that_a_path_has_not_is_told_those_that_it_has(voices: Path) -> None:
+    async with running(voices, FakeEngine()) as server, server.http_client() as http:
+        answer = await http.get("/v1/audio/speech")
+        assert (answer.status_code, answer.headers["Allow"]) == (405, "OPTIONS, POST")
+        assert answer.json()["error"]["message"] == "GET is not for this path: use OPTIONS, POST"
+
+
 @pytest.mark.parametrize(
     ("body", "param", "said"),
     [
@@ -93,6 +100,7 @@ def test_messages_say_what_is_allowed(fields: str, said: str) -> None:
         ("GRACE", "x", "TTS_GRACE = 'x': must be a number more than 0, at most 3600"),
         ("LOAD", "later", "TTS_LOAD = 'later': must be one of start, lazy"),
         ("LOG_TEXTS", "maybe", "TTS_LOG_TEXTS = 'maybe': must be one of true, false"),
+        ("SUPABASE_URL", "abc", "TTS_SUPABASE_URL = 'abc': must be the https address of a project: https://PROJECT.supabase.co"),
     ],
 )
 def test_settings_say_what_is_allowed(name: str, value: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ import soundfile
 
 from qwen3_jax.audio.files import write_sound
 from server.http.encode import CONTENT_TYPES, Tempo, Unavailable, encoder
+from server.ops import logs
 from server.voices import names
 from tests.fake_engine import FRAME, LIMIT, FakeEngine, pcm16
 from tests.serving import Server, make_voices, running, until
@@ -356,7 +357,7 @@ async def test_errors_are_those_of_the_package(voices: Path) -> None:
 
 
 @pytest.mark.parametrize("grace", [LIMIT, 0.2])
-async def test_going_down_finishes_what_is_on_its_way_or_cuts_it(voices: Path, grace: float) -> None:
+async def test_going_down_finishes_what_is_on_its_way_or_cuts_it(voices: Path, grace: float, caplog: pytest.LogCaptureFixture) -> None:
     gate = asyncio.Semaphore(1)
     async with running(voices, FakeEngine(gate=gate), grace=grace) as server:
         body = {"input": "Hello.", "voice": "alloy", "response_format": "pcm"}
@@ -373,6 +374,8 @@ async def test_going_down_finishes_what_is_on_its_way_or_cuts_it(voices: Path, g
                 with pytest.raises(httpx.RemoteProtocolError):
                     [piece async for piece in pieces]
         await asyncio.wait_for(asyncio.shield(server.task), LIMIT)
+    shown = [record for record in caplog.records if logs._Context().filter(record)]
+    assert not [record for record in shown if record.levelname == "ERROR"], "the operator has meant it"
 
 
 async def test_a_client_that_goes_away_ends_the_generation(voices: Path) -> None:

@@ -65,7 +65,11 @@ NAMED = {"allowed_hosts": "tts.example:8443, *.tts.example"}
         ("tts:8000", LAN, True),
         ("printer.local", LAN, True),
         ("evil.example", LAN, False),
-        ("10.0.0.1", LAN | NAMED, False),
+        ("10.0.0.1:8000", LAN | NAMED, True),  # as Kubernetes' probes and Prometheus ask, whatever names clients use
+        ("[2001:db8::1]:8000", KEY | NAMED | {"host": "0.0.0.0"}, True),
+        ("tts", LAN | NAMED, False),
+        ("192.168.1.5", NAMED, False),
+        ("10.0.0.1.evil.example", LAN | NAMED, False),
         ("tts.lan.example", {"host": "tts.lan.example", "auth": "off"}, True),
     ],
 )

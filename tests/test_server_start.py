@@ -288,6 +288,20 @@ async def test_the_health_check_of_a_container(voices: Path) -> None:
     assert await check("0") == (1, "error: TTS_PORT = 0: the health check needs a port that is known; set it")
 
 
+@pytest.mark.parametrize(
+    ("chosen", "said"),
+    [
+        ({"TTS_PORT": "http"}, "TTS_PORT = 'http': must be a whole number from 0 to 65535"),
+        ({"TTS_PORT": "-1"}, "TTS_PORT = '-1': must be a whole number from 0 to 65535"),
+        ({"TTS_PORT": "65536"}, "TTS_PORT = '65536': must be a whole number from 0 to 65535"),
+        ({"TTS_HOST": "localhost:8000"}, "TTS_HOST = 'localhost:8000': must be a name, an IPv4 address"),
+    ],
+)
+def test_the_health_check_names_the_setting_that_is_wrong(chosen: dict[str, str], said: str) -> None:
+    with pytest.raises(ValueError, match=f"^{said}"):
+        health.place(chosen)
+
+
 def test_the_settings_are_described_once() -> None:
     assert (ROOT / "docs" / "settings.md").read_text("utf-8") == reference.markdown(), "python -m server settings > docs/settings.md"
     assert all(field.description for field in Settings.model_fields.values())
@@ -297,6 +311,16 @@ def test_the_settings_are_described_once() -> None:
         f"TTS_{name.upper()}" for name in Settings.model_fields
     }
     assert [title for title, _ in reference.groups()] == list(reference.GROUPS.values())
+
+
+@pytest.mark.parametrize("command", ["--help", "settings"])
+def test_a_reader_that_has_seen_enough_is_no_error(command: str) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-m", "server", command],
+        cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    ) as made:  # fmt: skip
+        made.stdout.close()
+        assert (made.stderr.read(), made.wait(LIMIT)) == ("", 0)
 
 
 def test_help() -> None:

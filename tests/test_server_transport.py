@@ -306,3 +306,26 @@ async def test_a_server_whose_engine_died_for_good_ends_and_says_so(voices: Path
 
     with pytest.raises(RuntimeError, match="could not be restarted"):
         await served()
+
+
+@pytest.mark.parametrize(
+    ("frame", "code"),
+    [
+        (b"\x81\x02hi", 1002),  # not masked
+        (b"\xc1\x80mask", 1002),  # compressed, which was not agreed upon
+        (b"\x83\x80mask", 1002),  # of no known kind
+        (b"\x80\x80mask", 1002),  # goes on with nothing
+        (b"\x89\xfe\x00\x7emask" + bytes(126), 1002),  # a ping that is too long
+        (b"\x88\x81mask\0", 1002),  # half a code
+        (b"\x81\x82\0\0\0\0\xff\xfe", 1007),  # not UTF-8
+        (b"\x81\xff" + b"\xff" * 8 + b"mask", 1002),  # a negative length
+    ],
+)
+async def test_a_client_whose_frames_are_none_is_told_by_the_close_code(frame: bytes, code: int, voices: Path) -> None:
+    async with running(voices, FakeEngine()) as server:
+        async with client(server.url) as connection:
+            connection.transport.write(frame)
+            assert await closed(connection) == code
+        async with client(server.url) as connection:
+            await say(connection, type="speak", text="Hello.")
+            assert (await utterance(connection))[1]["type"] == "complete"

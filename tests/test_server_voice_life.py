@@ -296,7 +296,10 @@ async def test_damaged_prompts_are_nobodys_error(make: Callable[..., Any], voice
 
 async def test_an_upload_where_nothing_can_be_written(voices: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "file").write_text("in the way")
+    async with running(voices, FakeEngine()):
+        assert "cannot be kept" not in caplog.text
     async with running(tmp_path / "file" / "voices", FakeEngine(), shipped_voices=True) as server:
+        assert f"new voices cannot be kept in {tmp_path / 'file' / 'voices'}, so uploads will fail: let the server's user" in caplog.text
         async with server.http_client() as http:
             answer = await upload(http)
             assert code(answer) == (500, "STORAGE_FAILED")

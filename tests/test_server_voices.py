@@ -242,6 +242,54 @@ async def test_refused_uploads_say_why_and_leave_nothing(voices: Path) -> None:
     assert sorted(voices.iterdir()) == before
 
 
+RECORDING = ("a.wav", sound(speech()))
+
+
+@pytest.mark.parametrize(
+    ("more", "code", "field", "said"),
+    [
+        ([("audio", RECORDING), ("audio", ("b.wav", b"other"))], "FIELD_REPEATED", "audio", "2 fields audio: send one"),
+        ([("audio", RECORDING), ("audio", (None, b"words"))], "FIELD_REPEATED", "audio", "2 fields audio: send one"),
+        ([("audio", RECORDING), ("name", (None, b"Another"))], "FIELD_REPEATED", "name", "2 fields name: send one"),
+        ([("audio", RECORDING), ("consent", ("c.txt", b"No."))], "FIELD_REPEATED", "consent", "2 fields consent: send one"),
+        ([("audio", RECORDING), ("transcript", ("t.txt", b"Words."))], "FIELD_IS_FILE", "transcript", "with curl -F 'transcript=<FILE'"),
+        ([("audio", (None, b"reference.wav"))], "AUDIO_MISSING", "audio", "with curl -F audio=@FILE"),
+    ],
+)
+async def test_a_form_whose_fields_can_be_read_in_two_ways_is_refused(
+    voices: Path, more: list[tuple[str, Any]], code: str, field: str, said: str
+) -> None:
+    before = sorted(voices.iterdir())
+    async with running(voices, FakeEngine()) as server, server.http_client() as http:
+        answer = await http.post("/api/v1/voices", files=[*((name, (None, value)) for name, value in CONSENT.items()), *more])
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"], error["param"]) == (400 if code == "AUDIO_MISSING" else 422, code, field)
+    assert said in error["message"]
+    assert sorted(voices.iterdir()) == before
+
+
+@pytest.mark.parametrize("order", [("audio", "name", "consent", "transcript"), ("transcript", "name", "consent", "audio")])
+@pytest.mark.parametrize("lost", [1, 3, 4, 30])
+async def test_a_form_that_is_cut_short_is_refused_and_not_taken_without_its_last_field(
+    voices: Path, order: tuple[str, ...], lost: int
+) -> None:
+    fields = {name: value.encode() for name, value in CONSENT.items()} | {
+        "transcript": b"These are the words that are said.",
+        "audio": RECORDING[1],
+    }
+    file = b'; filename="a.wav"'
+    parts = [b'--EDGE\r\nContent-Disposition: form-data; name="%s"%s\r\n\r\n%s\r\n' % (
+        name.encode(), file if name == "audio" else b"", fields[name]) for name in order]  # fmt: skip
+    form, kind = b"".join(parts) + b"--EDGE--", {"Content-Type": "multipart/form-data; boundary=EDGE"}
+    before = sorted(voices.iterdir())
+    async with running(voices, FakeEngine()) as server, server.http_client() as http:
+        answer = await http.post("/api/v1/voices", content=form[:-lost], headers=kind)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (400, "FORM_CUT_SHORT")
+        assert sorted(voices.iterdir()) == before
+        answer = await http.post("/api/v1/voices", content=form, headers=kind)  # blanks need not follow the last boundary
+        assert (answer.status_code, answer.json()["modes"]) == (201, ["icl", "xVector"])
+
+
 async def test_a_full_disk_is_told_and_leaves_nothing(
     voices: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -425,6 +473,40 @@ async def test_a_recording_is_sent_in_ranges(voices: Path) -> None:
         assert (changed.status_code, len(changed.content)) == (200, file.stat().st_size), "of another recording the rest is of no use"
 
 
+CONDITIONS: list[tuple[list[tuple[str, str]], int, int]] = [  # headers, status of GET, of DELETE
+    ([("If-Match", "TAG")], 200, 204),
+    ([("If-Match", "*")], 200, 204),
+    ([("If-Match", '"other", TAG')], 200, 204),
+    ([("If-Match", '"other"'), ("If-Match", "TAG")], 200, 204),
+    ([("If-Match", '"other"')], 412, 412),
+    ([("If-Match", "W/TAG")], 412, 412),  # only a strong tag says which recording it is
+    ([("If-Match", "")], 412, 412),
+    ([("If-None-Match", '"other"')], 200, 204),
+    ([("If-None-Match", "W/TAG")], 304, 412),
+    ([("If-None-Match", "*")], 304, 412),
+    ([("If-Match", '"other"'), ("If-None-Match", "TAG")], 412, 412),
+    ([("If-Unmodified-Since", "Wed, 21 Oct 2015 07:28:00 GMT")], 200, 204),  # a recording has no date
+]
+
+
+@pytest.mark.parametrize(("headers", "read", "deleted"), CONDITIONS)
+async def test_a_condition_that_does_not_hold_stops_a_request(
+    voices: Path, headers: list[tuple[str, str]], read: int, deleted: int
+) -> None:
+    async with running(voices, FakeEngine()) as server, server.http_client() as http:
+        place = f"/api/v1/voices/{(await http.post('/api/v1/voices', files={'audio': RECORDING}, data=CONSENT)).json()['id']}"
+        etag = (await http.head(f"{place}/sample.wav")).headers["etag"]
+        asked = [(name, value.replace("TAG", etag)) for name, value in headers]
+        assert [(await http.request(method, f"{place}/sample.wav", headers=asked)).status_code for method in ("GET", "HEAD")] == [read] * 2
+        answer = await http.delete(place, headers=asked)
+        assert answer.status_code == deleted
+        if deleted == 412:
+            assert (answer.json()["error"]["code"], etag in answer.json()["error"]["message"]) == ("PRECONDITION_FAILED", True)
+        assert (await http.head(f"{place}/sample.wav")).status_code == (404 if deleted == 204 else 200)
+        absent = await http.delete("/api/v1/voices/nobody", headers={"If-Match": '"other"'})
+        assert absent.status_code == 404, "what would fail anyway fails for its own reason"
+
+
 async def test_a_slow_reader_of_a_recording_holds_no_copy_of_it(voices: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     size, reads = 3_000_000, []
     piece = sample.PIECE
@@ -467,6 +549,18 @@ async def test_control_characters_are_refused_at_upload(voices: Path, field: str
             answer = await http.post("/api/v1/voices", files={"audio": ("a.wav", sound(speech()))}, data=form)
             assert (answer.status_code, answer.json()["error"]["code"]) == (400, f"{field.upper()}_INVALID"), control
             assert f"control character U+{ord(control[0]):04X}" in answer.json()["error"]["message"]
+    assert sorted(voices.iterdir()) == before
+
+
+@pytest.mark.parametrize("field", ["name", "consent", "transcript", "licence", "description", "language"])
+async def test_fields_that_are_not_utf8_are_refused(voices: Path, field: str) -> None:
+    before = sorted(voices.iterdir())
+    fields = {name: value.encode() for name, value in CONSENT.items()} | {field: "Élise a été d'accord.".encode("latin-1")}
+    async with running(voices, FakeEngine()) as server, server.http_client() as http:
+        answer = await http.post("/api/v1/voices", files={"audio": RECORDING, **{name: (None, value) for name, value in fields.items()}})
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"]) == (400, f"{field.upper()}_INVALID")
+    assert "send it in UTF-8" in error["message"]
     assert sorted(voices.iterdir()) == before
 
 

@@ -51,6 +51,8 @@ def said(error: BaseException) -> str:
     """What is told of one of BAD."""
     if str(error) == "Input data was truncated":  # the decoder's words for both
         return "the JSON is cut short, or holds half of a surrogate pair, such as \\ud83d alone"
+    if isinstance(error, RecursionError):
+        return "the JSON is nested too deep: no field has more than an object in it"
     return str(error) if isinstance(error, WrongField) else shorten(str(error))
 
 

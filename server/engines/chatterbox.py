@@ -211,7 +211,12 @@ def load(settings: Settings, device: str | None) -> ChatterboxSynthesiser:
     if several(settings.device) or settings.tensor_parallel > 1:
         raise ValueError(f"TTS_DEVICE = {settings.device!r}: chatterbox speaks on one device: use cpu or cuda, and no TTS_TENSOR_PARALLEL")
     name = MODEL_ID if settings.model_id == type(settings).model_fields["model_id"].default else settings.model_id
-    folder = local_folder(name, files=(*(f"onnx/{part}.onnx*" for part in PARTS), "tokenizer.json"))
+    files = (*(f"onnx/{part}.onnx*" for part in PARTS), "tokenizer.json")
+    try:
+        folder = local_folder(name, files=files)
+    except FileNotFoundError as error:
+        there = f"TTS_ENGINE=chatterbox: {name} is no folder here, and the hub does not give it"
+        raise FileNotFoundError(f"{there}: place {', '.join(files)} in a folder, and set TTS_MODEL_ID to that") from error
     chosen, there = device or settings.device or "cuda", onnxruntime.get_available_providers()
     wanted = ["CPUExecutionProvider"] if chosen == "cpu" else ["CUDAExecutionProvider", "CPUExecutionProvider"]
     return ChatterboxSynthesiser(folder, [provider for provider in wanted if provider in there])

@@ -112,24 +112,39 @@ class Forms(FormDataParser):
         )
         try:
             with opened:
-                form = await parser.parse(_in_pieces(body), boundary.encode(), content_length or 0)  # type: ignore[arg-type]  # it iterates
+                pieces = _FormPieces(body, f"--{boundary}--".encode())
+                form = await parser.parse(pieces, boundary.encode(), content_length or 0)  # type: ignore[arg-type]  # it iterates
+                if not pieces.ended:  # Quart would leave out the field that is cut
+                    raise HttpError(400, "FORM_CUT_SHORT", f"the form does not end with --{boundary}--: send all of it")
                 opened.pop_all()
             return form
         except RequestEntityTooLarge as error:
             raise HttpError(
                 413,
                 "FORM_TOO_BIG",
-                f"a form has at most {MAX_PARTS} parts, a part's head {MAX_PART_HEAD} bytes and a field {MAX_FIELD} bytes; send less",
+                f"a form has at most {MAX_PARTS} parts, a part's head {MAX_PART_HEAD} bytes and a field {MAX_FIELD} bytes, unless it has a "
+                "filename, as a recording must; send less, and name the form's own boundary in Content-Type",
             ) from error
         except ValueError as error:
             raise HttpError(400, "FORM_UNREADABLE", f"the form cannot be read: {shorten(str(error))}") from error
 
 
-async def _in_pieces(body: Body) -> AsyncIterator[bytes]:
-    async for data in body:
-        for start in range(0, len(data), PIECE):
-            yield data[start : start + PIECE]
-            await asyncio.sleep(0)
+class _FormPieces:
+    """A form's bytes, in pieces of at most `PIECE`; ``ended`` once its last boundary has been among them."""
+
+    def __init__(self, body: Body, end: bytes) -> None:
+        self._body, self._end = body, end
+        self.ended = False
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        last = b""
+        async for data in self._body:
+            for start in range(0, len(data), PIECE):
+                piece = data[start : start + PIECE]
+                last = last[1 - len(self._end) :] + piece
+                self.ended = self.ended or self._end in last
+                yield piece
+                await asyncio.sleep(0)
 
 
 def install(app: Quart, settings: Settings) -> None:

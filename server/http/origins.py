@@ -20,7 +20,7 @@ ORIGIN = re.compile(r"null|[A-Za-z][A-Za-z0-9+.-]*://[^\s/?#@\\]*")  # what a br
 ONCE = (b"host", b"origin", b"referer", b"sec-fetch-site")  # what is decided from these must be what everybody else reads
 MAX_ASKED_HEADERS = 64  # that a preflight asks for; the rest is not echoed
 PREFLIGHT_SECONDS = 600
-EXPOSED = "Retry-After, WWW-Authenticate, X-Request-Id"  # what scripts of a page may read of an answer, besides the usual
+EXPOSED = "Accept-Ranges, Content-Range, ETag, Retry-After, WWW-Authenticate, X-Request-Id"  # what a page's scripts may read besides
 
 
 class Headers(Protocol):
@@ -104,9 +104,11 @@ def host_allowed(settings: Settings, host: str) -> bool:
     named = any(_matches(pattern, name) for pattern in settings.allowed_hosts)
     if named or is_loopback(name) or name == hostname(settings.host):
         return True
+    if _is_address(name) and not is_loopback(settings.host):
+        return True  # as probes and scrapers ask; DNS rebinding needs a name
     if settings.allowed_hosts or is_loopback(settings.host):
         return settings.auth_required and not settings.allowed_hosts
-    return settings.auth_required or _is_address(name) or "." not in name or name.endswith(LOCAL_ENDS)
+    return settings.auth_required or "." not in name or name.endswith(LOCAL_ENDS)
 
 
 def origin_allowed(settings: Settings, origin: str | None, host: str) -> bool:

@@ -18,6 +18,7 @@ from server.context import Context
 from server.engines.base import SpeechHandle, SpeechRequest
 from server.http.encode import FileEncoder, Tempo
 from server.http.web import denied
+from server.ops.logs import CutShort
 from server.voices.store import StoredVoice
 from server.ws.machine import End
 
@@ -112,7 +113,7 @@ class FilePlayback:
             if handle.failure is not None:
                 raise handle.failure
             if handle.finish_reason == "cancelled":
-                raise ConnectionAbortedError("the server goes down")
+                raise CutShort("the server goes down")
             if self._tempo is not None:
                 self._count(sound := await asyncio.to_thread(self._tempo.finish))
                 yield await asyncio.to_thread(self._encoding.write, sound)

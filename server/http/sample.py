@@ -1,4 +1,7 @@
-"""A voice's recording -> an answer: whole or a range of it, read from the disk piece by piece while the client takes it."""
+"""A voice's recording -> an answer: whole or a range of it, read from the disk piece by piece while the client takes it.
+
+Its ETag is that of the voice: a request may name it in a condition (RFC 9110, 13).
+"""
 
 import asyncio
 import hashlib
@@ -9,19 +12,30 @@ from collections.abc import AsyncIterator
 from typing import BinaryIO
 
 from quart import Request, Response
+from werkzeug.http import parse_etags
 
-from server.http.web import answer
+from server.http.web import HttpError, answer
 
 PIECE = 64 * 1024  # bytes in memory for each client
 KIND = "audio/wav"
+CONDITIONS = ("If-Match", "If-None-Match")
 _RANGE = re.compile(r"([0-9]{1,100})-([0-9]{1,100})?|-([0-9]{1,100})")  # first and last byte; or the last so many
 
 
 def respond(request: Request, file: BinaryIO) -> Response:
-    """The answer to a GET or HEAD; it closes the file. Several ranges at once are answered by the whole, as RFC 9110 allows."""
-    size, etag = file.seek(0, io.SEEK_END), _version(file)
+    """The answer to a GET or HEAD; it closes the file. Several ranges at once are answered by the whole, as RFC 9110 allows.
+
+    Raises:
+        HttpError: the client's condition does not hold.
+    """
+    size, etag = file.seek(0, io.SEEK_END), version(file)
     start, stop, status = 0, size, 200
-    if request.if_none_match.contains(etag):
+    try:
+        held = holds(request, etag)
+    except HttpError:
+        file.close()
+        raise
+    if not held:
         file.close()
         return _described(Response("", status=304, content_type=KIND), etag)
     asked = parts_of(request.headers.get("Range", ""), size) if request.method == "GET" and _applies(request, etag) else None
@@ -39,6 +53,34 @@ def respond(request: Request, file: BinaryIO) -> Response:
     if status == 206:
         response.headers["Content-Range"] = f"bytes {start}-{stop - 1}/{size}"
     return _described(response, etag)
+
+
+def holds(request: Request, etag: str) -> bool:
+    """Whether the conditions of a request hold for a recording of that ETag; False: the client of a GET or HEAD has it already.
+
+    Raises:
+        HttpError: the request must not be done (412).
+    """
+    given = {name: parse_etags(", ".join(request.headers.getlist(name))) for name in CONDITIONS if name in request.headers}
+    if "If-Match" in given and not given["If-Match"].contains(etag):
+        name = "If-Match"
+    elif "If-None-Match" in given and given["If-None-Match"].contains_weak(etag):
+        if request.method in ("GET", "HEAD"):
+            return False
+        name = "If-None-Match"
+    else:
+        return True
+    raise HttpError(412, "PRECONDITION_FAILED", f'{name} does not hold: the recording has the ETag "{etag}"; nothing was done')
+
+
+def version(file: BinaryIO) -> str:
+    """The ETag of a recording, without its quotation marks."""
+    try:
+        info = os.fstat(file.fileno())
+    except io.UnsupportedOperation:  # a copy in memory
+        file.seek(0)
+        return hashlib.sha256(file.read()).hexdigest()[:32]
+    return f"{info.st_ino:x}-{info.st_size:x}-{info.st_mtime_ns:x}-{info.st_ctime_ns:x}"
 
 
 def parts_of(header: str, size: int) -> list[tuple[int, int]] | None:
@@ -94,12 +136,3 @@ def _described(response: Response, etag: str) -> Response:
     response.headers["Accept-Ranges"] = "bytes"
     response.headers["Cache-Control"] = "no-cache"  # kept, and asked for again: voices can be replaced
     return response
-
-
-def _version(file: BinaryIO) -> str:
-    try:
-        info = os.fstat(file.fileno())
-    except io.UnsupportedOperation:  # a copy in memory
-        file.seek(0)
-        return hashlib.sha256(file.read()).hexdigest()[:32]
-    return f"{info.st_ino:x}-{info.st_size:x}-{info.st_mtime_ns:x}-{info.st_ctime_ns:x}"

@@ -164,7 +164,7 @@ def openapi() -> dict[str, Any]:
         },
         "/api/v1/voices/{voice_id}": {
             "parameters": [voice_id],
-            "delete": _operation("Remove one's own voice", {"204": {"description": "it is gone"}}, 401, 403, 404, 500),
+            "delete": _operation("Remove one's own voice", {"204": {"description": "it is gone"}}, 401, 403, 404, 412, 500),
         },
         "/api/v1/voices/{voice_id}/sample.wav": {
             "parameters": [voice_id],
@@ -175,7 +175,7 @@ def openapi() -> dict[str, Any]:
                     "206": {"description": "a range of it", "content": {"audio/wav": sounds["audio/wav"]}},
                     "304": {"description": "the client has it"},
                 },
-                *(401, 404, 416, 500),
+                *(401, 404, 412, 416, 500),
             ),
         },
         "/api/v1/contracts/{contract_id}/interrupt": {

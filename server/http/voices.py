@@ -13,17 +13,18 @@ from quart.datastructures import FileStorage
 from qwen3_jax.messages import shorten
 from server.context import Context
 from server.engines.base import EngineClosed, OutOfMemory, Refused
-from server.http.sample import respond
+from server.http.sample import CONDITIONS, holds, respond, version
 from server.http.web import HttpError, authenticated
 from server.languages import LANGUAGES, language
 from server.ops.auth import Principal
 from server.ops.connections import here
 from server.voices import checks
 from server.voices.names import aliases
-from server.voices.store import Metadata, StoredVoice, VoiceGone
+from server.voices.store import Metadata, StoredVoice, VoiceGone, VoiceStore
 
 UPLOADS_AT_ONCE = 2  # each may hold a decoded clip in memory
 MAX_NAME, MAX_CONSENT = 100, 1000
+FIELDS = ("name", "consent", "transcript", "language", "description", "licence")  # of an upload, besides audio
 log = logging.getLogger(__name__)
 
 
@@ -107,6 +108,10 @@ def install(app: Quart, context: Context) -> None:
                 "VOICE_PROTECTED",
                 f"voice {voice_id} was not uploaded by you: only the operator can remove it, with qwen3-jax voices remove",
             )
+        if any(name in request.headers for name in CONDITIONS):
+            async with _storage(context, f"read from {voice.folder}"):
+                etag = await asyncio.to_thread(_version_of, store, voice)
+            holds(request._get_current_object(), etag)  # type: ignore[attr-defined]  # as above
         try:
             async with _storage(context, f"deleted from {voice.folder}"):
                 await asyncio.to_thread(store.remove, voice)
@@ -184,8 +189,21 @@ async def _storage(context: Context, done: str) -> AsyncIterator[None]:
 
 
 async def _form() -> tuple[FileStorage, dict[str, str]]:
-    """The recording and the other fields. Of a long form the recording goes to a temporary file as it comes."""
+    """The recording and the other fields, each of which came once. Of a long form the recording goes to a temporary file as it comes.
+
+    Raises:
+        HttpError: a field came twice, as a file where it is text, or the other way round.
+    """
     files, form = await request.files, await request.form
+    for field in ("audio", *FIELDS):
+        texts, sent = len(form.getlist(field)), len(files.getlist(field))
+        if texts + sent > 1:
+            raise HttpError(422, "FIELD_REPEATED", f"the form has {texts + sent} fields {field}: send one", param=field)
+        if sent and field != "audio":
+            message = f"the field {field} is a file: send it as text, with curl -F '{field}=<FILE'"
+            raise HttpError(422, "FIELD_IS_FILE", message, param=field)
+    if "audio" in form:
+        raise HttpError(400, "AUDIO_MISSING", "the field audio is text: send it as a file, with curl -F audio=@FILE", param="audio")
     if "audio" not in files:
         raise HttpError(
             400, "AUDIO_MISSING", "the field audio is missing: send multipart/form-data with a file of that name", param="audio"
@@ -195,7 +213,7 @@ async def _form() -> tuple[FileStorage, dict[str, str]]:
 
 def _about(form: dict[str, str], principal: Principal) -> Metadata:
     """The fields that describe a voice, checked. Raises HttpError 400 or Refusal."""
-    names = ("name", "consent", "language", "description", "licence")
+    names = (name for name in FIELDS if name != "transcript")
     values = {name: checks.check_words(name, form.get(name, ""), lines=name in ("consent", "description")) for name in names}
     for name, most in (("name", MAX_NAME), ("consent", MAX_CONSENT)):
         if not 1 <= len(values[name]) <= most:
@@ -222,6 +240,11 @@ async def _visible(context: Context, principal: Principal, voice_id: str) -> Sto
     if not isinstance(found, StoredVoice):
         raise HttpError(404, "VOICE_NOT_FOUND", f"voice {shorten(voice_id)!r} is not here")
     return found
+
+
+def _version_of(store: VoiceStore, voice: StoredVoice) -> str:
+    with store.open_reference(voice) as file:
+        return version(file)
 
 
 def _answer(value: msgspec.Struct, status: int = 200) -> Response:

@@ -69,8 +69,10 @@ async def principal_of(context: Context) -> Principal:
     """Who asks. Raises HttpError 401."""
     principal = context.auth.anonymous(address_of(request.scope.get("client")))
     if context.auth.required:
+        if not (token := token_of(request.headers, {})):
+            raise HttpError(401, "UNAUTHORIZED", "no token: send the header Authorization: Bearer TOKEN")
         try:
-            principal = await context.auth.authenticate(token_of(request.headers, {}))
+            principal = await context.auth.authenticate(token)
         except Unauthorized as error:
             raise HttpError(401, "UNAUTHORIZED", str(error)) from error
     here().welcome()
@@ -191,11 +193,14 @@ def install(app: Quart, context: Context) -> None:
     async def http(error: HTTPException) -> ResponseReturnValue:
         if has_websocket_context():
             error = NotFound("there is no WebSocket of that path")  # whether HTTP has one, or not
-        status, reason = error.code or 500, error.name.upper().replace(" ", "_")
-        noted(status, reason, error.description or "")
-        response = answer(status, reason, error.description or error.name)
-        if status == 405 and (allowed := getattr(error, "valid_methods", None)):
-            response.headers["Allow"] = ", ".join(sorted(allowed))
+        status, reason, why = error.code or 500, error.name.upper().replace(" ", "_"), error.description or error.name
+        allowed = ", ".join(sorted(getattr(error, "valid_methods", None) or ())) if status == 405 else ""
+        if allowed:
+            why = f"{shorten(request.method)} is not for this path: use {allowed}"
+        noted(status, reason, why)
+        response = answer(status, reason, why)
+        if allowed:
+            response.headers["Allow"] = allowed
         return response
 
     @app.errorhandler(Exception)

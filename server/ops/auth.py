@@ -3,6 +3,7 @@
 Where auth is off everybody is ``anonymous``, told apart by address for the limits alone.
 """
 
+import logging
 import time
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,10 @@ from server.settings import Settings
 
 ANONYMOUS = "anonymous"
 MAX_TOKEN = 8192  # characters
+LEAST_SECRET = 32  # bytes (RFC 7518, 3.2)
+UNREADABLE = (jwt.PyJWTError, UnicodeError, OverflowError, RecursionError)  # older PyJWT lets the last one, of nested JSON, through
 LEEWAY = 10.0  # seconds by which clocks may differ
+log = logging.getLogger(__name__)
 
 
 class Unauthorized(ValueError):
@@ -50,6 +54,9 @@ class Authenticator:
         self.required = settings.auth_required
         self._keys = None if settings.api_keys is None else KeyFile(settings.api_keys)
         self._secret = None if settings.jwt_secret is None else settings.jwt_secret.get_secret_value()
+        if self._secret is not None and len(self._secret.encode()) < LEAST_SECRET:
+            length = f"TTS_JWT_SECRET has {len(self._secret.encode())} bytes"
+            log.warning("%s, which can be guessed: HS256 asks for %d or more; openssl rand -base64 32 makes one", length, LEAST_SECRET)
         self._pems = {
             "ES256": _pem("TTS_JWT_PUBLIC_KEY", settings.jwt_public_key),
             "RS256": _pem("TTS_JWT_RSA_PUBLIC_KEY", settings.jwt_rsa_public_key),
@@ -104,10 +111,12 @@ class Authenticator:
                 leeway=LEEWAY,
                 options={"require": ["exp", "sub"], "verify_aud": self._audience is not None},
             )
-        except (jwt.PyJWTError, UnicodeError) as error:
+            if not claims["sub"].strip():
+                raise jwt.InvalidTokenError("Subject must not be empty")
+            name, expires = f"jwt:{claims['sub'].encode().decode()}", float(claims["exp"])
+        except UNREADABLE as error:
             raise Unauthorized(f"the token is not valid: {shorten(str(error))}") from error
-        name = f"jwt:{claims['sub']}"
-        return Principal(name, name, float(claims["exp"]))
+        return Principal(name, name, expires)
 
     async def _key(self, algorithm: str, kid: Any) -> Any:
         if algorithm == "HS256" and self._secret is not None:

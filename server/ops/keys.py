@@ -8,6 +8,7 @@ import secrets
 from pathlib import Path
 
 from qwen3_jax.checkpoint.folders import expand
+from qwen3_jax.messages import shorten
 from qwen3_jax.text import files
 
 LOOK_SECONDS = 2.0  # between two looks at the file
@@ -71,7 +72,13 @@ class KeyFile:
 
 
 def new_key(name: str) -> tuple[str, str]:
-    """A fresh API key and the line that the key file keeps of it."""
+    """A fresh API key and the line that the key file keeps of it.
+
+    Raises:
+        ValueError: a name that the line would not give back.
+    """
+    if name != name.strip() or not name.isprintable() or not name or name[0] == "#" or ":" in name:
+        raise ValueError(f"the key's name {shorten(repr(name))}: letters without a colon are taken, no # and no blank before them")
     key = f"tts-{secrets.token_urlsafe(32)}"
     return key, f"{name}:{hashlib.sha256(key.encode()).hexdigest()}"
 
@@ -84,8 +91,8 @@ def read_keys(path: Path) -> dict[str, str]:
     """
     found = {}
     for number, line in enumerate(files.read(Path(expand(path))).splitlines(), 1):
-        name, _, digest = line.strip().partition(":")
-        if not line.strip() or line.startswith("#"):
+        name, _, digest = (line := line.strip()).partition(":")
+        if not line or line.startswith("#"):
             continue
         if not name or len(digest) != 64 or set(digest) - set("0123456789abcdef"):
             raise ValueError(f"{path}, line {number}: must be name:sha256; make one with python -m server key NAME")

@@ -17,10 +17,14 @@ from qwen3_jax.messages import printable
 session_id: ContextVar[str] = ContextVar("session_id", default="-")
 
 
+class CutShort(ConnectionAbortedError):
+    """Ends an answer in its middle, which is the only way to say so; its line is in the log already."""
+
+
 class _Context(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         record.session = session_id.get()
-        return True
+        return not (record.exc_info and isinstance(record.exc_info[1], CutShort))
 
 
 class JsonLines(logging.Formatter):

@@ -37,8 +37,11 @@ def check_words(field: str, value: str, *, lines: bool = True) -> str:
         lines: whether it may have line breaks and tabs.
 
     Raises:
-        Refusal: a control character, NUL among them, one that turns the direction of others, or half of a surrogate pair.
+        Refusal: a control character, NUL among them, one that turns the direction of others, half of a surrogate pair, or U+FFFD.
     """
+    if "\ufffd" in value:
+        message = f"{field} has U+FFFD, which stands for bytes that are not UTF-8: send it in UTF-8"
+        raise Refusal(f"{field.upper()}_INVALID", message, 400)
     bad = next((character for character in value if _acts(character) and not (lines and character in "\n\r\t")), None)
     if bad is not None:
         raise Refusal(f"{field.upper()}_INVALID", f"{field} has the control character U+{ord(bad):04X}: letters are taken; remove it", 400)

@@ -7,6 +7,7 @@ import contextlib
 import errno
 import io
 import logging
+import os
 import secrets
 import threading
 import time
@@ -68,6 +69,16 @@ class VoiceStore:
     def left_out(self) -> dict[str, str]:
         """What looks like a voice and cannot be used, and why."""
         return self._listing.left_out
+
+    @property
+    def writable(self) -> bool:
+        """Whether new voices can be kept, as far as it can be told without trying; a folder that is not there yet is made."""
+        folder = self.layers.destination
+        if folder is None or not folder.files.nearby:
+            return True
+        place = Path(folder.address)
+        place = next(one for one in (place, *place.parents) if os.path.exists(one))
+        return os.access(place, os.W_OK | os.X_OK)
 
     def find(self, name: str) -> StoredVoice | None:
         """The voice of that id as of the last look; see ``Listing.find``."""

@@ -131,6 +131,8 @@ class BoundedStream(ws_stream.WSStream):
                 connection.close_code = int(event.code)
                 if self.connection.state == ConnectionState.REMOTE_CLOSING:
                     await self._send_wsproto_event(event.response())
+                elif self.connection.state == ConnectionState.OPEN:  # frames that are none: 1002, or 1007 for text that is not UTF-8
+                    await self._send_wsproto_event(event)
                 await self.send(StreamClosed(stream_id=self.stream_id))
             if number % TURN == 0:
                 await asyncio.sleep(0)
