@@ -39,6 +39,7 @@ from typing import NamedTuple
 import numpy as np
 
 from qwen3_jax.shapes import F32
+from server.listen.echo_level import SILENCE_DB, EchoLevel, Heard
 
 CLEAR = 0.8  # a window that is so probable is enough to begin speech
 BEGIN_WINDOWS = 2  # less probable ones in a row that are
@@ -47,20 +48,16 @@ PLAYING_WINDOWS, PLAYING_OF = 3, 12  # so many windows of the last so many (384 
 MARGIN_DB = 2.0  # by which they are louder than the echo
 COUNTS = ((20.0, 3), (8.0, 2), (MARGIN_DB, 1))  # dB over the echo -> for how many windows one counts: without an echo, one is enough
 NO_ECHO_DB, FAINT_COUNTS = 20.0, 2  # so far over it, less clear speech counts, too, for so many
-SUSPECT, SUSPECT_DB = 0.1, 15.0  # so probable, and so far over it, a window may be the beginning of speech: enough to duck an answer
-STEADY_DB, STEADY_BLOCKS = 14.0, 5  # so is sound that stays so far over it for so long, 40 ms: a consonant without voice is not probable
+SUSPECTS = ((15.0, 0.1), (8.0, 0.8))  # dB over the echo -> probability with which a window may be the beginning of speech: it ducks
+STEADY_DB, STEADY_BLOCKS = 14.0, 5  # so is sound that stays so far over all of it for so long, 40 ms: an unvoiced consonant is not probable
 BLOCK = 128  # samples, 8 ms, of which each must be so loud: a key or a click dies away before
 SUSPECT_REST = 32  # windows, 1 s, before the next one may be
 GOES_ON_DB = 0.0  # the same for speech that has begun
 LEARN_WINDOWS = 32  # of a session's answers, the first ones, that are taken for echo alone: 1 s
-UNLEARN_WINDOWS, UNLEARN_DB = 94, 8.0  # of answers alone, 3 s, that are all so much softer than the echo: it was none
-UNLEARNT_DB = 4.0  # by which the echo may be louder than the loudest of those
 SURE_WINDOWS = 3  # of speech that goes on when no answer sounds any more: all of the turn was the user's
-RISES = ((10.0, 1.0), (0.0, 0.5))  # dB over the echo -> dB by which a louder window raises it: it may have become louder
-OPEN_RISE_DB = 0.03  # the same while a turn is open: it is the user who is louder, or else 1 dB a second ends a turn that was echo
+DOUBTED_WINDOWS = 12  # of another turn that are learnt from, for it may have been echo
+OPEN_RISE_DB = 0.03  # a louder window of a turn, by which the echo is taken to be louder: 1 dB a second ends a turn that was echo
 TAIL_WINDOWS = 10  # that an answer still sounds in the room after its end: 320 ms
-FADE_DB = 0.01  # a window, by which what was learnt is forgotten: 3 dB in 10 s
-SOFTEST_DB = -70.0
 
 
 class Judgement(NamedTuple):
@@ -81,65 +78,74 @@ class EchoGuard:
     """What one microphone hears while answers sound."""
 
     def __init__(self) -> None:
-        self._echo_db = SOFTEST_DB
+        self._level = EchoLevel()
         self._learnt = self._tail = 0  # windows
         self._recent: deque[int] = deque(maxlen=PLAYING_OF)
-        self._echoes: deque[float] = deque(maxlen=PLAYING_OF)  # what was learnt before each of those
-        self._before: float | None = None  # the same before the turn that is open
+        self._doubted: deque[Heard] = deque(maxlen=DOUBTED_WINDOWS)  # the last windows of the turn that is open, while an answer sounds
+        self._rise = 0.0  # dB, in that turn
         self._sure = 0  # windows of speech after an answer, in that turn
-        self._levels: deque[float] = deque(maxlen=UNLEARN_WINDOWS)
         self._row = 0  # windows of speech in a row
         self._steady = 0  # blocks in a row that are loud
         self._rest = 0  # windows in which none is suspected
 
-    def judge(self, window: F32[np.ndarray, "512"], probability: float, threshold: float, *, playing: bool, speaking: bool) -> Judgement:
+    def judge(
+        self, window: F32[np.ndarray, "512"], probability: float, threshold: float, *, playing: bool, speaking: bool,
+        answer_db: float | None = None,
+    ) -> Judgement:  # fmt: skip
         """The next window.
 
         Args:
             threshold: of the session.
             playing: whether an answer sounds at the client.
             speaking: whether a turn of the user's is open.
+            answer_db: how loud the answer is that sounds now, itself; None where that is not known.
         """
         self._tail = TAIL_WINDOWS if playing else max(0, self._tail - 1)
         self._rest = max(0, self._rest - 1)
         if not speaking:
-            self._before, self._sure = None, 0
+            self._settle()
+        echo = self._level.expected(answer_db if playing else SILENCE_DB) + self._rise
         if not self._tail:
             self._recent.clear()
-            self._echoes.clear()
-            self._sure += probability >= threshold
-            if self._before is not None and self._sure >= SURE_WINDOWS:
-                self._echo_db = min(self._echo_db, self._before)
+            self._sure += speaking and probability >= threshold
             self._steady = 0
             self._row = self._row + 1 if probability >= threshold else 0
             begins = self._row >= BEGIN_WINDOWS or (self._row and probability >= max(threshold, CLEAR))
             return Judgement(True, self._row if begins else 0, False)
         self._row = 0
         level, speech = decibels(window), probability >= max(threshold, PLAYING_THRESHOLD)
-        self._forget(level, alone=playing and not speaking)
-        echo = self._echo_db
         over = level - echo
         learning = self._learnt < LEARN_WINDOWS and not speaking
         self._learnt += learning
-        if over > 0:
-            rise = OPEN_RISE_DB if speaking else over if learning or over < MARGIN_DB else _of(RISES, over)
-            self._echo_db += min(over, rise)
+        if speaking:
+            self._rise += OPEN_RISE_DB * (over > 0)
+        if playing:
+            if speaking:
+                self._doubted.append(self._level.heard(level))
+            else:
+                self._level.learn(self._level.heard(level))
         counts = round(_of(COUNTS, over)) if speech else 0
         if over >= NO_ECHO_DB and not speech and probability >= threshold:
             counts = FAINT_COUNTS
         self._recent.append(0 if learning else counts)
-        self._echoes.append(echo)
         begins = sum(self._recent) >= PLAYING_WINDOWS
         begun = sum(1 for _ in dropwhile(lambda counts: not counts, self._recent)) if begins else 0
         if begins and not speaking:
-            self._before = self._echoes[-begun]
-            self._alone_till_now()
-        steady = self._lasts(window, echo)
-        may_be = steady or (over >= SUSPECT_DB and probability >= SUSPECT)
+            self._level.unlearn(PLAYING_OF)
+        steady = self._lasts(window, max(echo, self._level.usual))
+        may_be = steady or any(over >= least and probability >= enough for least, enough in SUSPECTS)
         suspect = may_be and playing and not (learning or speaking or self._rest)
         if suspect:
             self._rest = SUSPECT_REST
         return Judgement(speech and over >= GOES_ON_DB, begun, suspect)
+
+    def _settle(self) -> None:
+        """No turn is open. One that did not go on after the answer may have been its echo, and then that has become louder."""
+        if self._sure < SURE_WINDOWS:
+            for heard in self._doubted:
+                self._level.learn(heard)
+        self._doubted.clear()
+        self._rise, self._sure = 0.0, 0
 
     def _lasts(self, window: F32[np.ndarray, "512"], echo: float) -> bool:
         """Whether sound that is louder than the echo has gone on for long enough, at any place of the window."""
@@ -148,19 +154,6 @@ class EchoGuard:
             self._steady = self._steady + 1 if decibels(block) >= echo + STEADY_DB else 0
             longest = max(longest, self._steady)
         return longest >= STEADY_BLOCKS
-
-    def _forget(self, level: float, *, alone: bool) -> None:
-        """Part of what was learnt, or nearly all where it cannot have been an echo. ``alone``: an answer sounds, and nobody speaks."""
-        if alone:
-            self._levels.append(level)
-        self._echo_db = max(SOFTEST_DB, self._echo_db - FADE_DB)
-        if len(self._levels) == UNLEARN_WINDOWS and (loudest := max(self._levels)) < self._echo_db - UNLEARN_DB:
-            self._echo_db = max(SOFTEST_DB, loudest + UNLEARNT_DB)
-
-    def _alone_till_now(self) -> None:
-        """Somebody speaks: the last windows were no answer alone."""
-        for _ in range(min(PLAYING_OF, len(self._levels))):
-            self._levels.pop()
 
 
 def _of(table: tuple[tuple[float, float], ...], over: float) -> float:
