@@ -20,7 +20,7 @@ DELAYS = 16  # windows that an echo may be late: 0.5 s
 EARLY, LATE = 2, 1  # by which the delay that was found may be wrong, for nobody knows a position to the window
 UNKNOWN = 12  # where no delay is found, an echo is late by any of 0 to so many
 DECAY_DB = 5.0  # a window, by which a room's reverberation dies away
-KEPT, LEAST, FIT = 312, 94, 8  # windows: that are learnt from; from which a delay can be found; after which both are found anew
+KEPT, LEAST, FIT = 312, 94, 16  # windows: that are learnt from; from which a delay can be found; after which both are found anew
 SHARE = 0.7  # of windows, that are less loud than the gain says
 ABOVE_DB, ABOVE_UNKNOWN_DB = 6.0, 9.0  # by which echoes may be louder than that; without a delay they vary more
 Heard = tuple[float, F32[np.ndarray, "26"]]  # the microphone's level, and the answer's last windows, the newest first
@@ -60,7 +60,7 @@ class EchoLevel:
 
     def heard(self, level: float) -> Heard:
         """What the microphone heard in this window, to be learnt from now or later."""
-        return level, np.array(self._answer)
+        return level, np.array(self._answer, np.float32)
 
     def learn(self, heard: Heard) -> None:
         """That was the answer alone."""
