@@ -20,7 +20,7 @@ DELAYS = 16  # windows that an echo may be late: 0.5 s
 EARLY, LATE = 2, 1  # by which the delay that was found may be wrong, for nobody knows a position to the window
 UNKNOWN = 12  # where no delay is found, an echo is late by any of 0 to so many
 DECAY_DB = 5.0  # a window, by which a room's reverberation dies away
-KEPT, LEAST, FIT = 312, 94, 16  # windows: that are learnt from; from which a delay can be found; after which both are found anew
+KEPT, FIND, FIT = 312, 96, 16  # windows: that are learnt from; after which the delay is found anew; the gain
 SHARE = 0.7  # of windows, that are less loud than the gain says
 ABOVE_DB, ABOVE_UNKNOWN_DB = 6.0, 9.0  # by which echoes may be louder than that; without a delay they vary more
 Heard = tuple[float, F32[np.ndarray, "26"]]  # the microphone's level, and the answer's last windows, the newest first
@@ -46,10 +46,11 @@ class EchoLevel:
     def __init__(self) -> None:
         self.usual = SOFTEST_DB  # of the microphone while answers sound
         self._gain: float | None = None
+        self._late: int | None = None  # windows that the echo is late
         self._falls = ANY
         self._answer = deque([SILENCE_DB] * SPAN, maxlen=SPAN)  # the newest first
         self._heard = deque[Heard](maxlen=KEPT)
-        self._since = 0  # windows since both were found
+        self._learnt = 0  # windows
 
     def expected(self, answer_db: float | None) -> float:
         """The next window. ``answer_db``: the level of the answer that sounds now; None where only that it sounds is known."""
@@ -65,9 +66,8 @@ class EchoLevel:
     def learn(self, heard: Heard) -> None:
         """That was the answer alone."""
         self._heard.append(heard)
-        self._since += 1
-        if self._since >= FIT:
-            self._since = 0
+        self._learnt += 1
+        if self._learnt % FIT == 0:
             self._fit(np.array([level for level, _ in self._heard]), np.stack([answer for _, answer in self._heard]))
 
     def unlearn(self, windows: int) -> None:
@@ -76,11 +76,12 @@ class EchoLevel:
             self._heard.pop()
 
     def _fit(self, levels: np.ndarray, answers: np.ndarray) -> None:
-        late = _delay(levels, answers) if len(levels) >= LEAST else None
-        self._falls = ANY if late is None else TAKEN[late]
+        if self._learnt % FIND == 0:
+            self._late = _delay(levels, answers)
+            self._falls = ANY if self._late is None else TAKEN[self._late]
         sounded = (answers - self._falls).max(1)
         gains = (levels - sounded)[sounded >= sounded.max() - LOUD_DB]
-        above = ABOVE_UNKNOWN_DB if late is None else ABOVE_DB
+        above = ABOVE_UNKNOWN_DB if self._late is None else ABOVE_DB
         self._gain = min(float(np.quantile(gains, SHARE)) + above, float(gains.max()))
         self.usual = float(np.quantile(levels, OFTEN))
 
