@@ -17,6 +17,8 @@ from server.listen.heard_turn import words_of
 from server.listen.smart_turn import model_file
 from server.listen.turns import MOST_WINDOWS, WINDOW_MS, Detection, TurnEvent, Turns
 from server.listen.whisper import compression
+from server.ws.heard import AudioFrame, HeardAudio
+from server.ws.loudness import Loudness
 
 SPEECH, SILENCE = np.full(WINDOW, 0.5, np.float32), np.zeros(WINDOW, np.float32)
 
@@ -253,9 +255,9 @@ def over_an_answer(interruptions: int, *, echo_db: float, late: int, known: bool
         for window in range(alone + 110):
             playing = not began or window < alone + began + 16
             sounded = [answer[window - ago] - 6 * max(0, ago - late) for ago in range(late, min(window + 1, late + 6))] if playing else []
-            heard = np.sum([noise(level + echo_db, number + 7 * ago) for ago, level in enumerate(sounded)], axis=0) + noise(-66, number)
             said = user[window - alone] if alone <= window < alone + len(user) else -90.0
-            heard = (heard + noise(said, number + 3)).astype(np.float32)
+            together = [*(level + echo_db for level in sounded), said, -66.0]
+            heard = noise(10 * math.log10(sum(10 ** (level / 10) for level in together)), number)
             number += 1
             events = turns.feed(
                 heard,
@@ -276,7 +278,7 @@ def over_an_answer(interruptions: int, *, echo_db: float, late: int, known: bool
     return false, missed, needed
 
 
-@pytest.mark.parametrize(("echo_db", "known", "soon"), [(-10.0, True, 3), (-20.0, True, 2), (-20.0, False, 2)])
+@pytest.mark.parametrize(("echo_db", "known", "soon"), [(-10.0, True, 4), (-20.0, True, 2), (-20.0, False, 3)])
 def test_no_interruption_is_missed_however_many_there_were(echo_db: float, known: bool, soon: int) -> None:
     """Speech that is as loud as the page, over its echo, sixteen times in a session; ``soon``: the median of the windows that it takes."""
     for seed in (1, 2):
@@ -324,3 +326,24 @@ def test_a_file_for_smart_turn_that_is_not_there_is_named(tmp_path: Path) -> Non
     with pytest.raises(FileNotFoundError, match="TTS_SMART_TURN = .*no such file"):
         model_file(tmp_path / "none.onnx")
     assert WINDOW_MS == 32
+
+
+def test_the_loudest_moment_of_an_utterance_does_not_depend_on_its_pieces() -> None:
+    pcm = np.concatenate([np.full(24_000, level, np.float32) for level in (0.01, 0.1, 0.001)])
+    whole, pieces = Loudness(), Loudness()
+    whole.feed(pcm)
+    for first in range(0, len(pcm), 1000):
+        pieces.feed(pcm[first : first + 1000])
+    for loudness in (whole, pieces):
+        found = [loudness.loudest(begin, end) for begin, end in ((0.5, 0.5), (0.5, 1.2), (2.5, 2.5), (4, 5))]
+        assert found == pytest.approx([-40, -20, -60, -100], abs=0.1)
+
+
+def test_where_an_utterance_sounds_is_known_within_bounds() -> None:
+    heard = HeardAudio()
+    heard.sent(AudioFrame(0, bytes(2), 5.0, 0.0))
+    assert heard.about(0.0, 2.0) == (2.5, 3.0), "without a report a client may be half a second behind an ideal one"
+    heard.report(2.0, now=10.0)
+    assert heard.about(10.1, 0.0) == pytest.approx((2.1, 2.1))
+    assert heard.about(10.4, 0.0) == pytest.approx((2.25, 2.4)), "the next report is late; the sound may have stopped"
+    assert heard.about(9.9, 0.0) == pytest.approx((2.0, 2.0))

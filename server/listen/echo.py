@@ -1,35 +1,28 @@
-"""The page's own voice, which the microphone hears, is no speech of the user's. Pure; all parameters are here.
+"""The page's own voice, which the microphone hears, is no speech of the user's. Pure; all parameters are here, and in echo_level.
 
-While an answer sounds at the client, speech must be clearer and longer, and louder than the answer's echo. How loud that is, is learnt in
-the first second of a session's answers, all of it together; without an echo (headphones, or a browser that cancels it) it is as soft as the
-room, and hinders nobody. What was learnt and was no echo, since somebody spoke in that second, is unlearnt in the next pause: an answer
-is hardly ever so much softer for so long.
-
-What the user says is louder than the echo, so it raises what was learnt. That is undone when speech goes on after the answer is silent, for
-then all of the turn was the user's; and when answers alone stay far softer for 3 s.
+While an answer sounds at the client, speech must be clearer and longer, and louder than the answer's echo. How loud that is expected to be
+(``EchoLevel``) follows the answer's own level; without an echo (headphones, or a browser that cancels it) it is as soft as the room, and
+hinders nobody. Windows of a turn teach nothing of the echo, nor do the last ones before it: they were the user's. Where speech does not go
+on after the answer has ended, a few of them do: the turn may have been an echo that has become louder.
 
 Ducking an answer needs less than beginning a turn, for it is undone in a moment: a window that may be speech, or sound that lasts
-40 ms. Silero gives the beginnings of "she", "he" and "can" 0.00 to 0.03 for up to 130 ms, as it does noise. In simulation
-(80 interruptions in five sessions, 8 sentences, headphones, a quiet room; 2026-11-30):
+40 ms. Silero gives the beginnings of "she", "he" and "can" 0.00 to 0.03 for up to 130 ms, as it does noise.
 
-| | p50 | p95 |
-|---|---|---|
-| ducked, as it was (probability .25; what was learnt never undone) | 96 ms | 236 ms |
-| ducked | 53 ms | 76 ms |
-| a turn begins | 148 ms | 201 ms |
+In simulation (80 interruptions in five sessions, 8 sentences as loud as the page; its echo 150 ms late with 0.2 s of reverberation; what is
+known of the answer's place is wrong by 15 ms, and by up to 200 in its first quarter of a second; 2026-11-30). Before: a level that was
+learnt in the first second, raised by whatever was louder, the user included.
 
-At the client (`benchmarks.listen --only duck`, 20 tries, two cores of Zen 4): p50 53 ms, p95 68 ms; as it was 104 and 240 ms.
+| echo | missed | ducked, p50 and p95 | a turn begins, p50 and p95 | false begins, ducks in 10 min |
+|---|---|---|---|---|
+| -10 dB, before | 18 (16 more were not cut) | 140, 271 ms | 140, 271 ms | 1, 0 |
+| -10 dB | 0 | 56, 147 ms | 100, 174 ms | 0, 1 |
+| -10 dB, nothing known of the answer's level | NFLAT1 |
+| -20 dB, before | 0 | 141, 234 ms | 169, 351 ms | 1, 0 |
+| -20 dB | 0 | 60, 132 ms | 125, 209 ms | 0, 0 |
+| -20 dB, nothing known of the answer's level | NFLAT2 |
+| none | 0 | 43, 62 ms | 122, 179 ms | |
 
-Ducked for nothing in a minute of typing 1, of mouse clicks 0, of music that begins every 20 s 3 (once each), at -30 dB; never in 16 minutes
-of echo at -10 and -20 dB. Interruptions missed, of sessions of 16 with a sentence as loud as the page: echo of -20 dB 25 % -> 0,
-of -10 dB 92 % -> 45 %.
-
-The embedded voice, its own echo (150 ms late, 0.2 s of reverberation) and, over it, a sentence as loud as the page (2026-11-30):
-
-| echo | answers | false begins | sentences over it | noticed | after, p50 and p95 |
-|---|---|---|---|---|---|
-| -10 dB | 6 min | 0 | 20 | 18 | 0.12 s, 0.33 s |
-| -20 dB | 6 min | 0 | 20 | 20 | 0.07 s, 0.14 s |
+In two minutes of typing, mouse clicks and music at -30 dB each: no turn, no duck.
 """
 
 from collections import deque
