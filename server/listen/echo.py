@@ -3,7 +3,7 @@
 While an answer sounds at the client, speech must be clearer and longer, and louder than the answer's echo. How loud that is expected to be
 (``EchoLevel``) follows the answer's own level; without an echo (headphones, or a browser that cancels it) it is as soft as the room, and
 hinders nobody. Windows of a turn teach nothing of the echo, nor do the last ones before it: they were the user's. Where speech does not go
-on after the answer has ended, a few of them do: the turn may have been an echo that has become louder.
+on after the answer has ended, it may have been an echo that has become louder: for a while, speech has to be louder, too.
 
 Ducking an answer needs less than beginning a turn, for it is undone in a moment: a window that may be speech, or sound that lasts
 40 ms. Silero gives the beginnings of "she", "he" and "can" 0.00 to 0.03 for up to 130 ms, as it does noise.
@@ -15,11 +15,10 @@ learnt in the first second, raised by whatever was louder, the user included.
 | echo | missed | ducked, p50 and p95 | a turn begins, p50 and p95 | false begins, ducks in 10 min |
 |---|---|---|---|---|
 | -10 dB, before | 18 (16 more were not cut) | 140, 271 ms | 140, 271 ms | 1, 0 |
-| -10 dB | 0 | 56, 147 ms | 100, 174 ms | 0, 1 |
-| -10 dB, nothing known of the answer's level | NFLAT1 |
+| -10 dB | 0 | 57, 128 ms | 102, 174 ms | 0, 1 |
+| -10 dB, nothing known of the answer's level | 0 (15 were not cut) | 110, 288 ms | 151, 323 ms | 0, 0 |
 | -20 dB, before | 0 | 141, 234 ms | 169, 351 ms | 1, 0 |
 | -20 dB | 0 | 60, 132 ms | 125, 209 ms | 0, 0 |
-| -20 dB, nothing known of the answer's level | NFLAT2 |
 | none | 0 | 43, 62 ms | 122, 179 ms | |
 
 In two minutes of typing, mouse clicks and music at -30 dB each: no turn, no duck.
@@ -32,7 +31,7 @@ from typing import NamedTuple
 import numpy as np
 
 from qwen3_jax.shapes import F32
-from server.listen.echo_level import SILENCE_DB, EchoLevel, Heard
+from server.listen.echo_level import SILENCE_DB, EchoLevel
 
 CLEAR = 0.8  # a window that is so probable is enough to begin speech
 BEGIN_WINDOWS = 2  # less probable ones in a row that are
@@ -48,7 +47,8 @@ SUSPECT_REST = 32  # windows, 1 s, before the next one may be
 GOES_ON_DB = 0.0  # the same for speech that has begun
 LEARN_WINDOWS = 32  # of a session's answers, the first ones, that are taken for echo alone: 1 s
 SURE_WINDOWS = 3  # of speech that goes on when no answer sounds any more: all of the turn was the user's
-DOUBTED_WINDOWS = 12  # of another turn that are learnt from, for it may have been echo
+DOUBT_DB, MOST_DOUBT_DB = 2.0, 8.0  # by which the echo is taken to be louder after another turn, for that may have been echo; after many
+FADE_DB = 0.01  # a window, by which that is forgotten while answers are alone: 3 dB in 10 s
 OPEN_RISE_DB = 0.03  # a louder window of a turn, by which the echo is taken to be louder: 1 dB a second ends a turn that was echo
 TAIL_WINDOWS = 10  # that an answer still sounds in the room after its end: 320 ms
 
@@ -74,8 +74,9 @@ class EchoGuard:
         self._level = EchoLevel()
         self._learnt = self._tail = 0  # windows
         self._recent: deque[int] = deque(maxlen=PLAYING_OF)
-        self._doubted: deque[Heard] = deque(maxlen=DOUBTED_WINDOWS)  # the last windows of the turn that is open, while an answer sounds
-        self._rise = 0.0  # dB, in that turn
+        self._doubt = 0.0  # dB
+        self._rise = 0.0  # dB, in the turn that is open
+        self._doubtful = False  # whether an answer has sounded in that turn
         self._sure = 0  # windows of speech after an answer, in that turn
         self._row = 0  # windows of speech in a row
         self._steady = 0  # blocks in a row that are loud
@@ -97,7 +98,7 @@ class EchoGuard:
         self._rest = max(0, self._rest - 1)
         if not speaking:
             self._settle()
-        echo = self._level.expected(answer_db if playing else SILENCE_DB) + self._rise
+        echo = self._level.expected(answer_db if playing else SILENCE_DB) + self._rise + self._doubt
         if not self._tail:
             self._recent.clear()
             self._sure += speaking and probability >= threshold
@@ -114,9 +115,10 @@ class EchoGuard:
             self._rise += OPEN_RISE_DB * (over > 0)
         if playing:
             if speaking:
-                self._doubted.append(self._level.heard(level))
+                self._doubtful = True
             else:
-                self._level.learn(self._level.heard(level))
+                self._level.learn(level)
+                self._doubt = max(0.0, self._doubt - FADE_DB)
         counts = round(_of(COUNTS, over)) if speech else 0
         if over >= NO_ECHO_DB and not speech and probability >= threshold:
             counts = FAINT_COUNTS
@@ -134,11 +136,9 @@ class EchoGuard:
 
     def _settle(self) -> None:
         """No turn is open. One that did not go on after the answer may have been its echo, and then that has become louder."""
-        if self._sure < SURE_WINDOWS:
-            for heard in self._doubted:
-                self._level.learn(heard)
-        self._doubted.clear()
-        self._rise, self._sure = 0.0, 0
+        if self._doubtful and self._sure < SURE_WINDOWS:
+            self._doubt = min(MOST_DOUBT_DB, self._doubt + DOUBT_DB)
+        self._rise, self._sure, self._doubtful = 0.0, 0, False
 
     def _lasts(self, window: F32[np.ndarray, "512"], echo: float) -> bool:
         """Whether sound that is louder than the echo has gone on for long enough, at any place of the window."""

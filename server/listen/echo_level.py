@@ -4,7 +4,7 @@ The server knows the answer's level at each moment, but not how late its echo co
 the microphone's level has followed the answer's, with one delay, for 3 s, that delay is taken, and between the answer's words and in its
 soft syllables the echo is soft. Until then, and where nothing is known of the answer's level, its loudest moment of the last 0.4 s counts.
 
-The gain is taken from the 30 % of windows with the most of it, of the last 10 s of answers alone: a user who is taken for echo now and
+The gain is taken from the 30 % of windows with the most of it, of the last 30 s of answers alone: a user who is taken for echo now and
 then hardly changes it, and is forgotten.
 """
 
@@ -20,7 +20,8 @@ DELAYS = 16  # windows that an echo may be late: 0.5 s
 EARLY, LATE = 2, 1  # by which the delay that was found may be wrong, for nobody knows a position to the window
 UNKNOWN = 12  # where no delay is found, an echo is late by any of 0 to so many
 DECAY_DB = 5.0  # a window, by which a room's reverberation dies away
-KEPT, FIND, FIT = 312, 96, 16  # windows: that are learnt from; after which the delay is found anew; the gain
+KEPT, FIND, FIT = 938, 96, 16  # windows: that are learnt from, 30 s; after which the delay is found anew; the gain
+NEWEST = 312  # of them, from which the delay is found: 10 s
 SHARE = 0.7  # of windows, that are less loud than the gain says
 ABOVE_DB, ABOVE_UNKNOWN_DB = 6.0, 10.0  # by which echoes may be louder than that; without a delay they vary more
 Heard = tuple[float, F32[np.ndarray, "26"]]  # the microphone's level, and the answer's last windows, the newest first
@@ -59,13 +60,9 @@ class EchoLevel:
             return SOFTEST_DB
         return max(SOFTEST_DB, float((np.array(self._answer) - self._falls).max()) + self._gain)
 
-    def heard(self, level: float) -> Heard:
-        """What the microphone heard in this window, to be learnt from now or later."""
-        return level, np.array(self._answer, np.float32)
-
-    def learn(self, heard: Heard) -> None:
-        """That was the answer alone."""
-        self._heard.append(heard)
+    def learn(self, level: float) -> None:
+        """What the microphone heard in this window was the answer alone."""
+        self._heard.append((level, np.array(self._answer, np.float32)))
         self._learnt += 1
         if self._learnt % FIT == 0:
             self._fit(np.array([level for level, _ in self._heard]), np.stack([answer for _, answer in self._heard]))
@@ -77,7 +74,7 @@ class EchoLevel:
 
     def _fit(self, levels: np.ndarray, answers: np.ndarray) -> None:
         if self._learnt % FIND == 0:
-            self._late = _delay(levels, answers)
+            self._late = _delay(levels[-NEWEST:], answers[-NEWEST:])
             self._falls = ANY if self._late is None else TAKEN[self._late]
         sounded = (answers - self._falls).max(1)
         gains = (levels - sounded)[sounded >= sounded.max() - LOUD_DB]
