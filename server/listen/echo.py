@@ -16,9 +16,10 @@ learnt in the first second, raised by whatever was louder, the user included.
 |---|---|---|---|---|
 | -10 dB, before | 18 (16 more were not cut) | 140, 271 ms | 140, 271 ms | 1, 0 |
 | -10 dB | 0 | 57, 128 ms | 102, 174 ms | 0, 1 |
-| -10 dB, nothing known of the answer's level | 0 (15 were not cut) | 110, 288 ms | 151, 323 ms | 0, 0 |
+| -10 dB, nothing known of the answer's level | 3 (23 more were not cut) | 116, 348 ms | 163, 353 ms | 0, 0 |
 | -20 dB, before | 0 | 141, 234 ms | 169, 351 ms | 1, 0 |
 | -20 dB | 0 | 60, 132 ms | 125, 209 ms | 0, 0 |
+| -20 dB, nothing known of the answer's level | 0 | 101, 151 ms | 180, 342 ms | 0, 0 |
 | none | 0 | 43, 62 ms | 122, 179 ms | |
 
 In two minutes of typing, mouse clicks and music at -30 dB each: no turn, no duck.
