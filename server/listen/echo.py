@@ -23,6 +23,9 @@ learnt in the first second, raised by whatever was louder, the user included.
 | none | 0 | 43, 62 ms | 122, 179 ms | |
 
 In two minutes of typing, mouse clicks and music at -30 dB each: no turn, no duck.
+
+The parameters were chosen on these very sessions. In five others at -10 dB: 0 missed, ducked after 80 and 142 ms, begun after 109 and 184,
+and 2 false begins (in the seconds before 80 interruptions); in 10 other minutes of echo alone 0. An echo 350 ms late: 1 in 10 min.
 """
 
 from collections import deque
