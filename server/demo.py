@@ -46,6 +46,7 @@ def show(app: Quart, url: str, *, browser: bool, open_page: Callable[[str], bool
     async def when_ready() -> None:
         context: Context = app.extensions["context"]
         await context.loading.wait()
+        tasks.add(asyncio.create_task(context.ears.warm()))
         loaded = context.engine.load()
         await asyncio.wait({loaded})
         if not loaded.cancelled() and loaded.exception() is None:  # else the server ends with it, and says so

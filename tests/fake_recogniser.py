@@ -2,7 +2,7 @@
 
 Speech of level 0.NN and n tenths of a second is recognised as "levelNN n"; level .09 as nothing, .08 as "mm-hm". A pause is judged to be
 the end of a turn with the probability of its level. Behaviours: ``die`` over the first job, ``die always``, ``hold`` finals until FOLDER/go
-is there, ``refuse`` to load, ``fail`` at every job.
+is there, ``load`` until FOLDER/go is there, ``refuse`` to load, ``fail`` at every job.
 """
 
 import os
@@ -58,6 +58,8 @@ def main(folder: str, behaviour: str = "") -> None:
         replies.write(packed(Failed(message="no such model: name another one")))
         replies.flush()
         return
+    while behaviour == "load" and not (Path(folder) / "go").exists():
+        time.sleep(0.01)
     Worker(FakeRecogniser(Path(folder), behaviour), FakeEndOfTurn(), replies).run(sys.stdin.buffer)
 
 

@@ -46,6 +46,8 @@ class FakeTalk:
         self.refusal: dict[str, Any] = {}  # in place of Listen's ``started``
         self.capabilities: dict[str, dict[str, Any]] = {"listen": {}, "speak": {}}
         self.deaf = ""  # why there is no recogniser
+        self.listens = asyncio.Event()  # before, a ``start`` of Listen is not answered
+        self.listens.set()
 
     def install(self, app: Quart) -> None:
         """For ``running(change=...)``."""
@@ -196,6 +198,7 @@ class FakeTalk:
                 message = json.loads(frame)
                 self.listened.append(message)
                 if message["type"] == "start":
+                    await self.listens.wait()
                     await here.send(json.dumps(self.refusal or {"type": "started", "sampleRate": 16000}))
                 continue
             pcm = np.frombuffer(frame, "<i2").astype(np.float32) / 32767

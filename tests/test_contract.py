@@ -26,6 +26,9 @@ class FakeMouth:
     def speak(self) -> None:
         self.speaking = self.sounding = True
 
+    def loudness(self, ago: float) -> float | None:
+        return None
+
     def duck(self) -> None:
         assert not self.ducked, "ducked twice"
         self.ducked = True

@@ -153,6 +153,23 @@ async def test_two_sessions_of_one_contract_are_held_together(voices: Path, cloc
         assert contract.epoch == 1
 
 
+async def test_how_loud_an_answer_is_where_it_sounds(voices: Path, clock: Clock) -> None:
+    """For whoever hears its echo: without a report the loudest of the last half second counts, with one the place that it names."""
+    engine = FakeEngine(frames=8)
+    async with running(voices, engine) as server, client(server.url) as connection:
+        await join(connection)
+        await say(connection, type="speak", text=TEXT, requestId="a")
+        for _ in range(8):
+            await audio(connection)
+        contract = contract_of(server)
+        assert contract.loudness(0.0) == pytest.approx(20 * np.log10(100 / 32767), abs=0.5)
+        clock.now += 0.3
+        assert contract.loudness(0.0) == pytest.approx(20 * np.log10(103 / 32767), abs=0.1)
+        await say(connection, type="played", requestId="a", ms=640)
+        await until(lambda: not contract.playing)
+        assert contract.loudness(0.0) is None
+
+
 async def test_what_the_client_has_played_is_what_was_heard(voices: Path, clock: Clock) -> None:
     """By its reports, a little time after one included; without any, what was released, less what an ideal client still has."""
     engine = FakeEngine(frames=8, gate=asyncio.Semaphore(4))

@@ -24,6 +24,9 @@ class NotedMouth:
         self.notes: list[str] = []
         self.speaking = self.sounding = True
 
+    def loudness(self, ago: float) -> float | None:
+        return None
+
     def duck(self) -> None:
         self.notes.append("duck")
 

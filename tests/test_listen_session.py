@@ -79,6 +79,20 @@ async def test_audio_without_start_is_heard(voices: Path) -> None:
         assert (await hear_until(connection, "final"))[-1]["text"] == "level50 3"
 
 
+@pytest.mark.parametrize("started", [True, False])
+async def test_what_is_said_while_the_recogniser_is_loaded_is_heard(voices: Path, started: bool) -> None:
+    async with listening(voices, "load") as server, client(server.url) as connection:
+        if started:
+            await say(connection, type="start", language="English")
+        await send(connection, sound((0, 0.32), (0.3, 0.32), (0, 0.64), (0.4, 0.64), (0, 0.64)), 1024)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.2):
+                await connection.recv()
+        (voices.parent / "go").touch()
+        assert (await hear(connection))["type"] == "started"
+        assert [(await hear_until(connection, "final"))[-1]["text"] for _ in range(2)] == ["level30 3", "level40 6"]
+
+
 @pytest.mark.parametrize(
     ("fields", "told"),
     [
@@ -122,12 +136,16 @@ async def test_ten_hours_in_one_message_are_refused(voices: Path) -> None:
         await start(connection)
         await connection.send(bytes(64 * 1024 + 1))
         assert await closed(connection) == 1009
+        assert connection.close_reason == "at most 65536 bytes in one message: send smaller ones"
     async with listening(voices, max_message_bytes=4 * 1024 * 1024) as server, client(server.url) as connection:
         await start(connection, sampleRate=8000)
-        await connection.send(bytes(2 * 120 * 8000))
-        error = await hear(connection)
-        assert (error["code"], error["recoverable"]) == ("INVALID_MESSAGE", True)
-        assert error["message"].startswith("120 s of audio in one message: at most 60 s")
+        for message in (bytes(2 * 120 * 8000), json.dumps({"type": "audio", "data": base64.b64encode(bytes(2 * 120 * 8000)).decode()})):
+            await connection.send(message)
+            error = await hear(connection)
+            assert (error["code"], error["recoverable"]) == ("INVALID_MESSAGE", True)
+            assert error["message"].startswith("120 s of audio in one message: at most 60 s")
+        await send(connection, sound((0.5, 0.32), (0, 0.64), rate=8000))
+        assert (await hear_until(connection, "final"))[-1]["text"] == "level50 3"
 
 
 async def test_commit_ends_a_turn_and_is_always_answered(voices: Path) -> None:

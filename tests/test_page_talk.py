@@ -93,6 +93,21 @@ async def test_speech_over_the_answer_stops_it_and_nothing_stale_is_heard(talker
         assert fake.samples - taken < 16000
 
 
+async def test_what_is_said_before_the_server_listens_is_heard(asker: Any, voices: Path) -> None:
+    """On a fresh server the recogniser is loaded first; the microphone is open already."""
+    fake = FakeTalk()
+    fake.listens.clear()
+    async with running(voices, FakeEngine(), change=fake.install) as server, page(asker, server.http) as opened:
+        await opened.click("#talk-button")
+        await wait_for_text(opened, "talk-state", "Speak already")
+        await until(lambda: bool(fake.listened))
+        await asyncio.sleep(2.0)  # the user says one thing, and nothing after it
+        assert fake.samples == 0 and await text_of(opened, "talk-button-said") == "Starting"
+        fake.listens.set()
+        await wait_for_text(opened, "conversation", "This is turn 1.")
+        assert fake.samples > 16000
+
+
 async def test_a_key_interrupts_and_the_server_hears_what_was_heard(asker: Any, voices: Path) -> None:
     fake = FakeTalk()
     async with running(voices, FakeEngine(), change=fake.install) as server, page(asker, server.http) as opened:

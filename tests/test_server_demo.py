@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from qwen3_jax import cli
 from server import __main__ as program
 from server import demo, run
+from server.listen.ears import Ears
 from tests.fake_engine import FakeEngine
 from tests.serving import running, until
 
@@ -21,8 +22,20 @@ def screen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DISPLAY", ":0")
 
 
+@pytest.fixture(autouse=True)
+def warmed(monkeypatch: pytest.MonkeyPatch) -> list[Ears]:
+    """Ears that were to be loaded; none is."""
+    found: list[Ears] = []
+
+    async def warm(ears: Ears) -> None:
+        found.append(ears)
+
+    monkeypatch.setattr(Ears, "warm", warm)
+    return found
+
+
 @pytest.mark.usefixtures("screen")
-async def test_the_browser_opens_once_the_model_is_loaded(voices: Path, capsys: pytest.CaptureFixture[str]) -> None:
+async def test_the_browser_opens_once_the_model_is_loaded(voices: Path, capsys: pytest.CaptureFixture[str], warmed: list[Ears]) -> None:
     engine, opened = FakeEngine(hold_loading=True), list[str]()
 
     def open_page(url: str) -> bool:
@@ -35,6 +48,7 @@ async def test_the_browser_opens_once_the_model_is_loaded(voices: Path, capsys: 
     async with running(voices, engine, wait=False, change=change):
         await until(lambda: engine.loaded is not None)
         assert not opened and "http://127.0.0.1:1 (the model is being loaded" in capsys.readouterr().out
+        await until(lambda: len(warmed) == 1)  # beside the model
         engine.load().set_result(None)
         await until(lambda: bool(opened))
     assert opened == ["http://127.0.0.1:1"]

@@ -55,6 +55,9 @@ class Mouth(Protocol):
     def sounding(self) -> bool:
         """Whether audio of it sounds at the client."""
 
+    def loudness(self, ago: float) -> float | None:
+        """dB of full scale of what sounded at the client so many seconds ago, as far as is known; None if nothing sounds."""
+
     def duck(self) -> None:
         """Release no more audio, and keep it."""
 
@@ -200,6 +203,11 @@ class Contract:
     def playing(self) -> bool:
         """Whether an answer sounds at the client, in this process or another."""
         return any(mouth.sounding for mouth in self._mouths) or self._clock() < self._elsewhere
+
+    def loudness(self, ago: float) -> float | None:
+        """How loud the answer was so many seconds ago, in dB of full scale; None where that is not known: another process speaks."""
+        known = [level for mouth in self._mouths if (level := mouth.loudness(ago)) is not None]
+        return max(known, default=None)
 
     def sounds(self, seconds: float) -> None:
         """A mouth has released audio, and sounds that long from now. Other processes hear of it a few times a second."""

@@ -1,6 +1,7 @@
 """What all clients that are heard share: one network of voice activity, one recogniser's process. Nothing is loaded before it is wanted."""
 
 import asyncio
+import contextlib
 import importlib.util
 import sys
 from functools import cached_property
@@ -9,7 +10,7 @@ from qwen3_jax.runtime.extras import MissingExtra, how_to_install
 from server.languages import LANGUAGES
 from server.listen import silero
 from server.listen.base import VoiceActivity
-from server.listen.process import RecogniserProcess
+from server.listen.process import RecogniserGone, RecogniserProcess
 from server.listen.smart_turn import model_file
 from server.listen.whisper import DEFAULT
 from server.settings import Settings
@@ -60,6 +61,13 @@ class Ears:
             if self._network is None:
                 self._network = await asyncio.to_thread(silero.SileroNetwork)
         return self._network.begin()
+
+    async def warm(self) -> None:
+        """Load all that hears, before it is wanted. What goes wrong is told to the first client that wants it."""
+        with contextlib.suppress(MissingExtra, RecogniserGone):
+            self.check()
+            await self.voice_activity()
+            await self.process.ready()
 
     @property
     def restarts(self) -> int:

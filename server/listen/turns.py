@@ -97,10 +97,18 @@ class Turns:
         """For how long nobody has spoken in this turn."""
         return WINDOW_MS * self._silence
 
-    def feed(self, window: F32[np.ndarray, "512"], probability: float, *, playing: bool = False) -> list[TurnEvent]:
-        """The next window -> what it changes. ``playing``: whether an answer sounds at the client."""
+    def feed(
+        self, window: F32[np.ndarray, "512"], probability: float, *, playing: bool = False, answer_db: float | None = None
+    ) -> list[TurnEvent]:
+        """The next window -> what it changes.
+
+        Args:
+            playing: whether an answer sounds at the client.
+            answer_db: how loud it is at this moment, in dB of full scale; None where that is not known.
+        """
         self.position += WINDOW
-        judged = self._guard.judge(window, probability, self.detection.threshold, playing=playing, speaking=self.open)
+        threshold, speaking = self.detection.threshold, self.open
+        judged = self._guard.judge(window, probability, threshold, playing=playing, speaking=speaking, answer_db=answer_db)
         if not self.open:
             self._before.append(window)
             return [self._begin(judged.begun)] if judged.begun else [TurnEvent.SUSPECTED] if judged.suspect else []

@@ -8,6 +8,8 @@ import { toPcm16 } from "./wav.js";
 export const LISTEN = "api/v1/listen";
 export const LISTEN_RATE = 16000;
 const MOST_WAITING = 2 * 2 * LISTEN_RATE; // bytes: two seconds of audio that the network does not take
+const EARLY = 10 * 2 * LISTEN_RATE; // bytes: what is said before the server listens; its recogniser may have to be loaded first
+const AT_ONCE = 2 * LISTEN_RATE; // bytes of it in one message
 const HEARD = ["ready", "started", "speechStarted", "partial", "turnPredicted", "turnResumed", "final", "error"];
 
 /** Events: the server's messages by their types, but an `error` before `started` is `unstarted`; `down`, `refused` (Words); `dropped` when the network is too slow. */
@@ -16,6 +18,9 @@ export class ListenClient extends Emitter {
   #options;
   #started = false;
   #dropped = false;
+  /** @type {ArrayBuffer[]} */
+  #early = []; // pieces that wait for `started`
+  #behind = 0; // bytes that were sent late, and may wait once more
 
   /**
    * @param {string} url
@@ -32,6 +37,7 @@ export class ListenClient extends Emitter {
   }
 
   open() {
+    this.#early = [];
     this.#link.open();
   }
 
@@ -43,11 +49,18 @@ export class ListenClient extends Emitter {
 
   /** @param {Float32Array} samples at LISTEN_RATE */
   hear(samples) {
-    if (!this.#started) return;
-    const full = this.#link.waiting > MOST_WAITING;
+    const piece = toPcm16(samples);
+    if (!this.#started) {
+      this.#early.push(piece);
+      if (this.#early.length * piece.byteLength > EARLY) this.#early.shift();
+      return;
+    }
+    const waiting = this.#link.waiting;
+    if (waiting <= MOST_WAITING) this.#behind = 0;
+    const full = waiting > MOST_WAITING + this.#behind;
     if (full && !this.#dropped) this.emit("dropped");
     this.#dropped = full;
-    if (!full) this.#link.send(toPcm16(samples));
+    if (!full) this.#link.send(piece);
   }
 
   /** The turn is over, whatever the server thinks. */
@@ -60,9 +73,23 @@ export class ListenClient extends Emitter {
     if (message.type === "started") {
       this.#started = true;
       this.#link.settled();
+      this.#catchUp();
     }
     if (message.type === "error" && !this.#started) this.emit("unstarted", message);
     else if (HEARD.includes(message.type)) this.emit(message.type, message);
+  }
+
+  /** Send what was said before the server listened. */
+  #catchUp() {
+    this.#behind = this.#early.reduce((bytes, piece) => bytes + piece.byteLength, 0);
+    const all = new Uint8Array(this.#behind);
+    let filled = 0;
+    for (const piece of this.#early) {
+      all.set(new Uint8Array(piece), filled);
+      filled += piece.byteLength;
+    }
+    this.#early = [];
+    for (let from = 0; from < filled; from += AT_ONCE) this.#link.send(all.slice(from, from + AT_ONCE).buffer);
   }
 
   /**

@@ -188,6 +188,7 @@ export class TalkView {
       return;
     }
     if (this.#state !== "opening") return; // the view was left meanwhile
+    at("talk-state").textContent = "Speak already: the voice is being woken.";
     this.#speech.open();
     this.#listen.open();
   }

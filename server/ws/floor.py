@@ -44,6 +44,10 @@ class Floor:
         """Whether an answer sounds at the client."""
         return self._contract is not None and self._contract.playing
 
+    def loudness(self, ago: float) -> float | None:
+        """How loud that answer was so many seconds ago; None where that is not known."""
+        return None if self._contract is None else self._contract.loudness(ago)
+
     def suspected(self) -> None:
         """Somebody may begin to speak."""
         if self._contract is not None:

@@ -119,7 +119,10 @@ class BoundedStream(ws_stream.WSStream):
                 try:
                     self.buffer.extend(event)
                 except ws_stream.FrameTooLargeError:
-                    await self._tell(CloseReason.MESSAGE_TOO_BIG, None, "message too big")
+                    most = self.buffer.max_length
+                    await self._tell(
+                        CloseReason.MESSAGE_TOO_BIG, f"at most {most} bytes in one message: send smaller ones", "message too big"
+                    )
                     return
                 if event.message_finished:
                     assert self.app_put is not None
@@ -141,7 +144,7 @@ class BoundedStream(ws_stream.WSStream):
         await super()._send_error_response(status_code)
         await self.send(StreamClosed(stream_id=self.stream_id))
 
-    async def _tell(self, code: CloseReason, reason: str | None, counted: str) -> None:
+    async def _tell(self, code: CloseReason, reason: str, counted: str) -> None:
         self._told, self._flood = True, counted == "flood"
         here().close_code = int(code)
         here().closed(counted)
@@ -152,13 +155,10 @@ class BoundedStream(ws_stream.WSStream):
                 status=int(code),
                 reason=counted.upper().replace(" ", "_"),
                 address=self.client[0],
-                why=self._why(reason),
+                why=f"{reason}; TTS_MAX_MESSAGE_BYTES allows more" if code is CloseReason.MESSAGE_TOO_BIG else reason,
             )
         await self._send_wsproto_event(CloseConnection(code=code, reason=reason))
         self.task_group.spawn(self._end, int(code))
-
-    def _why(self, reason: str | None) -> str:
-        return reason or f"a message of more than {self.buffer.max_length} bytes; TTS_MAX_MESSAGE_BYTES would allow it"
 
     async def _end(self, code: int) -> None:
         await self.context.sleep(CLOSE_SECONDS)

@@ -11,6 +11,7 @@ import msgspec
 EXTRAPOLATED = 0.25  # seconds: pages report so often
 SILENT_SECONDS = 2.0  # after the ideal listener's end, that a client which reports nothing more is taken to sound
 KEPT_SECONDS = 40.0  # of audio that is kept for a socket that is lost, at most: what was released since the last report
+UNSURE_SECONDS = 0.5  # by which a client that reports nothing may be later than an ideal one; and a report later than the one before
 BRIEF_SECONDS = 3.0  # where the session may not come back, until the client's first report
 
 
@@ -70,6 +71,14 @@ class HeardAudio:
             return max(0.0, self.released - ahead)
         seconds, when = self._reported
         return min(self.released, seconds + min(max(0.0, now - when), EXTRAPOLATED))
+
+    def about(self, now: float, ahead: float) -> tuple[float, float]:
+        """The earliest and the latest place that may sound now; arguments as ``at``."""
+        place = self.at(now, ahead)
+        if self._reported is None:
+            return max(0.0, place - UNSURE_SECONDS), place
+        seconds, when = self._reported
+        return place, max(place, min(self.released, seconds + min(now - when, UNSURE_SECONDS)))
 
     def again(self, begin: float) -> list[AudioFrame]:
         """What was released after that moment, to be sent once more; it counts as not heard."""

@@ -189,12 +189,13 @@ class ListenSession(ConnectedSession):
         assert self._voice is not None
         before, self._heard_at = self._audio.seconds, monotonic()
         try:
-            windows = self._audio.feed(data)
+            windows = list(self._audio.feed(data))
         except ValueError as error:
             raise InvalidMessage(str(error)) from error
         self._metrics.heard.inc(self._audio.seconds - before)
         for number, window in enumerate(windows, 1):
-            for event in self._turns.feed(window, self._voice.feed(window), playing=self._floor.playing):
+            loudness = self._floor.loudness((len(windows) - number) * WINDOW / RATE)
+            for event in self._turns.feed(window, self._voice.feed(window), playing=self._floor.playing, answer_db=loudness):
                 await self._check_allowed()
                 await self._happened(event)
             if number % BREATH == 0:

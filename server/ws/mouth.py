@@ -84,6 +84,9 @@ class SessionMouth:
     def sounding(self) -> bool:
         return not self._out.lost and bool(self._release.sounding())
 
+    def loudness(self, ago: float) -> float | None:
+        return None if self._out.lost else self._release.loudness(monotonic() - ago)
+
     def duck(self) -> None:
         self._release.ducked = True
         if (turn := self._release.find(None)) is not None:

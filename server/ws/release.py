@@ -102,13 +102,22 @@ class Release:
 
     def heard(self, turn: Turn, now: float) -> float:
         """Seconds of a turn that its client has heard."""
+        return turn.heard.at(now, self._ahead(turn, now))
+
+    def loudness(self, now: float) -> float | None:
+        """dB of full scale of what sounds; None if nothing does."""
+        places = [(turn, turn.heard.about(now, self._ahead(turn, now))) for turn in self.sounding()]
+        return max((turn.loudness.loudest(*place) for turn, place in places), default=None)
+
+    def _ahead(self, turn: Turn, now: float) -> float:
+        """Seconds of a turn that an ideal listener has not heard yet."""
         ahead = self._pace.ahead(now)
         for one in reversed(self._turns):
             of_this = min(ahead, one.heard.released)
             if one is turn:
-                return turn.heard.at(now, of_this)
+                return of_this
             ahead -= of_this
-        return 0.0
+        return turn.heard.released
 
     def forget(self) -> None:
         """The client threw away what it had."""

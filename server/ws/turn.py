@@ -16,6 +16,7 @@ from server.ops.auth import Principal
 from server.voices.store import StoredVoice
 from server.ws import protocol
 from server.ws.heard import AudioFrame, HeardAudio
+from server.ws.loudness import Loudness
 from server.ws.machine import SessionUtterance
 
 MOVED_MS = 30  # by which a word must have moved to be told again
@@ -57,6 +58,7 @@ class Turn:
         self.sequence = 0
         self.seconds = 0.0  # of audio that has been sent
         self.heard = HeardAudio()
+        self.loudness = Loudness()
         self.last: list[protocol.ServerMessage] = []  # what ended it
         self.stopped: tuple[str, str] | None = None  # where it was: the text that has been heard, and the rest
         self._timed = timed
@@ -82,7 +84,7 @@ class Turn:
 
     def begin(self, handle: SpeechHandle) -> None:
         """A try at it."""
-        self.handle, self.seconds = handle, 0.0
+        self.handle, self.seconds, self.loudness = handle, 0.0, Loudness()
         self._given, self._part, self._words = 0, 0, []
         self._times = WordTimes() if self._timed else None
         if self._times is not None:
@@ -102,6 +104,8 @@ class Turn:
 
     def made(self, pcm: F32[np.ndarray, " F"] | None, handle: SpeechHandle) -> protocol.SpokenWords | None:
         """Its next sound at the engine's rate; None: there is no more. Returns the words that are to be told before it."""
+        if pcm is not None and self._timed:
+            self.loudness.feed(pcm)
         if (times := self._times) is None:
             return None
         texts = handle.texts
