@@ -18,7 +18,8 @@ from pathlib import Path
 
 FOLDER = Path(__file__).parent
 LIBRARY, RECORD = "libkernels.so", "libkernels.json"  # a name that no module has: Python would import the library
-SOURCES = ("kernels.cc", "together.inc", "vectors.inc", "attention.inc", "int8_float.inc", "int8_vnni.inc")  # the first one includes the others
+# The first one includes the others.
+SOURCES = ("kernels.cc", "together.inc", "vectors.inc", "attention.inc", "int8_float.inc", "int8_vnni.inc")
 # The compiler's default processor: the library chooses by itself among the instruction sets of the machine that it finds itself on.
 OPTIONS = (
     "-x",

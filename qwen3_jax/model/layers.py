@@ -20,8 +20,6 @@ from qwen3_jax.model.int8 import as_int8, int8_matmul
 from qwen3_jax.model.products import matmul
 from qwen3_jax.shapes import I32, Array, Bool, Float, Real
 
-_PAIRS = ((0, 1), (0, 1))  # rows and groups of q, k and v
-
 
 class Linear(nnx.Module):
     """y = x W^T + b, W [O I]; with a ``scale`` [O], W is int8 and stands for scale W."""
@@ -141,7 +139,8 @@ def attend(
     """Grouped-query attention, softmax in float32. Every query must see at least one column."""
     rows, length, heads, size = q.shape
     grouped = q.reshape(rows, length, k.shape[1], -1, size).transpose(0, 2, 3, 1, 4)
-    mixed = jax.lax.platform_dependent(grouped, k, v, mask, cpu=_mix_on_cpu, default=_mix)
+    on_cpu = _one_query if length == 1 and _kernel_takes(q, k, v) else _mix_on_cpu
+    mixed = jax.lax.platform_dependent(grouped, k, v, mask, cpu=on_cpu, default=_mix)
     return mixed.transpose(0, 3, 1, 2, 4).reshape(rows, length, heads * size)
 
 
@@ -152,56 +151,45 @@ def _mix(
     return jnp.einsum("bjgts,bjsd->bjgtd", weights, v, precision="highest")
 
 
-def _mix_on_cpu(
-    q: Float[Array, "B J G T D"], k: Float[Array, "B J S D"], v: Float[Array, "B J S D"], mask: Bool[Array, "B T S"]
-) -> Float[Array, "B J G T D"]:
-    """The same; one query of each row by the compiled kernel, where there is one."""
-    if q.shape[3] > 1:
-        return _many_queries(q, k, v, mask)
-    one = q[:, :, :, 0]
-    mix = _one_query if library.in_use().instructions is not None and kernel.takes(one, k, v) else _one_query_by_xla
-    return mix(one, k, v, mask[:, 0])[:, :, :, None]
-
-
-def _many_queries(
-    q: Float[Array, "B J G T D"], k: Float[Array, "B J S D"], v: Float[Array, "B J S D"], mask: Bool[Array, "B T S"]
-) -> Float[Array, "B J G T D"]:
-    """In products of which XLA's CPU compiler is quick: the contracted axis of the matrix is not its last.
-
-    1 row x 64 queries: 39 -> 21 ms (28 layers, 256 columns, two cores of Zen 4).
-    """
-    *outer, groups, length, size = q.shape
-    turned_k = jax.lax.optimization_barrier(jnp.swapaxes(k, 2, 3))  # else XLA turns it back
-    scores = jax.lax.dot_general(q.reshape(*outer, -1, size), turned_k, (((3,), (2,)), _PAIRS), precision="highest")
-    weights = _weights(scores.reshape(*outer, groups, length, -1), q, mask).reshape(*outer, groups * length, -1)
-    return jax.lax.dot_general(weights, v, (((3,), (2,)), _PAIRS), precision="highest").reshape(q.shape)
+def _kernel_takes(q: Float[Array, "B 1 A D"], k: Float[Array, "B J S D"], v: Float[Array, "B J S D"]) -> bool:
+    return library.in_use().instructions is not None and kernel.takes(q, k, v)
 
 
 @jax.custom_jvp
 def _one_query(
-    q: Float[Array, "B J G D"], k: Float[Array, "B J S D"], v: Float[Array, "B J S D"], mask: Bool[Array, "B S"]
-) -> Float[Array, "B J G D"]:
-    """By the compiled kernel, which has no derivative of its own."""
-    return kernel.attend(q, k, v, mask)
+    q: Float[Array, "B J G 1 D"], k: Float[Array, "B J S D"], v: Float[Array, "B J S D"], mask: Bool[Array, "B 1 S"]
+) -> Float[Array, "B J G 1 D"]:
+    """The same of one query, by the compiled kernel: it reads the columns that a row sees, once for all heads of a group.
+
+    DOCSTRING
+    """
+    return kernel.attend(q[:, :, :, 0], k, v, mask[:, 0])[:, :, :, None]
 
 
 @_one_query.defjvp
 def _(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Any, Any]:
-    return jax.jvp(_one_query_by_xla, primals, tangents)
+    return jax.jvp(_mix_on_cpu, primals, tangents)
 
 
-def _one_query_by_xla(
-    q: Float[Array, "B J G D"], k: Float[Array, "B J S D"], v: Float[Array, "B J S D"], mask: Bool[Array, "B S"]
-) -> Float[Array, "B J G D"]:
-    """In products of a vector, of which XLA's CPU compiler is quick: one for each head of a group, which reads the keys again.
+def _mix_on_cpu(
+    q: Float[Array, "B J G T D"], k: Float[Array, "B J S D"], v: Float[Array, "B J S D"], mask: Bool[Array, "B T S"]
+) -> Float[Array, "B J G T D"]:
+    """The same in products that XLA's CPU compiler is quick at.
 
-    8 rows: 66 -> 20 ms (28 layers, 256 columns, two cores of Zen 4).
+    Those are of a vector, and of a matrix whose contracted axis is not its last: 8 rows x 1 query 66 -> 20 ms, 1 row x 64 queries
+    39 -> 21 ms (28 layers, 256 columns, two cores of Zen 4). An accelerator reads the keys once for all G.
     """
-    heads = range(q.shape[2])
-    each = [jax.lax.dot_general(k, q[:, :, head], (((3,), (2,)), _PAIRS), precision="highest") for head in heads]
-    weights = _weights(jnp.stack(each, axis=2)[:, :, :, None], q, mask[:, None])[:, :, :, 0]
-    each = [jax.lax.dot_general(weights[:, :, head], v, (((2,), (2,)), _PAIRS), precision="highest") for head in heads]
-    return jnp.stack(each, axis=2)
+    *outer, groups, length, size = q.shape
+    pairs = ((0, 1), (0, 1))
+    if length == 1:
+        each = [jax.lax.dot_general(k, q[:, :, group, 0], (((3,), (2,)), pairs), precision="highest") for group in range(groups)]
+        weights = _weights(jnp.stack(each, axis=2)[:, :, :, None], q, mask)
+        each = [jax.lax.dot_general(weights[:, :, group, 0], v, (((2,), (2,)), pairs), precision="highest") for group in range(groups)]
+        return jnp.stack(each, axis=2)[:, :, :, None]
+    turned_k = jax.lax.optimization_barrier(jnp.swapaxes(k, 2, 3))  # else XLA turns it back
+    scores = jax.lax.dot_general(q.reshape(*outer, -1, size), turned_k, (((3,), (2,)), pairs), precision="highest")
+    weights = _weights(scores.reshape(*outer, groups, length, -1), q, mask).reshape(*outer, groups * length, -1)
+    return jax.lax.dot_general(weights, v, (((3,), (2,)), pairs), precision="highest").reshape(q.shape)
 
 
 def _weights(scores: Float[Array, "B J G T S"], q: Float[Array, "B J G T D"], mask: Bool[Array, "B T S"]) -> Float[Array, "B J G T S"]:
