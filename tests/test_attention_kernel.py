@@ -127,7 +127,8 @@ def test_it_works_in_loops_under_vmap_and_has_a_derivative(instructions: str) ->
     np.testing.assert_array_equal(turns, by_hand)
 
     def gradients() -> list[np.ndarray]:
-        return [np.asarray(x) for x in jax.jit(jax.grad(lambda *qkv: jnp.sum(jnp.sin(attend(*qkv, mask))), argnums=(0, 1, 2)))(q, k, v)]
+        total = jax.grad(lambda q, k, v: jnp.sum(jnp.sin(attend(q, k, v, mask))), argnums=(0, 1, 2))
+        return [np.asarray(x) for x in jax.jit(total)(q, k, v)]
 
     found = gradients()
     with pytest.MonkeyPatch.context() as patch:
