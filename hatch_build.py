@@ -36,7 +36,7 @@ class Kernels(BuildHookInterface[Any]):
         try:
             build.build(source, folder)
         except build.CannotBuild as why:
-            self.app.display_warning(f"qwen3-jax is built without its int8 kernel, and several rows at once are slower in int8: {why}")
+            self.app.display_warning(f"qwen3-jax is built without its compiled kernels, so speaking on a CPU is slower: {why}")
             return
         build_data["pure_python"] = False
         build_data["tag"] = f"py3-none-{re.sub('[-.]', '_', sysconfig.get_platform())}"  # no interpreter's ABI

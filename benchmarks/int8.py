@@ -24,6 +24,7 @@ from rich.table import Table
 
 from benchmarks.engine import bandwidth
 from qwen3_jax.kernels import int8_matmul as kernel
+from qwen3_jax.kernels import library
 from qwen3_jax.model.int8 import by_xla
 from qwen3_jax.runtime.allocation import TUNABLES, restart_with_large_pages
 
@@ -71,9 +72,9 @@ def main() -> None:
     given = parser.parse_args()
     restart_with_large_pages(TUNABLES)
     console = Console(width=140)
-    found = kernel.in_use()
+    found = library.in_use()
     if found.instructions is None:
-        raise SystemExit(f"there is no int8 kernel to measure: {found.why_not}")
+        raise SystemExit(f"there are no compiled kernels to measure: {found.why_not}")
     rate, peak, wide = bandwidth(), arithmetic(kernel.multiply), arithmetic(by_xla)
     machine = f"{jax.devices()[0].device_kind} ({os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}), jax {jax.__version__}"
     console.print(

@@ -217,14 +217,14 @@ def info(
     """Versions and devices; with --model, what the checkpoint is and how large (from its configs: no weights are read)."""
     import jax
 
-    from qwen3_jax.kernels import int8_matmul
+    from qwen3_jax.kernels import library
     from qwen3_jax.runtime.devices import all_devices
 
     table = Table(show_header=False)
     add_row(table, "qwen3-jax", f"{qwen3_jax.__version__}, jax {jax.__version__}, Python {sys.version.split()[0]}")
     add_row(table, "devices", ", ".join(f"{device.platform}:{device.id} {device.device_kind}" for device in all_devices()))
-    kernel = int8_matmul.in_use()
-    add_row(table, "int8 kernel", kernel.instructions or f"none ({kernel.why_not})")
+    kernels = library.in_use()
+    add_row(table, "compiled kernels", kernels.instructions or f"none ({kernels.why_not})")
     if model is not None:
         for row in describe(model, dtype):
             add_row(table, *row)

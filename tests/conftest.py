@@ -2,6 +2,7 @@
 
 import atexit
 import os
+import platform
 import shutil
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -30,6 +31,8 @@ from tests import shape_checks
 
 shape_checks.install()  # before the product is imported
 
+from qwen3_jax.kernels import build as building
+from qwen3_jax.kernels import library
 from qwen3_jax.model.model import Model, load
 from qwen3_jax.runtime.compilation import use_persistent_cache
 from qwen3_jax.testing import GOLDEN_SEEDS, write_checkpoint
@@ -39,6 +42,8 @@ atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 settings.register_profile("whatever the machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("whatever the machine")
 
+X86_SETS = ("AVX-512 VNNI", "AVX2", "plain C++")
+INSTRUCTION_SETS = {"x86_64": X86_SETS, "aarch64": ("NEON",), "arm64": ("NEON",)}.get(platform.machine(), ("plain C++",))
 
 # Files that take a minute and more, the longest first: none of them is left to one process at the end, and two that compile the same
 # programs (test_engine_device and test_service) do not do it side by side.
@@ -87,6 +92,32 @@ def model(checkpoint: Callable[[str], Path]) -> Callable[[str], Model]:
         return made[kind]
 
     return get
+
+
+@pytest.fixture(scope="session")
+def kernel_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the kernels' sources, library and record, built for these tests."""
+    folder = tmp_path_factory.mktemp("kernels")
+    for name in building.SOURCES:
+        (folder / name).write_bytes((building.FOLDER / name).read_bytes())
+    try:
+        building.build(folder, folder)
+    except building.CannotBuild as why:
+        pytest.skip(f"no kernels here: {why}")
+    return folder
+
+
+@pytest.fixture(params=INSTRUCTION_SETS)
+def instructions(request: pytest.FixtureRequest, kernel_library: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The compiled kernels under names of their own, with one instruction set."""
+    monkeypatch.setattr(library, "_PREFIX", "tests")
+    try:
+        found = library.load(kernel_library, request.param)
+    except ValueError:
+        pytest.skip(f"this processor lacks {request.param}")
+    assert found.instructions == request.param, found.why_not
+    monkeypatch.setattr(library, "_found", found)
+    return str(request.param)
 
 
 @pytest.fixture

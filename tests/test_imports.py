@@ -40,7 +40,7 @@ LAYERS = [
     {"qwen3_jax.checkpoint.int8", "qwen3_jax.checkpoint.table"},
     {
         "qwen3_jax.runtime.compilation",
-        "qwen3_jax.kernels.int8_matmul",
+        "qwen3_jax.kernels.library",
         "qwen3_jax.model.config",
         "qwen3_jax.audio.recording",
         "qwen3_jax.speech.word_features",
@@ -63,6 +63,8 @@ LAYERS = [
     },
     {"qwen3_jax.speech.word_times"},
     {
+        "qwen3_jax.kernels.int8_matmul",
+        "qwen3_jax.kernels.attention",
         "qwen3_jax.model.cache",
         "qwen3_jax.voices.folder",
         "qwen3_jax.checkpoint.converted",

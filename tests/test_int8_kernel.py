@@ -1,10 +1,5 @@
-"""The compiled kernel for int8 weights: it gives what XLA gives, in every instruction set, and where it cannot be used XLA goes on."""
+"""The compiled product with int8 weights: it gives what XLA gives, in every instruction set."""
 
-import json
-import os
-import platform
-import subprocess
-import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -16,43 +11,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from qwen3_jax import cli
 from qwen3_jax.finetune.teacher_forcing import predictor_logits
-from qwen3_jax.kernels import build as building
-from qwen3_jax.kernels import int8_matmul as kernel
+from qwen3_jax.kernels import library
 from qwen3_jax.model.int8 import by_xla, int8_matmul
 from qwen3_jax.model.model import load
+from tests.processes import LIMIT, process
 from tests.test_tts import TEXT
-
-ROOT = Path(__file__).parents[1]
-SETS = {"x86_64": ("AVX-512 VNNI", "AVX2", "plain C++"), "aarch64": ("NEON",), "arm64": ("NEON",)}.get(platform.machine(), ("plain C++",))
-LIMIT = 300.0  # seconds; for hangs
-
-
-@pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with sources, library and record, built for these tests."""
-    folder = tmp_path_factory.mktemp("kernel")
-    for name in building.SOURCES:
-        (folder / name).write_bytes((building.FOLDER / name).read_bytes())
-    try:
-        building.build(folder, folder)
-    except building.CannotBuild as why:
-        pytest.skip(f"no kernel here: {why}")
-    return folder
-
-
-@pytest.fixture(params=SETS)
-def instructions(request: pytest.FixtureRequest, library: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The kernel under a name of its own, with one instruction set."""
-    monkeypatch.setattr(kernel, "_TARGET", "tests_int8_matmul")
-    try:
-        found = kernel.load(library, request.param)
-    except ValueError:
-        pytest.skip(f"this processor lacks {request.param}")
-    assert found.instructions == request.param, found.why_not
-    monkeypatch.setattr(kernel, "_kernel", found)
-    return str(request.param)
 
 
 def given(rows: int, inputs: int, outputs: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -189,143 +153,6 @@ np.save(sys.argv[2], [speech.frames for speech in tts.generate(sys.argv[3:], voi
 """
 
 
-def process(program: str, *arguments: str, **environment: str) -> str:
-    """stdout of a Python program that ends well, in an environment with these variables."""
-    variables = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
-    ended = subprocess.run(
-        [sys.executable, "-c", program, *arguments], cwd=ROOT, env=variables, capture_output=True, text=True, timeout=LIMIT
-    )
-    assert ended.returncode == 0, ended.stderr
-    return ended.stdout
-
-
-LOOP = """
-import sys
-import jax, numpy as np
-from pathlib import Path
-from qwen3_jax.kernels import build, int8_matmul as kernel
-from qwen3_jax.model.int8 import int8_matmul
-from qwen3_jax.runtime import compilation
-compilation.use_persistent_cache()
-kernel.FOLDER = Path(sys.argv[1])
-random = np.random.RandomState(0)
-weight, x = random.randint(-128, 128, (96, 96)).astype(np.int8), random.standard_normal((4, 96)).astype(np.float32)
-scale = np.full(96, 1e-3, np.float32)
-run = jax.jit(lambda x, turns: jax.lax.fori_loop(0, turns, lambda _, x: int8_matmul(x, weight, scale), x))
-results = [np.asarray(run(jax.device_put(x, device), 3)) for device in jax.devices()]
-assert len(results) == 2 and np.array_equal(*results)
-print(kernel.in_use().instructions, compilation.compiled(), results[0].tobytes().hex())
-"""
-
-
-def test_a_program_from_the_cache_finds_the_kernel(tmp_path: Path, library: Path) -> None:
-    """In another process, and on each of two devices."""
-    cache = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-    two = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", kernel.VARIABLE: ""}
-    first, second = (process(LOOP, str(library), **cache, **two).rsplit(maxsplit=2) for _ in range(2))
-    assert first[0] == second[0] != "None" and first[2] == second[2]
-    assert int(first[1]) > 0 == int(second[1])
-    off = process(LOOP, str(library), **cache, **two | {kernel.VARIABLE: "off"}).split()
-    assert off[0] == "None"
-    found, expected = (np.frombuffer(bytes.fromhex(each), np.float32) for each in (second[2], off[2]))
-    np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
-
-
-def broken(folder: Path, tmp_path: Path, change: Callable[[Path], None]) -> Path:
-    copied = tmp_path / "broken"
-    copied.mkdir()
-    for name in (*building.SOURCES, building.LIBRARY, building.RECORD):
-        (copied / name).write_bytes((folder / name).read_bytes())
-    change(copied)
-    return copied
-
-
-def rewrite(folder: Path, **changes: str) -> None:
-    record = json.loads((folder / building.RECORD).read_text())
-    (folder / building.RECORD).write_text(json.dumps(record | changes))
-
-
-def replace(folder: Path, content: bytes) -> None:
-    """Another library, with a record that says it is right."""
-    (folder / building.LIBRARY).write_bytes(content)
-    rewrite(folder, library=building.digest(folder / building.LIBRARY))
-
-
-FOREIGN = bytearray(b"\x7fELF\x02\x01\x01" + bytes(57))
-FOREIGN[16:20] = b"\x03\x00\x08\x00"  # a shared object for MIPS
-
-
-@pytest.mark.parametrize(
-    ("change", "why"),
-    [
-        (lambda folder: (folder / building.LIBRARY).unlink(), "^built without a compiler$"),
-        (lambda folder: (folder / building.LIBRARY).write_bytes((folder / building.LIBRARY).read_bytes()[:9000]), "is damaged"),
-        (lambda folder: (folder / building.RECORD).unlink(), "has no record that can be read"),
-        (lambda folder: (folder / building.RECORD).write_text("[]"), "has no record that can be read"),
-        (lambda folder: (folder / building.SOURCES[1]).write_text("//"), "is made of other sources: install qwen3-jax again"),
-        (lambda folder: rewrite(folder, machine="vax"), f"is made for vax, not {platform.machine()}"),
-        (lambda folder: replace(folder, b"no library"), "cannot be used"),
-        (lambda folder: replace(folder, bytes(FOREIGN)), "cannot be used"),
-        (lambda folder: replace(folder, Path(np.linalg._umath_linalg.__file__).read_bytes()), "cannot be used .*undefined symbol"),
-    ],
-    ids=["missing", "cut off", "no record", "another record", "stale", "another machine", "no library", "foreign", "without the function"],
-)
-def test_a_library_that_does_not_fit_is_not_loaded(tmp_path: Path, library: Path, change: Callable[[Path], None], why: str) -> None:
-    found = kernel.load(broken(library, tmp_path, change))
-    assert found.instructions is None
-    with pytest.raises(AssertionError, match=why):
-        raise AssertionError(found.why_not)
-
-
-def test_another_version_of_xlas_interface_is_refused(tmp_path: Path, library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def newer(folder: Path) -> None:
-        source = folder / building.SOURCES[0]
-        source.write_text(source.read_text().replace("XLA_FFI_API_MAJOR, XLA_FFI_API_MINOR}", "7, 0}"))
-        building.build(folder, folder)
-
-    monkeypatch.setattr(kernel, "_TARGET", "tests_of_another_version")
-    found = kernel.load(broken(library, tmp_path, newer))
-    assert found.instructions is None and "cannot be used" in found.why_not and "version" in found.why_not
-
-
-def test_what_cannot_be_used_is_said_once_and_xla_goes_on(
-    tmp_path: Path, library: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    folder = broken(library, tmp_path, lambda folder: rewrite(folder, library="0"))
-    monkeypatch.delenv(kernel.VARIABLE, raising=False)
-    monkeypatch.setattr(kernel, "FOLDER", folder)
-    for _ in range(2):
-        monkeypatch.setattr(kernel, "_kernel", None)
-        arrays = given(4, 64, 8)
-        assert_close(compiled(*arrays), *arrays)
-    [line] = [record.getMessage() for record in caplog.records if "int8 kernel" in record.getMessage()]
-    assert "is damaged, or not the one that was built: install qwen3-jax again; XLA computes its products" in line
-
-
-def test_the_variable_turns_it_off_or_chooses(library: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(kernel, "_TARGET", "tests_int8_matmul")
-    for word in ("off", "OFF", "0"):
-        assert kernel.load(library, word) == kernel.Int8Kernel(None, f"{kernel.VARIABLE} is off")
-    with pytest.raises(ValueError, match=rf"{kernel.VARIABLE}='MMX': use off, or an instruction set .*: .*{SETS[-1][:4]}"):
-        kernel.load(library, "MMX")
-    monkeypatch.setattr(kernel, "_kernel", None)
-    monkeypatch.setenv(kernel.VARIABLE, "off")
-    monkeypatch.setattr("sys.argv", ["qwen3-jax", "info"])
-    with pytest.raises(SystemExit) as ended:
-        cli.main()
-    assert ended.value.code in (0, None) and f"none ({kernel.VARIABLE} is off)" in capsys.readouterr().out
-
-
-def test_without_a_compiler_there_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CXX", "no-such-compiler -O9")
-    with pytest.raises(building.CannotBuild, match=r"^there is no C\+\+ compiler \(no-such-compiler -O9\)$"):
-        building.build(folder=tmp_path)
-    monkeypatch.setenv("CXX", "false")
-    with pytest.raises(building.CannotBuild, match="^false fails: status 1$"):
-        building.build(folder=tmp_path)
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_the_predictor_gives_the_same_logits_with_and_without(
     instructions: str, checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -342,25 +169,23 @@ def test_the_predictor_gives_the_same_logits_with_and_without(
         return np.asarray(jax.jit(run)(model.params["talker"]))
 
     found = logits()
-    monkeypatch.setattr(kernel, "_kernel", kernel.Int8Kernel(None))
+    monkeypatch.setattr(library, "_found", library.Kernels(None))
     expected = logits()
     assert 0 < np.abs(found - expected).max() < 1e-5 * np.abs(expected).max()
 
 
 @pytest.mark.slow  # it compiles an engine's programs twice
 def test_an_engine_speaks_the_same_codes_with_and_without(
-    tmp_path: Path, library: Path, checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, kernel_library: Path, checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Greedy, of two texts in one batch; without, in a process of its own, for programs stay compiled."""
     texts = (TEXT, "Good morning.")
-    process(CODES, str(checkpoint("custom_voice")), str(tmp_path / "off.npy"), *texts, **{kernel.VARIABLE: "off"})
-    monkeypatch.setattr(kernel, "FOLDER", library)
-    monkeypatch.setattr(kernel, "_kernel", None)
+    process(CODES, str(checkpoint("custom_voice")), str(tmp_path / "off.npy"), *texts, **{library.VARIABLE: "off"})
     program = CODES.replace(
         "import sys\n",
-        "import sys\nfrom pathlib import Path\nfrom qwen3_jax.kernels import int8_matmul as kernel\n"
-        f"kernel.FOLDER = Path({str(library)!r})\nassert kernel.in_use().instructions\n",
+        "import sys\nfrom pathlib import Path\nfrom qwen3_jax.kernels import library\n"
+        f"library.FOLDER = Path({str(kernel_library)!r})\nassert library.in_use().instructions\n",
         1,
     )
-    process(program, str(checkpoint("custom_voice")), str(tmp_path / "on.npy"), *texts, **{kernel.VARIABLE: ""})
+    process(program, str(checkpoint("custom_voice")), str(tmp_path / "on.npy"), *texts, **{library.VARIABLE: ""})
     np.testing.assert_array_equal(np.load(tmp_path / "on.npy"), np.load(tmp_path / "off.npy"))

@@ -1,1 +1,1 @@
-"""Compiled kernels for CPUs. Each may be missing: then XLA computes the same."""
+"""Compiled kernels for CPUs, in one library. It may be missing: then XLA computes the same."""

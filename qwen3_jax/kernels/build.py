@@ -17,8 +17,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
-LIBRARY, RECORD = "libint8.so", "libint8.json"  # a name that no module has: Python would import the library
-SOURCES = ("int8_matmul.cc", "int8_float.inc", "int8_vnni.inc")
+LIBRARY, RECORD = "libkernels.so", "libkernels.json"  # a name that no module has: Python would import the library
+# The first one includes the others.
+SOURCES = ("kernels.cc", "together.inc", "vectors.inc", "attention.inc", "int8_float.inc", "int8_vnni.inc")
 # The compiler's default processor: the library chooses by itself among the instruction sets of the machine that it finds itself on.
 OPTIONS = (
     "-x",
@@ -31,6 +32,7 @@ OPTIONS = (
     "-fno-exceptions",
     "-fno-rtti",
     "-ffp-contract=fast",
+    "-fno-math-errno",  # else a square root calls libm
 )
 LIMIT = 300.0  # seconds for the compiler
 
@@ -94,7 +96,7 @@ def main() -> None:
     try:
         build()
     except CannotBuild as why:
-        sys.exit(f"no int8 kernel: {why}")
+        sys.exit(f"no compiled kernels: {why}")
     print(FOLDER / LIBRARY)
 
 

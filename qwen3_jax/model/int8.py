@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from qwen3_jax.checkpoint.int8 import LARGEST, STEP
 from qwen3_jax.kernels import int8_matmul as kernel
+from qwen3_jax.kernels import library
 from qwen3_jax.model.products import widened
 from qwen3_jax.shapes import F32, I8, Array, Float
 
@@ -15,9 +16,9 @@ from qwen3_jax.shapes import F32, I8, Array, Float
 def int8_matmul(x: F32[Array, "*rest I"], weight: I8[Array, "O I"], scale: F32[Array, " O"]) -> F32[Array, "*rest O"]:
     """x (scale W)^T, without a float32 copy of ``weight``; without the kernel, of one weight at a time for more than 16 rows.
 
-    On a CPU the rows of a small batch give bit for bit what each gives alone. Raises ValueError: see ``kernels.int8_matmul.in_use``.
+    On a CPU the rows of a small batch give bit for bit what each gives alone. Raises ValueError: see ``kernels.library.in_use``.
     """
-    if kernel.in_use().instructions is None:
+    if library.in_use().instructions is None:
         return by_xla(x, weight, scale)
     return jax.lax.platform_dependent(x, weight, scale, cpu=_by_kernel, default=by_xla)
 
