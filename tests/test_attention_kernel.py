@@ -177,6 +177,7 @@ def test_the_number_of_threads_is_no_matter(kernel_library: Path) -> None:
     assert found[0] == found[1] == found[2] and not found[0].startswith("None")
 
 
+@pytest.mark.slow
 def test_the_codes_are_those_of_xla(tmp_path: Path, checkpoint: Callable[[str], Path], kernel_library: Path) -> None:
     """Greedy, in float32, of two texts of one batch: each in a process of its own, for programs stay compiled."""
     program = """
