@@ -157,6 +157,32 @@ def test_no_part_of_a_folder_without_sizes_becomes_zeros(tmp_path: Path, source:
     assert same(made, checkpoint.load(folder, abstract(made)))
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"format": True},
+        {"sha256": 5},
+        {"arrays": []},
+        {"arrays": {"w": 5}},
+        {"arrays": {"w": ["float32"]}},
+        {"arrays": {"w": ["int3", [1]]}},
+        {"arrays": {"w": ["float32", ["1"]]}},
+        {"files": []},
+        {"files": None},
+        {"files": {"weights/d": "5"}},
+    ],
+    ids=str,
+)
+def test_a_fingerprint_that_was_edited_is_named(tmp_path: Path, change: dict) -> None:
+    about = {"format": 2, "sha256": "0", "arrays": {"w": ["float32", [1]]}, "files": {}}
+    file = tmp_path / "fingerprint.json"
+    file.write_text(json.dumps(about))
+    assert checkpoint.describe(tmp_path) == about
+    file.write_text(json.dumps(about | change))
+    with pytest.raises(NotConverted, match=r"fingerprint.json cannot be read \(.+`\$\..+\); remove the folder and convert again"):
+        checkpoint.describe(tmp_path)
+
+
 def test_another_format_does_not_load(tmp_path: Path, source: Path) -> None:
     checkpoint.save(tmp_path / "c", params(), source)
     file = tmp_path / "c" / "fingerprint.json"

@@ -16,9 +16,10 @@ import json
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
+import msgspec
 import numpy as np
 
 from qwen3_jax.checkpoint import published, table
@@ -39,6 +40,15 @@ CONFIG_FILES = ("config.json", "generation_config.json", "speech_tokenizer/confi
 _STORED_CHUNK = 32 << 20  # bytes; the unit in which weights are written and read
 _GROUP = 64 << 20  # bytes read at once: bounds the copies in flight
 _NODES = 16 << 20  # bytes of the index of arrays that are kept while reading
+
+
+class _Description(msgspec.Struct):
+    """What ``fingerprint.json`` must have; for checking only."""
+
+    format: int
+    sha256: str
+    arrays: dict[str, tuple[Literal["float16", "bfloat16", "float32", "int8"], list[int]]]
+    files: dict[str, int] = {}  # msgspec copies it
 
 
 class NotConverted(ConversionError):
@@ -152,9 +162,11 @@ def describe(folder: str | Path) -> dict[str, Any]:
         raise NotConverted(f"{folder} is not a complete converted checkpoint: it has no {FINGERPRINT}; remove it and convert again")
     try:
         found: dict[str, Any] = json.loads(file.read_text("utf-8"))
-        version, _, _ = found["format"], found["sha256"], found["arrays"].items()
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise NotConverted(f"{file} cannot be read ({error!r}); remove the folder and convert again") from error
+        version = found["format"]
+        if version in READS:
+            msgspec.convert(found, _Description)
+    except (ValueError, KeyError, TypeError) as error:  # msgspec's error of what does not fit is a ValueError
+        raise NotConverted(f"{file} cannot be read ({_line(error)}); remove the folder and convert again") from error
     if version not in READS:
         formats = " and ".join(map(str, READS))
         raise NotConverted(f"{folder} has format {version!r}, this version reads {formats}; convert the published checkpoint again")
