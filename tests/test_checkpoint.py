@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -92,6 +93,26 @@ def test_an_existing_folder_is_not_overwritten(tmp_path: Path, source: Path) -> 
     checkpoint.save(tmp_path / "c", params(), source)  # empty: taken
     with pytest.raises(ValueError, match="exists and is not an empty folder; remove it"):
         checkpoint.save(tmp_path / "c", params(), source)
+
+
+@pytest.mark.parametrize("there", [True, False], ids=["of an empty folder", "that leads nowhere"])
+def test_a_link_is_refused_before_anything_is_written(tmp_path: Path, source: Path, there: bool) -> None:
+    if there:
+        (tmp_path / "disk").mkdir()
+    (tmp_path / "c").symlink_to(tmp_path / "disk")
+    with pytest.raises(ValueError, match=f"c is a link: give the folder that it stands for, {tmp_path}/disk, or remove it"):
+        checkpoint.save(tmp_path / "c", params(), source)
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+def test_a_disk_without_room_is_named_before_anything_is_written(tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    size = sum(array.nbytes for array in jax.tree.leaves(params()))
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=size - 1))
+    with pytest.raises(ValueError, match="MB free, and the weights take .* MB: make room, or choose another disk"):
+        checkpoint.save(tmp_path / "c", params(), source)
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=size))
+    checkpoint.save(tmp_path / "c", params(), source)
 
 
 def test_other_arrays_than_wanted_are_named(tmp_path: Path, source: Path) -> None:

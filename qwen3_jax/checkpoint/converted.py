@@ -73,12 +73,13 @@ def save(folder: str | Path, params: Mapping[str, Any], source: str | Path) -> s
         The fingerprint.
 
     Raises:
-        ValueError: ``folder`` exists and is not empty.
+        ValueError: ``folder`` exists and is not empty, or the disk has no room for it.
     """
     import orbax.checkpoint as ocp  # half a second and 100 MB that reading the published layout does not need
 
     flat = flatten(params)
     with new_folder(Path(folder)) as temporary:
+        _check_room(temporary, sum(array.nbytes for array in flat.values()))
         for name in CONFIG_FILES + TOKENIZER_FILES:
             if (Path(source) / name).is_file():
                 (temporary / name).parent.mkdir(exist_ok=True)
@@ -94,6 +95,15 @@ def save(folder: str | Path, params: Mapping[str, Any], source: str | Path) -> s
         digest = fingerprint(params, temporary)
         (temporary / FINGERPRINT).write_text(json.dumps(_description(flat, digest) | {"files": _sizes(temporary)}, indent=1), "utf-8")
     return digest
+
+
+def _check_room(folder: Path, size: int) -> None:
+    """Refuse to begin what the disk cannot hold: Orbax would tell it in a traceback, after most of the work."""
+    free = shutil.disk_usage(folder).free
+    if free < size:
+        raise ValueError(
+            f"{folder.parent} has {free / 1e6:,.0f} MB free, and the weights take {size / 1e6:,.0f} MB: make room, or choose another disk"
+        )
 
 
 def _description(flat: Mapping[str, Any], digest: str) -> dict[str, Any]:
