@@ -1,6 +1,7 @@
 """One part of a text as the engine takes it, in ids, and when speech of it that does not end is taken back."""
 
 from dataclasses import dataclass, fields
+from typing import TypeGuard
 
 import numpy as np
 
@@ -10,7 +11,7 @@ MOST = 2**30  # that is counted on the device, in int32, which holds the sum of 
 LONGEST_PAUSE = 60.0  # seconds
 
 
-def is_whole(value: object) -> bool:
+def is_whole(value: object) -> TypeGuard[int]:
     """Whether it is an integer; True and False are none."""
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
