@@ -21,8 +21,9 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.workload import request
+from qwen3_jax.model import checks
 from qwen3_jax.model.cache import empty
-from qwen3_jax.model.model import load
+from qwen3_jax.model.model import is_int8, load
 from qwen3_jax.model.talker import Talker
 
 OFFICIAL = Path(__file__).parent / "official.py"
@@ -32,6 +33,8 @@ def ours(folder: Path, dtype: str) -> dict[str, np.ndarray]:
     """The same rows and codes through our talker and predictor."""
     model = load(folder, stored=jnp.dtype(dtype)) if dtype == "int8" else load(folder, dtype=jnp.dtype(dtype))
     given = request(model.config.talker_config.hidden_size)
+    checks.text_ids(model.config, given["input_ids"], "the benchmark's input_ids", least=0)  # others would read NaN
+    checks.reference(model.config, given["forced_codes"])
 
     @jax.jit
     def forward(params: dict) -> tuple[jax.Array, jax.Array]:
@@ -85,7 +88,12 @@ def main() -> None:
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--official-python")
     given = parser.parse_args()
-    found = {f"ours {dtype}": ours(given.checkpoint, dtype) for dtype in ("float32", "bfloat16", "int8")}
+    try:
+        if is_int8(given.checkpoint):
+            parser.error(f"{given.checkpoint} holds weights rounded to int8: give the published folder that it was converted from")
+        found = {f"ours {dtype}": ours(given.checkpoint, dtype) for dtype in ("float32", "bfloat16", "int8")}
+    except (ValueError, FileNotFoundError) as why:
+        parser.error(str(why))
     name = "our float32"
     reference = found["ours float32"]
     if given.official_python:

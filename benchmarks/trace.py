@@ -19,8 +19,9 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.engine import occupy, request
+from qwen3_jax.checkpoint import hub
 from qwen3_jax.engine import JaxDevice
-from qwen3_jax.model.model import load
+from qwen3_jax.model.model import DTYPES, is_int8, load
 from qwen3_jax.runtime import compilation
 from qwen3_jax.runtime.allocation import TUNABLES, restart_with_large_pages
 
@@ -60,31 +61,37 @@ def by_kind(found: dict[str, tuple[int, float]]) -> dict[str, tuple[int, float]]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--model", required=True, help="a folder, a hub id, or embedded")
     parser.add_argument("--slots", type=int, default=10)
     parser.add_argument("--columns", type=int, default=512)
     parser.add_argument("--frames", type=int, default=4, help="of a launch")
-    parser.add_argument("--dtype", default="float32" if jax.default_backend() == "cpu" else "bfloat16")
+    default = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    parser.add_argument("--dtype", choices=DTYPES, help=f"default: int8 if the folder was converted to it, else {default}")
     parser.add_argument("--rows", type=int, default=15, help="of the table")
     parser.add_argument("--keep", type=Path, help="a folder for the trace")
     given = parser.parse_args()
     restart_with_large_pages(TUNABLES)
     compilation.use_persistent_cache()
     console = Console(width=140)
-    model = load(given.model, dtype=jnp.dtype(given.dtype), stored=jnp.dtype(given.dtype))
+    try:
+        folder = hub.local_folder(given.model)
+        dtype = given.dtype or ("int8" if is_int8(folder) else default)
+        model = load(folder, dtype=jnp.dtype(dtype), stored=jnp.dtype(dtype))
+    except (ValueError, FileNotFoundError) as error:
+        parser.error(str(error))
     device = JaxDevice(model, slots=given.slots, columns=given.columns, frames=given.frames)
     for slot in range(given.slots):
         occupy(device, slot, request(model, slot, given.columns // 2))
     launch = ([given.frames] * given.slots, given.frames)
     device.collect(device.launch(*launch))
     with tempfile.TemporaryDirectory() as temporary:
-        folder = given.keep or Path(temporary)
+        kept = given.keep or Path(temporary)
         begun = time.perf_counter()
-        with jax.profiler.trace(str(folder)):
+        with jax.profiler.trace(str(kept)):
             for _ in range(LAUNCHES):
                 device.collect(device.launch(*launch))
         taken = 1000 * (time.perf_counter() - begun)
-        found = operations(folder)
+        found = operations(kept)
     steps = LAUNCHES * given.frames
     total = sum(spent for _, spent in found.values())
     title = f"{given.model}, {given.slots} slots, {taken / steps:.1f} ms a step while traced"
@@ -94,7 +101,7 @@ def main() -> None:
     for rows, to in ((found, table), (kinds, kinds_table)):
         for name, (count, spent) in sorted(rows.items(), key=lambda item: -item[1][1])[: given.rows]:
             to.add_row(name, f"{count / steps:.1f}", f"{spent / steps:.2f}", f"{100 * spent / total:.1f} %")
-    console.print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}, {given.dtype}; {len(found)} operations")
+    console.print(f"{jax.devices()[0].device_kind}, jax {jax.__version__}, {dtype}; {len(found)} operations")
     console.print(table)
     console.print(kinds_table)
 

@@ -211,7 +211,11 @@ def play(pieces: "SpeechStream") -> bool:
 def info(
     model: Annotated[str | None, Option("--model", envvar="TTS_MODEL_ID", help="A checkpoint's folder, a hub id, or embedded.")] = None,
     dtype: Annotated[
-        str | None, Option(help="For the sizes: float32, bfloat16 or int8. Default: int8 if the folder was converted to it, else float32.")
+        str | None,
+        Option(
+            envvar="TTS_DTYPE",
+            help="For the sizes: float32, bfloat16 or int8. Default: int8 if the folder was converted to it, else float32.",
+        ),
     ] = None,
 ) -> None:
     """Versions and devices; with --model, what the checkpoint is and how large (from its configs: no weights are read)."""
@@ -249,6 +253,8 @@ def describe(checkpoint: str, dtype: str | None) -> Iterator[tuple[str, str]]:
     dtype = dtype or ("int8" if int8 else "float32")
     if dtype not in model.DTYPES:
         raise ValueError(f"--dtype {dtype}: use float32, bfloat16 or int8")
+    if int8:
+        model.check_stays_int8(folder, jnp.dtype(dtype))
     yield "talker's matrices", f"{dtype}, a scale a row, under float32 arithmetic" if dtype == "int8" else dtype
     leaves = flatten(model.abstract(config, codec, jnp.dtype("float32" if dtype == "int8" else dtype), jnp.dtype(dtype))[1])
     for place in PARTS.values():
@@ -264,7 +270,8 @@ OF_ITS_OWN: dict[str, Any] = {"add_help_option": False, "context_settings": {"al
 @app.command(**OF_ITS_OWN)
 def convert(context: typer.Context) -> None:
     """Convert a published checkpoint: SRC DST."""
-    run_program(context, "convert.__main__")
+    of_itself = not context.args or context.args[0] in ("convert", "verify")  # commands of that program
+    run_program(context, "convert.__main__", *([] if of_itself else ["convert"]))
 
 
 @app.command(**OF_ITS_OWN)
@@ -295,7 +302,10 @@ def evaluate(context: typer.Context) -> None:
 def run_program(context: typer.Context, module: str, *first: str, extra: str | None = None) -> None:
     """Run the typer app of another module with ``first`` and the arguments that the user gave. Raises NotHere."""
     program = needed(module, extra, str(context.info_name)).app
-    program([*first, *context.args], prog_name=context.command_path.removesuffix(" verify"))  # which that program adds itself
+    path = context.command_path
+    for name in first:
+        path = path.removesuffix(f" {name}")  # which that program adds itself
+    program([*first, *context.args], prog_name=path)
 
 
 @app.command()

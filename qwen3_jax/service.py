@@ -27,6 +27,7 @@ from qwen3_jax.engine.requests import Notify, Priority
 from qwen3_jax.model.model import Model
 from qwen3_jax.model.sampling import Sampling
 from qwen3_jax.runtime import compilation
+from qwen3_jax.speech.arguments import check_switch
 from qwen3_jax.speech.part import SpokenPart, request_of
 from qwen3_jax.speech.utterance import SpeechStream
 from qwen3_jax.text.parts import Part, Parts, parts_of
@@ -299,6 +300,7 @@ class SpeechService:
 
     def normalizes(self, wanted: bool | None) -> bool:
         """Whether a text is read as words; None: as the checkpoint has it."""
+        check_switch("normalize", wanted, or_none=True)
         return self.tts.model.generation.normalize if wanted is None else wanted
 
     def close(self, grace: float = 0.0) -> None:

@@ -6,6 +6,7 @@ tts.generate("Hello there.", voice="makima", temperature=0.5, seed=1)
 for pcm in tts.stream("Hello there.", voice="reference.wav", transcript="What the reference says."): ...
 """
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Unpack, overload
@@ -20,6 +21,7 @@ from qwen3_jax.checkpoint.converted import identity
 from qwen3_jax.checkpoint.sharding import check_split, put
 from qwen3_jax.codec import DecoderState
 from qwen3_jax.engine.inline import Inline
+from qwen3_jax.engine.segment import is_whole
 from qwen3_jax.model.checks import check_voice
 from qwen3_jax.model.decode import prime
 from qwen3_jax.model.encode import encode_codes, encode_x_vector
@@ -29,7 +31,7 @@ from qwen3_jax.runtime import compilation
 from qwen3_jax.runtime.allocation import give_back
 from qwen3_jax.runtime.devices import name_of_place, places_of
 from qwen3_jax.shapes import I32
-from qwen3_jax.speech.arguments import column, sampling_of
+from qwen3_jax.speech.arguments import check_switch, column, sampling_of
 from qwen3_jax.speech.part import request_of
 from qwen3_jax.speech.prepared import PreparedVoices
 from qwen3_jax.speech.prompts import PartPrompts
@@ -68,6 +70,7 @@ class Qwen3TTS:
         self._name = folder.name if name is None else name  # as the caller knows it
         self._choice = voice_choice.of(self, voices_dir)
         self._folder = folder
+        self._process = os.getpid()
         self.prepared = PreparedVoices(self._prime, PREPARED_VOICES)
         self.prompts = PartPrompts(lambda: self.model, tokenizer, folder, self.prepared)
 
@@ -169,8 +172,10 @@ class Qwen3TTS:
             FileNotFoundError: no such file.
             ValueError: not a Base checkpoint; or audio that is silent, clipped, too short, too long or not finite.
         """
+        self._check_process()
         if self.model_type != "base":
             raise ValueError(f"a {self.model_type} checkpoint cannot clone voices: load a Base checkpoint")
+        check_switch("x_vector_only_mode", x_vector_only_mode, or_none=True)
         if transcript is not None:
             self.prompts.reader(transcript, "transcript").reference(transcript)  # refuse a bad one before any other work
         if self.model.generation.x_vector_only_mode if x_vector_only_mode is None else x_vector_only_mode:
@@ -188,6 +193,7 @@ class Qwen3TTS:
         Raises:
             ValueError: a voice that this checkpoint cannot speak in.
         """
+        self._check_process()
         check_voice(self.model.config, voice)
         self.prepared.state(voice)
 
@@ -295,8 +301,8 @@ class Qwen3TTS:
         Codes do not depend on the chunking, and samples only in float32 rounding. Other arguments and errors as in ``generate``.
         """
         for name, value in (("first_chunk", first_chunk), ("chunk", chunk)):
-            if not 1 <= value <= 64:
-                raise ValueError(f"{name} = {value}: must be from 1 to 64 frames")
+            if not is_whole(value) or not 1 <= value <= 64:
+                raise ValueError(f"{name} = {value!r}: must be from 1 to 64 frames")
         drawn = sampling_of(self.stream, sampling, draw, Sampling.defaults(self.model.generation))
         how: dict[str, Any] = {"streaming_text": streaming_text, "sampling": drawn, "max_frames": max_frames}
         how |= {"split": split, "normalize": normalize}
@@ -308,12 +314,22 @@ class Qwen3TTS:
 
         Programs are kept in the user's cache folder, so a later process finds them there.
         """
+        self._check_process()
         Inline(self.model, slots=1, first=FIRST_CHUNK, each=CHUNK).device.warm_up(WARM_COLUMNS)
         if self.model_type == "base":
             prime(self.model, np.zeros((1, self.model.config.talker_config.num_code_groups), np.int32))
 
+    def _check_process(self) -> None:
+        """Refuse to compute in a forked process: JAX's threads are not there, so it would wait for ever."""
+        if os.getpid() != self._process:
+            raise RuntimeError(
+                f"the model was loaded in process {self._process}, and this one ({os.getpid()}) was forked from it: load the model here, "
+                "or start processes with multiprocessing.get_context('spawn')"
+            )
+
     def _chosen(self, given: Given, transcript: str | None = None) -> Voice | str | None:
         """The voice, as `PartPrompts.one` takes it."""
+        self._check_process()
         if self.model_type == "base":
             return self._choice.voice(given, transcript)
         if transcript is not None:

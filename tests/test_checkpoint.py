@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -94,6 +95,26 @@ def test_an_existing_folder_is_not_overwritten(tmp_path: Path, source: Path) -> 
         checkpoint.save(tmp_path / "c", params(), source)
 
 
+@pytest.mark.parametrize("there", [True, False], ids=["of an empty folder", "that leads nowhere"])
+def test_a_link_is_refused_before_anything_is_written(tmp_path: Path, source: Path, there: bool) -> None:
+    if there:
+        (tmp_path / "disk").mkdir()
+    (tmp_path / "c").symlink_to(tmp_path / "disk")
+    with pytest.raises(ValueError, match=f"c is a link: give the folder that it stands for, {tmp_path}/disk, or remove it"):
+        checkpoint.save(tmp_path / "c", params(), source)
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+def test_a_disk_without_room_is_named_before_anything_is_written(tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    size = sum(array.nbytes for array in jax.tree.leaves(params()))
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=size - 1))
+    with pytest.raises(ValueError, match="MB free, and the weights take .* MB: make room, or choose another disk"):
+        checkpoint.save(tmp_path / "c", params(), source)
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=size))
+    checkpoint.save(tmp_path / "c", params(), source)
+
+
 def test_other_arrays_than_wanted_are_named(tmp_path: Path, source: Path) -> None:
     made = params()
     checkpoint.save(tmp_path / "c", made, source)
@@ -155,6 +176,32 @@ def test_no_part_of_a_folder_without_sizes_becomes_zeros(tmp_path: Path, source:
     assert len(refused) >= 8, "the manifest and the arrays themselves"
     assert all(re.search(r"cannot be read \(.+\); copy the folder or convert again", error) for error in refused)
     assert same(made, checkpoint.load(folder, abstract(made)))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"format": True},
+        {"sha256": 5},
+        {"arrays": []},
+        {"arrays": {"w": 5}},
+        {"arrays": {"w": ["float32"]}},
+        {"arrays": {"w": ["int3", [1]]}},
+        {"arrays": {"w": ["float32", ["1"]]}},
+        {"files": []},
+        {"files": None},
+        {"files": {"weights/d": "5"}},
+    ],
+    ids=str,
+)
+def test_a_fingerprint_that_was_edited_is_named(tmp_path: Path, change: dict) -> None:
+    about = {"format": 2, "sha256": "0", "arrays": {"w": ["float32", [1]]}, "files": {}}
+    file = tmp_path / "fingerprint.json"
+    file.write_text(json.dumps(about))
+    assert checkpoint.describe(tmp_path) == about
+    file.write_text(json.dumps(about | change))
+    with pytest.raises(NotConverted, match=r"fingerprint.json cannot be read \(.+`\$\..+\); remove the folder and convert again"):
+        checkpoint.describe(tmp_path)
 
 
 def test_another_format_does_not_load(tmp_path: Path, source: Path) -> None:

@@ -445,6 +445,12 @@ def test_a_device_that_is_not_there_is_named_with_those_that_are() -> None:
     assert device_of("cpu").platform == device_of("cpu:0").platform == "cpu"
 
 
+def test_the_usage_of_convert_is_what_a_user_types(run: Run) -> None:
+    for arguments in (["a", "b", "--dtype", "int4"], ["a"]):
+        code, _, err = run("convert", *arguments)
+        assert code == 2 and "Usage: python -m qwen3_jax convert [OPTIONS] {SRC} {DST}" in err
+
+
 def test_convert_passes_its_arguments_on(run: Run) -> None:
     code, out, _ = run("convert", "verify", "--help")
     assert code == 0

@@ -211,7 +211,7 @@ def test_codes_are_the_same_alone_and_in_company(tts: Qwen3TTS, voice: Voice) ->
 
 
 def test_every_entry_point_takes_int8(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: Path, checkpoint: Callable[[str], Path]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: Path, checkpoint: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("TTS_DTYPE", "int8")
     assert Settings().dtype == "int8"
@@ -232,6 +232,13 @@ def test_every_entry_point_takes_int8(
         rows = dict(cli.describe(str(model), dtype))
         assert rows["talker's matrices"].startswith("int8")
     assert dict(cli.describe(str(checkpoint("base")), None))["talker's matrices"] == "float32"
+    for dtype in ("float32", "bfloat16"):  # as loading it does
+        with pytest.raises(ValueError, match=f"holds weights rounded to int8, and {dtype} was asked for"):
+            list(cli.describe(str(folder), dtype))
+    monkeypatch.setattr("sys.argv", ["qwen3-jax", "info", "--model", str(checkpoint("base"))])  # TTS_DTYPE stands in for --dtype
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert "int8, a scale a row" in capsys.readouterr().out
 
 
 # What an int8 model keeps in memory, and every model that `from_pretrained` loads.

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import jax
 import msgspec
@@ -17,6 +18,7 @@ import soundfile
 import qwen3_jax
 from qwen3_jax import Qwen3TTS, Sampling, Speech, Voice
 from qwen3_jax.codec import init_state
+from qwen3_jax.engine import JaxDevice
 from qwen3_jax.model.decode import decode, prime
 from qwen3_jax.model.model import Model
 from qwen3_jax.speech.part import request_of
@@ -221,11 +223,58 @@ def test_what_is_not_a_voice_file_is_named(tmp_path: Path) -> None:
         ({"seed": -1}, "seed = -1: must be a whole number from 0"),
         ({"max_frames": 0}, "max_frames = 0: must be from 1 to 8191"),
         ({"first_chunk": 0}, "first_chunk = 0: must be from 1 to 64"),
+        ({"first_chunk": None}, "first_chunk = None: must be from 1 to 64"),
+        ({"chunk": 1.5}, "chunk = 1.5: must be from 1 to 64"),
+        ({"chunk": True}, "chunk = True: must be from 1 to 64"),
+        ({"seed": True}, "seed = True: must be a whole number"),
+        ({"max_frames": "3"}, "max_frames = '3': must be from 1"),
+        ({"max_frames": 2.0, "split": False}, "max_frames = 2.0: must be from 1"),
+        ({"max_frames": True}, "max_frames = True: must be from 1"),
+        ({"split": "no"}, "split = 'no': must be True or False"),
+        ({"split": None}, "split = None: must be True or False"),
+        ({"normalize": 0}, "normalize = 0: must be True or False, or None for the default"),
+        ({"streaming_text": "false"}, "streaming_text = 'false': must be True or False, or None"),
+        ({"voice": "a" * 5000}, r"voice 'a+\.\.\. \(5002 characters\): there is no voice"),
+        ({"voice": (WAVE,)}, "audio as a tuple of 1: must be two things"),
+        ({"voice": (WAVE, 24000, 1)}, "audio as a tuple of 3: must be two things"),
     ],
 )
 def test_bad_requests_are_named(tts: Qwen3TTS, voice: Voice, changes: dict, message: str) -> None:
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         tts.stream(**({"text": TEXT, "voice": voice} | changes))
+
+
+def test_numbers_of_numpy_are_taken_and_come_back_as_pythons(tts: Qwen3TTS, voice: Voice) -> None:
+    how: dict[str, Any] = {"seed": np.uint32(2**32 - 1), "max_frames": np.int64(2), "split": np.bool_(True), "chunk": np.int8(2)}
+    with tts.stream(TEXT, voice=voice, **how) as stream:
+        assert sum(map(len, stream)) == 2 * 1920
+    assert type(stream.seed) is int
+
+
+@pytest.mark.parametrize(("error", "reason"), [(KeyboardInterrupt(), "cancelled"), (RuntimeError("a step failed"), "error")])
+def test_a_stream_whose_step_was_interrupted_has_ended(
+    tts: Qwen3TTS, voice: Voice, error: BaseException, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with tts.stream(TEXT, voice=voice, seed=1, max_frames=FRAMES) as stream:
+        next(stream)
+        with monkeypatch.context() as patched:
+            patched.setattr(JaxDevice, "collect", Mock(side_effect=error))  # the step's caches are gone, its results did not come
+            with pytest.raises(type(error)):
+                list(stream)
+        assert stream.finish_reason == reason
+        assert list(stream) == []
+    assert len(tts.generate(TEXT, voice=voice, seed=1, max_frames=2).frames)  # others are as before
+
+
+def test_a_forked_process_is_told_to_load_the_model_itself(tts: Qwen3TTS, voice: Voice, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.getpid", lambda: -1)
+    uses = (
+        lambda: tts.generate(TEXT, voice=voice), lambda: tts.stream(TEXT, voice=voice), lambda: tts.create_voice((WAVE, 24000)),
+        lambda: tts.prepare(voice), tts.warmup,
+    )  # fmt: skip
+    for use in uses:
+        with pytest.raises(RuntimeError, match="was forked from it: load the model here, or start processes with .*spawn"):
+            use()
 
 
 @pytest.mark.parametrize(
@@ -424,6 +473,23 @@ def test_columns_of_a_batch_must_match(tts: Qwen3TTS, voice: Voice) -> None:
 def test_bad_references_are_named(tts: Qwen3TTS, wave: np.ndarray, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         tts.create_voice((wave, 24000))
+
+
+@pytest.mark.parametrize(
+    ("given", "how", "message"),
+    [
+        ([WAVE, 24000], {}, r"audio of type list: give the path of a recording, or a tuple \(samples, rate in Hz\)"),
+        (WAVE, {}, "audio of type ndarray: give the path"),
+        (None, {}, "audio of type NoneType: give the path"),
+        ((WAVE,), {}, "audio as a tuple of 1: must be two things"),
+        ((WAVE, "24000"), {}, "rate '24000' must be a number above 0, in Hz"),
+        ((WAVE, True), {}, "rate True must be a number above 0"),
+        ((WAVE, 24000), {"x_vector_only_mode": "yes"}, "x_vector_only_mode = 'yes': must be True or False, or None for the default"),
+    ],
+)
+def test_what_is_no_recording_is_named(tts: Qwen3TTS, given: Any, how: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        tts.create_voice(given, "Words.", **how)
 
 
 def test_how_a_voice_is_cloned_is_the_callers_choice_or_the_checkpoints(tts: Qwen3TTS, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,7 +41,7 @@ def load_audio(source: Source) -> F32[np.ndarray, " F"]:
         FileNotFoundError: there is no such file.
         ValueError: the file is not a sound that can be read, or the array's shape, type or rate is not one of the above.
     """
-    samples, rate = _check_array(*source) if isinstance(source, tuple) else _read_file(Path(expand(source)))
+    samples, rate = _check_array(source) if isinstance(source, tuple) else _read_file(_path(source))
     if not RATES[0] <= rate <= RATES[1]:
         raise ValueError(f"audio at {rate:g} Hz: must be from {RATES[0]} to {RATES[1]} Hz; give the rate that the sound was recorded at")
     return _resampled(samples if samples.ndim == 1 else recording.mix(samples), rate)
@@ -61,9 +61,9 @@ def load_reference(source: Source) -> F32[np.ndarray, " F"]:
         ValueError: as in ``load_audio``; or ``recording.Refusal``, which names the rule, what was found and the fix.
     """
     if not isinstance(source, tuple):
-        clip = recording.load(Path(expand(source)))
+        clip = recording.load(_path(source))
         return _resampled(clip.samples, clip.rate)
-    samples, rate = _check_array(*source)
+    samples, rate = _check_array(source)
     mono = samples if samples.ndim == 1 else recording.mix(samples)
     return _resampled(recording.check(recording.Clip(mono, rate, 0)).samples, rate)
 
@@ -88,12 +88,21 @@ def _read_file(path: Path) -> tuple[F32[np.ndarray, " F *rest"], int]:
         return clip.samples, clip.rate
 
 
-def _check_array(samples: np.ndarray, rate: Any) -> tuple[F32[np.ndarray, " F *rest"], Any]:
-    samples = np.asarray(samples)
+def _path(source: object) -> Path:
+    if not isinstance(source, str | os.PathLike):
+        raise ValueError(f"audio of type {type(source).__name__}: give the path of a recording, or a tuple (samples, rate in Hz)")
+    return Path(expand(source))
+
+
+def _check_array(source: tuple[Any, ...]) -> tuple[F32[np.ndarray, " F *rest"], Any]:
+    if len(source) != 2:
+        raise ValueError(f"audio as a tuple of {len(source)}: must be two things, (samples, rate in Hz)")
+    samples, rate = np.asarray(source[0]), source[1]
     if samples.ndim not in (1, 2) or (samples.ndim == 2 and not 1 <= samples.shape[1] <= 16):
         raise ValueError(f"audio array: shape {samples.shape} is not [samples] or [samples, channels] (1 to 16); transpose or squeeze it")
-    if not isinstance(rate, int | float | np.integer | np.floating) or not rate > 0:  # NaN is not
-        raise ValueError(f"audio array: rate {rate} must be above 0 Hz; pass (samples, rate)")
+    number = isinstance(rate, int | float | np.integer | np.floating) and not isinstance(rate, bool)
+    if not number or not rate > 0:  # NaN is not
+        raise ValueError(f"audio array: rate {rate!r} must be a number above 0, in Hz; pass (samples, rate)")
     if np.issubdtype(samples.dtype, np.signedinteger):
         samples = samples / -float(np.iinfo(samples.dtype).min)
     elif not np.issubdtype(samples.dtype, np.floating):

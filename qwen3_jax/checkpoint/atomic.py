@@ -53,9 +53,11 @@ def _prefix(folder: Path) -> str:
 
 
 def check_free(folder: Path) -> None:
-    """Raise ValueError if ``folder`` exists and is not an empty folder."""
+    """Raise ValueError if ``folder`` exists and is not an empty folder, or is a link, which a rename does not follow."""
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise ValueError(f"{folder} exists and is not an empty folder; remove it or choose another name")
+    if folder.is_symlink():
+        raise ValueError(f"{folder} is a link: give the folder that it stands for, {os.path.realpath(folder)}, or remove it")
 
 
 def remove_folder(folder: Path) -> None:

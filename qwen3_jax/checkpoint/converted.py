@@ -16,9 +16,10 @@ import json
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
+import msgspec
 import numpy as np
 
 from qwen3_jax.checkpoint import published, table
@@ -39,6 +40,15 @@ CONFIG_FILES = ("config.json", "generation_config.json", "speech_tokenizer/confi
 _STORED_CHUNK = 32 << 20  # bytes; the unit in which weights are written and read
 _GROUP = 64 << 20  # bytes read at once: bounds the copies in flight
 _NODES = 16 << 20  # bytes of the index of arrays that are kept while reading
+
+
+class _Description(msgspec.Struct):
+    """What ``fingerprint.json`` must have; for checking only."""
+
+    format: int
+    sha256: str
+    arrays: dict[str, tuple[Literal["float16", "bfloat16", "float32", "int8"], list[int]]]
+    files: dict[str, int] = {}  # msgspec copies it
 
 
 class NotConverted(ConversionError):
@@ -63,12 +73,13 @@ def save(folder: str | Path, params: Mapping[str, Any], source: str | Path) -> s
         The fingerprint.
 
     Raises:
-        ValueError: ``folder`` exists and is not empty.
+        ValueError: ``folder`` exists and is not empty, or the disk has no room for it.
     """
     import orbax.checkpoint as ocp  # half a second and 100 MB that reading the published layout does not need
 
     flat = flatten(params)
     with new_folder(Path(folder)) as temporary:
+        _check_room(temporary, sum(array.nbytes for array in flat.values()))
         for name in CONFIG_FILES + TOKENIZER_FILES:
             if (Path(source) / name).is_file():
                 (temporary / name).parent.mkdir(exist_ok=True)
@@ -84,6 +95,15 @@ def save(folder: str | Path, params: Mapping[str, Any], source: str | Path) -> s
         digest = fingerprint(params, temporary)
         (temporary / FINGERPRINT).write_text(json.dumps(_description(flat, digest) | {"files": _sizes(temporary)}, indent=1), "utf-8")
     return digest
+
+
+def _check_room(folder: Path, size: int) -> None:
+    """Refuse to begin what the disk cannot hold: Orbax would tell it in a traceback, after most of the work."""
+    free = shutil.disk_usage(folder).free
+    if free < size:
+        raise ValueError(
+            f"{folder.parent} has {free / 1e6:,.0f} MB free, and the weights take {size / 1e6:,.0f} MB: make room, or choose another disk"
+        )
 
 
 def _description(flat: Mapping[str, Any], digest: str) -> dict[str, Any]:
@@ -152,9 +172,11 @@ def describe(folder: str | Path) -> dict[str, Any]:
         raise NotConverted(f"{folder} is not a complete converted checkpoint: it has no {FINGERPRINT}; remove it and convert again")
     try:
         found: dict[str, Any] = json.loads(file.read_text("utf-8"))
-        version, _, _ = found["format"], found["sha256"], found["arrays"].items()
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise NotConverted(f"{file} cannot be read ({error!r}); remove the folder and convert again") from error
+        version = found["format"]
+        if version in READS:
+            msgspec.convert(found, _Description)
+    except (ValueError, KeyError, TypeError) as error:  # msgspec's error of what does not fit is a ValueError
+        raise NotConverted(f"{file} cannot be read ({_line(error)}); remove the folder and convert again") from error
     if version not in READS:
         formats = " and ".join(map(str, READS))
         raise NotConverted(f"{folder} has format {version!r}, this version reads {formats}; convert the published checkpoint again")

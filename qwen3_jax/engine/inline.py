@@ -99,9 +99,17 @@ class Inline:
 
         Raises:
             EngineError: what the request died of, after all audio that was made before; or what `Handle.fail` was given.
+            Exception: what a step raised. The request ends: it has failed, or is cancelled where the step was interrupted (Ctrl-C).
         """
         while (packet := handle.take()) is None and not handle.done:
-            self.run_round()
+            try:
+                self.run_round()
+            except BaseException as error:  # the caches were given to a step whose results are lost, so the request cannot go on
+                if isinstance(error, Exception):
+                    handle.fail(error)
+                else:
+                    handle.cancel()
+                raise
         if packet is None and handle.error is not None:
             raise handle.error
         return packet

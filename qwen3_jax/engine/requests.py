@@ -14,7 +14,7 @@ import numpy as np
 
 from qwen3_jax.codec import DecoderState
 from qwen3_jax.engine.errors import EngineError
-from qwen3_jax.engine.segment import MOST, Segment, Watch, check_count
+from qwen3_jax.engine.segment import MOST, Segment, Watch, check_count, is_whole
 from qwen3_jax.model.sampling import Sampling
 from qwen3_jax.shapes import F32, I32
 
@@ -66,7 +66,7 @@ class Request:
             raise ValueError(f"sampling of type {type(self.sampling).__name__}: must be a Sampling")
         if not self.segments and not self.open:
             raise ValueError("a request without segments: give at least one, or open it")
-        if not isinstance(self.seed, int | np.integer) or not 0 <= self.seed < 2**32:
+        if not is_whole(self.seed) or not 0 <= self.seed < 2**32:
             raise ValueError(f"seed = {self.seed!r}: must be a whole number from 0 to {2**32 - 1}")
         if not isinstance(self.watch, Watch | None):
             raise ValueError(f"watch of type {type(self.watch).__name__}: must be a Watch or None")

@@ -1,6 +1,7 @@
 """One part of a text as the engine takes it, in ids, and when speech of it that does not end is taken back."""
 
 from dataclasses import dataclass, fields
+from typing import TypeGuard
 
 import numpy as np
 
@@ -10,9 +11,14 @@ MOST = 2**30  # that is counted on the device, in int32, which holds the sum of 
 LONGEST_PAUSE = 60.0  # seconds
 
 
+def is_whole(value: object) -> TypeGuard[int]:
+    """Whether it is an integer; True and False are none."""
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
 def check_count(name: str, value: int, least: int) -> None:
     """Refuse what the device could not count to: it would fail in the engine's thread, and with it everybody."""
-    if not isinstance(value, int | np.integer) or not least <= value <= MOST:
+    if not is_whole(value) or not least <= value <= MOST:
         raise ValueError(f"{name} = {value!r}: must be an integer from {least} to {MOST}")
 
 

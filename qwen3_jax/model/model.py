@@ -181,6 +181,19 @@ def is_int8(folder: Path) -> bool:
     return checkpoint.is_converted(folder) and checkpoint.talker_dtype(folder) == np.int8
 
 
+def check_stays_int8(folder: Path, stored: jnp.dtype) -> None:
+    """Refuse to load an int8 checkpoint as anything else: what the rounding took away does not come back.
+
+    Raises:
+        ValueError: ``stored`` is not int8.
+    """
+    if stored != jnp.int8:
+        raise ValueError(
+            f"{folder} holds weights rounded to int8, and {jnp.dtype(stored).name} was asked for: leave the dtype out or give int8, or "
+            "convert the published checkpoint again with another --dtype"
+        )
+
+
 def load(
     folder: Path, *, dtype: jnp.dtype = jnp.float32, device: jax.Device | None = None, stored: jnp.dtype | None = None, lean: bool = False
 ) -> Model:
@@ -207,11 +220,8 @@ def load(
     if stored is None:
         narrow = kept == jnp.int8 or (on_cpu and kept == jnp.bfloat16)
         stored = kept if narrow else dtype
-    if kept == jnp.int8 and stored != jnp.int8:
-        raise ValueError(
-            f"{folder} holds weights rounded to int8, and {jnp.dtype(stored).name} was asked for: leave the dtype out or give int8, or "
-            "convert the published checkpoint again with another --dtype"
-        )
+    if kept == jnp.int8:
+        check_stays_int8(folder, stored)
     if stored == jnp.int8:
         dtype = jnp.dtype(jnp.float32)
     in_file = lean and on_cpu

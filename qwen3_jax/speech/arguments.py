@@ -46,6 +46,21 @@ def sampling_of(method: Callable[..., Any], given: Sampling | None, draw: Draw, 
     return msgspec.structs.replace(given or default, **greedy_at_zero(draw))
 
 
+def check_switch(name: str, value: object, *, or_none: bool = False) -> None:
+    """Refuse what is neither True nor False: "no" would be taken for True.
+
+    Args:
+        name: of the argument.
+        value: as it was given.
+        or_none: None is allowed, for the default.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if not (isinstance(value, bool | np.bool_) or (or_none and value is None)):
+        raise ValueError(f"{name} = {value!r}: must be True or False{', or None for the default' if or_none else ''}")
+
+
 def column(value: Any, rows: int, name: str) -> list[Any]:
     """One value for every row, or one each. A recording as (samples, rate) is one value.
 

@@ -5,11 +5,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from qwen3_jax.engine.segment import is_whole
 from qwen3_jax.model.checks import check_voice
 from qwen3_jax.model.model import Model
 from qwen3_jax.model.sampling import Sampling
+from qwen3_jax.speech.arguments import check_switch
 from qwen3_jax.speech.part import SpokenPart
 from qwen3_jax.speech.prepared import PreparedVoices
 from qwen3_jax.text.parts import Part, parts_of, whole
@@ -41,13 +41,15 @@ class PartPrompts:
 
         Arguments and errors as in ``Qwen3TTS.generate``. The errors of what does not depend on the part come with the first one.
         """
+        check_switch("split", split)
+        check_switch("normalize", normalize, or_none=True)
         self.reader(text, "text")
         languages = self._model().config.talker_config.languages
         if not isinstance(language, str):
             known = ", ".join(languages)  # type: ignore[unreachable]  # a caller without types
             raise ValueError(f"language of type {type(language).__name__}: give one of {known}, or auto")
         most = self._model().generation.max_new_tokens - 1
-        if split and max_frames is not None and max_frames > most:
+        if split and is_whole(max_frames) and max_frames > most:
             max_frames = most  # of each part; `Request.max_frames` bounds the whole text
         normalize = self._model().generation.normalize if normalize is None else normalize
         reading: Any = {"normalize": normalize, "languages": languages}
@@ -62,6 +64,7 @@ class PartPrompts:
         seed: int | None, sampling: Sampling | None, max_frames: int | None,
     ) -> SpokenPart:  # fmt: skip
         """A text that is spoken at once, as one prompt."""
+        check_switch("streaming_text", streaming_text, or_none=True)
         config = self._model().config
         cloned, speaker = self._voice(voice)
         if instruct is not None:
@@ -84,14 +87,14 @@ class PartPrompts:
         most = self._model().generation.max_new_tokens - 1  # the published loop's last token never becomes a frame
         if max_frames is None:
             max_frames = min(most, SPARE_FRAMES + FRAMES_PER_TOKEN * len(ids))
-        if not 1 <= max_frames <= most:
-            raise ValueError(f"max_frames = {max_frames}: must be from 1 to {most} (the checkpoint's max_new_tokens - 1)")
+        if not is_whole(max_frames) or not 1 <= max_frames <= most:
+            raise ValueError(f"max_frames = {max_frames!r}: must be from 1 to {most} (the checkpoint's max_new_tokens - 1)")
         seed = secrets.randbits(32) if seed is None else seed
-        if not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**32:
+        if not is_whole(seed) or not 0 <= seed < 2**32:
             raise ValueError(f"seed = {seed!r}: must be a whole number from 0 to {2**32 - 1}")
         state = None if cloned is None else self._prepared.state(cloned)
         return SpokenPart(
-            prompt, sampling or Sampling.defaults(self._model().generation), seed, max_frames, state, len(ids) - ROLE - CLOSING
+            prompt, sampling or Sampling.defaults(self._model().generation), int(seed), int(max_frames), state, len(ids) - ROLE - CLOSING
         )
 
     def _streams_text(self) -> bool:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from qwen3_jax.checkpoint.folders import expand
+from qwen3_jax.messages import shorten
 from qwen3_jax.text.files import read
 from qwen3_jax.voices.files import REFERENCE, TRANSCRIPT
 from qwen3_jax.voices.folder import StoredVoice
@@ -96,8 +97,8 @@ class VoiceChoice:
             return self._once((path, info.st_mtime_ns, info.st_size, words), lambda: self._clone(path, words))
         there = ", ".join(listing.voices) or "nothing"
         raise FileNotFoundError(
-            f"voice {name!r}: there is no voice of that name in {self._layers} (there is: {there}), and no recording, saved voice or "
-            "voice's folder at that path"
+            f"voice {shorten(repr(name))}: there is no voice of that name in {self._layers} (there is: {there}), and no recording, "
+            "saved voice or voice's folder at that path"
         )
 
     def _create(self, layers: VoiceLayers, voice: StoredVoice) -> Voice:
