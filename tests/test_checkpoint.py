@@ -204,6 +204,28 @@ def test_a_fingerprint_that_was_edited_is_named(tmp_path: Path, change: dict) ->
         checkpoint.describe(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["config.json", "speech_tokenizer/config.json"])
+@pytest.mark.parametrize("there", [True, False], ids=["changed", "missing"])
+def test_a_config_that_is_not_that_of_the_conversion_is_named(tmp_path: Path, source: Path, name: str, there: bool) -> None:
+    checkpoint.save(tmp_path / "c", params(), source)
+    file = tmp_path / "c" / name
+    file.write_text("rope_theta is another") if there else file.unlink()
+    said = f"{name} was changed after the conversion: copy" if there else f"{name} is missing: copy"
+    with pytest.raises(NotConverted, match=said):
+        checkpoint.load(tmp_path / "c", abstract(params()))
+
+
+def test_how_to_draw_may_be_edited_and_must_be_there(tmp_path: Path, source: Path) -> None:
+    (source / "generation_config.json").write_text("temperature 0.9")
+    checkpoint.save(tmp_path / "c", params(), source)
+    file = tmp_path / "c" / "generation_config.json"
+    file.write_text("temperature 0.5")
+    assert same(params(), checkpoint.load(tmp_path / "c", abstract(params())))
+    file.unlink()
+    with pytest.raises(NotConverted, match="generation_config.json is missing: copy"):
+        checkpoint.load(tmp_path / "c", abstract(params()))
+
+
 def test_another_format_does_not_load(tmp_path: Path, source: Path) -> None:
     checkpoint.save(tmp_path / "c", params(), source)
     file = tmp_path / "c" / "fingerprint.json"

@@ -74,7 +74,7 @@ FOREIGN[16:20] = b"\x03\x00\x08\x00"  # a shared object for MIPS
 @pytest.mark.parametrize(
     ("change", "why"),
     [
-        (lambda folder: (folder / building.LIBRARY).unlink(), "^built without a compiler$"),
+        (lambda folder: (folder / building.LIBRARY).unlink(), "^there is no .*: built without a compiler$"),
         (lambda folder: (folder / building.LIBRARY).write_bytes((folder / building.LIBRARY).read_bytes()[:9000]), "is damaged"),
         (lambda folder: (folder / building.RECORD).unlink(), "has no record that can be read"),
         (lambda folder: (folder / building.RECORD).write_text("[]"), "has no record that can be read"),
@@ -124,6 +124,7 @@ def test_the_variable_turns_it_off_or_chooses(
     monkeypatch.setattr(library, "_PREFIX", "tests")
     for word in ("off", "OFF", "0"):
         assert library.load(kernel_library, word) == library.Kernels(None, f"{library.VARIABLE} is off")
+    assert library.load(kernel_library, f" {INSTRUCTION_SETS[-1].lower()}").instructions == INSTRUCTION_SETS[-1]
     with pytest.raises(ValueError, match=rf"{library.VARIABLE}='MMX': use off, or an instruction set .*: .*{INSTRUCTION_SETS[-1][:4]}"):
         library.load(kernel_library, "MMX")
     monkeypatch.setattr(library, "_found", None)

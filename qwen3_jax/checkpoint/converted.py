@@ -36,7 +36,8 @@ READS = (1, 2)
 FINGERPRINT = "fingerprint.json"
 WEIGHTS = "weights"
 TABLE_FILE = "text_embedding.safetensors"
-CONFIG_FILES = ("config.json", "generation_config.json", "speech_tokenizer/config.json")
+GENERATION_CONFIG = "generation_config.json"  # says how to draw, if nobody says otherwise: may be edited
+CONFIG_FILES = ("config.json", GENERATION_CONFIG, "speech_tokenizer/config.json")
 _STORED_CHUNK = 32 << 20  # bytes; the unit in which weights are written and read
 _GROUP = 64 << 20  # bytes read at once: bounds the copies in flight
 _NODES = 16 << 20  # bytes of the index of arrays that are kept while reading
@@ -49,6 +50,7 @@ class _Description(msgspec.Struct):
     sha256: str
     arrays: dict[str, tuple[Literal["float16", "bfloat16", "float32", "int8"], list[int]]]
     files: dict[str, int] = {}  # msgspec copies it
+    configs: dict[str, str] = {}
 
 
 class NotConverted(ConversionError):
@@ -93,7 +95,8 @@ def save(folder: str | Path, params: Mapping[str, Any], source: str | Path) -> s
             arguments = {path: ocp.SaveArgs(chunk_byte_size=_STORED_CHUNK) for path in others}
             writer.save(temporary / WEIGHTS, args=ocp.args.PyTreeSave(others, save_args=arguments))
         digest = fingerprint(params, temporary)
-        (temporary / FINGERPRINT).write_text(json.dumps(_description(flat, digest) | {"files": _sizes(temporary)}, indent=1), "utf-8")
+        written = {"files": _sizes(temporary), "configs": _digests(temporary)}
+        (temporary / FINGERPRINT).write_text(json.dumps(_description(flat, digest) | written, indent=1), "utf-8")
     return digest
 
 
@@ -130,6 +133,20 @@ def _check_files(folder: Path, written: Mapping[str, int]) -> None:
             )
 
 
+def _digests(folder: Path) -> dict[str, str]:
+    """sha256 (hex) of each config."""
+    return {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in CONFIG_FILES if (folder / name).is_file()}
+
+
+def _check_configs(folder: Path, written: Mapping[str, str]) -> None:
+    """Refuse configs that are not those of the conversion: the weights would compute something else, under the same fingerprint."""
+    there = _digests(folder)
+    for name, digest in written.items():
+        if name not in there or (there[name] != digest and name != GENERATION_CONFIG):
+            how = "was changed after the conversion" if name in there else "is missing"
+            raise NotConverted(f"{folder / name} {how}: copy the folder again, or change the published checkpoint and convert it again")
+
+
 def fingerprint(params: Mapping[str, Any], folder: str | Path) -> str:
     """sha256 (hex) over the configs in ``folder`` and every array's path, dtype, shape and bytes, in sorted order."""
     digest = hashlib.sha256(b"qwen3-jax 1\n")  # whatever the format: it is of the contents
@@ -162,7 +179,8 @@ def digest_files(folder: str | Path) -> str:
 
 
 def describe(folder: str | Path) -> dict[str, Any]:
-    """``fingerprint.json``: format, qwen3_jax (version that wrote it), sha256, arrays {path: [dtype, shape]}, files {name: bytes}.
+    """``fingerprint.json``: format, qwen3_jax (version that wrote it), sha256, arrays {path: [dtype, shape]}, files {name: bytes},
+    configs {name: sha256}.
 
     Raises:
         NotConverted: the file is missing or cannot be read, or the format is another.
@@ -215,7 +233,7 @@ def load(
 
     Raises:
         ConversionError: the folder is incomplete, of another format, holds other arrays than ``abstract`` wants, or one that has no int8;
-            a file of weights is cut short or damaged.
+            a file of weights is cut short or damaged, or a config was changed.
     """
     folder = Path(folder).absolute()
     wanted, about = flatten(abstract), describe(folder)
@@ -224,7 +242,8 @@ def load(
     scales = {scale_of(path) for path in rounded}
     wanted = {path: leaf for path, leaf in wanted.items() if path not in scales}
     _compare(folder, stored, wanted)
-    _check_files(folder, about.get("files", {}))  # earlier versions did not name them
+    _check_files(folder, about.get("files", {}))  # earlier versions named neither
+    _check_configs(folder, about.get("configs", {}))
     device = jax.devices()[0] if device is None else device
     sharding = jax.sharding.SingleDeviceSharding(device) if isinstance(device, jax.Device) else device
     flat: dict[str, jax.Array] = {}

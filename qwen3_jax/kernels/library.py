@@ -19,6 +19,7 @@ from qwen3_jax.kernels.build import FOLDER, LIBRARY, RECORD, SOURCES, digest
 
 VARIABLE = "QWEN3_JAX_KERNELS"
 KERNELS = "int8_matmul", "attention"
+INSTRUCTIONS = "AVX-512 VNNI", "AVX2", "NEON", "plain C++"
 _PREFIX = "qwen3"
 _AGAIN = "install qwen3-jax again"
 _lock = threading.Lock()
@@ -63,7 +64,7 @@ def load(folder: Path, chosen: str = "") -> Kernels:
         return Kernels(None, f"{VARIABLE} is off")
     library = folder / LIBRARY
     if not library.exists():
-        return Kernels(None, "built without a compiler")
+        return Kernels(None, f"there is no {library}: built without a compiler")
     if (why := _trouble_with(folder)) is not None:
         return Kernels(None, f"{library} {why}: {_AGAIN}")
     try:
@@ -74,9 +75,10 @@ def load(folder: Path, chosen: str = "") -> Kernels:
             jax.ffi.register_ffi_target(target(name), jax.ffi.pycapsule(handler), platform="cpu")
     except (OSError, AttributeError, RuntimeError, ValueError) as error:  # another system's; or of another version of XLA's interface
         return Kernels(None, f"{library} cannot be used ({' '.join(str(error).split())}): {_AGAIN}")
-    instructions = choose(chosen.encode() or None)
+    by_name = {name.lower(): name for name in INSTRUCTIONS}
+    instructions = choose(by_name.get(chosen.strip().lower(), chosen).encode() or None)
     if instructions is None:
-        there = ", ".join(known for known in ("AVX-512 VNNI", "AVX2", "NEON", "plain C++") if choose(known.encode()))
+        there = ", ".join(known for known in INSTRUCTIONS if choose(known.encode()))
         raise ValueError(f"{VARIABLE}={chosen!r}: use off, or an instruction set of this processor that the kernels have: {there}")
     return Kernels(instructions.decode())
 
