@@ -67,6 +67,7 @@ def load(folder: Path, chosen: str = "") -> Kernels:
         return Kernels(None, f"there is no {library}: built without a compiler")
     if (why := _trouble_with(folder)) is not None:
         return Kernels(None, f"{library} {why}: {_AGAIN}")
+    jax.devices()  # a backend that exists refuses a library by itself; one that does not exist yet would not begin, later
     try:
         code = ctypes.CDLL(str(library))
         choose, handlers = code.qwen3_choose, {name: code[f"qwen3_{name}"] for name in KERNELS}
