@@ -43,6 +43,7 @@ export class ListenClient extends Emitter {
 
   close() {
     this.#started = false;
+    this.#early = []; // nothing of a conversation that has ended is kept
     this.#link.send({ type: "stop", reason: "closed_by_user" });
     this.#link.close();
   }

@@ -6,12 +6,13 @@ import { sentence, socketAddress } from "./http.js";
 import { LISTEN, LISTEN_RATE, ListenClient } from "./listen-client.js";
 import { Microphone } from "./microphone.js";
 import { forget, notice } from "./notices.js";
-import { missingToListen } from "./server-state.js";
+import { missingToListen, serverState } from "./server-state.js";
 import { SpeechClient } from "./speech-client.js";
 import { microphoneFault, noMicrophoneHere, titleOf } from "./words.js";
 
 const INSTALL = 'pip install "qwen3-jax[listen]"';
 const KEY = "talk";
+const LOADING = "talk-loading";
 const PASSING = ["RATE_LIMITED", "OVERLOADED", "TIMEOUT", "MODEL_LOADING"]; // faults after which the sockets connect again
 const AGAIN = 2000; // milliseconds after which a lost microphone is asked for again
 
@@ -75,7 +76,7 @@ export class TalkView {
   leave() {
     this.#shown = false;
     this.#end();
-    forget(KEY);
+    for (const key of [KEY, LOADING]) forget(key);
   }
 
   tokenChanged() {
@@ -85,6 +86,7 @@ export class TalkView {
 
   /** @param {string} now */
   serverChanged(now) {
+    if (now !== "loading") forget(LOADING);
     if (this.#shown && now !== "gone") this.#probe();
   }
 
@@ -174,20 +176,25 @@ export class TalkView {
       notice(KEY, none.title, none.said);
       return;
     }
+    if (serverState() === "loading") {
+      notice(LOADING, "The model is loading.", "Press Start again when the state at the top says Ready.");
+      return;
+    }
     forget(KEY);
     this.#conversation.clear();
     this.#now("opening");
-    this.#contract = crypto.randomUUID();
+    const contract = (this.#contract = crypto.randomUUID());
     try {
       if (!(await this.#player.wake())) notice(KEY, "The browser does not let this page sound.", "Allow sound for it in the address bar.");
       await this.#openMicrophone();
     } catch (error) {
+      if (this.#state !== "opening" || contract !== this.#contract) return;
       const words = microphoneFault(error);
       notice(KEY, words.title, words.said, { label: "Try again", then: () => this.#begin() });
       this.#end();
       return;
     }
-    if (this.#state !== "opening") return; // the view was left meanwhile
+    if (this.#state !== "opening" || contract !== this.#contract) return; // the view was left meanwhile, and perhaps entered again
     at("talk-state").textContent = "Speak already: the voice is being woken.";
     this.#speech.open();
     this.#listen.open();
@@ -208,9 +215,10 @@ export class TalkView {
   async #lostMicrophone() {
     this.#microphone?.close();
     notice(KEY, "The microphone is gone.", "Plug it in again, or choose another one in the system's settings: this page takes it as soon as it is there.");
+    const contract = this.#contract;
     while (this.#running) {
       await new Promise((done) => setTimeout(done, AGAIN));
-      if (!this.#running) return;
+      if (!this.#running || contract !== this.#contract) return;
       try {
         await this.#openMicrophone();
         forget(KEY);
@@ -230,7 +238,7 @@ export class TalkView {
     this.#conversation.end();
     this.#sounding = "";
     at("caption").textContent = "";
-    for (const key of ["talk-speak", "talk-listen"]) forget(key);
+    for (const key of ["talk-speak", "talk-listen", LOADING]) forget(key);
     this.#now("idle");
   }
 
@@ -292,12 +300,13 @@ export class TalkView {
 
   /** @param {any} message */
   #failed(message) {
-    this.#conversation.stopped(message.requestId);
+    this.#conversation.stopped(message.requestId, !message.cancelled);
     if (message.requestId === this.#sounding) {
       this.#sounding = "";
       if (this.#running) this.#now("listening");
     }
-    if (!message.cancelled) notice(KEY, message.code === "LOST" ? message.message : titleOf(message.code), message.code === "LOST" ? "Ask again." : sentence(message.message));
+    if (message.code === "MODEL_LOADING") notice(LOADING, titleOf(message.code), "There are no answers until the state at the top says Ready.");
+    else if (!message.cancelled) notice(KEY, message.code === "LOST" ? message.message : titleOf(message.code), message.code === "LOST" ? "Ask again." : sentence(message.message));
   }
 
   /** @param {any} message an `error` of either side, after which all goes on */
