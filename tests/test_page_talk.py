@@ -271,6 +271,30 @@ async def test_a_conversation_waits_for_the_model(asker: Any, voices: Path, monk
         await wait_for_text(opened, "talk-state", "Say something.")
 
 
+async def test_while_nobody_listens_the_page_does_not_say_that_somebody_does(asker: Any, voices: Path) -> None:
+    fake = FakeTalk()
+    async with running(voices, FakeEngine(), change=fake.install) as server, page(asker, server.http) as opened:
+        await opened.click("#talk-button")
+        await wait_for_text(opened, "talk-state", "Say something.")
+        fake.listens.clear()
+        await opened.evaluate("window.__sockets.forEach((socket) => socket.close())")
+        await wait_for_text(opened, "talk-state", "Connecting to the server again")
+        assert (await text_of(opened, "notices")).count("The connection to the server is lost.") == 1, "one notice for both sockets"
+        fake.listens.set()
+        await wait_for_text(opened, "talk-state", "Say something.")
+        await wait_for(opened, "document.getElementById('notices').textContent === ''")
+
+
+async def test_a_turn_that_gets_no_answer_is_not_waited_for(asker: Any, voices: Path) -> None:
+    fake = FakeTalk()
+    said = "the chat endpoint does not answer"
+    fake.unanswered = {"type": "error", "code": "RESPONDER_ERROR", "message": said, "recoverable": True, "final": False}
+    async with running(voices, FakeEngine(), change=fake.install) as server, page(asker, server.http, tap=False) as opened:
+        await opened.click("#talk-button")
+        await wait_for_text(opened, "notices", f"There is no answer. T{said[1:]}.")
+        assert await text_of(opened, "talk-state") == "Say something." and await text_of(opened, "caption") == ""
+
+
 async def test_an_answer_that_fails_is_not_called_interrupted(asker: Any, voices: Path) -> None:
     fake = FakeTalk()
 

@@ -48,6 +48,11 @@ export class ListenClient extends Emitter {
     this.#link.close();
   }
 
+  /** The server listens. */
+  get started() {
+    return this.#started;
+  }
+
   /** @param {Float32Array} samples at LISTEN_RATE */
   hear(samples) {
     const piece = toPcm16(samples);

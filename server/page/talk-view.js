@@ -13,15 +13,17 @@ import { microphoneFault, noMicrophoneHere, titleOf } from "./words.js";
 const INSTALL = 'pip install "qwen3-jax[listen]"';
 const KEY = "talk";
 const LOADING = "talk-loading";
+const LINK = "talk-link";
 const PASSING = ["RATE_LIMITED", "OVERLOADED", "TIMEOUT", "MODEL_LOADING"]; // faults after which the sockets connect again
 const AGAIN = 2000; // milliseconds after which a lost microphone is asked for again
 
-/** @typedef {"idle"|"opening"|"listening"|"hearing"|"thinking"|"answering"|"ducked"} State */
+/** @typedef {"idle"|"opening"|"lost"|"listening"|"hearing"|"thinking"|"answering"|"ducked"} State */
 
 /** @type {Record<State, [string, string]>} what the button does, and what is going on */
 const SAID = {
   idle: ["Start", "Press Start and allow the microphone."],
   opening: ["Starting", "Opening the microphone …"],
+  lost: ["Connecting", "Connecting to the server again …"],
   listening: ["Listening", "Say something."],
   hearing: ["I’m done", "Listening to you."],
   thinking: ["Thinking", "Thinking …"],
@@ -123,8 +125,8 @@ export class TalkView {
       .on("failed", (message) => this.#failed(message))
       .on("ready", ({ capabilities }) => this.#knows("speak", capabilities))
       .on("trouble", (message) => (this.#speech.started ? this.#trouble(message) : this.#unstarted(message)))
-      .on("started", () => forget("talk-speak"))
-      .on("down", (words) => this.#state !== "idle" && notice("talk-speak", words.title, words.said))
+      .on("started", () => this.#linked())
+      .on("down", (words) => this.#state !== "idle" && notice(LINK, words.title, words.said))
       .on("refused", () => this.#refused());
   }
 
@@ -138,9 +140,9 @@ export class TalkView {
       .on("turnPredicted", () => this.#state === "hearing" && (at("talk-state").textContent = "Have you finished?"))
       .on("turnResumed", () => this.#hearing())
       .on("final", ({ text }) => this.#final(text))
-      .on("error", (message) => this.#trouble(message))
+      .on("error", (message) => this.#unheard(message))
       .on("dropped", () => notice(KEY, "The network is too slow for the microphone.", "Some of what you say is lost: move closer to the network, or wait a moment."))
-      .on("down", (words) => this.#state !== "idle" && notice("talk-listen", words.title, words.said))
+      .on("down", (words) => this.#deaf(words))
       .on("refused", () => this.#refused());
   }
 
@@ -238,7 +240,7 @@ export class TalkView {
     this.#conversation.end();
     this.#sounding = "";
     at("caption").textContent = "";
-    for (const key of ["talk-speak", "talk-listen", LOADING]) forget(key);
+    for (const key of [LINK, LOADING]) forget(key);
     this.#now("idle");
   }
 
@@ -253,8 +255,21 @@ export class TalkView {
   }
 
   #ready() {
-    forget("talk-listen");
-    if (this.#state === "opening") this.#now("listening");
+    this.#linked();
+    if (["opening", "lost"].includes(this.#state)) this.#now("listening");
+  }
+
+  /** Both sides are there, or one of them. */
+  #linked() {
+    if (this.#listen.started && this.#speech.started) forget(LINK);
+  }
+
+  /** @param {import("./words.js").Words} words why nobody listens now; a turn that was under way has no end */
+  #deaf(words) {
+    if (this.#state === "idle") return;
+    notice(LINK, words.title, words.said);
+    at("caption").textContent = "";
+    if (this.#running && !this.#sounding) this.#now("lost");
   }
 
   #hearing() {
@@ -315,6 +330,14 @@ export class TalkView {
     else notice(KEY, titleOf(message.code), sentence(message.message));
   }
 
+  /** @param {any} message an `error` in place of a `final`, or of an answer */
+  #unheard(message) {
+    this.#trouble(message);
+    if (!this.#running || this.#sounding) return;
+    at("caption").textContent = "";
+    this.#now("listening");
+  }
+
   /** @param {any} message an `error` in place of `started` */
   #unstarted(message) {
     if (this.#state === "idle") return;
@@ -345,12 +368,13 @@ export class TalkView {
 
   /** @param {State} state */
   #now(state) {
+    if (state === "listening" && !this.#listen.started) state = "lost";
     this.#state = state;
     const [button, said] = SAID[state];
     at("orb").dataset.state = state;
     at("talk-button-said").textContent = button;
     at("talk-state").textContent = said;
-    at("talk-button").setAttribute("aria-disabled", String(["opening", "listening", "thinking"].includes(state)));
+    at("talk-button").setAttribute("aria-disabled", String(["opening", "lost", "listening", "thinking"].includes(state)));
     at("talk-view").toggleAttribute("data-running", this.#running);
     at("talk-view").toggleAttribute("data-compact", this.#running || !at("conversation").hidden);
     if (!this.#running && at("talk-keys").contains(document.activeElement)) at("talk-button").focus();
