@@ -47,15 +47,13 @@ def test_windows_do_not_depend_on_how_the_bytes_are_cut(rate: int, encoding: str
 @pytest.mark.parametrize("end", [Turns.finish, Turns.clear])
 def test_speech_that_goes_on_after_its_turn_was_ended_begins_there(end: Callable[[Turns], object], playing: bool) -> None:
     turns = Turns(Detection(type="none"))
-    for window, probability in [(SILENCE, 0.0)] * 40 + [(SPEECH, 1.0)] * 20:
-        turns.feed(window, probability, playing=playing)
-    assert turns.open
+    heard = [(SILENCE, 0.0)] * 40 + [(SPEECH, 1.0)] * 20
+    events = [event for window, probability in heard for event in turns.feed(window, probability, playing=playing)]
+    assert TurnEvent.BEGAN in events
     end(turns)
     at = turns.position_ms
-    while not turns.open:
-        turns.feed(SPEECH, 1.0, playing=playing)
-    assert at <= turns.begin_ms < turns.position_ms <= at + 3 * WINDOW_MS
-    assert turns.voiced_ms == turns.position_ms - turns.begin_ms
+    events = [event for _ in range(3) for event in turns.feed(SPEECH, 1.0, playing=playing)]
+    assert events == [TurnEvent.BEGAN] and turns.begin_ms == at and turns.voiced_ms == 3 * WINDOW_MS
 
 
 def test_bytes_of_a_message_that_is_refused_leave_the_next_ones_samples_whole() -> None:

@@ -218,9 +218,9 @@ export class TalkView {
     this.#microphone?.close();
     notice(KEY, "The microphone is gone.", "Plug it in again, or choose another one in the system's settings: this page takes it as soon as it is there.");
     const contract = this.#contract;
-    while (this.#running) {
+    while (this.#state !== "idle") {
       await new Promise((done) => setTimeout(done, AGAIN));
-      if (!this.#running || contract !== this.#contract) return;
+      if (this.#state === "idle" || contract !== this.#contract) return;
       try {
         await this.#openMicrophone();
         forget(KEY);
