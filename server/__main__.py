@@ -60,7 +60,7 @@ def command(arguments: list[str]) -> None:
     if not arguments:
         restart_with_large_pages()
         serve()
-    elif arguments in (["--help"], ["-h"], ["help"]):
+    elif arguments == ["help"] or arguments[-1] in ("--help", "-h"):  # of any command
         _print(needed("server.reference", "server", "python -m server --help").help_text() + "\n")
     elif arguments == ["settings"]:
         _print(needed("server.reference", "server", "python -m server settings").markdown())

@@ -181,6 +181,29 @@ def user(*parts: float) -> Any:
     return listening
 
 
+LATE_PERMISSION = """() => {
+  const open = navigator.mediaDevices.getUserMedia.bind(navigator.mediaDevices);
+  window.__streams = [];
+  window.__allow = [];
+  navigator.mediaDevices.getUserMedia = async (wanted) => {
+    await new Promise((done) => window.__allow.push(done));
+    const stream = await open(wanted);
+    window.__streams.push(stream);
+    return stream;
+  };
+}"""
+
+
+async def microphones(opened: Any, number: int) -> list[str]:
+    """For ``LATE_PERMISSION``: the user allows all that was asked for; whether each of so many microphones is `live` or `ended`."""
+    await wait_for(opened, f"window.__allow.length === {number}")
+    await opened.evaluate("window.__allow.forEach((allow) => allow())")
+    await wait_for(opened, f"window.__streams.length === {number}")
+    await opened.evaluate("new Promise((done) => setTimeout(done))")
+    states: list[str] = await opened.evaluate("window.__streams.map((stream) => stream.getTracks()[0].readyState)")
+    return states
+
+
 def floats(data: bytes) -> np.ndarray:
     """PCM16 as the page turns it into samples."""
     return (np.frombuffer(data, "<i2").astype(np.float64) / 32767).astype(np.float32)

@@ -44,6 +44,7 @@ class FakeTalk:
         self._next_frame = 0
         self.lost = asyncio.Event()
         self.refusal: dict[str, Any] = {}  # in place of Listen's ``started``
+        self.unanswered: dict[str, Any] = {}  # Listen's message in place of an answer
         self.capabilities: dict[str, dict[str, Any]] = {"listen": {}, "speak": {}}
         self.deaf = ""  # why there is no recogniser
         self.listens = asyncio.Event()  # before, a ``start`` of Listen is not answered
@@ -225,7 +226,10 @@ class FakeTalk:
                     turn += 1
                     text = {"type": "final", "text": self.final(turn), "startMs": 0, "endMs": now, "language": "English"}
                     await here.send(json.dumps(text))
-                    self.answer()
+                    if self.unanswered:
+                        await here.send(json.dumps(self.unanswered))
+                    else:
+                        self.answer()
                 ducked, speech, silence = False, 0.0, 0.0
 
 

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +41,29 @@ def test_windows_do_not_depend_on_how_the_bytes_are_cut(rate: int, encoding: str
     assert abs(len(once) - len(pieces)) <= 1  # the resampler may hand out the end sooner or later
     assert least >= 0.5 * RATE / WINDOW - 3
     np.testing.assert_allclose(np.concatenate(pieces[:least]), np.concatenate(once[:least]), atol=1e-5)
+
+
+@pytest.mark.parametrize("playing", [False, True])
+@pytest.mark.parametrize("end", [Turns.finish, Turns.clear])
+def test_speech_that_goes_on_after_its_turn_was_ended_begins_there(end: Callable[[Turns], object], playing: bool) -> None:
+    turns = Turns(Detection(type="none"))
+    heard = [(SILENCE, 0.0)] * 40 + [(SPEECH, 1.0)] * 20
+    events = [event for window, probability in heard for event in turns.feed(window, probability, playing=playing)]
+    assert TurnEvent.BEGAN in events
+    end(turns)
+    at = turns.position_ms
+    events = [event for _ in range(3) for event in turns.feed(SPEECH, 1.0, playing=playing)]
+    assert events == [TurnEvent.BEGAN] and turns.begin_ms == at and turns.voiced_ms == 3 * WINDOW_MS
+
+
+def test_bytes_of_a_message_that_is_refused_leave_the_next_ones_samples_whole() -> None:
+    audio = AudioIn(encoding="pcm32f")
+    speech = np.full(2 * WINDOW, 0.5, "<f4").tobytes()
+    assert not list(audio.feed(speech[:1021]))
+    with pytest.raises(ValueError, match="a sample of the audio is nan"):
+        audio.feed(speech[1021:1024] + np.full(9, np.nan, "<f4").tobytes() + speech[:2])
+    [window] = audio.feed(speech[2 : 4 * (WINDOW - 255) + 4])
+    np.testing.assert_array_equal(window, SPEECH)
 
 
 @settings(max_examples=60)

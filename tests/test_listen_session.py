@@ -148,6 +148,31 @@ async def test_ten_hours_in_one_message_are_refused(voices: Path) -> None:
         assert (await hear_until(connection, "final"))[-1]["text"] == "level50 3"
 
 
+async def test_base64_that_would_not_be_heard_is_not_decoded(voices: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lengths = list[int]()
+
+    def decode(data: str, **options: bool) -> bytes:
+        lengths.append(len(data))
+        return real(data, **options)
+
+    real = base64.b64decode
+    fitting = base64.b64encode(bytes(2 * 60 * 8000)).decode()
+    async with listening(voices, max_message_bytes=4 * 1024 * 1024) as server, client(server.url) as connection:
+        await start(connection, sampleRate=8000)
+        monkeypatch.setattr(base64, "b64decode", decode)
+        await say(connection, type="audio", data=fitting + 4 * "A")
+        assert (await hear(connection))["message"].startswith("60 s of audio in one message: at most 60 s")
+        await say(connection, type="start", sampleRate=1)
+        assert "sampleRate 1 is not supported" in (await hear(connection))["message"]
+        await say(connection, type="audio", data="after a start that was refused nothing is heard")
+        await start(connection, sampleRate=8000)
+        assert lengths == []
+        await say(connection, type="audio", data=fitting)
+        await say(connection, type="commit")
+        assert (await hear_until(connection, "final"))[-1]["endMs"] == pytest.approx(60_000, abs=64)
+        assert lengths == [len(fitting)]
+
+
 async def test_commit_ends_a_turn_and_is_always_answered(voices: Path) -> None:
     async with listening(voices) as server, client(server.url) as connection:
         await start(connection, turnDetection={"type": "none"})

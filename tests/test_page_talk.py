@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from qwen3_jax.runtime.extras import MissingExtra
+from server.admission import loading
 from server.listen.ears import Ears
-from tests.browser import heard, needs_chromium, page, text_of, user, wait_for, wait_for_text
+from tests.browser import LATE_PERMISSION, heard, microphones, needs_chromium, page, text_of, user, wait_for, wait_for_text
 from tests.fake_engine import FRAME, FakeEngine, pcm16
 from tests.fake_talk import FRAMES, WORDS, FakeTalk
 from tests.serving import running, until
@@ -238,6 +239,76 @@ async def test_without_permission_or_security_there_is_a_word_about_it(chromium:
             await wait_for_text(opened, "notices", "")
             assert await text_of(opened, "notices") == "", "a notice of a view goes with the view"
     assert not fake.listened
+
+
+async def test_a_microphone_that_is_allowed_when_the_conversation_is_left_stays_off(asker: Any, voices: Path) -> None:
+    fake = FakeTalk()
+    async with running(voices, FakeEngine(), change=fake.install) as server, page(asker, server.http, tap=False) as opened:
+        await opened.evaluate(LATE_PERMISSION)
+        await opened.click("#talk-button")
+        await wait_for(opened, "window.__allow.length === 1")
+        await opened.click("nav [data-view=speak]")
+        await opened.click("nav [data-view=talk]")
+        await opened.click("#talk-button")
+        assert await microphones(opened, 2) == ["ended", "live"], "the second conversation has one microphone"
+        await wait_for_text(opened, "talk-state", "Say something.")
+        assert [message["type"] for message in fake.listened] == ["start"]
+        await opened.click("#talk-end")
+        assert await opened.evaluate("window.__streams[1].getTracks()[0].readyState") == "ended"
+
+
+async def test_a_conversation_waits_for_the_model(asker: Any, voices: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loading, "SOON", 100)
+    fake, engine = FakeTalk(), FakeEngine(hold_loading=True)
+    async with running(voices, engine, wait=False, change=fake.install) as server, page(asker, server.http, tap=False) as opened:
+        await wait_for_text(opened, "server-state", "Loading")
+        await opened.click("#talk-button")
+        await wait_for_text(opened, "notices", "The model is loading. Press Start again when the state at the top says Ready.")
+        assert not fake.listened
+        engine.load().set_result(None)
+        await wait_for(opened, "document.getElementById('notices').textContent === ''")
+        await opened.click("#talk-button")
+        await wait_for_text(opened, "talk-state", "Say something.")
+
+
+async def test_while_nobody_listens_the_page_does_not_say_that_somebody_does(asker: Any, voices: Path) -> None:
+    fake = FakeTalk()
+    async with running(voices, FakeEngine(), change=fake.install) as server, page(asker, server.http) as opened:
+        await opened.click("#talk-button")
+        await wait_for_text(opened, "talk-state", "Say something.")
+        fake.listens.clear()
+        await opened.evaluate("window.__sockets.forEach((socket) => socket.close())")
+        await wait_for_text(opened, "talk-state", "Connecting to the server again")
+        assert (await text_of(opened, "notices")).count("The connection to the server is lost.") == 1, "one notice for both sockets"
+        fake.listens.set()
+        await wait_for_text(opened, "talk-state", "Say something.")
+        await wait_for(opened, "document.getElementById('notices').textContent === ''")
+
+
+async def test_a_turn_that_gets_no_answer_is_not_waited_for(asker: Any, voices: Path) -> None:
+    fake = FakeTalk()
+    said = "the chat endpoint does not answer"
+    fake.unanswered = {"type": "error", "code": "RESPONDER_ERROR", "message": said, "recoverable": True, "final": False}
+    async with running(voices, FakeEngine(), change=fake.install) as server, page(asker, server.http, tap=False) as opened:
+        await opened.click("#talk-button")
+        await wait_for_text(opened, "notices", f"There is no answer. T{said[1:]}.")
+        assert await text_of(opened, "talk-state") == "Say something." and await text_of(opened, "caption") == ""
+
+
+async def test_an_answer_that_fails_is_not_called_interrupted(asker: Any, voices: Path) -> None:
+    fake = FakeTalk()
+
+    def fail() -> None:
+        fake.turns += 1
+        told = {"type": "error", "code": "SYNTHESIS_ERROR", "message": "no sound", "recoverable": True, "final": True}
+        for message in ({"type": "answer", "text": "Good evening.", "isFinal": True}, told):
+            fake._outbox.put_nowait(message | {"requestId": "answer-1"})
+
+    fake.answer = fail  # type: ignore[method-assign]
+    async with running(voices, FakeEngine(), change=fake.install) as server, page(asker, server.http, tap=False) as opened:
+        await opened.click("#talk-button")
+        await wait_for_text(opened, "notices", "The speech failed. No sound.")
+        assert await opened.locator("#conversation .answer .tag").all_text_contents() == ["not spoken"]
 
 
 @pytest.mark.parametrize("file", ["player-worklet.js", "microphone-worklet.js"])

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from tests.browser import needs_chromium, page, text_of, user, wait_for, wait_for_text
+from tests.browser import LATE_PERMISSION, microphones, needs_chromium, page, text_of, user, wait_for, wait_for_text
 from tests.fake_engine import FakeEngine
 from tests.serving import running
 from tests.test_server_voices import speech
@@ -97,6 +97,16 @@ async def test_a_voice_is_recorded_from_the_microphone(speaker: Any, voices: Pat
         [stored] = [voice for voice in server.context.store.voices.values() if voice.metadata.name == "Beeps"]
         samples, rate = soundfile.read(voices / stored.id / "reference.wav")
         assert len(samples) / rate == pytest.approx(seconds, abs=0.06) and np.abs(samples).max() > 0.05
+
+
+async def test_a_microphone_that_is_allowed_when_the_form_is_closed_stays_off(chromium: Any, voices: Path) -> None:
+    async with running(voices, FakeEngine()) as server, page(chromium, f"{server.http}/#voices", tap=False) as opened:
+        await opened.evaluate(LATE_PERMISSION)
+        await opened.click("#voices-add")
+        await opened.click("#voice-record")
+        await wait_for(opened, "window.__allow.length === 1")
+        await opened.keyboard.press("Escape")
+        assert await microphones(opened, 1) == ["ended"]
 
 
 async def test_without_permission_there_is_a_word_about_it(chromium: Any, voices: Path) -> None:

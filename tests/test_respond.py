@@ -359,15 +359,16 @@ async def test_a_fault_of_ours_is_told_too(caplog: pytest.LogCaptureFixture) -> 
     await conversation.close()
 
 
-async def test_without_a_mouth_nothing_is_asked() -> None:
+async def test_without_a_mouth_nothing_is_asked_and_the_client_is_told() -> None:
     class Nobody:
         mouth = None
 
-    script = Scripted()
-    conversation = Conversation(script, Nobody(), pytest.fail)
+    script, told = Scripted(), list[str]()
+    conversation = Conversation(script, Nobody(), told.append)
     conversation.turn("One?")
-    await settled(lambda: bool(conversation.history))
-    assert not script.histories
+    await settled(lambda: bool(told))
+    assert len(told) == 1 and "no Speak session has this contractId" in told[0]
+    assert conversation.history and not script.histories
     await conversation.close()
 
 

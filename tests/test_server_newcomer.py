@@ -155,6 +155,13 @@ async def test_a_first_start_says_what_takes_so_long(
         await asyncio.sleep(0)
 
 
+@pytest.mark.parametrize("name", ["demo", "key", "settings", "warm", "health"])
+def test_each_command_has_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    __main__.command([name, "--help"])
+    told = capsys.readouterr()
+    assert f"python -m server {name}" in told.out and told.err == ""
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

@@ -31,18 +31,23 @@ class AudioIn:
         self._bytes = b""  # of half a sample
         self._samples = np.zeros(0, np.float32)  # of half a window
 
+    def check_length(self, size: int) -> None:
+        """Raises ValueError if a message of so many bytes is more than a minute."""
+        seconds = size / BYTES[self.encoding] / self.sample_rate
+        if seconds > MOST_SECONDS:
+            raise ValueError(f"{seconds:.0f} s of audio in one message: at most {MOST_SECONDS:g} s; send it in pieces, as it is recorded")
+
     def feed(self, data: bytes) -> Iterator[F32[np.ndarray, "512"]]:
         """The next bytes -> the windows that are complete with them.
 
         Raises:
             ValueError: more than a minute in one message, or a sample that is NaN or infinite; then nothing of the message is heard.
         """
+        self.check_length(len(data))
         size = BYTES[self.encoding]
-        seconds = len(data) / size / self.sample_rate
-        if seconds > MOST_SECONDS:
-            raise ValueError(f"{seconds:.0f} s of audio in one message: at most {MOST_SECONDS:g} s; send it in pieces, as it is recorded")
         data = self._bytes + data
         whole = len(data) - len(data) % size
+        self._bytes = data[whole:]  # of a message that is refused, too: the next one's samples begin where they do
         if self.encoding == "pcm16":
             samples = np.frombuffer(data[:whole], "<i2").astype(np.float32) / 32768
         else:
@@ -51,7 +56,6 @@ class AudioIn:
                 wrong = samples[~finite][0]
                 raise ValueError(f"a sample of the audio is {wrong}: pcm32f must be finite numbers from -1 to 1; send silence as 0")
             np.clip(samples, -1.0, 1.0, out=samples)
-        self._bytes = data[whole:]
         self.seconds += len(samples) / self.sample_rate
         if self._resampler is not None:
             samples = self._resampler.resample_chunk(samples)

@@ -138,6 +138,11 @@ class EchoGuard:
             self._rest = SUSPECT_REST
         return Judgement(speech and over >= GOES_ON_DB, begun, suspect)
 
+    def forget(self) -> None:
+        """Speech that was heard so far is over, or is not wanted: none begins in it."""
+        self._row = self._steady = 0
+        self._recent.clear()
+
     def _settle(self) -> None:
         """No turn is open. One that did not go on after the answer may have been its echo, and then that has become louder."""
         if self._doubtful and self._sure < SURE_WINDOWS:

@@ -80,6 +80,7 @@ class Turns:
 
     def clear(self) -> None:
         """Forget what was heard. Time goes on."""
+        self._guard.forget()
         self.open = False
         self.segment, self._scores = None, []
         self._rest: SpeechSegment | None = None  # what follows a segment that was cut
@@ -127,6 +128,7 @@ class Turns:
         self.open = False
         self._silence = 0
         self._before.clear()
+        self._guard.forget()
         return TurnEvent.OVER if self.voiced_ms >= self.detection.min_speech_ms else TurnEvent.FALSE
 
     def take(self) -> SpeechSegment | None:

@@ -55,17 +55,24 @@ class Answer {
     this.#show(this.text.length, this.text.length);
   }
 
-  /** @param {string} spoken what of it was heard, at most */
-  cut(spoken) {
+  /**
+   * @param {string} spoken what of it was heard, at most
+   * @param {string} [why]
+   */
+  cut(spoken, why = "interrupted") {
     this.element.classList.add("cut");
     const place = this.text.startsWith(spoken) ? spoken.length : Math.min(this.text.length, spoken.length);
     this.#show(place, place);
-    this.element.append(make("span", { class: "tag" }, "interrupted"));
+    this.element.append(make("span", { class: "tag" }, why));
   }
 
-  /** What has been marked so far stays as it is. */
-  stop() {
-    this.cut(this.#said.textContent + this.#now.textContent);
+  /**
+   * What has been marked so far stays as it is.
+   * @param {boolean} failed not by the user's will
+   */
+  stop(failed) {
+    const spoken = this.#said.textContent + this.#now.textContent;
+    this.cut(spoken, !failed ? "interrupted" : spoken ? "broken off" : "not spoken");
   }
 
   /**
@@ -160,12 +167,16 @@ export class Conversation {
     for (const id of this.#answers.keys()) this.stopped(id);
   }
 
-  /** An answer was stopped here. @param {string} id */
-  stopped(id) {
+  /**
+   * An answer was stopped here.
+   * @param {string} id
+   * @param {boolean} [failed] not by the user's will
+   */
+  stopped(id, failed = false) {
     const answer = this.#answers.get(id);
     if (!answer || answer.element.classList.contains("over")) return;
     answer.element.classList.add("over");
-    answer.stop();
+    answer.stop(failed);
   }
 
   /**

@@ -43,8 +43,14 @@ export class ListenClient extends Emitter {
 
   close() {
     this.#started = false;
+    this.#early = []; // nothing of a conversation that has ended is kept
     this.#link.send({ type: "stop", reason: "closed_by_user" });
     this.#link.close();
+  }
+
+  /** The server listens. */
+  get started() {
+    return this.#started;
   }
 
   /** @param {Float32Array} samples at LISTEN_RATE */

@@ -6,21 +6,24 @@ import { sentence, socketAddress } from "./http.js";
 import { LISTEN, LISTEN_RATE, ListenClient } from "./listen-client.js";
 import { Microphone } from "./microphone.js";
 import { forget, notice } from "./notices.js";
-import { missingToListen } from "./server-state.js";
+import { missingToListen, serverState } from "./server-state.js";
 import { SpeechClient } from "./speech-client.js";
 import { microphoneFault, noMicrophoneHere, titleOf } from "./words.js";
 
 const INSTALL = 'pip install "qwen3-jax[listen]"';
 const KEY = "talk";
+const LOADING = "talk-loading";
+const LINK = "talk-link";
 const PASSING = ["RATE_LIMITED", "OVERLOADED", "TIMEOUT", "MODEL_LOADING"]; // faults after which the sockets connect again
 const AGAIN = 2000; // milliseconds after which a lost microphone is asked for again
 
-/** @typedef {"idle"|"opening"|"listening"|"hearing"|"thinking"|"answering"|"ducked"} State */
+/** @typedef {"idle"|"opening"|"lost"|"listening"|"hearing"|"thinking"|"answering"|"ducked"} State */
 
 /** @type {Record<State, [string, string]>} what the button does, and what is going on */
 const SAID = {
   idle: ["Start", "Press Start and allow the microphone."],
   opening: ["Starting", "Opening the microphone …"],
+  lost: ["Connecting", "Connecting to the server again …"],
   listening: ["Listening", "Say something."],
   hearing: ["I’m done", "Listening to you."],
   thinking: ["Thinking", "Thinking …"],
@@ -75,7 +78,7 @@ export class TalkView {
   leave() {
     this.#shown = false;
     this.#end();
-    forget(KEY);
+    for (const key of [KEY, LOADING]) forget(key);
   }
 
   tokenChanged() {
@@ -85,6 +88,7 @@ export class TalkView {
 
   /** @param {string} now */
   serverChanged(now) {
+    if (now !== "loading") forget(LOADING);
     if (this.#shown && now !== "gone") this.#probe();
   }
 
@@ -121,8 +125,8 @@ export class TalkView {
       .on("failed", (message) => this.#failed(message))
       .on("ready", ({ capabilities }) => this.#knows("speak", capabilities))
       .on("trouble", (message) => (this.#speech.started ? this.#trouble(message) : this.#unstarted(message)))
-      .on("started", () => forget("talk-speak"))
-      .on("down", (words) => this.#state !== "idle" && notice("talk-speak", words.title, words.said))
+      .on("started", () => this.#linked())
+      .on("down", (words) => this.#state !== "idle" && notice(LINK, words.title, words.said))
       .on("refused", () => this.#refused());
   }
 
@@ -136,9 +140,9 @@ export class TalkView {
       .on("turnPredicted", () => this.#state === "hearing" && (at("talk-state").textContent = "Have you finished?"))
       .on("turnResumed", () => this.#hearing())
       .on("final", ({ text }) => this.#final(text))
-      .on("error", (message) => this.#trouble(message))
+      .on("error", (message) => this.#unheard(message))
       .on("dropped", () => notice(KEY, "The network is too slow for the microphone.", "Some of what you say is lost: move closer to the network, or wait a moment."))
-      .on("down", (words) => this.#state !== "idle" && notice("talk-listen", words.title, words.said))
+      .on("down", (words) => this.#deaf(words))
       .on("refused", () => this.#refused());
   }
 
@@ -174,20 +178,25 @@ export class TalkView {
       notice(KEY, none.title, none.said);
       return;
     }
+    if (serverState() === "loading") {
+      notice(LOADING, "The model is loading.", "Press Start again when the state at the top says Ready.");
+      return;
+    }
     forget(KEY);
     this.#conversation.clear();
     this.#now("opening");
-    this.#contract = crypto.randomUUID();
+    const contract = (this.#contract = crypto.randomUUID());
     try {
       if (!(await this.#player.wake())) notice(KEY, "The browser does not let this page sound.", "Allow sound for it in the address bar.");
       await this.#openMicrophone();
     } catch (error) {
+      if (this.#state !== "opening" || contract !== this.#contract) return;
       const words = microphoneFault(error);
       notice(KEY, words.title, words.said, { label: "Try again", then: () => this.#begin() });
       this.#end();
       return;
     }
-    if (this.#state !== "opening") return; // the view was left meanwhile
+    if (this.#state !== "opening" || contract !== this.#contract) return; // the view was left meanwhile, and perhaps entered again
     at("talk-state").textContent = "Speak already: the voice is being woken.";
     this.#speech.open();
     this.#listen.open();
@@ -208,9 +217,10 @@ export class TalkView {
   async #lostMicrophone() {
     this.#microphone?.close();
     notice(KEY, "The microphone is gone.", "Plug it in again, or choose another one in the system's settings: this page takes it as soon as it is there.");
-    while (this.#running) {
+    const contract = this.#contract;
+    while (this.#state !== "idle") {
       await new Promise((done) => setTimeout(done, AGAIN));
-      if (!this.#running) return;
+      if (this.#state === "idle" || contract !== this.#contract) return;
       try {
         await this.#openMicrophone();
         forget(KEY);
@@ -230,7 +240,7 @@ export class TalkView {
     this.#conversation.end();
     this.#sounding = "";
     at("caption").textContent = "";
-    for (const key of ["talk-speak", "talk-listen"]) forget(key);
+    for (const key of [LINK, LOADING]) forget(key);
     this.#now("idle");
   }
 
@@ -245,8 +255,21 @@ export class TalkView {
   }
 
   #ready() {
-    forget("talk-listen");
-    if (this.#state === "opening") this.#now("listening");
+    this.#linked();
+    if (["opening", "lost"].includes(this.#state)) this.#now("listening");
+  }
+
+  /** Both sides are there, or one of them. */
+  #linked() {
+    if (this.#listen.started && this.#speech.started) forget(LINK);
+  }
+
+  /** @param {import("./words.js").Words} words why nobody listens now; a turn that was under way has no end */
+  #deaf(words) {
+    if (this.#state === "idle") return;
+    notice(LINK, words.title, words.said);
+    at("caption").textContent = "";
+    if (this.#running && !this.#sounding) this.#now("lost");
   }
 
   #hearing() {
@@ -292,18 +315,27 @@ export class TalkView {
 
   /** @param {any} message */
   #failed(message) {
-    this.#conversation.stopped(message.requestId);
+    this.#conversation.stopped(message.requestId, !message.cancelled);
     if (message.requestId === this.#sounding) {
       this.#sounding = "";
       if (this.#running) this.#now("listening");
     }
-    if (!message.cancelled) notice(KEY, message.code === "LOST" ? message.message : titleOf(message.code), message.code === "LOST" ? "Ask again." : sentence(message.message));
+    if (message.code === "MODEL_LOADING") notice(LOADING, titleOf(message.code), "There are no answers until the state at the top says Ready.");
+    else if (!message.cancelled) notice(KEY, message.code === "LOST" ? message.message : titleOf(message.code), message.code === "LOST" ? "Ask again." : sentence(message.message));
   }
 
   /** @param {any} message an `error` of either side, after which all goes on */
   #trouble(message) {
     if (message.code === "UNAUTHORIZED") this.#refused();
     else notice(KEY, titleOf(message.code), sentence(message.message));
+  }
+
+  /** @param {any} message an `error` in place of a `final`, or of an answer */
+  #unheard(message) {
+    this.#trouble(message);
+    if (!this.#running || this.#sounding) return;
+    at("caption").textContent = "";
+    this.#now("listening");
   }
 
   /** @param {any} message an `error` in place of `started` */
@@ -336,12 +368,13 @@ export class TalkView {
 
   /** @param {State} state */
   #now(state) {
+    if (state === "listening" && !this.#listen.started) state = "lost";
     this.#state = state;
     const [button, said] = SAID[state];
     at("orb").dataset.state = state;
     at("talk-button-said").textContent = button;
     at("talk-state").textContent = said;
-    at("talk-button").setAttribute("aria-disabled", String(["opening", "listening", "thinking"].includes(state)));
+    at("talk-button").setAttribute("aria-disabled", String(["opening", "lost", "listening", "thinking"].includes(state)));
     at("talk-view").toggleAttribute("data-running", this.#running);
     at("talk-view").toggleAttribute("data-compact", this.#running || !at("conversation").hidden);
     if (!this.#running && at("talk-keys").contains(document.activeElement)) at("talk-button").focus();

@@ -78,6 +78,7 @@ export function titleOf(code) {
     GPU_OUT_OF_MEMORY: "The server's memory is full.",
     RECOGNITION_ERROR: "What you say cannot be written down now.",
     OVERLOADED: "The server hears more than it can write down.",
+    RESPONDER_ERROR: "There is no answer.",
   };
   return titles[/** @type {keyof typeof titles} */ (code)] ?? "The server refused.";
 }

@@ -14,6 +14,7 @@ from server.respond.base import Responder, Said, Unanswered
 
 MOST_TURNS, MOST_CHARACTERS = 40, 12_000  # of the history; the oldest go first
 LONGEST_SECONDS = 1200.0  # from the last word that was written to the last that is heard
+NOBODY = "no Speak session has this contractId: begin one on /api/v1/speak, with the same contractId in its start"
 LEAVE_SECONDS = 5.0  # for a cancelled answer to say what was heard of it
 log = logging.getLogger(__name__)
 
@@ -37,7 +38,7 @@ class Conversation:
         return tuple(self._history)
 
     def turn(self, text: str) -> None:
-        """The user has said that: answer it, if there is a mouth. The answer under way is cancelled."""
+        """The user has said that: answer it; without a mouth, say that there is none. The answer under way is cancelled."""
         if not (text := text.strip()):
             return
         before = set(self._tasks)
@@ -69,6 +70,7 @@ class Conversation:
         for text in turns:
             self._add("user", text)
         if (mouth := self._contract.mouth) is None:
+            self._tell(NOBODY)
             return
         utterance = _AnswerUtterance(mouth, self._contract.next_answer())
         try:

@@ -6,7 +6,6 @@ tasks of their own. All recognition is in another process (server.listen.process
 
 import asyncio
 import base64
-import binascii
 import logging
 from collections.abc import Coroutine
 from time import monotonic
@@ -122,11 +121,7 @@ class ListenSession(ConnectedSession):
         if isinstance(message, ListenStart):
             await self._start(message)
         elif isinstance(message, Audio):
-            try:
-                data = base64.b64decode(message.data, validate=True)
-            except (binascii.Error, ValueError) as error:
-                raise InvalidMessage(f"data must be base64 of {self._audio.encoding} samples: {error}") from error
-            await self._hear(data)
+            await self._hear_base64(message.data)
         elif isinstance(message, Commit):
             await self._commit()
         elif isinstance(message, Clear):
@@ -179,6 +174,21 @@ class ListenSession(ConnectedSession):
         """Raises Ended where it is not any more who it has said to be."""
         if (why := await self._client.lapsed()) is not None:
             raise Ended(Close.UNAUTHORIZED, protocol.error("UNAUTHORIZED", why, recoverable=False))
+
+    async def _hear_base64(self, data: str) -> None:
+        """As ``_hear``. Nothing is decoded that would not be heard."""
+        self._check_known()
+        if self._refused:
+            return
+        try:
+            self._audio.check_length(3 * (len(data) // 4) - 2)  # at least, whatever its padding
+        except ValueError as error:
+            raise InvalidMessage(str(error)) from error
+        try:
+            decoded = base64.b64decode(data, validate=True)
+        except ValueError as error:
+            raise InvalidMessage(f"data must be base64 of {self._audio.encoding} samples: {error}") from error
+        await self._hear(decoded)
 
     async def _hear(self, data: bytes) -> None:
         self._check_known()
