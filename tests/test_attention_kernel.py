@@ -11,7 +11,7 @@ import pytest
 from qwen3_jax.kernels import attention as kernel
 from qwen3_jax.kernels import library
 from qwen3_jax.model.cache import causal_mask
-from qwen3_jax.model.layers import _mix_on_cpu, attend
+from qwen3_jax.model.layers import attend, mix_on_cpu
 from tests.processes import process
 
 # Rows, key/value heads, heads of a group, columns, head size.
@@ -54,7 +54,7 @@ def exact(q: np.ndarray, k: np.ndarray, v: np.ndarray, mask: np.ndarray) -> np.n
 
 def by_xla(q: np.ndarray, k: np.ndarray, v: np.ndarray, mask: np.ndarray) -> np.ndarray:
     rows, groups, _, size = k.shape
-    return np.asarray(jax.jit(_mix_on_cpu)(q.reshape(rows, groups, -1, 1, size), k, v, mask)).reshape(rows, 1, -1)
+    return np.asarray(jax.jit(mix_on_cpu)(q.reshape(rows, groups, -1, 1, size), k, v, mask)).reshape(rows, 1, -1)
 
 
 def difference(found: np.ndarray, expected: np.ndarray) -> float:

@@ -139,7 +139,7 @@ def attend(
     """Grouped-query attention, softmax in float32. Every query must see at least one column."""
     rows, length, heads, size = q.shape
     grouped = q.reshape(rows, length, k.shape[1], -1, size).transpose(0, 2, 3, 1, 4)
-    on_cpu = _one_query if length == 1 and _kernel_takes(q, k, v) else _mix_on_cpu
+    on_cpu = _one_query if length == 1 and _kernel_takes(q, k, v) else mix_on_cpu
     mixed = jax.lax.platform_dependent(grouped, k, v, mask, cpu=on_cpu, default=_mix)
     return mixed.transpose(0, 3, 1, 2, 4).reshape(rows, length, heads * size)
 
@@ -169,10 +169,10 @@ def _one_query(
 
 @_one_query.defjvp
 def _(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Any, Any]:
-    return jax.jvp(_mix_on_cpu, primals, tangents)
+    return jax.jvp(mix_on_cpu, primals, tangents)
 
 
-def _mix_on_cpu(
+def mix_on_cpu(
     q: Float[Array, "B J G T D"], k: Float[Array, "B J S D"], v: Float[Array, "B J S D"], mask: Bool[Array, "B T S"]
 ) -> Float[Array, "B J G T D"]:
     """The same in products that XLA's CPU compiler is quick at.
