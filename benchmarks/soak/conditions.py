@@ -77,7 +77,7 @@ def _tally(figures: SoakFigures) -> list[Condition]:
     for end, least, more in (
         ("completed", clients["completed"], gone + lost),
         ("cancelled", clients["cancelled"], lost),
-        ("failed", clients["failed"], lost + clients["unclear"]),
+        ("failed", clients["failed"], gone + lost + clients["unclear"]),
         ("left", 0, gone + lost),
     ):
         conditions.append(_between(f"{end}: server and clients", server[end], least, least + more))

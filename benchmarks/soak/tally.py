@@ -6,7 +6,8 @@ from typing import Literal
 
 End = Literal["completed", "cancelled", "failed", "refused", "unclear", "gone", "lost"]
 """``failed``: it had begun, and its client was told why not. ``refused``: it never began. ``unclear``: one of these two, the answer does
-not say which. ``gone``: its client left, and cannot know. ``lost``: it should have ended and did not, or a fault came before its end."""
+not say which. ``gone``: its client left, and cannot know which: one that waits too long fails, too. ``lost``: it should have ended and
+did not, or a fault came before its end."""
 MOST_WRONG = 50  # that are kept in words
 
 
