@@ -482,8 +482,8 @@ def test_bad_references_are_named(tts: Qwen3TTS, wave: np.ndarray, message: str)
         (WAVE, {}, "audio of type ndarray: give the path"),
         (None, {}, "audio of type NoneType: give the path"),
         ((WAVE,), {}, "audio as a tuple of 1: must be two things"),
-        ((WAVE, "24000"), {}, "rate '24000' must be a number above 0, in Hz"),
-        ((WAVE, True), {}, "rate True must be a number above 0"),
+        ((WAVE, "24000"), {}, "rate '24000' must be above 0, a number of Hz"),
+        ((WAVE, True), {}, "rate True must be above 0, a number"),
         ((WAVE, 24000), {"x_vector_only_mode": "yes"}, "x_vector_only_mode = 'yes': must be True or False, or None for the default"),
     ],
 )

@@ -102,7 +102,7 @@ def _check_array(source: tuple[Any, ...]) -> tuple[F32[np.ndarray, " F *rest"], 
         raise ValueError(f"audio array: shape {samples.shape} is not [samples] or [samples, channels] (1 to 16); transpose or squeeze it")
     number = isinstance(rate, int | float | np.integer | np.floating) and not isinstance(rate, bool)
     if not number or not rate > 0:  # NaN is not
-        raise ValueError(f"audio array: rate {rate!r} must be a number above 0, in Hz; pass (samples, rate)")
+        raise ValueError(f"audio array: rate {rate!r} must be above 0, a number of Hz; pass (samples, rate)")
     if np.issubdtype(samples.dtype, np.signedinteger):
         samples = samples / -float(np.iinfo(samples.dtype).min)
     elif not np.issubdtype(samples.dtype, np.floating):
