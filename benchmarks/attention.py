@@ -7,8 +7,6 @@ columns; "bytes a second" are those of the keys and values that are seen, in flo
 """
 
 import argparse
-import os
-import time
 from collections.abc import Callable
 
 import jax
@@ -17,6 +15,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.measure import seconds_of, this_machine
 from qwen3_jax.kernels import attention as kernel
 from qwen3_jax.kernels import library
 from qwen3_jax.model.layers import mix_on_cpu
@@ -39,12 +38,7 @@ def seconds(attend: Attend, query: jax.Array, layers: list[tuple[jax.Array, jax.
             query = query + 1e-6 * attend(query, k, v, mask)
         return query
 
-    taken = []
-    for _ in range(8):  # the first one compiles
-        begun = time.perf_counter()
-        go(query, layers).block_until_ready()
-        taken.append(time.perf_counter() - begun)
-    return min(taken[1:])
+    return min(seconds_of(lambda: go(query, layers), 7))
 
 
 def numbers(text: str) -> list[int]:
@@ -67,7 +61,7 @@ def main() -> None:
     found = library.in_use()
     if found.instructions is None:
         raise SystemExit(f"there are no compiled kernels to measure: {found.why_not}")
-    machine = f"{jax.devices()[0].device_kind} ({os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}), jax {jax.__version__}"
+    machine = f"{this_machine()}, jax {jax.__version__}"
     table = Table(
         "rows x columns, seen", "XLA, ms", f"{found.instructions}, ms", "bytes a second", title=f"{machine}, {given.layers} layers"
     )

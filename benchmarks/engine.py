@@ -22,7 +22,6 @@ as no cache holds them, codec once, the KV cache) over the bandwidth that a sum 
 
 import argparse
 import json
-import os
 import statistics
 import threading
 import time
@@ -35,6 +34,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.measure import seconds_of, this_machine
 from qwen3_jax.checkpoint.hub import EMBEDDED_FOLDER
 from qwen3_jax.engine import Engine, Handle, JaxDevice, Options, Request, Segment
 from qwen3_jax.engine.slots import NEVER, Opening, Text
@@ -166,13 +166,7 @@ def _total(x: jax.Array) -> jax.Array:
 def bandwidth() -> float:
     """Bytes a second at which the device sums a gigabyte."""
     x = jnp.ones(1 << 28, jnp.float32)
-    _total(x).block_until_ready()
-    taken = []
-    for _ in range(5):
-        begun = time.perf_counter()
-        _total(x).block_until_ready()
-        taken.append(time.perf_counter() - begun)
-    return x.nbytes / min(taken)
+    return x.nbytes / min(seconds_of(lambda: _total(x), 5))
 
 
 def plot(console: Console, listeners: list[Listener], streams: int) -> None:
@@ -209,8 +203,7 @@ def main() -> None:
     model = load(given.model, dtype=jnp.dtype(given.dtype), stored=jnp.dtype(given.dtype))
     frames = round(given.seconds / SECONDS_A_FRAME)
     rate = bandwidth()
-    device = jax.devices()[0]
-    machine = f"{device.device_kind} ({os.cpu_count()} cores, load {os.getloadavg()[0]:.1f})"
+    machine = this_machine()
     console.print(f"{machine}, jax {jax.__version__}, {given.dtype}, {rate / 1e9:.0f} GB/s")
     title = f"{given.model}, {given.seconds:.0f} s a request"
     names = (

@@ -10,8 +10,6 @@ cache, of the kernel and of XLA in float32. A fraction is of the bound that come
 import argparse
 import functools
 import json
-import os
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.engine import bandwidth
+from benchmarks.measure import seconds_of, this_machine
 from qwen3_jax.kernels import int8_matmul as kernel
 from qwen3_jax.kernels import library
 from qwen3_jax.model.int8 import by_xla
@@ -48,12 +47,7 @@ def seconds(product: Product, rows: int, outputs: int, inputs: int, matrices: in
         return jax.lax.fori_loop(0, turns, turn, x)
 
     x = jnp.asarray(random.standard_normal((rows, inputs)).astype(np.float32))
-    taken = []
-    for _ in range(6):  # the first one compiles
-        begun = time.perf_counter()
-        go(x, weights).block_until_ready()
-        taken.append(time.perf_counter() - begun)
-    return min(taken[1:])
+    return min(seconds_of(lambda: go(x, weights), 5))
 
 
 def arithmetic(product: Product) -> float:
@@ -76,7 +70,7 @@ def main() -> None:
     if found.instructions is None:
         raise SystemExit(f"there are no compiled kernels to measure: {found.why_not}")
     rate, peak, wide = bandwidth(), arithmetic(kernel.multiply), arithmetic(by_xla)
-    machine = f"{jax.devices()[0].device_kind} ({os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}), jax {jax.__version__}"
+    machine = f"{this_machine()}, jax {jax.__version__}"
     console.print(
         f"{machine}, {found.instructions}: "
         f"memory {rate / 1e9:.0f} GB/s, arithmetic {peak / 1e9:.0f} G products/s, XLA in float32 {wide / 1e9:.0f}",

@@ -1,7 +1,6 @@
 """What this machine can do, measured on the spot: bytes a second from memory, float32 operations a second."""
 
 import statistics
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -10,18 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks.measure import seconds_of
+
 WIDTH = 2048  # of the product that shows the arithmetic's peak
 
 
 def median_seconds(call: Callable[[], Any], repeats: int = 5) -> float:
     """Of ``repeats`` calls, after one that is not timed."""
-    jax.block_until_ready(call())
-    taken = []
-    for _ in range(repeats):
-        begin = time.perf_counter()
-        jax.block_until_ready(call())
-        taken.append(time.perf_counter() - begin)
-    return statistics.median(taken)
+    return statistics.median(seconds_of(call, repeats))
 
 
 def bandwidth() -> float:
