@@ -24,10 +24,10 @@ KEPT, FIND, FIT = 938, 96, 16  # windows: that are learnt from, 30 s; after whic
 NEWEST = 312  # of them, from which the delay is found: 10 s
 SHARE = 0.7  # of windows, that are less loud than the gain says
 ABOVE_DB, ABOVE_UNKNOWN_DB = 6.0, 10.0  # by which echoes may be louder than that; without a delay they vary more
-Heard = tuple[float, F32[np.ndarray, "26"]]  # the microphone's level, and the answer's last windows, the newest first
 FOLLOWS = 0.75  # correlation of an echo with its answer
 HEARD_DB, LOUD_DB = -60.0, 25.0  # below the one a microphone hears its room only; so far below the loudest, nothing is learnt of a gain
 OFTEN = 0.95  # of all windows are not louder than ``usual``
+Heard = tuple[float, F32[np.ndarray, "26"]]  # the microphone's level, and the answer's last windows, the newest first
 
 
 def _falls(first: int, last: int) -> np.ndarray:
